@@ -1,0 +1,3 @@
+"""FLSimulation: run a federation and watch it."""
+
+__version__ = "0.1.0"

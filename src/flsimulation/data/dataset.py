@@ -1,0 +1,65 @@
+"""What a data set is here: tensors in memory, read once and shared by all clients of a process."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from flsimulation.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test set.
+
+    Raises `DataError` where the parts do not fit together.
+    """
+
+    name: str
+    """The name under which the experiment asked for it."""
+    x_train: torch.Tensor
+    """Inputs, float32 [n, ...]; images are [n, channels, height, width] in 0..1."""
+    y_train: torch.Tensor
+    """Labels, int64 [n] for classes, or any dtype [n, ...] for other targets."""
+    x_test: torch.Tensor
+    """Inputs of the test set, like ``x_train``."""
+    y_test: torch.Tensor
+    """Labels of the test set, like ``y_train``."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes 0, 1, ...; empty where the targets are no classes."""
+    owners: np.ndarray | None = field(default=None, repr=False)
+    """Natural client of each training example, [n], where the data names one."""
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            x, y = getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
+            if len(x) != len(y):
+                raise DataError(f"{self.name}: {len(x)} {part} inputs but {len(y)} labels")
+            if len(x) == 0:
+                raise DataError(f"{self.name}: the {part} set is empty")
+        if self.x_train.shape[1:] != self.x_test.shape[1:]:
+            raise DataError(
+                f"{self.name}: training inputs have shape {tuple(self.x_train.shape[1:])}, "
+                f"test inputs {tuple(self.x_test.shape[1:])}"
+            )
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Training labels as int64 [n], or None where the targets are no classes."""
+        if self.y_train.ndim != 1 or self.y_train.is_floating_point():
+            return None
+        return self.y_train.numpy()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the four tensors: names, dtypes, shapes and bytes."""
+        sha = hashlib.sha256()
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            array = getattr(self, name).contiguous().numpy()
+            sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            sha.update(array.data)
+        return sha.hexdigest()

@@ -1,0 +1,67 @@
+"""Every error that FLSimulation raises on purpose.
+
+    FLSimulationError
+    ├── InputError          what the user gave cannot be used     (exit status 2)
+    │   ├── ExperimentError     a key or value of the experiment
+    │   ├── DataError           a data set that cannot be read or partitioned
+    │   └── ModelError          a model that cannot be loaded or built
+    └── RunError            the federation could not go on        (exit status 1)
+        ├── ClientError         one client's own failure
+        └── RoundError          a round without enough results
+
+Each message is one line: what is wrong, the value that was given, and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class FLSimulationError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class InputError(FLSimulationError):
+    """What the user gave cannot be used."""
+
+
+class ExperimentError(InputError):
+    """A key or a value of the experiment is wrong."""
+
+
+class DataError(InputError):
+    """A data set cannot be read, or cannot be partitioned as asked."""
+
+
+class ModelError(InputError):
+    """A model cannot be loaded, or cannot be built from its arguments."""
+
+
+class RunError(FLSimulationError):
+    """The federation could not go on."""
+
+
+class ClientError(RunError):
+    """One client could not finish its part.
+
+    Parameters
+    ----------
+    reason : str
+        One of ``FAILURE_REASONS``; the label under which the failure is counted.
+    message : str
+        One line for people.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class RoundError(RunError):
+    """A round ended with fewer results than the experiment asks for."""
+
+
+FAILURE_REASONS = ("error", "diverged", "deadline", "lost")
+"""Why a client's part is missing from a round.
+
+``error``: its code raised. ``diverged``: its loss or weights are not finite. ``deadline``: it
+was not done in time. ``lost``: no answer came, or the runtime could not deliver the message.
+"""

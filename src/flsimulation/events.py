@@ -1,0 +1,98 @@
+"""What happens in a run, as data: the round loop emits these, everything that watches takes them.
+
+The terminal view, the Prometheus metrics and the run directory are all functions of one event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from flsimulation.experiment import Experiment
+
+Phase: TypeAlias = Literal["train", "evaluate", "final"]
+"""``final`` is the evaluation of every client after the last round."""
+State: TypeAlias = Literal["completed", "failed", "interrupted"]
+Scores: TypeAlias = dict[str, float]
+"""``loss``, ``accuracy`` and whatever else the module logs, by name."""
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The federation is about to run."""
+
+    experiment: Experiment
+    parameters: int
+    """Trainable parameters of the model."""
+    data_digest: str
+    """SHA-256 of the data set."""
+    histogram: Mapping[str, list[int]] | None
+    """Examples of each class by partition: ``{"0": [12, 30, ...]}``; sizes only, as a list of
+    one, where the targets are no classes; None where there are too many clients to list."""
+    classes: tuple[str, ...] = ()
+    examples: tuple[int, int] = (0, 0)
+    """Training and test examples in use."""
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """Messages of one phase went out."""
+
+    round: int
+    phase: Phase
+    cohort: tuple[int, ...]
+    """Partition ids, ascending."""
+
+
+@dataclass(frozen=True)
+class ClientReplied:
+    """One client's answer arrived, or the want of it was noticed."""
+
+    round: int
+    phase: Phase
+    partition: int
+    metrics: Scores = field(default_factory=dict)
+    """``num-examples``, ``seconds``, ``epochs``, ``steps``, ``loss``, ``accuracy``, ..."""
+    reason: str | None = None
+    """One of ``errors.FAILURE_REASONS`` if the client failed."""
+    error: str | None = None
+    """One line for people if the client failed."""
+
+
+@dataclass(frozen=True)
+class RoundFinished:
+    """One line of rounds.jsonl."""
+
+    round: int
+    central: Scores | None
+    federated: Scores | None
+    train: Scores | None
+    """The clients' training metrics, aggregated by the strategy."""
+    cohort: tuple[int, ...]
+    failures: dict[str, int]
+    seconds: dict[str, float]
+    """total, train, aggregate, evaluate."""
+    bytes: dict[str, int]
+    """down, up: payload of the messages."""
+    weights_sha256: str
+
+    def record(self) -> dict[str, object]:
+        """The line, ready for JSON."""
+        return {**self.__dict__, "cohort": list(self.cohort)}
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run is over, in whichever way."""
+
+    state: State
+    rounds: int
+    """Rounds completed."""
+    seconds: float
+    error: str | None = None
+    """One line for people if it failed."""
+
+
+Event: TypeAlias = RunStarted | PhaseStarted | ClientReplied | RoundFinished | RunFinished
+Sink: TypeAlias = Callable[[Event], None]

@@ -1,0 +1,50 @@
+"""The experiment as Flower's run config: one level, dotted keys, scalars only; and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flsimulation.experiment.spec import Experiment
+
+_JSON = ("model.args", "data.args")
+"""Tables of the user's own; each travels as one JSON string."""
+
+
+def flatten(experiment: Experiment) -> dict[str, bool | float | int | str]:
+    """Run config of ``experiment``, with keys such as ``data.alpha``.
+
+    The inverse is `unflatten`; nothing is lost on the way.
+    """
+    flat: dict[str, bool | float | int | str] = {}
+
+    def walk(table: dict[str, Any], prefix: str) -> None:
+        for key, value in table.items():
+            name = f"{prefix}{key}"
+            if name in _JSON:
+                flat[name] = json.dumps(value)
+            elif isinstance(value, dict):
+                walk(value, f"{name}.")
+            else:
+                flat[name] = value
+
+    walk(experiment.model_dump(by_alias=True), "")
+    return flat
+
+
+def unflatten(config: dict[str, Any]) -> Experiment:
+    """Experiment of a run config made by `flatten`.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        If a key or a value is not one of the experiment's.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in config.items():
+        *tables, key = name.split(".")
+        place = tree
+        for table in tables:
+            place = place.setdefault(table, {})
+        place[key] = json.loads(value) if name in _JSON else value
+    return Experiment.model_validate(tree)

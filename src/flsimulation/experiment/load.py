@@ -1,0 +1,135 @@
+"""Reading an experiment: TOML file, then ``--set`` overrides, then one line for each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from flsimulation.errors import ExperimentError
+from flsimulation.experiment.spec import Experiment, Section, kebab
+
+
+def load_experiment(
+    path: str | Path | None = None, overrides: Iterable[str] = ()
+) -> Experiment:
+    """Read and validate an experiment.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        TOML file; without it the default experiment, which ships with the package.
+    overrides : iterable of str
+        ``"train.epochs=2"``: dotted key and TOML value (a bare word is a string).
+
+    Raises
+    ------
+    ExperimentError
+        One line for each wrong key or value, naming file, key, value and remedy.
+    """
+    table = _read(path)
+    source = str(path) if path is not None else "default experiment"
+    _resolve_paths(table, Path(path).parent if path is not None else Path())
+    changed = {}
+    for override in overrides:
+        key, value = _parse_override(override)
+        changed[key] = override
+        _put(table, key, value, override)
+    try:
+        return Experiment.model_validate(table)
+    except ValidationError as error:
+        lines = [_explain(item, source, changed) for item in error.errors()]
+        raise ExperimentError("\n".join(lines)) from None
+
+
+def dump_toml(experiment: Experiment) -> str:
+    """The whole experiment, every key written out, as TOML."""
+    return tomli_w.dumps(experiment.model_dump(by_alias=True))
+
+
+def _read(path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        text = resources.files(__package__).joinpath("default.toml").read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExperimentError(f"{path}: no such file; give the path of an experiment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ExperimentError(f"{path}: not valid TOML: {error}") from None
+
+
+def _resolve_paths(table: dict[str, Any], folder: Path) -> None:
+    """Make the file's own relative paths absolute, so that the experiment means the same anywhere."""
+    for section, key, prefix in (("data", "dataset", "file:"), ("model", "class", "")):
+        part = table.get(section)
+        value = part.get(key) if isinstance(part, dict) else None
+        if not isinstance(value, str):
+            continue
+        where, colon, name = value.rpartition(":")
+        if prefix and value.startswith(prefix):
+            part[key] = prefix + str((folder / value.removeprefix(prefix)).resolve())
+        elif where.endswith(".py"):
+            part[key] = str((folder / where).resolve()) + colon + name
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ExperimentError(f"--set {override}: write it as key=value, for example train.epochs=2")
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text.strip()
+
+
+def _put(table: dict[str, Any], key: str, value: Any, override: str) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ExperimentError(f"--set {override}: {section} is a value, not a table of keys")
+    table[last] = value
+
+
+def _explain(item: Any, source: str, changed: dict[str, str]) -> str:
+    """One mistake in one line: file, key, value, remedy."""
+    key = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    got = item["input"]
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), _keys(item["loc"][:-1]), n=1)
+        others = f"known keys: {', '.join(_keys(item['loc'][:-1]))}"
+        text = f"{key} is not a key, got {got!r}; " + (f"did you mean {near[0]!r}?" if near else others)
+    elif item["type"] == "value_error" and (key == "strategy" or not key):
+        text = f"{key}.{message}" if key else message
+    else:
+        text = f"{key} {_must(message)}, got {got!r}"
+    override = next((o for k, o in changed.items() if key and (k == key or k in text)), None)
+    return f"--set {override}: {text}" if override else f"{source}: {text}"
+
+
+def _keys(location: tuple[Any, ...]) -> list[str]:
+    """Keys that the section at ``location`` knows, as they are written."""
+    model: type[BaseModel] = Experiment
+    for part in location:
+        field = next(f for n, f in model.model_fields.items() if kebab(n) == part)
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return []
+        model = field.annotation
+    return [kebab(name) for name in model.model_fields]
+
+
+def _must(message: str) -> str:
+    """Pydantic's "Input should be ..." as "must be ..."."""
+    return re.sub(r"^(Input|String) should", "must", message)

@@ -1,0 +1,205 @@
+"""The experiment: everything that decides a run's result, in one frozen, validated object.
+
+The documentation of a key is the text under its field; ``docs/experiment.md`` is made from it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from flsimulation.experiment.strategy import STRATEGIES, check_parameters
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+def kebab(name: str) -> str:
+    """``batch_size`` -> ``batch-size``, the spelling of the experiment file."""
+    return name.rstrip("_").replace("_", "-")
+
+
+class Section(BaseModel):
+    """A table of the experiment file: frozen, strictly typed, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        alias_generator=kebab,
+        validate_by_name=True,
+        validate_by_alias=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+
+class Data(Section):
+    """The data set and how it is divided among the clients."""
+
+    dataset: str = "mnist"
+    """`mnist` (ships with the package), `fashion-mnist` (from a local copy),
+    `file:PATH` (a folder of IDX files, a folder of images, a `.csv` or a `.npz`),
+    `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
+    `path/to/file.py:function`. Paths are relative to the experiment file."""
+    clients: Count = 2
+    """Number of clients; each is one partition of the training data."""
+    partition: Literal[
+        "iid", "dirichlet", "pathological", "shards", "linear", "square", "exponential", "natural"
+    ] = "iid"
+    """How examples go to clients. `iid`: at random, equal sizes. `dirichlet`: label shares drawn
+    with concentration `alpha`. `pathological`: `classes-per-client` classes each. `shards`:
+    sorted by label, `shards-per-client` pieces each. `linear`, `square`, `exponential`: IID
+    labels, sizes growing with the client's number. `natural`: by the column `partition-column`."""
+    alpha: float = Field(default=0.5, gt=0)
+    """Concentration of the Dirichlet distribution; small means few labels a client."""
+    classes_per_client: Count = 2
+    """Classes a client holds under `pathological`."""
+    shards_per_client: Count = 2
+    """Shards a client holds under `shards`."""
+    examples_per_client: Annotated[int, Field(ge=0)] = 0
+    """Examples a client holds, on average where sizes differ: the pool that is divided has
+    `clients` times as many, drawn at random. 0 divides the whole training set."""
+    min_examples: Annotated[int, Field(ge=2)] = 10
+    """The least examples any client may hold; a partition that gives less is refused."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of its examples that each client holds out for evaluation; 0 for none."""
+    image_column: str = "image"
+    """Column (Hugging Face) or array name that holds the inputs."""
+    label_column: str = "label"
+    """Column that holds the labels, in Hugging Face data sets and CSV files."""
+    partition_column: str = "client"
+    """Column that names each example's client under `natural`."""
+    test_fraction: Fraction = 0.2
+    """Share set aside as the test set where the data set brings none of its own."""
+    args: dict[str, JsonValue] = {}
+    """Keyword arguments of your own data function."""
+
+
+class Model(Section):
+    """The model, a LightningModule."""
+
+    class_: str = "mlp"
+    """`mlp` (784-128-256-10), `2nn` (784-200-200-10), `cnn` (two 5x5 convolutions), or your own
+    `module:Class` or `path/to/file.py:Class`. Paths are relative to the experiment file."""
+    args: dict[str, JsonValue] = {}
+    """Keyword arguments of the class, for example `learning_rate = 0.001`."""
+
+
+class Train(Section):
+    """One client's local training."""
+
+    epochs: Count = 1
+    """Passes over the client's training part in a round."""
+    batch_size: Count = 32
+    """Examples a step; the last batch of an epoch may be smaller."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    validate_: bool = False
+    """Also run the module's validation loop on the held-out part after each local epoch, for
+    schedulers and callbacks that monitor what it logs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes a GPU where there is one."""
+
+
+class Strategy(Section):
+    """The federated strategy: a name and the parameters of Flower's class of that name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "fedavg"
+    """`fedavg`, `fedprox`, `fedavgm`, `fedadam`, `fedadagrad`, `fedyogi`, `qfedavg`,
+    `fedmedian`, `fedtrimmedavg`, `krum`, `multikrum` or `bulyan`. Its own parameters stand
+    beside it, for example `proximal-mu = 0.1`."""
+    rounds: Count = 3
+    """Rounds of federated training."""
+    fraction_train: Fraction = 1.0
+    """Share of the clients that trains in a round (rounded down, at least `min-train-nodes`)."""
+    fraction_evaluate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the clients that evaluates the new model each round; 0 for none."""
+    min_train_nodes: Count = 1
+    """The least clients that train in a round."""
+    min_evaluate_nodes: Count = 1
+    """The least clients that evaluate in a round."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in STRATEGIES:
+            raise ValueError(f"must be one of {', '.join(STRATEGIES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _parameters(self) -> Strategy:
+        check_parameters(self.name, self.parameters)
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The strategy's own parameters, as written (kebab-case)."""
+        return dict(self.model_extra or {})
+
+
+class Evaluate(Section):
+    """How the global model is judged."""
+
+    central_every: Annotated[int, Field(ge=0)] = 1
+    """Evaluate on the test set every so many rounds, and after the last; 0 for never."""
+    clients: Annotated[int, Field(ge=0)] = 1000
+    """After the last round, evaluate on this many clients' held-out parts (the first ones, all
+    where there are fewer) to show how accuracy spreads; 0 for none."""
+
+
+class Round(Section):
+    """What a round waits for."""
+
+    deadline: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds for the training of a round and again for its evaluation; clients that are not
+    done by then are left out and counted. 0 for no limit."""
+    min_results: Count = 1
+    """Clients that must succeed for a round to count; with fewer the run stops."""
+
+
+class Experiment(Section):
+    """One experiment; every key has a default."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "default"
+    """A short name (letters, digits, `.`, `_`, `-`); it names the run directory."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of every random draw of the run."""
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    strategy: Strategy = Strategy()
+    evaluate: Evaluate = Evaluate()
+    round: Round = Round()
+
+    @model_validator(mode="after")
+    def _cohorts(self) -> Experiment:
+        for key in ("min_train_nodes", "min_evaluate_nodes"):
+            if (least := getattr(self.strategy, key)) > self.data.clients:
+                raise ValueError(
+                    f"strategy.{kebab(key)} must be at most data.clients "
+                    f"({self.data.clients}), got {least}"
+                )
+        if self.round.min_results > self.cohort_size:
+            raise ValueError(
+                f"round.min-results must be at most the {self.cohort_size} clients that train in "
+                f"a round, got {self.round.min_results}"
+            )
+        if self.strategy.name == "bulyan":
+            malicious = self.strategy.parameters.get("num-malicious-nodes", 0)
+            if self.cohort_size < (needed := 4 * malicious + 3):
+                raise ValueError(
+                    f"strategy.name bulyan needs at least {needed} clients a round "
+                    f"(4 x num-malicious-nodes + 3), got {self.cohort_size}"
+                )
+        return self
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients that train in a round, as Flower's strategies count them."""
+        share = int(self.data.clients * self.strategy.fraction_train)
+        return max(share, self.strategy.min_train_nodes)

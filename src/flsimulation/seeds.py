@@ -1,0 +1,45 @@
+"""One seed, many independent streams.
+
+Every random draw of a run comes from here, named by what it is for, the round and the
+partition. So a draw never depends on how many draws came before it, and the order in which
+clients work changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def _sequence(seed: int, purpose: str, round: int, partition: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), round, partition])
+
+
+def rng(seed: int, purpose: str, round: int = 0, partition: int = 0) -> np.random.Generator:
+    """NumPy generator of the stream ``(seed, purpose, round, partition)``."""
+    return np.random.default_rng(_sequence(seed, purpose, round, partition))
+
+
+def integer(seed: int, purpose: str, round: int = 0, partition: int = 0) -> int:
+    """Non-negative 63-bit integer of the stream, for libraries that take a plain seed."""
+    state = _sequence(seed, purpose, round, partition).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+@contextlib.contextmanager
+def python_random(seed: int, purpose: str, round: int = 0) -> Iterator[None]:
+    """Seed Python's global ``random`` inside the block and restore it afterwards.
+
+    Flower's strategies sample nodes with the global ``random``; this makes their sample a
+    function of the run's seed and the round alone.
+    """
+    state = random.getstate()
+    random.seed(integer(seed, purpose, round))
+    try:
+        yield
+    finally:
+        random.setstate(state)
