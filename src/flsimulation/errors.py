@@ -14,6 +14,9 @@ Each message is one line: what is wrong, the value that was given, and the remed
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 
 class FLSimulationError(Exception):
     """Base of all errors raised on purpose."""
@@ -65,3 +68,18 @@ FAILURE_REASONS = ("error", "diverged", "deadline", "lost")
 ``error``: its code raised. ``diverged``: its loss or weights are not finite. ``deadline``: it
 was not done in time. ``lost``: no answer came, or the runtime could not deliver the message.
 """
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception of somebody's code in one line: ``ValueError: boom (model.py:12)``.
+
+    The place is the deepest line outside installed packages, where there is one.
+    """
+    text = " ".join(str(error).split())
+    described = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and "<frozen" not in f.filename]
+    own = [f for f in own if Path(__file__).parent not in Path(f.filename).parents]
+    if own and not isinstance(error, FLSimulationError):
+        described += f" ({Path(own[-1].filename).name}:{own[-1].lineno})"
+    return described

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+
 from flsimulation.experiment import Experiment
 
 Phase: TypeAlias = Literal["train", "evaluate", "final"]
@@ -30,9 +33,10 @@ class RunStarted:
     histogram: Mapping[str, list[int]] | None
     """Examples of each class by partition: ``{"0": [12, 30, ...]}``; sizes only, as a list of
     one, where the targets are no classes; None where there are too many clients to list."""
-    classes: tuple[str, ...] = ()
-    examples: tuple[int, int] = (0, 0)
-    """Training and test examples in use."""
+    classes: tuple[str, ...]
+    train_examples: int
+    """Training examples that the clients hold together, held-out parts included."""
+    test_examples: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,15 @@ class ClientReplied:
     """One of ``errors.FAILURE_REASONS`` if the client failed."""
     error: str | None = None
     """One line for people if the client failed."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that the next round starts from: the global model and the strategy's own state."""
+
+    round: int
+    arrays: ArrayRecord
+    strategy: Strategy
 
 
 @dataclass(frozen=True)
@@ -94,5 +107,7 @@ class RunFinished:
     """One line for people if it failed."""
 
 
-Event: TypeAlias = RunStarted | PhaseStarted | ClientReplied | RoundFinished | RunFinished
+Event: TypeAlias = (
+    RunStarted | PhaseStarted | ClientReplied | Checkpoint | RoundFinished | RunFinished
+)
 Sink: TypeAlias = Callable[[Event], None]

@@ -54,6 +54,11 @@ class Dataset:
             return None
         return self.y_train.numpy()
 
+    @property
+    def test_indices(self) -> np.ndarray:
+        """Indices of the whole test set, int64 [n]."""
+        return np.arange(len(self.x_test), dtype=np.int64)
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the four tensors: names, dtypes, shapes and bytes."""

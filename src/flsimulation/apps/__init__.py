@@ -1,0 +1,1 @@
+"""The Flower apps: what runs on the server and on every client."""

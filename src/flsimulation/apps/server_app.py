@@ -1,0 +1,153 @@
+"""The Flower ServerApp: one federation from the initial model to the last evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from flsimulation.apps.workspace import Workspace
+from flsimulation.errors import FLSimulationError, RunError, describe_error
+from flsimulation.events import (
+    ClientReplied,
+    Event,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+    Scores,
+    Sink,
+    State,
+)
+from flsimulation.exchange import Exchange, Replies, partitions_of
+from flsimulation.experiment import unflatten
+from flsimulation.messages import ARRAYS, CONFIG, metrics_of, state_of_record
+from flsimulation.rounds import Rounds
+from flsimulation.strategies import build_strategy
+
+_LISTED_CLIENTS = 1000  # a histogram of more clients than this is not written out
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run goes on."""
+
+    round: int
+    """Rounds that are done."""
+    arrays: ArrayRecord
+    """The global model after them."""
+    strategy: Mapping[str, Any]
+    """Attributes of the strategy object after them."""
+
+
+def make_server_app(
+    sinks: Iterable[Sink] = (), workspace: Workspace | None = None, start: Start | None = None
+) -> ServerApp:
+    """A ServerApp for any of Flower's runtimes.
+
+    Parameters
+    ----------
+    sinks : iterable of callables
+        Each takes every event of the run.
+    workspace : Workspace, optional
+        Data and trainer that this process has already.
+    start : Start, optional
+        Go on after this round instead of starting anew.
+    """
+    listeners = tuple(sinks)
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        began, rounds = time.perf_counter(), start.round if start else 0
+
+        def emit(event: Event) -> None:
+            nonlocal rounds
+            if isinstance(event, RoundFinished):
+                rounds = event.round
+            for sink in listeners:
+                sink(event)
+
+        def finish(state: State, error: str | None = None) -> None:
+            emit(RunFinished(state, rounds, time.perf_counter() - began, error))
+
+        try:
+            space = workspace or Workspace.load(unflatten(context.run_config))
+            _federate(grid, space, emit, start)
+        except KeyboardInterrupt:
+            finish("interrupted")
+            raise
+        except Exception as error:
+            ours = isinstance(error, FLSimulationError)
+            finish("failed", str(error) if ours else describe_error(error))
+            raise
+        finish("completed")
+
+    return app
+
+
+def _federate(grid: Grid, space: Workspace, emit: Sink, start: Start | None) -> None:
+    """The run itself, from its announcement to the last evaluation."""
+    experiment = space.experiment
+    emit(_announcement(space))
+    strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
+    arrays = ArrayRecord.from_torch_state_dict(space.initial_state())
+    if start is not None:
+        vars(strategy).update(start.strategy)
+        arrays = start.arrays
+    exchange = Exchange(grid, partitions_of(grid), experiment.round.deadline, emit)
+    rounds = Rounds(experiment, strategy, exchange, lambda model: _judge(model, space), emit)
+    arrays, evaluated = rounds.run(arrays, first=start.round + 1 if start else 1)
+    if space.can_evaluate_clients:
+        _evaluate_everyone(exchange, arrays, evaluated, space, emit)
+
+
+def _announcement(space: Workspace) -> RunStarted:
+    data, module = space.data, space.trainer.module
+    listed = len(data.partitions) <= _LISTED_CLIENTS
+    return RunStarted(
+        experiment=space.experiment,
+        parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        data_digest=data.dataset.digest,
+        histogram=data.histogram() if listed else None,
+        classes=data.dataset.classes,
+        train_examples=sum(len(part) for part in data.partitions),
+        test_examples=len(data.dataset.y_test),
+    )
+
+
+def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
+    """Scores of the global model on the test set."""
+    if not space.trainer.can_evaluate:
+        return {}
+    try:
+        return space.test_scores(state_of_record(arrays))
+    except FLSimulationError as error:
+        raise RunError(f"evaluation on the test set failed: {error}") from error
+
+
+def _evaluate_everyone(
+    exchange: Exchange, arrays: ArrayRecord, evaluated: Replies, space: Workspace, emit: Sink
+) -> None:
+    """Each client's score of the final model, for the spread; asked again only where unknown."""
+    last, wanted = space.experiment.strategy.rounds, space.experiment.evaluate.clients
+    targets = sorted((partition, node) for node, partition in exchange.partitions.items())[:wanted]
+    if {partition for partition, _ in targets} <= set(evaluated.cohort):
+        for partition, _ in targets:
+            emit(_as_final(last, partition, evaluated))
+        return
+    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"server-round": last})})
+    exchange.run(last, "final", [Message(content, n, MessageType.EVALUATE) for _, n in targets])
+
+
+def _as_final(round: int, partition: int, evaluated: Replies) -> ClientReplied:
+    if (error := evaluated.failures.get(partition)) is not None:
+        return ClientReplied(round, "final", partition, reason=error.reason, error=str(error))
+    return ClientReplied(round, "final", partition, metrics_of(evaluated.by_partition[partition]))
+
+
+app = make_server_app()
+"""The ServerApp that Flower's runtimes load."""

@@ -1,0 +1,72 @@
+"""The data of a federation: one data set in memory, each client a set of indices into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flsimulation import seeds
+from flsimulation.data.dataset import Dataset
+from flsimulation.data.partitions import partition_examples
+from flsimulation.data.sources import load_dataset
+from flsimulation.experiment import Experiment
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedData:
+    """A data set and who holds what of it."""
+
+    dataset: Dataset
+    partitions: list[np.ndarray]
+    """Indices into the training set, int64, one array a client; pairwise disjoint."""
+    validation_fraction: float
+    """Share of its examples that each client holds out."""
+    seed: int
+
+    @classmethod
+    def load(cls, experiment: Experiment) -> FederatedData:
+        """Read the experiment's data set and partition it.
+
+        Raises
+        ------
+        DataError
+            If the data set cannot be read or partitioned as asked.
+        """
+        dataset = load_dataset(experiment.data, experiment.seed)
+        return cls.divide(dataset, experiment)
+
+    @classmethod
+    def divide(cls, dataset: Dataset, experiment: Experiment) -> FederatedData:
+        """Partition a data set that is already in memory."""
+        spec, seed = experiment.data, experiment.seed
+        return cls(dataset, partition_examples(dataset, spec, seed), spec.validation_fraction, seed)
+
+    def train_indices(self, partition: int) -> np.ndarray:
+        """Indices that the client trains on, in a fixed shuffled order."""
+        return self._shuffled(partition)[self._held_out(partition) :]
+
+    def validation_indices(self, partition: int) -> np.ndarray:
+        """Indices that the client holds out; none if ``validation_fraction`` is 0."""
+        return self._shuffled(partition)[: self._held_out(partition)]
+
+    def histogram(self) -> dict[str, list[int]]:
+        """Examples of each class (or only how many) by partition."""
+        labels, classes = self.dataset.labels, len(self.dataset.classes)
+        if labels is None:
+            return {str(i): [len(part)] for i, part in enumerate(self.partitions)}
+        return {
+            str(i): np.bincount(labels[part], minlength=classes).tolist()
+            for i, part in enumerate(self.partitions)
+        }
+
+    def _shuffled(self, partition: int) -> np.ndarray:
+        stream = seeds.rng(self.seed, "validation", partition=partition)
+        return stream.permutation(self.partitions[partition])
+
+    def _held_out(self, partition: int) -> int:
+        """Held-out examples: the fraction, but at least one, and at least one left to train on."""
+        if self.validation_fraction == 0:
+            return 0
+        size = len(self.partitions[partition])
+        return min(max(1, round(self.validation_fraction * size)), size - 1)

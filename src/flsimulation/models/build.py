@@ -1,0 +1,81 @@
+"""From the experiment's [model] to a LightningModule."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from flsimulation import seeds
+from flsimulation.data.dataset import Dataset
+from flsimulation.errors import ModelError, describe_error
+from flsimulation.experiment.spec import Model
+from flsimulation.importing import import_object
+from flsimulation.models.cnn import CNN
+from flsimulation.models.mlp import MLP, TwoNN
+
+MODELS: dict[str, type[pl.LightningModule]] = {"mlp": MLP, "2nn": TwoNN, "cnn": CNN}
+"""The shipped models by name."""
+
+
+def build_model(spec: Model, dataset: Dataset, seed: int) -> pl.LightningModule:
+    """Build the model with seeded initial weights.
+
+    A shipped model takes the sizes of its first and last layer from the data set, unless the
+    experiment names them; a user's own class is called with the experiment's arguments alone.
+
+    Raises
+    ------
+    ModelError
+        If the class cannot be found, is no LightningModule, or refuses its arguments.
+    """
+    cls, args = _model_class(spec), dict(spec.args)
+    if spec.class_ in MODELS:
+        args = {**_sizes(spec.class_, dataset), **args}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.integer(seed, "model"))
+        try:
+            return cls(**args)
+        except Exception as error:
+            raise ModelError(_refusal(spec, cls, error)) from error
+
+
+def _model_class(spec: Model) -> type[pl.LightningModule]:
+    if spec.class_ in MODELS:
+        return MODELS[spec.class_]
+    if ":" not in spec.class_:
+        raise ModelError(
+            f"model.class must be one of {', '.join(MODELS)}, or your own 'module:Class' or "
+            f"'path/to/file.py:Class', got {spec.class_!r}"
+        )
+    cls = import_object(spec.class_, "model.class", ModelError)
+    if not (isinstance(cls, type) and issubclass(cls, pl.LightningModule)):
+        raise ModelError(
+            f"model.class must name a subclass of pytorch_lightning.LightningModule, "
+            f"got {spec.class_!r}, which is {cls!r}"
+        )
+    return cls
+
+
+def _sizes(name: str, dataset: Dataset) -> dict[str, Any]:
+    shape = tuple(dataset.x_train.shape[1:])
+    sizes: dict[str, Any] = {"classes": len(dataset.classes)} if dataset.classes else {}
+    if name != "cnn":
+        return {**sizes, "inputs": math.prod(shape)}
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ModelError(
+            f"model.class 'cnn' needs square images, but {dataset.name} has inputs of shape "
+            f"{shape}; use 'mlp' or a class of your own"
+        )
+    return {**sizes, "channels": shape[0], "side": shape[1]}
+
+
+def _refusal(spec: Model, cls: type, error: Exception) -> str:
+    takes = ", ".join(list(inspect.signature(cls.__init__).parameters)[1:]) or "no arguments"
+    return (
+        f"model.args {spec.args!r} cannot build {spec.class_!r}: {describe_error(error)}; "
+        f"it takes: {takes}"
+    )

@@ -1,0 +1,61 @@
+"""Perceptrons with two hidden layers: the default model and the 2NN of McMahan et al. (2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flsimulation.models.classifier import Classifier, Optimizer
+
+
+class MLP(Classifier):
+    """Perceptron ``inputs``-128-256-``classes`` with ReLU, trained with Adam.
+
+    Parameters
+    ----------
+    inputs, classes : int
+        Width of the first and the last layer; by default those of MNIST.
+    hidden : (int, int)
+        Widths of the two hidden layers.
+    learning_rate, optimizer, momentum
+        See `Classifier`.
+    """
+
+    def __init__(
+        self,
+        inputs: int = 784,
+        classes: int = 10,
+        hidden: tuple[int, int] = (128, 256),
+        learning_rate: float = 1e-3,
+        optimizer: Optimizer = "adam",
+        momentum: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, optimizer, momentum)
+        self.layer_1 = nn.Linear(inputs, hidden[0])
+        self.layer_2 = nn.Linear(hidden[0], hidden[1])
+        self.layer_3 = nn.Linear(hidden[1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [batch, classes] of inputs [batch, ...]."""
+        x = torch.relu(self.layer_1(x.flatten(1)))
+        x = torch.relu(self.layer_2(x))
+        logits: Tensor = self.layer_3(x)
+        return logits
+
+
+class TwoNN(MLP):
+    """The 2NN, ``inputs``-200-200-``classes``, trained with SGD.
+
+    Source: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, "Communication-Efficient Learning of
+    Deep Networks from Decentralized Data", AISTATS 2017, section 3.
+    """
+
+    def __init__(
+        self,
+        inputs: int = 784,
+        classes: int = 10,
+        learning_rate: float = 0.1,
+        optimizer: Optimizer = "sgd",
+        momentum: float = 0.0,
+    ) -> None:
+        super().__init__(inputs, classes, (200, 200), learning_rate, optimizer, momentum)

@@ -1,0 +1,157 @@
+"""How a figure looks and how it is stored: PNG for papers, SVG that follows the page's colours."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # matplotlib takes most of a second to import: only who draws pays for it
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+INK, MUTED, RULE = "#1b2430", "#5d6875", "#dde2e8"
+# Okabe and Ito (2008): told apart under every common colour-vision deficiency.
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#e69f00", "#009e73", "#8a94a1"
+VERMILION, PINK, SKY = "#d55e00", "#cc79a7", "#56b4e9"
+
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    RULE: "rule",
+    BLUE: "blue",
+    ORANGE: "orange",
+    GREEN: "green",
+    GREY: "grey",
+    VERMILION: "vermilion",
+}
+"""Colours that page.html defines anew for its dark scheme."""
+
+_STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": RULE,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.size": 9,
+    "grid.color": RULE,
+    "legend.borderaxespad": 0,
+    "legend.borderpad": 0,
+    "legend.columnspacing": 1.4,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",  # the browser's own font; a third of the size of drawn letters
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$"
+    "xtick.color": MUTED,
+    "xtick.labelsize": 9,
+    "xtick.major.size": 0,
+    "ytick.color": MUTED,
+    "ytick.labelsize": 9,
+    "ytick.major.size": 0,
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw and store in the report's style, whatever the user's matplotlibrc says."""
+    with _quiet(), warnings.catch_warnings():
+        import matplotlib
+
+        # A class name may use letters that the font lacks; a browser has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_STYLE)
+            yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without matplotlib's remarks on its font cache, which the first import builds."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def blank(title: str, x: str, y: str, height: float = 3.3) -> tuple[Figure, Axes]:
+    """An empty figure with a title and named axes; ``height`` in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    axes.set_title(title, pad=10)
+    return figure, axes
+
+
+def legend_above(axes: Axes) -> None:
+    """The legend in one row between title and plot, where it covers nothing."""
+    axes.set_title(axes.get_title(loc="left"), pad=28)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.04), ncols=len(axes.get_legend_handles_labels()[0])
+    )
+
+
+def share_axis(axis: Axis) -> None:
+    """Ticks as percentages, of values in 0..1."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1.0))
+
+
+@house_style()
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, 150 dots an inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+@house_style()
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an ``<svg>`` element for a page that defines the report's colours.
+
+    Parameters
+    ----------
+    figure : Figure
+        One of the report's figures.
+    name : str
+        Unique in the page; all ids begin with it.
+    """
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # deterministic, and no URL
+    import matplotlib
+
+    matplotlib.rcParams["svg.hashsalt"] = name
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return _inline(buffer.getvalue(), name)
+
+
+def _inline(text: str, name: str) -> str:
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return text

@@ -1,0 +1,103 @@
+"""What the report shows of a run's numbers, before they are drawn or written down."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from flsimulation.report.log import Record, RunLog, look, number
+
+PHASES = ("train", "aggregate", "evaluate", "other")
+"""Where a round's time goes; ``other`` is the rest of its total."""
+_BOOKKEEPING = {"num-examples", "seconds", "epochs", "steps"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How unevenly the final model serves the clients.
+
+    Mean, deviation and the worst tenth are over clients, each counting once, as in Li et al.,
+    "Fair Resource Allocation in Federated Learning" (ICLR 2020), table 1.
+    """
+
+    metric: str
+    """``accuracy``, or ``loss`` where the model gives no accuracy."""
+    round: int
+    """The round whose model was evaluated."""
+    ranked: tuple[tuple[int, float], ...]
+    """Partition and value, the worst first; at least one."""
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The values alone, the worst first."""
+        return tuple(value for _, value in self.ranked)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the clients."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the clients (of the population)."""
+        squares = math.fsum((value - self.mean) ** 2 for value in self.values)
+        return math.sqrt(squares / len(self.values))
+
+    @property
+    def worst_tenth(self) -> float:
+        """Mean of the worst tenth of the clients, rounded up to whole clients."""
+        worst = self.values[: math.ceil(len(self.values) / 10)]
+        return math.fsum(worst) / len(worst)
+
+
+def client_spread(log: RunLog) -> Spread | None:
+    """The spread of accuracy (or else loss) over clients; None where no client was evaluated."""
+    for metric, sign in (("accuracy", 1), ("loss", -1)):
+        values = {record["partition"]: number(record, metric) for record in log.scores}
+        found = [(partition, value) for partition, value in values.items() if value is not None]
+        if found:
+            found.sort(key=lambda item: (sign * item[1], item[0]))
+            return Spread(metric, log.scores[0]["round"], tuple(found))
+    return None
+
+
+def curve(log: RunLog, source: str, metric: str) -> tuple[list[int], list[float]]:
+    """Rounds in which ``source`` was evaluated, and the metric: NaN where it was not finite."""
+    turns, values = [], []
+    for record in log.rounds:
+        if look(record, source) is not None:
+            value = number(record, source, metric)
+            turns.append(int(record["round"]))
+            values.append(math.nan if value is None else value)
+    return turns, values
+
+
+def metric_names(log: RunLog, source: str) -> list[str]:
+    """Names of what ``source`` measured, ``loss`` and ``accuracy`` first."""
+    found = {name for record in log.rounds for name in look(record, source) or {}}
+    first = [name for name in ("loss", "accuracy") if name in found]
+    return first + sorted(found - _BOOKKEEPING - set(first))
+
+
+def phase_seconds(record: Record) -> dict[str, float]:
+    """Seconds of a round by phase."""
+    known = {phase: number(record, "seconds", phase) or 0.0 for phase in PHASES[:-1]}
+    total = number(record, "seconds", "total") or 0.0
+    return known | {"other": max(0.0, total - sum(known.values()))}
+
+
+def failure_counts(log: RunLog) -> dict[int, Counter[str]]:
+    """Failures by round and reason, for the rounds that have any.
+
+    rounds.jsonl lacks the round that stopped the run and the final evaluation, clients.jsonl may
+    be cut short or missing: the larger count is the right one.
+    """
+    listed: dict[int, Counter[str]] = {}
+    for record in log.failures:
+        listed.setdefault(record["round"], Counter())[str(record["reason"])] += 1
+    for record in log.rounds:
+        counted = {k: int(v) for k, v in (look(record, "failures") or {}).items() if v}
+        if counted:
+            listed[record["round"]] = listed.get(record["round"], Counter()) | Counter(counted)
+    return dict(sorted(listed.items()))

@@ -1,0 +1,1 @@
+"""Runtimes: who carries the messages between the apps."""

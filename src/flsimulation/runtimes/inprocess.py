@@ -1,0 +1,176 @@
+"""A federation in this process: a Grid that needs neither Ray nor a SuperLink nor a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from flsimulation.apps.client_app import make_client_app
+from flsimulation.apps.server_app import Start, make_server_app
+from flsimulation.apps.workspace import Workspace
+from flsimulation.errors import ClientError, describe_error
+from flsimulation.events import Sink
+from flsimulation.experiment import Experiment, flatten
+from flsimulation.messages import failure
+
+_RUN_ID = 1
+_SERVER_NODE_ID = 1
+_FIRST_NODE_ID = 2  # of partition 0
+
+
+class InProcessGrid(Grid):
+    """Answers each message by calling the ClientApp, one message a pull.
+
+    Nodes are ordered by partition. A client's failure is an answer that carries an error, as in
+    Flower's own runtimes.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        Called for every message.
+    clients : int
+        Number of nodes, one a partition.
+    run_config : mapping
+        Given to every client in its context.
+    """
+
+    def __init__(
+        self, client_app: ClientApp, clients: int, run_config: Mapping[str, bool | float | int | str]
+    ) -> None:
+        self._client_app = client_app
+        self._run_config = dict(run_config)
+        self._run = Run.create_empty(_RUN_ID)
+        self._waiting: dict[str, Message] = {}
+        self._sent = 0
+        self._states: dict[int, RecordDict] = {}
+        self.partitions: Mapping[int, int] = {
+            _FIRST_NODE_ID + partition: partition for partition in range(clients)
+        }
+        """Partition of every node id."""
+
+    def set_run(self, run: Run) -> None:
+        """Take over the run's description."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run's description."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message from the server to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All node ids, by partition."""
+        return list(self.partitions)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept the messages; nothing runs before they are pulled."""
+        identifiers = []
+        for message in messages:
+            self._sent += 1
+            self._waiting[identifier := str(self._sent)] = message
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Let the first waiting client answer, so that every answer can be seen as it comes."""
+        for identifier in message_ids:
+            if (message := self._waiting.pop(identifier, None)) is not None:
+                return [self._answer(message)]
+        return []
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Let all clients answer; those whose turn does not come in time are left out."""
+        until = time.monotonic() + timeout if timeout is not None else float("inf")
+        identifiers = list(self.push_messages(messages))
+        answers: list[Message] = []
+        while len(answers) < len(identifiers) and time.monotonic() < until:
+            answers.extend(self.pull_messages(identifiers))
+        for identifier in identifiers:
+            self._waiting.pop(identifier, None)
+        return answers
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        state = self._states.get(node, RecordDict())
+        context = Context(_RUN_ID, node, self._node_config(node), state, dict(self._run_config))
+        try:
+            answer = self._client_app(message, context)
+        except Exception as error:
+            return failure(message, ClientError("error", describe_error(error)))
+        if context.state:
+            self._states[node] = context.state
+        return answer
+
+    def _node_config(self, node: int) -> dict[str, bool | float | int | str]:
+        return {"partition-id": self.partitions[node], "num-partitions": len(self.partitions)}
+
+
+def run_in_process(
+    experiment: Experiment,
+    sinks: Iterable[Sink] = (),
+    workspace: Workspace | None = None,
+    start: Start | None = None,
+) -> None:
+    """Run the experiment's ServerApp and ClientApps in this process; events tell what happens.
+
+    Raises
+    ------
+    InputError
+        If the experiment's data or model cannot be had.
+    RunError
+        If the federation could not go on.
+    """
+    space = workspace or Workspace.load(experiment)
+    run_config = flatten(experiment)
+    grid = InProcessGrid(make_client_app(space), experiment.data.clients, run_config)
+    context = Context(_RUN_ID, _SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
+    with _identity(), _quiet_flower():
+        make_server_app(sinks, space, start)(grid, context)
+
+
+@contextlib.contextmanager
+def _identity() -> Iterator[None]:
+    """Give Flower's messages the identity of a run, which its own runtimes set per process.
+
+    ``TaskIdentity`` is not part of Flower's public API: docs/decisions/0002 says why it is used.
+    """
+    names = ("task_id", "run_id", "node_id")
+    before = {name: getattr(TaskIdentity, f"_{name}") for name in names}
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _SERVER_NODE_ID
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(TaskIdentity, f"_{name}", value)
+
+
+@contextlib.contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Flower logs several lines a round; our events tell the same."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

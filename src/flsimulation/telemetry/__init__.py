@@ -1,0 +1,1 @@
+"""Telemetry: what sinks make of a run's events."""
