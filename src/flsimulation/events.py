@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
@@ -26,6 +26,8 @@ class RunStarted:
     """The federation is about to run."""
 
     experiment: Experiment
+    model_arguments: Mapping[str, Any]
+    """Keyword arguments that the model was built with."""
     parameters: int
     """Trainable parameters of the model."""
     data_digest: str

@@ -25,6 +25,7 @@ from flsimulation.events import (
 from flsimulation.exchange import Exchange, Replies, partitions_of
 from flsimulation.experiment import unflatten
 from flsimulation.messages import ARRAYS, CONFIG, metrics_of, state_of_record
+from flsimulation.models import model_arguments
 from flsimulation.rounds import Rounds
 from flsimulation.strategies import build_strategy
 
@@ -110,6 +111,7 @@ def _announcement(space: Workspace) -> RunStarted:
     listed = len(data.partitions) <= _LISTED_CLIENTS
     return RunStarted(
         experiment=space.experiment,
+        model_arguments=model_arguments(space.experiment.model, data.dataset),
         parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
         data_digest=data.dataset.digest,
         histogram=data.histogram() if listed else None,

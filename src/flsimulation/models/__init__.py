@@ -1,7 +1,7 @@
 """Models: LightningModules that ship with the package, and the way to one's own."""
 
-from flsimulation.models.build import MODELS, build_model
+from flsimulation.models.build import MODELS, build_model, instantiate, model_arguments
 from flsimulation.models.cnn import CNN
 from flsimulation.models.mlp import MLP, TwoNN
 
-__all__ = ["CNN", "MLP", "MODELS", "TwoNN", "build_model"]
+__all__ = ["CNN", "MLP", "MODELS", "TwoNN", "build_model", "instantiate", "model_arguments"]

@@ -24,38 +24,48 @@ MODELS: dict[str, type[pl.LightningModule]] = {"mlp": MLP, "2nn": TwoNN, "cnn": 
 def build_model(spec: Model, dataset: Dataset, seed: int) -> pl.LightningModule:
     """Build the model with seeded initial weights.
 
-    A shipped model takes the sizes of its first and last layer from the data set, unless the
-    experiment names them; a user's own class is called with the experiment's arguments alone.
-
     Raises
     ------
     ModelError
         If the class cannot be found, is no LightningModule, or refuses its arguments.
     """
-    cls, args = _model_class(spec), dict(spec.args)
-    if spec.class_ in MODELS:
-        args = {**_sizes(spec.class_, dataset), **args}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(seed, "model"))
-        try:
-            return cls(**args)
-        except Exception as error:
-            raise ModelError(_refusal(spec, cls, error)) from error
+        return instantiate(spec.class_, model_arguments(spec, dataset))
 
 
-def _model_class(spec: Model) -> type[pl.LightningModule]:
-    if spec.class_ in MODELS:
-        return MODELS[spec.class_]
-    if ":" not in spec.class_:
+def model_arguments(spec: Model, dataset: Dataset) -> dict[str, Any]:
+    """Keyword arguments of the model's class.
+
+    A shipped model takes the sizes of its first and last layer from the data set, unless the
+    experiment names them; a user's own class gets the experiment's arguments alone.
+    """
+    sizes = _sizes(spec.class_, dataset) if spec.class_ in MODELS else {}
+    return {**sizes, **spec.args}
+
+
+def instantiate(name: str, arguments: dict[str, Any]) -> pl.LightningModule:
+    """Call the class that ``name`` names. Raises `ModelError`."""
+    cls = _model_class(name)
+    try:
+        return cls(**arguments)
+    except Exception as error:
+        raise ModelError(_refusal(name, cls, arguments, error)) from error
+
+
+def _model_class(name: str) -> type[pl.LightningModule]:
+    if name in MODELS:
+        return MODELS[name]
+    if ":" not in name:
         raise ModelError(
             f"model.class must be one of {', '.join(MODELS)}, or your own 'module:Class' or "
-            f"'path/to/file.py:Class', got {spec.class_!r}"
+            f"'path/to/file.py:Class', got {name!r}"
         )
-    cls = import_object(spec.class_, "model.class", ModelError)
+    cls = import_object(name, "model.class", ModelError)
     if not (isinstance(cls, type) and issubclass(cls, pl.LightningModule)):
         raise ModelError(
             f"model.class must name a subclass of pytorch_lightning.LightningModule, "
-            f"got {spec.class_!r}, which is {cls!r}"
+            f"got {name!r}, which is {cls!r}"
         )
     return cls
 
@@ -73,9 +83,8 @@ def _sizes(name: str, dataset: Dataset) -> dict[str, Any]:
     return {**sizes, "channels": shape[0], "side": shape[1]}
 
 
-def _refusal(spec: Model, cls: type, error: Exception) -> str:
+def _refusal(name: str, cls: type, arguments: dict[str, Any], error: Exception) -> str:
     takes = ", ".join(list(inspect.signature(cls.__init__).parameters)[1:]) or "no arguments"
     return (
-        f"model.args {spec.args!r} cannot build {spec.class_!r}: {describe_error(error)}; "
-        f"it takes: {takes}"
+        f"model.args {arguments!r} cannot build {name!r}: {describe_error(error)}; it takes: {takes}"
     )

@@ -96,7 +96,7 @@ def _quiet() -> Iterator[None]:
 
 
 def blank(title: str, x: str, y: str, height: float = 3.3) -> tuple[Figure, Axes]:
-    """An empty figure with a title and named axes; ``height`` in inches."""
+    """Make an empty figure with a title and named axes; ``height`` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, height), layout="constrained", facecolor="white")
@@ -106,7 +106,7 @@ def blank(title: str, x: str, y: str, height: float = 3.3) -> tuple[Figure, Axes
 
 
 def legend_above(axes: Axes) -> None:
-    """The legend in one row between title and plot, where it covers nothing."""
+    """Put the legend in one row between title and plot, where it covers nothing."""
     axes.set_title(axes.get_title(loc="left"), pad=28)
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1.04), ncols=len(axes.get_legend_handles_labels()[0])
@@ -114,7 +114,7 @@ def legend_above(axes: Axes) -> None:
 
 
 def share_axis(axis: Axis) -> None:
-    """Ticks as percentages, of values in 0..1."""
+    """Show ticks as percentages, of values in 0..1."""
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1.0))
@@ -122,7 +122,7 @@ def share_axis(axis: Axis) -> None:
 
 @house_style()
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, 150 dots an inch."""
+    """Encode the figure as PNG, 150 dots an inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
@@ -130,7 +130,7 @@ def png(figure: Figure) -> bytes:
 
 @house_style()
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an ``<svg>`` element for a page that defines the report's colours.
+    """Encode the figure as an ``<svg>`` element for a page that defines the report's colours.
 
     Parameters
     ----------

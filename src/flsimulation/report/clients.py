@@ -30,7 +30,7 @@ MANY = 60
 
 @house_style()
 def clients_figure(log: RunLog) -> Figure | None:
-    """The newest accuracy (else loss) of each client, or of many their distribution."""
+    """Draw the newest accuracy (else loss) of each client, or of many their distribution."""
     spread = client_spread(log)
     if spread is None:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-ABSENT = "–"
+ABSENT = "\N{EN DASH}"
 """Stands where a table has no value."""
 
 
@@ -15,7 +15,7 @@ def count(value: float | None) -> str:
 
 
 def score(name: str, value: float | None) -> str:
-    """An accuracy as percentage, any other metric with four significant digits."""
+    """Write an accuracy as percentage, any other metric with four significant digits."""
     if value is None:
         return ABSENT
     return f"{value:.2%}" if is_share(name) else f"{value:.4g}"

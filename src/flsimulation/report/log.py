@@ -38,14 +38,14 @@ class RunLog:
 
 
 def look(record: object, *keys: str) -> Any:
-    """The value under ``keys``, or None where any step of the way is missing."""
+    """Take the value under ``keys``, or None where any step of the way is missing."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
 
 
 def number(record: object, *keys: str) -> float | None:
-    """The finite number under ``keys``, or None."""
+    """Take the finite number under ``keys``, or None."""
     value = look(record, *keys)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -108,7 +108,7 @@ def _settings(toml: str) -> Record:
 def _object(content: bytes) -> Record:
     value = json.loads(content.decode())
     if not isinstance(value, dict):
-        raise ValueError(f"must be a JSON object, got {type(value).__name__}")  # noqa: TRY004
+        raise ValueError(f"must be a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -130,7 +130,7 @@ def _record(line: bytes) -> Record:
     record = _object(line)
     for key in ("round", "partition") if "phase" in record else ("round",):
         if not isinstance(record.get(key), int):
-            raise ValueError(f"{key} must be a whole number, got {record.get(key)!r}")  # noqa: TRY004
+            raise ValueError(f"{key} must be a whole number, got {record.get(key)!r}")
     return record
 
 

@@ -52,7 +52,7 @@ class Spread:
 
 
 def client_spread(log: RunLog) -> Spread | None:
-    """The spread of accuracy (or else loss) over clients; None where no client was evaluated."""
+    """Rank clients by accuracy (or else loss) over clients; None where none was evaluated."""
     for metric, sign in (("accuracy", 1), ("loss", -1)):
         values = {record["partition"]: number(record, metric) for record in log.scores}
         found = [(partition, value) for partition, value in values.items() if value is not None]
@@ -63,7 +63,7 @@ def client_spread(log: RunLog) -> Spread | None:
 
 
 def curve(log: RunLog, source: str, metric: str) -> tuple[list[int], list[float]]:
-    """Rounds in which ``source`` was evaluated, and the metric: NaN where it was not finite."""
+    """Give the rounds in which ``source`` was evaluated, and its metric: NaN where it was not finite."""
     turns, values = [], []
     for record in log.rounds:
         if look(record, source) is not None:

@@ -1,0 +1,112 @@
+"""Objects of the user's own, named ``module:name`` or ``path/to/file.py:name``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from flsimulation.errors import InputError, describe_error
+
+
+def import_object(reference: str, key: str, error: type[InputError] = InputError) -> Any:
+    """Import what ``reference`` names.
+
+    The working directory is searched for modules, and a file's own folder for the modules it
+    imports, both after everything installed. A file that is named twice is executed once, as
+    long as its text stays the same.
+
+    Parameters
+    ----------
+    reference : str
+        ``module:name`` or ``path/to/file.py:name``; the name may have dots.
+    key : str
+        The experiment's key that holds the reference, for the error's text.
+    error : type, optional
+        What to raise.
+
+    Raises
+    ------
+    InputError
+        As ``error``: if the module cannot be found or imported, or has no such name.
+    """
+    source, _, name = reference.rpartition(":")
+    try:
+        if not source or not name:
+            raise _RefusalError("write it as module:name or path/to/file.py:name")
+        module = _module_of_file(Path(source)) if source.endswith(".py") else _module(source)
+        return _attribute(module, name)
+    except _RefusalError as refusal:
+        raise error(f"{key} {reference!r}: {refusal}") from refusal.__cause__
+
+
+class _RefusalError(Exception):
+    """Why there is no such object, without the key and the reference."""
+
+
+def _module(name: str) -> ModuleType:
+    _search(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _failure(error) from error
+        raise _RefusalError(
+            f"no module named {error.name!r}; install it, or name a file as path/to/file.py:name"
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise _failure(error) from error
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise _RefusalError(f"there is no file {path}; name an existing Python file")
+    # The text is part of the name: an edited file is read anew, in a notebook too.
+    digest = hashlib.sha256(str(path).encode() + b"\n" + path.read_bytes()).hexdigest()
+    name = f"{path.stem}_{digest[:12]}"
+    return sys.modules[name] if name in sys.modules else _execute(path, name)
+
+
+def _execute(path: Path, name: str) -> ModuleType:
+    _search(path.parent)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise _RefusalError("it cannot be read as a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, (Exception, SystemExit)):
+            raise _failure(error) from error
+        raise
+    return module
+
+
+def _attribute(module: ModuleType, name: str) -> Any:
+    place: Any = module
+    for part in name.split("."):
+        if not hasattr(place, part):
+            known = [known for known in dir(place) if not known.startswith("_")]
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+            owner = module.__file__ or module.__name__ if place is module else place.__name__
+            raise _RefusalError(f"{owner} has no attribute {part!r}; {hint}")
+        place = getattr(place, part)
+    return place
+
+
+def _failure(error: BaseException) -> _RefusalError:
+    return _RefusalError(f"importing it raised {describe_error(error)}")
+
+
+def _search(folder: Path) -> None:
+    """Find modules in ``folder``, last, so that it hides nothing that is installed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

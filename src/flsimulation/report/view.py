@@ -1,0 +1,187 @@
+"""What the page says, in words and tables; page.html only places it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flsimulation.report.formats import ABSENT, count, duration, listing, score, size
+from flsimulation.report.log import Record, RunLog, look, number
+from flsimulation.report.scores import (
+    PHASES,
+    client_spread,
+    failure_counts,
+    metric_names,
+    phase_seconds,
+)
+
+_ROUNDS = 1000
+"""The table shows so many rounds, the last ones; a browser is slow with more."""
+_WORST = 10
+_ERRORS = 50
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number at the top of the page."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; the first column names the row."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: tuple[str, ...] = ()
+    """The columns that hold running text."""
+    note: str = ""
+    """What the table leaves out."""
+
+
+def tiles(log: RunLog) -> list[Tile]:
+    """Give the run's main numbers, those that there are."""
+    found = [*_final(log), _rounds(log), *_sizes(log), _failures(log)]
+    return [tile for tile in found if tile.value != ABSENT]
+
+
+def _final(log: RunLog) -> list[Tile]:
+    """The newest accuracy and loss: the test set's, else the clients' own."""
+    names = {"central": "test", "federated": "federated"}
+    found = {}
+    for source, name in names.items():
+        for metric in ("accuracy", "loss"):
+            for record in reversed(log.rounds):
+                if (value := number(record, source, metric)) is not None:
+                    note = f"after round {record['round']}"
+                    label = f"{name} {metric}".capitalize()
+                    found.setdefault(metric, Tile(label, score(metric, value), note))
+                    break
+    return [found[metric] for metric in ("accuracy", "loss") if metric in found]
+
+
+def _rounds(log: RunLog) -> Tile:
+    asked = number(log.settings, "strategy", "rounds")
+    return Tile("Rounds", count(len(log.rounds)), f"of {count(asked)}" if asked else "")
+
+
+def _sizes(log: RunLog) -> list[Tile]:
+    clients = number(log.manifest, "data", "clients") or number(log.settings, "data", "clients")
+    cohorts = [len(look(record, "cohort") or ()) for record in log.rounds]
+    model = look(log.manifest, "model", "class") or look(log.settings, "model", "class")
+    moved = sum(number(r, "bytes", way) or 0 for r in log.rounds for way in ("down", "up"))
+    return [
+        Tile("Clients", count(clients), f"{max(cohorts):,} a round" if cohorts else ""),
+        Tile("Parameters", count(number(log.manifest, "model", "parameters")), str(model or "")),
+        Tile("Peak memory", size(number(log.manifest, "peak-memory-bytes"))),
+        Tile("Traffic", size(moved) if moved else ABSENT, "all messages"),
+    ]
+
+
+def _failures(log: RunLog) -> Tile:
+    counts = failure_counts(log)
+    reasons = sorted({reason for row in counts.values() for reason in row})
+    total = sum(row.total() for row in counts.values())
+    return Tile("Failures", count(total) if log.rounds or total else ABSENT, ", ".join(reasons))
+
+
+def rounds_table(log: RunLog) -> Table:
+    """List the last rounds with all that was measured."""
+    metrics = [
+        (source, name) for source in ("central", "federated") for name in metric_names(log, source)
+    ]
+    metrics += [("train", name) for name in metric_names(log, "train") if name == "loss"]
+    columns = ("Round", *(f"{s} {n}".capitalize() for s, n in metrics))
+    rows = [
+        (
+            str(record["round"]),
+            *(score(name, number(record, source, name)) for source, name in metrics),
+            count(len(look(record, "cohort") or ())),
+            count(sum((look(record, "failures") or {}).values())),
+            duration(number(record, "seconds", "total")),
+            size((number(record, "bytes", "down") or 0) + (number(record, "bytes", "up") or 0)),
+        )
+        for record in log.rounds[-_ROUNDS:]
+    ]
+    note = f"The last {_ROUNDS:,} rounds; rounds.jsonl has all {len(log.rounds):,}"
+    columns = (*columns, "Clients", "Failures", "Time", "Traffic")
+    return Table(columns, tuple(rows), note=note if len(log.rounds) > _ROUNDS else "")
+
+
+def phases_table(log: RunLog) -> Table:
+    """Sum up where the time went."""
+    rows = [phase_seconds(record) for record in log.rounds]
+    sums = {phase: sum(row[phase] for row in rows) for phase in PHASES}
+    total = sum(sums.values()) or 1.0
+    lines = [
+        (name.capitalize(), duration(value), duration(value / len(rows)), f"{value / total:.0%}")
+        for name, value in [*sums.items(), ("all", sum(sums.values()))]
+    ]
+    return Table(("Phase", "Sum", "A round", "Share"), tuple(lines))
+
+
+def spread_table(log: RunLog) -> Table | None:
+    """Sum up how the clients differ; None where none was evaluated."""
+    spread = client_spread(log)
+    if spread is None:
+        return None
+    values = {
+        "Mean": spread.mean,
+        "Standard deviation": spread.std,
+        "Best": spread.values[-1],
+        "Median": statistics.median(spread.values),
+        "Worst tenth, mean": spread.worst_tenth,
+        "Worst": spread.values[0],
+    }
+    rows = tuple((name, score(spread.metric, value)) for name, value in values.items())
+    return Table(("Over clients", spread.metric.capitalize()), rows)
+
+
+def worst_table(log: RunLog) -> Table | None:
+    """List the clients that the model serves worst; None where no client was evaluated."""
+    spread = client_spread(log)
+    if spread is None:
+        return None
+    replies = {record["partition"]: record for record in log.scores}
+    columns: dict[str, Callable[[int], str]] = {
+        "Accuracy": lambda key: score("accuracy", number(replies[key], "accuracy")),
+        "Loss": lambda key: score("loss", number(replies[key], "loss")),
+        "Evaluated on": lambda key: count(number(replies[key], "num-examples")),
+        "Holds": lambda key: _holds(log, key)[0],
+        "Classes": lambda key: _holds(log, key)[1],
+    }
+    worst = [key for key, _ in spread.ranked[:_WORST]]
+    cells = {name: [cell(key) for key in worst] for name, cell in columns.items()}
+    shown = {name: column for name, column in cells.items() if set(column) != {ABSENT}}
+    rows = zip(map(str, worst), *shown.values(), strict=True)
+    return Table(("Client", *shown), tuple(rows))
+
+
+def _holds(log: RunLog, partition: int) -> tuple[str, str]:
+    """Examples and classes of a client's part."""
+    row = look(log.manifest, "data", "histogram", str(partition)) or []
+    classes = sum(1 for examples in row if examples) if len(row) > 1 else None
+    return count(sum(row) if row else None), count(classes)
+
+
+def errors_table(log: RunLog) -> Table | None:
+    """Group the failures by what they say, the most frequent first; None without any text."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in log.failures:
+        key = (str(record["reason"]), str(record.get("error") or ABSENT))
+        groups.setdefault(key, []).append(record)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    rows = [
+        (reason, error, count(len(found)), _each(found, "partition"), _each(found, "round"))
+        for (reason, error), found in ordered[:_ERRORS]
+    ]
+    columns = ("Reason", "Error", "Times", "Clients", "Rounds")
+    return Table(columns, tuple(rows), words=("Error", "Clients", "Rounds")) if rows else None
+
+
+def _each(records: Iterable[Record], key: str) -> str:
+    return listing(sorted({record[key] for record in records}))
