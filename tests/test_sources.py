@@ -617,7 +617,7 @@ FULL = "x_train=[1.0], y_train=[0], x_test=[1.0], y_test=[0]"
         (f"return dict({FULL}) | dict(y_train=3)", "y_train must be an array of numbers, got int;"),
         (f"return dict({FULL}, classes=3)", "classes must be an array of numbers or words, got int;"),
         (f"return dict({FULL}, owners=[None])", "owners must be an array of numbers or words, got object"),
-        (f"return dict({FULL}) | dict(y_test=[[0]] * 2, x_test=[1.0, 2.0])", "labels differ in shape"),
+        (f"return dict({FULL}) | dict(y_test=[[0, 1]] * 2, x_test=[1.0, 2.0])", "labels differ in shape"),
         (f"return dict({FULL}) | dict(y_train=[])", "1 train inputs but 0 labels"),
     ],
 )  # fmt: skip

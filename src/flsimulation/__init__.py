@@ -1,3 +1,49 @@
-"""FLSimulation: run a federation and watch it."""
+"""FLSimulation: run a federation and watch it.
+
+>>> from flsimulation import load_experiment, run
+>>> result = run(load_experiment("experiments/default.toml"))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flsimulation.errors import FLSimulationError, InputError, RunError
+    from flsimulation.experiment import Experiment, load_experiment
+    from flsimulation.runner import RunResult, load_model, resume, run
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Experiment",
+    "FLSimulationError",
+    "InputError",
+    "RunError",
+    "RunResult",
+    "__version__",
+    "load_experiment",
+    "load_model",
+    "resume",
+    "run",
+]
+
+_HOMES = {
+    "FLSimulationError": "errors",
+    "InputError": "errors",
+    "RunError": "errors",
+    "Experiment": "experiment",
+    "load_experiment": "experiment",
+    "RunResult": "runner",
+    "load_model": "runner",
+    "resume": "runner",
+    "run": "runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: Lightning alone takes seconds, and ``flsim --help`` needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

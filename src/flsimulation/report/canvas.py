@@ -20,7 +20,13 @@ INK, MUTED, RULE = "#1b2430", "#5d6875", "#dde2e8"
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#e69f00", "#009e73", "#8a94a1"
 VERMILION, PINK, SKY = "#d55e00", "#cc79a7", "#56b4e9"
 
+CARD = "#fffffe"
+"""White of the page's cards; not quite white, to be told from letters that stay white."""
+WIDTH = 5.6
+"""Of every figure, in inches."""
+
 _VARIABLES = {
+    CARD: "card",
     INK: "ink",
     MUTED: "muted",
     RULE: "rule",
@@ -32,7 +38,7 @@ _VARIABLES = {
 }
 """Colours that page.html defines anew for its dark scheme."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": RULE,
     "axes.facecolor": "none",
@@ -43,10 +49,6 @@ _STYLE: dict[str, Any] = {
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
     "font.size": 9,
     "grid.color": RULE,
     "legend.borderaxespad": 0,
@@ -62,6 +64,7 @@ _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a class may be called "$"
     "xtick.color": MUTED,
     "xtick.labelsize": 9,
+    "xtick.major.pad": 5,
     "xtick.major.size": 0,
     "ytick.color": MUTED,
     "ytick.labelsize": 9,
@@ -95,22 +98,39 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def blank(title: str, x: str, y: str, height: float = 3.3) -> tuple[Figure, Axes]:
-    """Make an empty figure with a title and named axes; ``height`` in inches."""
+def blank(
+    title: str, x: str, y: str, height: float = 3.3, left: float = 0.8, bottom: float = 0.55
+) -> tuple[Figure, Axes]:
+    """Make an empty figure with a title and named axes.
+
+    Margins are given (in inches) instead of measured by a layout engine, which would draw every
+    figure twice.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, height), layout="constrained", facecolor="white")
-    axes = figure.add_subplot(xlabel=x, ylabel=y)
-    axes.set_title(title, pad=10)
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    top, right = 0.68, 0.15
+    area = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
+    axes = figure.add_axes(area, xlabel=x, ylabel=y)
+    axes.yaxis.set_label_coords(0.1 / WIDTH, area[1] + area[3] / 2, transform=figure.transFigure)
+    axes.xaxis.set_label_coords(area[0] + area[2] / 2, 0.08 / height, transform=figure.transFigure)
+    axes.yaxis.label.set_verticalalignment("center")
+    axes.xaxis.label.set_verticalalignment("bottom")
+    figure.text(0.02, 1 - 0.08 / height, title, va="top", size=11, weight="bold")
     return figure, axes
 
 
-def legend_above(axes: Axes) -> None:
+def legend_above(figure: Figure, axes: Axes) -> None:
     """Put the legend in one row between title and plot, where it covers nothing."""
-    axes.set_title(axes.get_title(loc="left"), pad=28)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.04), ncols=len(axes.get_legend_handles_labels()[0])
-    )
+    place = (0.02, 1 - 0.36 / figure.get_figheight())
+    axes.legend(loc="upper left", bbox_to_anchor=place, bbox_transform=figure.transFigure, ncols=6)
+
+
+def number_axis(axis: Axis) -> None:
+    """Show ticks as plain numbers, without a factor that stands apart from them."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 
 
 def share_axis(axis: Axis) -> None:

@@ -39,14 +39,16 @@ def clients_figure(log: RunLog) -> Figure | None:
 
 def _bars(spread: Spread) -> Figure:
     name = spread.metric
-    figure, axes = blank(f"Final {name} of each client", "Client, worst first", name.capitalize())
+    figure, axes = blank(
+        f"{name.capitalize()} of each client", "Client, worst first", name.capitalize()
+    )
     places = np.arange(len(spread.ranked))
     bars = axes.bar(places, spread.values, width=min(0.8, 0.25 + 0.05 * len(places)), color=BLUE)
     axes.set_xlim(-0.6, len(places) - 0.4)
     if len(places) <= 10:
         axes.bar_label(bars, [score(name, v) for v in spread.values], padding=2, fontsize=8)
     _name_clients(axes, spread)
-    _averages(axes, spread, upright=False)
+    _averages(figure, axes, spread, upright=False)
     if is_share(name):
         share_axis(axes.yaxis)
         axes.set_ylim(0, 1)
@@ -62,19 +64,21 @@ def _name_clients(axes: Axes, spread: Spread) -> None:
 
 
 def _distribution(spread: Spread) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     name = spread.metric
-    figure, axes = blank(f"Final {name} of the clients", name.capitalize(), "Clients")
+    figure, axes = blank(f"{name.capitalize()} of the clients", name.capitalize(), "Clients")
     counts, edges = np.histogram(spread.values, bins=20)
     axes.stairs(counts, edges, fill=True, color=BLUE)
-    _averages(axes, spread, upright=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    _averages(figure, axes, spread, upright=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if is_share(name):
         share_axis(axes.xaxis)
     return figure
 
 
-def _averages(axes: Axes, spread: Spread, upright: bool) -> None:
+def _averages(figure: Figure, axes: Axes, spread: Spread, upright: bool) -> None:
     draw = axes.axvline if upright else axes.axhline
     draw(spread.mean, color=INK, linewidth=1.2, linestyle="--", label="mean")
     draw(spread.worst_tenth, color=VERMILION, linewidth=1.2, linestyle=":", label="worst tenth")
-    legend_above(axes)
+    legend_above(figure, axes)

@@ -71,7 +71,7 @@ def read_run(path: str | Path) -> RunLog:
             f"{path}: no run directory; give one that holds experiment.toml or manifest.json"
         )
     toml = (_read(path / "experiment.toml") or b"").decode(errors="replace")
-    rounds = {record["round"]: record for _, record in _lines(path / "rounds.jsonl")}
+    rounds = {record["round"]: record for record in _lines(path / "rounds.jsonl", "round")}
     scores, failures = _clients(path / "clients.jsonl", last_round=max(rounds, default=0))
     ordered = tuple(rounds[key] for key in sorted(rounds))
     manifest = _manifest(path / "manifest.json")
@@ -112,13 +112,13 @@ def _object(content: bytes) -> Record:
     return value
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Record]]:
-    """Line numbers and records; a last line that was cut short is left out."""
+def _lines(path: Path, *keys: str) -> Iterator[Record]:
+    """Yield the records that have whole numbers under ``keys``; a last line cut short is left out."""
     lines = (_read(path) or b"").rstrip(b"\0\r\n").split(b"\n")
     for count, line in enumerate(lines, start=1):
         try:
             if line.strip():
-                yield count, _record(line)
+                yield _record(line, keys)
         except ValueError as error:
             if count < len(lines):
                 raise InputError(
@@ -126,9 +126,9 @@ def _lines(path: Path) -> Iterator[tuple[int, Record]]:
                 ) from None
 
 
-def _record(line: bytes) -> Record:
+def _record(line: bytes, keys: tuple[str, ...]) -> Record:
     record = _object(line)
-    for key in ("round", "partition") if "phase" in record else ("round",):
+    for key in keys:
         if not isinstance(record.get(key), int):
             raise ValueError(f"{key} must be a whole number, got {record.get(key)!r}")
     return record
@@ -139,10 +139,12 @@ def _clients(path: Path, last_round: int) -> tuple[tuple[Record, ...], tuple[Rec
 
     A round that was killed half-way has the evaluations of some clients only, hence ``last_round``.
     """
-    newest, scores, failures = (0, False), {}, {}
-    for _, record in _lines(path):
+    newest = (0, False)
+    scores: dict[int, Record] = {}
+    failures: dict[tuple[int, str, int], Record] = {}
+    for record in _lines(path, "round", "partition"):
         phase, turn = record.get("phase"), record["round"]
-        key = (turn, phase, record.get("partition"))
+        key = (turn, str(phase), record["partition"])
         failures.pop(key, None)  # a round that is repeated after a resume may go well
         if record.get("reason"):
             failures[key] = record

@@ -14,14 +14,15 @@ from flsimulation.report.details import details
 from flsimulation.report.headline import headline
 from flsimulation.report.log import RunLog, read_run
 from flsimulation.report.plots import figures
-from flsimulation.report.view import (
+from flsimulation.report.tables import (
     errors_table,
     phases_table,
+    reasons_table,
     rounds_table,
     spread_table,
-    tiles,
     worst_table,
 )
+from flsimulation.report.tiles import tiles
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -59,21 +60,27 @@ def write_pngs(run_dir: str | Path, folder: str | Path) -> list[Path]:
 
 def _template() -> Template:
     import jinja2
-    from markupsafe import Markup
-
-    def clean(value: Any) -> Any:
-        """Leave out what no HTML may hold, such as a terminal's colour codes in an error."""
-        if not isinstance(value, str) or isinstance(value, Markup):
-            return value
-        return "".join(
-            c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in value
-        )
 
     text = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    settings = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    return jinja2.Environment(
-        **settings, undefined=jinja2.StrictUndefined, finalize=clean
-    ).from_string(text)
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_clean,
+    )
+    return environment.from_string(text)
+
+
+def _clean(value: Any) -> Any:
+    """Leave out what no HTML may hold, such as a terminal's colour codes in an error."""
+    from markupsafe import Markup
+
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in value
+    )
 
 
 def _context(log: RunLog) -> dict[str, Any]:
@@ -89,6 +96,7 @@ def _context(log: RunLog) -> dict[str, Any]:
         "spread": spread_table(log),
         "worst": worst_table(log),
         "errors": errors_table(log),
+        "reasons": reasons_table(log),
         "toml": log.toml,
         "details": details(log),
         "version": __version__,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from flsimulation.errors import FAILURE_REASONS
 from flsimulation.report.canvas import (
@@ -20,6 +21,7 @@ from flsimulation.report.canvas import (
     blank,
     house_style,
     legend_above,
+    number_axis,
     share_axis,
 )
 from flsimulation.report.clients import clients_figure
@@ -47,6 +49,7 @@ __all__ = [
     "times_figure",
 ]
 
+Values: TypeAlias = npt.NDArray[np.float64]
 _MANY = 60
 """More rounds than this are drawn as one outline instead of a bar each."""
 _SOURCES = {"central": (BLUE, "o", "-"), "federated": (VERMILION, "s", "--")}
@@ -89,13 +92,19 @@ def _curves(log: RunLog, metric: str, title: str) -> Figure | None:
         if any(map(math.isfinite, line)):
             _line(axes, source, turns, line)
     _round_axis(axes, [record["round"] for record in log.rounds])
-    legend_above(axes)
+    legend_above(figure, axes)
+    _value_axis(axes, metric, values)
+    return figure
+
+
+def _value_axis(axes: Axes, metric: str, values: list[float]) -> None:
     if is_share(metric):
         share_axis(axes.yaxis)
         axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
-    elif min(values) > 0 and max(values) > 100 * min(values):
+        return
+    if min(values) > 0 and max(values) > 100 * min(values):
         axes.set_yscale("log")
-    return figure
+    number_axis(axes.yaxis)
 
 
 def _line(axes: Axes, source: str, turns: list[int], values: list[float]) -> None:
@@ -129,7 +138,8 @@ def times_figure(log: RunLog) -> Figure | None:
     if not any(map(sum, layers.values())):
         return None
     figure, axes = blank("Time of a round", "Round", "Seconds")
-    _stack(axes, [record["round"] for record in log.rounds], layers, _PHASE_COLOURS)
+    _stack(figure, axes, [record["round"] for record in log.rounds], layers, _PHASE_COLOURS)
+    number_axis(axes.yaxis)
     return figure
 
 
@@ -145,13 +155,17 @@ def failures_figure(log: RunLog) -> Figure | None:
     reasons = sorted({reason for row in counts.values() for reason in row})
     layers = {r: [float(counts[t][r]) if t in counts else 0.0 for t in turns] for r in reasons}
     figure, axes = blank("Failures", "Round", "Clients")
-    _stack(axes, turns, layers, _REASON_COLOURS)
+    _stack(figure, axes, turns, layers, _REASON_COLOURS)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
 def _stack(
-    axes: Axes, turns: list[int], layers: Mapping[str, list[float]], colours: Mapping[str, str]
+    figure: Figure,
+    axes: Axes,
+    turns: list[int],
+    layers: Mapping[str, list[float]],
+    colours: Mapping[str, str],
 ) -> None:
     base = np.zeros(len(turns))
     for name, values in layers.items():
@@ -159,11 +173,11 @@ def _stack(
             _layer(axes, turns, np.array(values), base, colours.get(name, GREY), name)
             base = base + values
     _round_axis(axes, turns)
-    legend_above(axes)
+    legend_above(figure, axes)
 
 
 def _layer(
-    axes: Axes, turns: list[int], values: np.ndarray, base: np.ndarray, colour: str, name: str
+    axes: Axes, turns: list[int], values: Values, base: Values, colour: str, name: str
 ) -> None:
     if len(turns) <= _MANY:
         axes.bar(

@@ -97,7 +97,10 @@ def failure_counts(log: RunLog) -> dict[int, Counter[str]]:
     for record in log.failures:
         listed.setdefault(record["round"], Counter())[str(record["reason"])] += 1
     for record in log.rounds:
-        counted = {k: int(v) for k, v in (look(record, "failures") or {}).items() if v}
+        known = {
+            reason: number(record, "failures", reason) for reason in record.get("failures") or ()
+        }
+        counted = Counter({reason: int(value) for reason, value in known.items() if value})
         if counted:
-            listed[record["round"]] = listed.get(record["round"], Counter()) | Counter(counted)
+            listed[record["round"]] = listed.get(record["round"], Counter()) | counted
     return dict(sorted(listed.items()))

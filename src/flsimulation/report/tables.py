@@ -1,8 +1,9 @@
-"""What the page says, in words and tables; page.html only places it."""
+"""The tables of the page, in words."""
 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,15 +21,13 @@ _ROUNDS = 1000
 """The table shows so many rounds, the last ones; a browser is slow with more."""
 _WORST = 10
 _ERRORS = 50
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number at the top of the page."""
-
-    label: str
-    value: str
-    note: str = ""
+_MEANINGS = {
+    "error": "The client's code raised an exception.",
+    "diverged": "The client's loss or weights were not finite.",
+    "deadline": "The client was not done in time.",
+    "lost": "No answer came, or the message could not be delivered.",
+}
+"""`errors.FAILURE_REASONS`, in a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -41,52 +40,6 @@ class Table:
     """The columns that hold running text."""
     note: str = ""
     """What the table leaves out."""
-
-
-def tiles(log: RunLog) -> list[Tile]:
-    """Give the run's main numbers, those that there are."""
-    found = [*_final(log), _rounds(log), *_sizes(log), _failures(log)]
-    return [tile for tile in found if tile.value != ABSENT]
-
-
-def _final(log: RunLog) -> list[Tile]:
-    """The newest accuracy and loss: the test set's, else the clients' own."""
-    names = {"central": "test", "federated": "federated"}
-    found = {}
-    for source, name in names.items():
-        for metric in ("accuracy", "loss"):
-            for record in reversed(log.rounds):
-                if (value := number(record, source, metric)) is not None:
-                    note = f"after round {record['round']}"
-                    label = f"{name} {metric}".capitalize()
-                    found.setdefault(metric, Tile(label, score(metric, value), note))
-                    break
-    return [found[metric] for metric in ("accuracy", "loss") if metric in found]
-
-
-def _rounds(log: RunLog) -> Tile:
-    asked = number(log.settings, "strategy", "rounds")
-    return Tile("Rounds", count(len(log.rounds)), f"of {count(asked)}" if asked else "")
-
-
-def _sizes(log: RunLog) -> list[Tile]:
-    clients = number(log.manifest, "data", "clients") or number(log.settings, "data", "clients")
-    cohorts = [len(look(record, "cohort") or ()) for record in log.rounds]
-    model = look(log.manifest, "model", "class") or look(log.settings, "model", "class")
-    moved = sum(number(r, "bytes", way) or 0 for r in log.rounds for way in ("down", "up"))
-    return [
-        Tile("Clients", count(clients), f"{max(cohorts):,} a round" if cohorts else ""),
-        Tile("Parameters", count(number(log.manifest, "model", "parameters")), str(model or "")),
-        Tile("Peak memory", size(number(log.manifest, "peak-memory-bytes"))),
-        Tile("Traffic", size(moved) if moved else ABSENT, "all messages"),
-    ]
-
-
-def _failures(log: RunLog) -> Tile:
-    counts = failure_counts(log)
-    reasons = sorted({reason for row in counts.values() for reason in row})
-    total = sum(row.total() for row in counts.values())
-    return Tile("Failures", count(total) if log.rounds or total else ABSENT, ", ".join(reasons))
 
 
 def rounds_table(log: RunLog) -> Table:
@@ -166,6 +119,13 @@ def _holds(log: RunLog, partition: int) -> tuple[str, str]:
     row = look(log.manifest, "data", "histogram", str(partition)) or []
     classes = sum(1 for examples in row if examples) if len(row) > 1 else None
     return count(sum(row) if row else None), count(classes)
+
+
+def reasons_table(log: RunLog) -> Table | None:
+    """Count the failures by reason; None where there are none."""
+    total: Counter[str] = sum(failure_counts(log).values(), Counter())
+    rows = [(reason, count(n), _MEANINGS.get(reason, ABSENT)) for reason, n in total.most_common()]
+    return Table(("Reason", "Times", "Meaning"), tuple(rows), words=("Meaning",)) if rows else None
 
 
 def errors_table(log: RunLog) -> Table | None:

@@ -1,0 +1,50 @@
+# make run and make test are all that is needed; both set up .venv the first time.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCE := $(shell find src -type f -not -name '*.pyc') README.md LICENSE
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format docs bench clean
+
+help:  ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/installed  ## Run the default experiment in this process; FILE=... for another
+	$(BIN)/flsim run $(FILE)
+
+test: $(VENV)/installed  ## Run the tests against the installed package
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/installed  ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dependencies  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/installed  ## Write the generated references under docs/ anew
+	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/installed  ## Compare seconds a round with a bare PyTorch loop
+	$(BIN)/python benchmarks/rounds.py
+
+clean:  ## Remove the virtual environment and what tools left
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Everything the package and its tests need, in the versions of constraints.txt.
+$(VENV)/dependencies: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): PyTorch, Lightning and Flower take a few minutes the first time ..."
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*p["build-system"]["requires"], *p["project"]["dependencies"], *p["project"]["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	@$(PIP) install --constraint constraints.txt --requirement $(VENV)/requirements.txt
+	@touch $@
+
+# The package itself as a wheel, as users get it: no test sees the source folder.
+$(VENV)/installed: $(VENV)/dependencies $(SOURCE)
+	@$(PIP) install --no-deps --no-build-isolation --force-reinstall .
+	@touch $@

@@ -1,0 +1,5 @@
+"""``python -m flsimulation`` is ``flsim``."""
+
+from flsimulation.cli.main import main
+
+main()

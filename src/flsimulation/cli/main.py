@@ -1,0 +1,130 @@
+"""The command ``flsim``: verbs to functions. Heavy imports stay inside the verbs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from flsimulation import __version__
+from flsimulation.errors import FLSimulationError, InputError
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 0 is success
+
+app = typer.Typer(
+    name="flsim",
+    help="Run a federation and watch it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+File = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", help="Experiment file; without it the default.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. --set train.epochs=2."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flsim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def flsim(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Run a federation and watch it."""
+
+
+@app.command()
+def run(
+    file: File = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory. [default: runs/<utc-time>-<name>]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the unfinished run in this directory.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port meanwhile."),
+    ] = None,
+) -> None:
+    """Run an experiment; leave a run directory with the results and a report."""
+    from flsimulation.cli.run import run_command
+
+    if resume is not None and (file is not None or overrides or out is not None):
+        raise InputError("--resume takes the experiment and the directory from the run; drop FILE, --set and --out")
+    run_command(file, overrides or [], out, resume, json=json, quiet=quiet, port=metrics_port)
+
+
+@app.command()
+def partition(
+    file: File = None,
+    overrides: Overrides = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Where to draw it. [default: partition-<name>.png]")
+    ] = None,
+) -> None:
+    """Show which client holds what: a table, and the label histogram as PNG."""
+    from flsimulation.cli.partition import partition_command
+
+    partition_command(file, overrides or [], png)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    png: Annotated[bool, typer.Option("--png", help="Also write each plot as PNG.")] = False,
+) -> None:
+    """Make a run's report again, from its files."""
+    from flsimulation.report import write_pngs, write_report
+
+    typer.echo(write_report(run_dir))
+    for path in write_pngs(run_dir, run_dir / "plots") if png else []:
+        typer.echo(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its status; errors are one line on stderr."""
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: list[str] | None) -> int:
+    try:
+        status = app(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        return _complain(error.format_message(), BAD_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away, as `| head` does
+        return 0
+    except InputError as error:
+        return _complain(str(error), BAD_INPUT)
+    except FLSimulationError as error:
+        return _complain(str(error), FAILED)
+    except OSError as error:
+        return _complain(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), FAILED)
+    return status if isinstance(status, int) else 0
+
+
+def _complain(message: str, status: int) -> int:
+    for line in message.splitlines() or [""]:
+        print(f"flsim: {line}", file=sys.stderr)
+    return status

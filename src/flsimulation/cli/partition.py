@@ -1,0 +1,45 @@
+"""``flsim partition``: who holds what, before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flsimulation.atomic import write_atomic
+from flsimulation.data.federated import FederatedData
+from flsimulation.experiment import load_experiment
+from flsimulation.report import partition_figure
+from flsimulation.report import png as as_png
+
+_SHOWN_CLIENTS = 100
+
+
+def partition_command(file: Path | None, overrides: list[str], png: Path | None) -> None:
+    """Print the table of clients and draw their label histograms."""
+    experiment = load_experiment(file, overrides)
+    data = FederatedData.load(experiment)
+    histogram, classes = data.histogram(), data.dataset.classes
+    Console().print(_table(histogram, classes))
+    if len(histogram) > _SHOWN_CLIENTS:
+        typer.echo(f"... and {len(histogram) - _SHOWN_CLIENTS} more clients")
+    sizes = [sum(counts) for counts in histogram.values()]
+    typer.echo(
+        f"{len(sizes)} clients, {sum(sizes)} of {len(data.dataset.y_train)} training examples, "
+        f"{min(sizes)} to {max(sizes)} a client"
+    )
+    path = png or Path(f"partition-{experiment.name}.png")
+    write_atomic(path, as_png(partition_figure(histogram, classes)))
+    typer.echo(path)
+
+
+def _table(histogram: dict[str, list[int]], classes: tuple[str, ...]) -> Table:
+    table = Table("client", "examples", *classes, box=None, header_style="bold")
+    for column in table.columns:
+        column.justify = "right"
+    for client, counts in list(histogram.items())[:_SHOWN_CLIENTS]:
+        by_class = counts if classes else []
+        table.add_row(client, str(sum(counts)), *[str(n) if n else "·" for n in by_class])
+    return table

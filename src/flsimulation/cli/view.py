@@ -1,0 +1,173 @@
+"""What a person sees of a run: a line a round, a progress bar on a terminal, a summary."""
+
+from __future__ import annotations
+
+import statistics
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from flsimulation.events import (
+    ClientReplied,
+    Event,
+    PhaseStarted,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+    Scores,
+)
+from flsimulation.experiment import Experiment
+from flsimulation.telemetry.process import peak_memory_bytes
+
+_SHOWN_FAILURES = 5  # clients named in one round; the run directory has them all
+_WORDS = {"train": "training", "evaluate": "evaluating", "final": "final evaluation"}
+_COLUMNS = ("round", "test loss", "accuracy", "clients' loss", "accuracy", "seconds", "failed")
+_WIDTHS = (9, 11, 10, 15, 10, 9, 8)
+
+
+class PlainView:
+    """A sink that prints lines: for logs, pipes and continuous integration.
+
+    Parameters
+    ----------
+    console : Console
+        Where to print.
+    experiment : Experiment
+        What is about to run.
+    """
+
+    def __init__(self, console: Console, experiment: Experiment) -> None:
+        self.console = console
+        self.rounds = experiment.strategy.rounds
+        self._final: list[float] = []
+        self._failed = 0
+        self._last: RoundFinished | None = None
+
+    def __enter__(self) -> PlainView:
+        """Nothing to prepare."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to clean up."""
+
+    def __call__(self, event: Event) -> None:
+        """Show what the event tells."""
+        if isinstance(event, RunStarted):
+            self._say(_title(event), style="bold")
+            self._say(_row(_COLUMNS), style="dim")
+        elif isinstance(event, PhaseStarted):
+            self._failed = 0
+        elif isinstance(event, ClientReplied):
+            self._client(event)
+        elif isinstance(event, RoundFinished):
+            self._last = event
+            self._say(_row(_cells(event, self.rounds)))
+        elif isinstance(event, RunFinished):
+            self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
+
+    def _client(self, event: ClientReplied) -> None:
+        if event.phase == "final" and "accuracy" in event.metrics:
+            self._final.append(event.metrics["accuracy"])
+        if event.reason is None or event.phase == "final":
+            return
+        self._failed += 1
+        if self._failed <= _SHOWN_FAILURES:
+            place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
+            text = f"  {place}: client {event.partition} failed ({event.reason}): {event.error}"
+            self._say(text, style="yellow")
+        elif self._failed == _SHOWN_FAILURES + 1:
+            self._say("  more clients failed; clients.jsonl names them all", style="yellow")
+
+    def _summary(self, event: RunFinished) -> str:
+        parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]
+        scores = (self._last.central or self._last.federated or {}) if self._last else {}
+        parts += [f"{name} {scores[name]:.4f}" for name in ("accuracy", "loss") if name in scores]
+        if len(self._final) > 1:
+            mean, spread = statistics.fmean(self._final), statistics.pstdev(self._final)
+            parts.append(
+                f"clients' accuracy {mean:.4f} ± {spread:.4f}, lowest {min(self._final):.4f}"
+            )
+        parts.append(f"peak memory {peak_memory_bytes() / 2**20:.0f} MiB")
+        return "\n" + ", ".join(parts)
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+
+class LiveView(PlainView):
+    """The same lines, with a progress bar under them on a terminal."""
+
+    def __init__(self, console: Console, experiment: Experiment) -> None:
+        super().__init__(console, experiment)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("clients"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("loading data and model", total=None)
+
+    def __enter__(self) -> LiveView:
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bar away, so that the prompt or the error stands alone."""
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show what the event tells, and how far the phase is."""
+        super().__call__(event)
+        if isinstance(event, PhaseStarted):
+            place = f"round {event.round}/{self.rounds}  {_WORDS[event.phase]}"
+            self._progress.reset(self._task, total=len(event.cohort), description=place)
+        elif isinstance(event, ClientReplied):
+            self._progress.advance(self._task)
+        elif isinstance(event, RunFinished):
+            self._progress.stop()
+
+
+def _title(event: RunStarted) -> str:
+    spec = event.experiment
+    clients = f"{spec.data.clients:,} client{'s' * (spec.data.clients > 1)}"
+    return (
+        f"{spec.name}: {spec.strategy.name}, {clients}, "
+        f"{event.train_examples:,} examples of {spec.data.dataset} ({spec.data.partition}), "
+        f"{spec.model.class_} with {event.parameters:,} parameters, seed {spec.seed}"
+    )
+
+
+def _cells(event: RoundFinished, rounds: int) -> tuple[str, ...]:
+    failed = sum(event.failures.values())
+    return (
+        f"{event.round}/{rounds}",
+        *_scores(event.central),
+        *_scores(event.federated),
+        f"{event.seconds['total']:.2f}",
+        str(failed) if failed else "-",
+    )
+
+
+def _scores(scores: Scores | None) -> tuple[str, str]:
+    shown = [f"{scores[n]:.4f}" if scores and n in scores else "-" for n in ("loss", "accuracy")]
+    return shown[0], shown[1]
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))

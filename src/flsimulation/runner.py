@@ -1,0 +1,163 @@
+"""One call from an experiment to a finished run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flsimulation.apps.server_app import Start
+from flsimulation.apps.workspace import Workspace
+from flsimulation.errors import InputError
+from flsimulation.events import Event, RoundFinished, RunFinished, Sink
+from flsimulation.experiment import Experiment, load_experiment
+from flsimulation.report import write_report
+from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.telemetry.checkpoint import read_checkpoint
+from flsimulation.telemetry.jsonlines import read_lines
+from flsimulation.telemetry.process import peak_memory_bytes
+from flsimulation.telemetry.rundir import RunDirectory, create_run_directory
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to."""
+
+    name: str
+    state: str
+    """``completed``, ``failed`` or ``interrupted``."""
+    rounds: int
+    """Rounds completed."""
+    accuracy: float | None
+    """Of the last global model that was judged: on the test set, else by the clients."""
+    loss: float | None
+    seconds: float
+    peak_memory_bytes: int
+    run_dir: str
+    weights_sha256: str | None
+    """Digest of the final global model."""
+
+    def json(self) -> str:
+        """The result as one JSON object."""
+        return json.dumps(asdict(self))
+
+
+class _Outcome:
+    """A sink that remembers what the result needs."""
+
+    def __init__(self, experiment: Experiment, path: Path) -> None:
+        self._name, self._path = experiment.name, path
+        self._scores: dict[str, float] = {}
+        self._digest: str | None = None
+        self._end = RunFinished("failed", 0, 0.0)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            self._scores = event.central or event.federated or self._scores
+            self._digest = event.weights_sha256
+        elif isinstance(event, RunFinished):
+            self._end = event
+
+    def result(self) -> RunResult:
+        return RunResult(
+            name=self._name,
+            state=self._end.state,
+            rounds=self._end.rounds,
+            accuracy=self._scores.get("accuracy"),
+            loss=self._scores.get("loss"),
+            seconds=self._end.seconds,
+            peak_memory_bytes=peak_memory_bytes(),
+            run_dir=str(self._path),
+            weights_sha256=self._digest,
+        )
+
+
+def run(
+    experiment: Experiment,
+    out: str | Path | None = None,
+    sinks: Iterable[Sink] = (),
+) -> RunResult:
+    """Run an experiment in this process and leave a run directory with a report.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        From `load_experiment`, or built in Python.
+    out : path, optional
+        The run directory; by default ``runs/<utc-time>-<name>``.
+    sinks : iterable of callables
+        Each takes every event of the run.
+
+    Raises
+    ------
+    InputError
+        If the experiment's data or model cannot be had; no run directory is left then.
+    RunError
+        If the federation could not go on; the run directory says how far it came.
+    """
+    space = Workspace.load(experiment)  # before anything is written
+    path = create_run_directory(experiment.name, out)
+    outcome, directory = _Outcome(experiment, path), RunDirectory(path, experiment)
+    with _reported(path):
+        run_in_process(experiment, [directory, outcome, *sinks], space)
+    return outcome.result()
+
+
+def resume(run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
+    """Go on with an unfinished run to the same result as if it had never stopped.
+
+    Raises
+    ------
+    InputError
+        If the directory is no run directory, or has no checkpoint.
+    """
+    path = Path(run_dir)
+    if not (path / "experiment.toml").is_file():
+        raise InputError(f"--resume {run_dir}: is no run directory; it has no experiment.toml")
+    experiment = load_experiment(path / "experiment.toml")
+    saved = read_checkpoint(path / "checkpoint", len(read_lines(path / "rounds.jsonl")))
+    space = Workspace.load(experiment)
+    outcome = _Outcome(experiment, path)
+    directory = RunDirectory(path, experiment, done=saved.round)
+    start = Start(saved.round, saved.arrays, saved.strategy)
+    with _reported(path):
+        run_in_process(experiment, [directory, outcome, *sinks], space, start)
+    return outcome.result()
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Write the report whichever way the run ends; the run's own error comes first."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(InputError, OSError):
+            write_report(path)
+        raise
+    write_report(path)
+
+
+def load_model(run_dir: str | Path) -> Any:
+    """The final global model of a run, as the LightningModule it was trained as.
+
+    Raises
+    ------
+    InputError
+        If the run left no model, or its class cannot be imported any more.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from flsimulation.models import instantiate
+
+    path = Path(run_dir)
+    if not (path / "model.safetensors").is_file():
+        raise InputError(f"{run_dir}: holds no model.safetensors; it finished no round")
+    described = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["model"]
+    with torch.random.fork_rng(devices=[]):
+        module = instantiate(described["class"], described["arguments"])
+    module.load_state_dict(load_file(path / "model.safetensors"))
+    return module.eval()
