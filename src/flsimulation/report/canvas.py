@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,13 @@ def _quiet() -> Iterator[None]:
 
 
 def blank(
-    title: str, x: str, y: str, height: float = 3.3, left: float = 0.8, bottom: float = 0.55
+    title: str,
+    x: str,
+    y: str,
+    height: float = 3.3,
+    left: float = 0.8,
+    bottom: float = 0.5,
+    top: float = 0.68,
 ) -> tuple[Figure, Axes]:
     """Make an empty figure with a title and named axes.
 
@@ -109,8 +115,7 @@ def blank(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
-    top, right = 0.68, 0.15
-    area = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
+    area = (left / WIDTH, bottom / height, 1 - (left + 0.15) / WIDTH, 1 - (bottom + top) / height)
     axes = figure.add_axes(area, xlabel=x, ylabel=y)
     axes.yaxis.set_label_coords(0.1 / WIDTH, area[1] + area[3] / 2, transform=figure.transFigure)
     axes.xaxis.set_label_coords(area[0] + area[2] / 2, 0.08 / height, transform=figure.transFigure)
@@ -128,9 +133,25 @@ def legend_above(figure: Figure, axes: Axes) -> None:
 
 def number_axis(axis: Axis) -> None:
     """Show ticks as plain numbers, without a factor that stands apart from them."""
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    far = max(map(abs, axis.get_view_interval())) >= 1e6  # a diverged loss may reach 1e30
+    if far or axis.get_scale() == "log":
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    else:
+        plain = ScalarFormatter(useOffset=False)
+        plain.set_scientific(False)
+        axis.set_major_formatter(plain)
+
+
+def round_axis(axes: Axes, turns: Sequence[int]) -> None:
+    """Reach from the first round to the last, with ticks at whole rounds."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(min(turns) - 0.5, max(turns) + 0.5)
+    axes.xaxis.set_major_locator(
+        MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    )
 
 
 def share_axis(axis: Axis) -> None:

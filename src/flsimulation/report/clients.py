@@ -15,7 +15,7 @@ from flsimulation.report.canvas import (
     legend_above,
     share_axis,
 )
-from flsimulation.report.formats import is_share, score
+from flsimulation.report.formats import is_share
 from flsimulation.report.scores import Spread, client_spread
 
 if TYPE_CHECKING:
@@ -43,10 +43,8 @@ def _bars(spread: Spread) -> Figure:
         f"{name.capitalize()} of each client", "Client, worst first", name.capitalize()
     )
     places = np.arange(len(spread.ranked))
-    bars = axes.bar(places, spread.values, width=min(0.8, 0.25 + 0.05 * len(places)), color=BLUE)
+    axes.bar(places, spread.values, width=min(0.8, 0.25 + 0.05 * len(places)), color=BLUE)
     axes.set_xlim(-0.6, len(places) - 0.4)
-    if len(places) <= 10:
-        axes.bar_label(bars, [score(name, v) for v in spread.values], padding=2, fontsize=8)
     _name_clients(axes, spread)
     _averages(figure, axes, spread, upright=False)
     if is_share(name):
@@ -57,7 +55,7 @@ def _bars(spread: Spread) -> Figure:
 
 def _name_clients(axes: Axes, spread: Spread) -> None:
     names = [str(partition) for partition, _ in spread.ranked]
-    if len(names) <= 30:
+    if sum(len(name) + 1 for name in names) <= 56:
         axes.set_xticks(range(len(names)), names)
     else:  # their numbers would run into each other
         axes.set_xticks([])
@@ -71,7 +69,7 @@ def _distribution(spread: Spread) -> Figure:
     counts, edges = np.histogram(spread.values, bins=20)
     axes.stairs(counts, edges, fill=True, color=BLUE)
     _averages(figure, axes, spread, upright=True)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
     if is_share(name):
         share_axis(axes.xaxis)
     return figure
@@ -80,5 +78,5 @@ def _distribution(spread: Spread) -> Figure:
 def _averages(figure: Figure, axes: Axes, spread: Spread, upright: bool) -> None:
     draw = axes.axvline if upright else axes.axhline
     draw(spread.mean, color=INK, linewidth=1.2, linestyle="--", label="mean")
-    draw(spread.worst_tenth, color=VERMILION, linewidth=1.2, linestyle=":", label="worst tenth")
+    draw(spread.worst_tenth, color=VERMILION, linewidth=1.6, linestyle=":", label="worst tenth")
     legend_above(figure, axes)

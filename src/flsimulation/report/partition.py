@@ -48,12 +48,12 @@ def partition_figure(histogram: Mapping[str, Sequence[int]], classes: Sequence[s
         line[: len(histogram[partition])] = histogram[partition]
     if width == 1:
         return _sizes(table[:, 0], partitions)
-    names = [short(classes[i] if i < len(classes) else str(i)) for i in range(width)]
+    names = [short(str(classes[i]) if i < len(classes) else str(i)) for i in range(width)]
     return _rows(table, partitions, names) if len(table) <= _ROWS else _columns(table, names)
 
 
 def _sizes(sizes: Table, partitions: list[str]) -> Figure:
-    figure, axes = blank("Examples of each client", "Client", "Examples")
+    figure, axes = blank("Examples of each client", "Client", "Examples", top=0.45)
     edges = np.arange(len(sizes) + 1) - 0.5
     if len(sizes) <= 3 * _ROWS:
         axes.bar(np.arange(len(sizes)), sizes, width=0.8, color=BLUE)
@@ -79,7 +79,7 @@ def _rows(table: Table, partitions: list[str], names: list[str]) -> Figure:
     shown = range(0, len(names), -(-len(names) // 26))
     longest = max(len(names[i]) for i in shown)
     crowded = longest * len(shown) > 50
-    bottom = 0.5 + 0.055 * longest if crowded else 0.55
+    bottom = 0.5 + 0.05 * longest if crowded else 0.5
     figure, axes = _heat(
         table, ("Class", "Client"), height, 0.6, bottom, bar=len(names) > _NUMBERED
     )
@@ -116,7 +116,7 @@ def _numbers(axes: Axes, table: Table) -> None:
 def _columns(table: Table, names: list[str]) -> Figure:
     shown = range(0, len(names), -(-len(names) // 16))
     left = 0.45 + 0.078 * max(len(names[i]) for i in shown)
-    figure, axes = _heat(table.T, ("Client", "Class"), 3.3, left, 0.55, bar=True)
+    figure, axes = _heat(table.T, ("Client", "Class"), 3.3, left, 0.5, bar=True)
     axes.set_yticks(shown, [names[i] for i in shown])
     return figure
 
@@ -127,7 +127,9 @@ def _heat(
     """Blue that fades to nothing: zero is the colour of the page, be it light or dark."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    figure, axes = blank("Examples by client and class", *labels, height, left, bottom)
+    figure, axes = blank(
+        "Examples by client and class", *labels, height, left, bottom, 0.68 if bar else 0.45
+    )
     fade = LinearSegmentedColormap.from_list("fade", [(0, 0.447, 0.698, 0), (0, 0.447, 0.698, 1)])
     image = axes.imshow(
         table, cmap=fade, aspect="auto", interpolation="none", vmin=0, vmax=max(1, table.max())

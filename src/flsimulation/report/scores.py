@@ -93,14 +93,12 @@ def failure_counts(log: RunLog) -> dict[int, Counter[str]]:
     rounds.jsonl lacks the round that stopped the run and the final evaluation, clients.jsonl may
     be cut short or missing: the larger count is the right one.
     """
-    listed: dict[int, Counter[str]] = {}
+    counts: dict[int, Counter[str]] = {}
     for record in log.failures:
-        listed.setdefault(record["round"], Counter())[str(record["reason"])] += 1
+        counts.setdefault(record["round"], Counter())[str(record["reason"])] += 1
     for record in log.rounds:
-        known = {
-            reason: number(record, "failures", reason) for reason in record.get("failures") or ()
-        }
-        counted = Counter({reason: int(value) for reason, value in known.items() if value})
-        if counted:
-            listed[record["round"]] = listed.get(record["round"], Counter()) | counted
-    return dict(sorted(listed.items()))
+        for reason in record.get("failures") or ():
+            if told := number(record, "failures", reason):
+                row = counts.setdefault(record["round"], Counter())
+                row[reason] = max(row[reason], int(told))
+    return dict(sorted(counts.items()))

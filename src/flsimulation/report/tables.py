@@ -19,7 +19,7 @@ from flsimulation.report.scores import (
 
 _ROUNDS = 1000
 """The table shows so many rounds, the last ones; a browser is slow with more."""
-_WORST = 10
+_WORST = 6
 _ERRORS = 50
 _MEANINGS = {
     "error": "The client's code raised an exception.",

@@ -1,0 +1,107 @@
+"""Small federations for the tests: a data set that a perceptron learns in one epoch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flsimulation.data import Dataset
+from flsimulation.events import Event
+from flsimulation.experiment import Experiment
+
+FEATURES = 6
+CLASSES = 3
+
+
+def blobs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs float32 [n, 6] around three far centres, and labels int64 [n]."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % CLASSES
+    centres = 3 * np.eye(FEATURES)[:CLASSES]
+    x = centres[labels] + rng.normal(scale=0.5, size=(n, FEATURES))
+    return torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """240 training and 60 test examples of three classes."""
+    return Dataset("blobs", *blobs(240, 1), *blobs(60, 2), classes=("a", "b", "c"))
+
+
+@pytest.fixture(scope="session")
+def blobs_npz(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Path:
+    """The same data set as a file."""
+    path = tmp_path_factory.mktemp("data") / "blobs.npz"
+    parts = ("x_train", "y_train", "x_test", "y_test")
+    np.savez(path, **{part: getattr(dataset, part).numpy() for part in parts})
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_experiment(blobs_npz: Path) -> Callable[..., Experiment]:
+    """Build an experiment on the small data set from nested keyword tables."""
+
+    def make(**tables: Any) -> Experiment:
+        tree: dict[str, Any] = {
+            "name": "test",
+            "data": {"dataset": f"file:{blobs_npz}", "clients": 4, "min-examples": 2},
+            "model": {"class": "mlp", "args": {"hidden": [8, 8], "learning_rate": 0.01}},
+            "strategy": {"rounds": 2},
+        }
+        for name, value in tables.items():
+            tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
+        return Experiment.model_validate(tree)
+
+    return make
+
+
+@pytest.fixture
+def experiment_file(tmp_path: Path, blobs_npz: Path) -> Callable[[str], Path]:
+    """Write an experiment file on the small data set, followed by more TOML."""
+
+    def write(more: str = "", data: str = "") -> Path:
+        path = tmp_path / "experiment.toml"
+        path.write_text(
+            f'name = "test"\n[data]\ndataset = "file:{blobs_npz}"\nclients = 4\n{data}\n{more}'
+        )
+        return path
+
+    return write
+
+
+class Recorder:
+    """A sink that keeps the events."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def own_modules(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a Python file of the user's own; give its path."""
+
+    def write(text: str, name: str = "own.py") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    yield write
+    sys.path[:] = [entry for entry in sys.path if entry != str(tmp_path)]
