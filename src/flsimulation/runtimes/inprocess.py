@@ -144,13 +144,15 @@ def run_in_process(
     run_config = flatten(experiment)
     grid = InProcessGrid(make_client_app(space), experiment.data.clients, run_config)
     context = Context(_RUN_ID, _SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
-    with _identity(), _quiet_flower():
+    with flower_identity(), _quiet_flower():
         make_server_app(sinks, space, start)(grid, context)
 
 
 @contextlib.contextmanager
-def _identity() -> Iterator[None]:
-    """Give Flower's messages the identity of a run, which its own runtimes set per process.
+def flower_identity() -> Iterator[None]:
+    """Give Flower's messages the identity of a run inside the block.
+
+    Flower's own runtimes set it once for a process; a message cannot be made without it.
 
     ``TaskIdentity`` is not part of Flower's public API: docs/decisions/0002 says why it is used.
     """

@@ -1,0 +1,315 @@
+"""The round loop over a Grid and strategies that the tests control."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+
+from flsimulation.errors import ClientError, RoundError, RunError
+from flsimulation.events import Checkpoint, ClientReplied, PhaseStarted, RoundFinished
+from flsimulation.exchange import Exchange, partitions_of
+from flsimulation.experiment import Experiment
+from flsimulation.messages import failure
+from flsimulation.rounds import Rounds
+from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
+from flsimulation.weights import first_not_finite, weights_sha256
+
+Behaviour = Callable[[int, Message], float]
+"""What the fake client of a partition adds to the model; it may raise."""
+
+
+def arrays(value: float, dtype: Any = np.float32) -> ArrayRecord:
+    return ArrayRecord({"w": Array(np.full(2, value, dtype))})
+
+
+def client_app(behave: Behaviour) -> ClientApp:
+    """Adds to the model; holds as many examples as its partition's number plus one."""
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        try:
+            gain = behave(partition, message)
+        except ClientError as error:
+            return failure(message, error)
+        model = message.content["arrays"]["w"].numpy()
+        metrics = {"num-examples": partition + 1, "loss": gain, "seconds": 0.1}
+        content = RecordDict({"metrics": MetricRecord(metrics)})
+        if message.metadata.message_type == "train":
+            content["arrays"] = ArrayRecord({"w": Array(model + np.float32(gain))})
+        return Message(content, reply_to=message)
+
+    app.train()(answer)
+    app.evaluate()(answer)
+    return app
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterable[None]:
+    with flower_identity():
+        yield
+
+
+def federation(
+    recorder: Any,
+    behave: Behaviour = lambda p, m: float(p),
+    clients: int = 4,
+    rounds: int = 1,
+    strategy: Any = None,
+    train_share: float = 1.0,
+    evaluate_share: float = 1.0,
+    **tables: Any,
+) -> Rounds:
+    section = {"rounds": rounds, "fraction-train": train_share, "fraction-evaluate": evaluate_share}
+    experiment = Experiment.model_validate(
+        {"data": {"clients": clients}, "strategy": section, **tables}
+    )
+    grid = InProcessGrid(client_app(behave), clients, {})
+    exchange = Exchange(grid, grid.partitions, experiment.round.deadline, recorder)
+    spec = experiment.strategy
+    strategy = strategy or FedAvg(spec.fraction_train, spec.fraction_evaluate, 1, 1, 1)
+    judge = lambda record: {"loss": float(record["w"].numpy()[0])}  # noqa: E731
+    return Rounds(experiment, strategy, exchange, judge, recorder)
+
+
+def test_a_round_averages_by_examples_and_tells_what_happened(recorder: Any) -> None:
+    final, _ = federation(recorder, rounds=2).run(arrays(10.0))
+    # partitions 0..3 add 0, 1, 2, 3 with weights 1, 2, 3, 4: (0 + 2 + 6 + 12) / 10 = 2 a round
+    assert final["w"].numpy().tolist() == pytest.approx([14.0, 14.0])
+    first, second = recorder.of(RoundFinished)
+    assert first.central == {"loss": pytest.approx(12.0)}
+    assert second.federated == {"loss": pytest.approx(2.0)}
+    assert second.train == {"loss": pytest.approx(2.0)}
+    assert (second.round, second.cohort, second.failures) == (2, (0, 1, 2, 3), {})
+    assert second.weights_sha256 == weights_sha256(final)
+    assert set(second.seconds) == {"total", "train", "aggregate", "evaluate"}
+    assert second.seconds["total"] >= second.seconds["train"] + second.seconds["evaluate"]
+
+
+def test_events_come_in_order_and_each_answer_is_one(recorder: Any) -> None:
+    federation(recorder, rounds=1, clients=2).run(arrays(0.0))
+    kinds = [type(event).__name__ for event in recorder.events]
+    phase = ["PhaseStarted", "ClientReplied", "ClientReplied"]
+    assert kinds == [*phase, *phase, "Checkpoint", "RoundFinished"]
+    assert [e.phase for e in recorder.of(PhaseStarted)] == ["train", "evaluate"]
+    assert [e.partition for e in recorder.of(ClientReplied)] == [0, 1, 0, 1]
+    assert recorder.of(Checkpoint)[0].round == 1
+
+
+def test_bytes_count_the_payload_both_ways(recorder: Any) -> None:
+    federation(recorder, rounds=1, clients=2, evaluate_share=0.0).run(arrays(0.0))
+    (finished,) = recorder.of(RoundFinished)
+    model = arrays(0.0).count_bytes()
+    config = ConfigRecord({"server-round": 1}).count_bytes()
+    metrics = MetricRecord({"num-examples": 1, "loss": 0.0, "seconds": 0.1}).count_bytes()
+    assert finished.bytes == {"down": 2 * (model + config), "up": 2 * (model + metrics)}
+
+
+def test_a_failed_client_is_named_counted_and_left_out(recorder: Any) -> None:
+    def behave(partition: int, message: Message) -> float:
+        if partition == 1:
+            raise ValueError("boom")
+        if partition == 2:
+            raise ClientError("diverged", "its loss is nan")
+        return float(partition)
+
+    final, _ = federation(recorder, behave, rounds=1).run(arrays(0.0))
+    assert final["w"].numpy()[0] == pytest.approx(3 * 4 / 5)
+    failed = [e for e in recorder.of(ClientReplied) if e.phase == "train" and e.reason]
+    assert [(e.partition, e.reason) for e in failed] == [(1, "error"), (2, "diverged")]
+    assert failed[0].error.startswith("ValueError: boom (test_rounds.py:")
+    # each failed in training and in evaluation
+    assert recorder.of(RoundFinished)[0].failures == {"diverged": 2, "error": 2}
+
+
+def test_when_every_client_fails_the_run_stops_with_their_errors(recorder: Any) -> None:
+    def behave(partition: int, message: Message) -> float:
+        raise ValueError(f"boom {partition}")
+
+    with pytest.raises(RoundError) as caught:
+        federation(recorder, behave, rounds=3, clients=5).run(arrays(0.0))
+    line = str(caught.value)
+    assert line.startswith("round 1: 0 of 5 clients succeeded, 1 needed; client 0: ValueError: boom 0")
+    assert line.endswith("; and 2 more")
+    assert recorder.of(RoundFinished) == []
+
+
+def test_a_round_with_fewer_results_than_asked_stops_the_run(recorder: Any) -> None:
+    def behave(partition: int, message: Message) -> float:
+        if partition < 2:
+            raise ValueError("boom")
+        return 1.0
+
+    rounds = federation(recorder, behave, rounds=1, round={"min-results": 3})
+    with pytest.raises(RoundError, match="2 of 4 clients succeeded, 3 needed"):
+        rounds.run(arrays(0.0))
+
+
+def test_when_no_client_can_evaluate_the_run_stops(recorder: Any) -> None:
+    def behave(partition: int, message: Message) -> float:
+        if message.metadata.message_type == "evaluate":
+            raise ValueError("no")
+        return 1.0
+
+    with pytest.raises(RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: ValueError: no"):
+        federation(recorder, behave, rounds=1).run(arrays(0.0))
+
+
+def test_clients_after_the_deadline_are_left_out_and_the_round_goes_on(recorder: Any) -> None:
+    def behave(partition: int, message: Message) -> float:
+        assert message.metadata.ttl == 0.3
+        if message.metadata.message_type == "train":
+            time.sleep(0.2)
+        return 1.0
+
+    federation(recorder, behave, rounds=1, round={"deadline": 0.3}).run(arrays(0.0))
+    (finished,) = recorder.of(RoundFinished)
+    assert finished.failures == {"deadline": 2}
+    late = [e for e in recorder.of(ClientReplied) if e.reason]
+    assert [(e.partition, e.reason) for e in late] == [(2, "deadline"), (3, "deadline")]
+    assert late[0].error == "no answer within 0.3 s"
+
+
+class Silent(InProcessGrid):
+    """A grid that never answers, as a network of dead clients."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return []
+
+
+def test_a_federation_that_never_answers_does_not_hang(recorder: Any) -> None:
+    grid = Silent(client_app(lambda p, m: 1.0), 2, {})
+    exchange = Exchange(grid, grid.partitions, 0.2, recorder)
+    content = RecordDict({"arrays": arrays(0.0)})
+    replies = exchange.run(1, "train", [Message(content, node, "train") for node in grid.partitions])
+    assert replies.results == []
+    assert {p: error.reason for p, error in replies.failures.items()} == {0: "deadline", 1: "deadline"}
+
+
+def test_cohorts_depend_on_the_seed_and_the_round_alone(recorder: Any) -> None:
+    def cohorts(seed: int) -> list[tuple[int, ...]]:
+        recorder.events.clear()
+        random.seed(time.time_ns())
+        federation(recorder, rounds=4, clients=40, train_share=0.1, seed=seed).run(arrays(0.0))
+        return [e.cohort for e in recorder.of(RoundFinished)]
+
+    first = cohorts(5)
+    assert first == cohorts(5)
+    assert len(set(first)) == 4
+    assert first != cohorts(6)
+    assert all(len(cohort) == 4 and list(cohort) == sorted(cohort) for cohort in first)
+
+
+def test_the_global_random_stream_is_left_as_it_was(recorder: Any) -> None:
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    federation(recorder, rounds=2).run(arrays(0.0))
+    assert random.random() == expected
+
+
+class Shuffled(InProcessGrid):
+    """Answers come in another order than they were asked for."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return super().pull_messages(list(message_ids)[::-1])
+
+
+def test_the_order_of_answers_changes_no_bit(recorder: Any) -> None:
+    def behave(partition: int, message: Message) -> float:
+        return 0.1 + 1e-3 * partition**3
+
+    def result(kind: type[InProcessGrid]) -> str:
+        rounds = federation(recorder, behave, rounds=2, clients=9)
+        grid = kind(client_app(behave), 9, {})
+        exchange = Exchange(grid, grid.partitions, 0.0, recorder)
+        other = Rounds(rounds.experiment, rounds.strategy, exchange, rounds.judge, recorder)
+        return weights_sha256(other.run(arrays(0.3))[0])
+
+    assert result(InProcessGrid) == result(Shuffled)
+    orders = [e.partition for e in recorder.of(ClientReplied) if e.phase == "train"]
+    assert orders[:9] == list(range(9))
+    assert orders[18:27] == list(range(9))[::-1]
+
+
+def test_central_evaluation_keeps_to_its_interval_and_never_misses_the_last(recorder: Any) -> None:
+    federation(recorder, rounds=5, evaluate={"central-every": 2}).run(arrays(0.0))
+    judged = [e.round for e in recorder.of(RoundFinished) if e.central is not None]
+    assert judged == [2, 4, 5]
+    recorder.events.clear()
+    federation(recorder, rounds=2, evaluate={"central-every": 0}).run(arrays(0.0))
+    assert [e.central for e in recorder.of(RoundFinished)] == [None, None]
+
+
+class Refusing(FedAvg):
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        raise ValueError("too few results for me")
+
+
+class Exploding(FedAvg):
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return arrays(float("inf")), None
+
+
+class Losing(FedAvg):
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return None, None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "error", "part"),
+    [
+        (Refusing(), RunError, "round 1: strategy fedavg: ValueError: too few results for me"),
+        (Exploding(), RunError, "round 1: the aggregated weights w are not finite"),
+        (Losing(), RoundError, "round 1: the strategy made no model of 4 results"),
+    ],
+)
+def test_a_strategy_that_fails_stops_the_run(
+    recorder: Any, strategy: FedAvg, error: type[Exception], part: str
+) -> None:
+    with pytest.raises(error, match=part):
+        federation(recorder, strategy=strategy, rounds=1).run(arrays(0.0))
+
+
+def test_partitions_are_asked_of_a_grid_without_a_table() -> None:
+    class Bare(InProcessGrid):
+        pass
+
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        return Message(RecordDict({"metrics": MetricRecord({"partition-id": number})}), reply_to=message)
+
+    grid = Bare(app, 3, {})
+    table, grid_nodes = dict(grid.partitions), list(grid.get_node_ids())
+
+    class Hidden:
+        get_node_ids = staticmethod(lambda: grid_nodes)
+        send_and_receive = staticmethod(grid.send_and_receive)
+
+    assert partitions_of(Hidden()) == table  # type: ignore[arg-type]
+
+
+def test_the_digest_depends_on_names_shapes_types_and_values_not_on_order() -> None:
+    one, two = Array(np.ones(2, np.float32)), Array(np.zeros(2, np.float32))
+    digest = weights_sha256(ArrayRecord({"a": one, "b": two}))
+    assert digest == weights_sha256(ArrayRecord({"b": two, "a": one}))
+    assert digest != weights_sha256(ArrayRecord({"a": two, "b": one}))
+    assert digest != weights_sha256(ArrayRecord({"a": one, "c": two}))
+    assert weights_sha256(arrays(0.0)) != weights_sha256(arrays(0.0, np.float64))
+
+
+def test_the_first_array_that_is_not_finite_is_named() -> None:
+    record = ArrayRecord({"n": Array(np.array([1])), "w": Array(np.array([0.0, np.nan]))})
+    assert first_not_finite(record) == "w"
+    assert first_not_finite(arrays(1.0)) is None
