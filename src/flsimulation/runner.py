@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flwr.app import ArrayRecord
+
 from flsimulation.apps.server_app import Start
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import InputError
-from flsimulation.events import Event, RoundFinished, RunFinished, Sink
+from flsimulation.events import Checkpoint, Event, RoundFinished, RunFinished, Scores, Sink
 from flsimulation.experiment import Experiment, load_experiment
 from flsimulation.report import write_report
 from flsimulation.runtimes.inprocess import run_in_process
@@ -20,6 +22,7 @@ from flsimulation.telemetry.checkpoint import read_checkpoint
 from flsimulation.telemetry.jsonlines import read_lines
 from flsimulation.telemetry.process import peak_memory_bytes
 from flsimulation.telemetry.rundir import RunDirectory, create_run_directory
+from flsimulation.weights import weights_sha256
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,21 @@ class _Outcome:
     def __init__(self, experiment: Experiment, path: Path) -> None:
         self._name, self._path = experiment.name, path
         self._scores: dict[str, float] = {}
-        self._digest: str | None = None
+        self._arrays: ArrayRecord | None = None
         self._end = RunFinished("failed", 0, 0.0)
+        for line in read_lines(path / "rounds.jsonl"):  # of the run that goes on
+            self._judge(line["central"], line["federated"])
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RoundFinished):
-            self._scores = event.central or event.federated or self._scores
-            self._digest = event.weights_sha256
+            self._judge(event.central, event.federated)
+        elif isinstance(event, Checkpoint):
+            self._arrays = event.arrays
         elif isinstance(event, RunFinished):
             self._end = event
+
+    def _judge(self, central: Scores | None, federated: Scores | None) -> None:
+        self._scores = central or federated or self._scores
 
     def result(self) -> RunResult:
         return RunResult(
@@ -71,7 +80,7 @@ class _Outcome:
             seconds=self._end.seconds,
             peak_memory_bytes=peak_memory_bytes(),
             run_dir=str(self._path),
-            weights_sha256=self._digest,
+            weights_sha256=weights_sha256(self._arrays) if self._arrays is not None else None,
         )
 
 
@@ -120,8 +129,8 @@ def resume(run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
     experiment = load_experiment(path / "experiment.toml")
     saved = read_checkpoint(path / "checkpoint", len(read_lines(path / "rounds.jsonl")))
     space = Workspace.load(experiment)
-    outcome = _Outcome(experiment, path)
     directory = RunDirectory(path, experiment, done=saved.round)
+    outcome = _Outcome(experiment, path)
     start = Start(saved.round, saved.arrays, saved.strategy)
     with _reported(path):
         run_in_process(experiment, [directory, outcome, *sinks], space, start)

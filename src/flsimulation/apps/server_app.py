@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import FLSimulationError, RunError, describe_error
 from flsimulation.events import (
+    Checkpoint,
     ClientReplied,
     Event,
     RoundFinished,
@@ -99,6 +100,7 @@ def _federate(grid: Grid, space: Workspace, emit: Sink, start: Start | None) -> 
     if start is not None:
         vars(strategy).update(start.strategy)
         arrays = start.arrays
+        emit(Checkpoint(start.round, arrays, strategy))
     exchange = Exchange(grid, partitions_of(grid), experiment.round.deadline, emit)
     rounds = Rounds(experiment, strategy, exchange, lambda model: _judge(model, space), emit)
     arrays, evaluated = rounds.run(arrays, first=start.round + 1 if start else 1)

@@ -116,6 +116,7 @@ class LiveView(PlainView):
             transient=True,
         )
         self._task = self._progress.add_task("loading data and model", total=None)
+        self._phase = ""
 
     def __enter__(self) -> LiveView:
         """Show the bar."""
@@ -135,9 +136,10 @@ class LiveView(PlainView):
         """Show what the event tells, and how far the phase is."""
         super().__call__(event)
         if isinstance(event, PhaseStarted):
+            self._phase = event.phase
             place = f"round {event.round}/{self.rounds}  {_WORDS[event.phase]}"
             self._progress.reset(self._task, total=len(event.cohort), description=place)
-        elif isinstance(event, ClientReplied):
+        elif isinstance(event, ClientReplied) and event.phase == self._phase:
             self._progress.advance(self._task)
         elif isinstance(event, RunFinished):
             self._progress.stop()

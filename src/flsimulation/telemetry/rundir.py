@@ -26,6 +26,7 @@ from flsimulation.experiment import Experiment, dump_toml
 from flsimulation.telemetry.checkpoint import serialize_arrays, write_checkpoint
 from flsimulation.telemetry.jsonlines import JsonLines
 from flsimulation.telemetry.process import machine_memory_bytes, peak_memory_bytes
+from flsimulation.weights import weights_sha256
 
 _PACKAGES = ("flsimulation", "torch", "pytorch-lightning", "flwr", "flwr-datasets", "numpy")
 
@@ -100,12 +101,13 @@ class RunDirectory:
             write_checkpoint(self.path / "checkpoint", event)
         elif isinstance(event, RoundFinished):
             self._rounds.append(event.record())
-            self._manifest |= {"rounds": event.round, "weights-sha256": event.weights_sha256}
+            self._manifest["rounds"] = event.round
         elif isinstance(event, RunFinished):
             self._finish(event)
 
     def _finish(self, event: RunFinished) -> None:
         if self._checkpoint is not None:
+            self._manifest["weights-sha256"] = weights_sha256(self._checkpoint.arrays)
             self._write_model(self._checkpoint)
         self._manifest |= {
             "state": event.state,

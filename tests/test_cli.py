@@ -1,0 +1,257 @@
+"""The command line: what it prints, and the status it exits with."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flsimulation.cli.main import main
+from flsimulation.cli.view import LiveView
+from flsimulation.events import (
+    ClientReplied,
+    PhaseStarted,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+)
+from flsimulation.experiment import Experiment
+
+ROOT = Path(__file__).parent.parent
+SMALL = '[model]\nargs = { hidden = [8, 8], learning_rate = 0.01 }\n[strategy]\nrounds = 2\n'
+
+
+@pytest.fixture
+def flsim(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in an empty folder; give its exit status, output and errors."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_run_prints_a_line_a_round_and_where_the_report_lies(
+    flsim: Any, experiment_file: Any
+) -> None:
+    status, output, errors = flsim("run", experiment_file(SMALL))
+    assert (status, errors) == (0, "")
+    lines = output.splitlines()
+    assert lines[0].startswith("test: fedavg, 4 clients, 240 examples of file:")
+    assert lines[0].endswith("(iid), mlp with 155 parameters, seed 0")
+    assert lines[1].split() == ["round", "test", "loss", "accuracy", "clients'", "loss", "accuracy", "seconds", "failed"]  # fmt: skip
+    assert [line.split()[0] for line in lines[2:4]] == ["1/2", "2/2"]
+    assert lines[5].startswith("completed: 2 of 2 rounds in ")
+    assert "clients' accuracy" in lines[5]
+    report = Path(lines[-1].removeprefix("Report").strip())
+    assert report.parts[0] == "runs"
+    assert re.fullmatch(r"\d{8}T\d{6}Z-test", report.parts[1])
+    assert report.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_json_prints_one_object_and_quiet_prints_nothing(
+    flsim: Any, experiment_file: Any, tmp_path: Path
+) -> None:
+    status, output, errors = flsim("run", experiment_file(SMALL), "--json", "--out", tmp_path / "a")
+    found = json.loads(output)
+    assert (status, errors, output.count("\n")) == (0, "", 1)
+    assert list(found) == [
+        "name", "state", "rounds", "accuracy", "loss", "seconds", "peak_memory_bytes", "run_dir", "weights_sha256",
+    ]  # fmt: skip
+    assert (found["name"], found["state"], found["rounds"]) == ("test", "completed", 2)
+    assert found["run_dir"] == str(tmp_path / "a")
+    assert flsim("run", experiment_file(SMALL), "--quiet", "--out", tmp_path / "b") == (0, "", "")
+    digests = [json.loads((tmp_path / d / "manifest.json").read_text())["weights-sha256"] for d in "ab"]
+    assert digests[0] == digests[1] == found["weights_sha256"]
+
+
+def test_set_changes_the_experiment_that_is_run_and_written(
+    flsim: Any, experiment_file: Any, tmp_path: Path
+) -> None:
+    file = experiment_file(SMALL)
+    status, output, _ = flsim("run", file, "--set", "strategy.rounds=1", "--set", "name=mine", "--json", "--out", tmp_path / "r")  # fmt: skip
+    assert status == 0
+    assert (json.loads(output)["name"], json.loads(output)["rounds"]) == ("mine", 1)
+    assert "rounds = 1" in (tmp_path / "r" / "experiment.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["run", "missing.toml"], "missing.toml: no such file"),
+        (["run", "--set", "train.epoch=2"], "did you mean 'epochs'?"),
+        (["run", "--set", "train.epochs"], "write it as key=value"),
+        (["run", "--set", "data.clients=70000", "--set", "data.examples-per-client=0"], "70000"),
+        (["run", "--set", "data.dataset=minst"], "mnist"),
+        (["run", "--set", "data.dataset=file:/nowhere"], "/nowhere"),
+        (["run", "--set", "model.class=mlpp"], "model.class must be one of mlp, 2nn, cnn"),
+        (["run", "--set", "model.class=gone.py:Net"], "gone.py"),
+        (["run", "--set", "model.class=os:path"], "must name a subclass of"),
+        (["run", "--set", "model.args.lr=0.1"], "it takes: inputs, classes, hidden, learning_rate"),
+        (["run", "--set", "train.device=cuda"], "train.device is 'cuda'"),
+        (["run", "--metrics-port", "99999"], "--metrics-port"),
+        (["run", "--runtim", "x"], "No such option"),
+        (["run", "--resume", "nowhere"], "nowhere"),
+        (["run", "x.toml", "--resume", "y"], "drop FILE, --set and --out"),
+        (["report", "nowhere"], "nowhere"),
+        (["partition", "--set", "data.alpha=0"], "data.alpha must be greater than 0, got 0"),
+        (["partition", "--set", "data.partition=pathological", "--set", "data.classes-per-client=11"], "data.classes-per-client"),
+        (["nonsense"], "nonsense"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_status_2(flsim: Any, arguments: list[str], part: str) -> None:
+    status, output, errors = flsim(*arguments)
+    assert (status, output) == (2, "")
+    assert part in errors
+    assert errors.startswith("flsim: ")
+    assert errors.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_dirichlet_that_starves_a_client_is_refused_with_the_numbers(
+    flsim: Any, experiment_file: Any
+) -> None:
+    data = 'partition = "dirichlet"\nalpha = 0.01\nmin-examples = 50'
+    status, _, errors = flsim("partition", experiment_file("", data))
+    assert status == 2
+    for part in ("data.min-examples", "50", "data.alpha", "0.01"):
+        assert part in errors
+
+
+def test_a_run_that_fails_says_so_in_one_line_and_status_1(
+    flsim: Any, experiment_file: Any, own_modules: Any
+) -> None:
+    own = own_modules(
+        "from flsimulation.models import MLP\n"
+        "class Net(MLP):\n    def training_step(self, batch, batch_idx):\n        raise ValueError('boom')\n"
+    )
+    file = experiment_file(f'[model]\nclass = "{own}:Net"\nargs = {{ inputs = 6, classes = 3 }}\n')
+    status, output, errors = flsim("run", file)
+    assert status == 1
+    assert errors.count("\n") == 1
+    assert errors.startswith("flsim: round 1: 0 of 4 clients succeeded, 1 needed; client 0: ValueError: boom (own.py:4)")
+    assert "round 1/3, training: client 3 failed (error): ValueError: boom" in output
+    assert "failed: 0 of 3 rounds" in output
+
+
+def test_a_taken_port_is_named_before_anything_runs(flsim: Any, experiment_file: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, output, errors = flsim("run", experiment_file(SMALL), "--metrics-port", str(port))
+    assert (status, output) == (2, "")
+    assert errors.startswith(f"flsim: --metrics-port {port}: cannot listen on 127.0.0.1:{port}")
+    assert "choose another port" in errors
+    assert not Path("runs").exists()
+
+
+def test_resume_goes_on_with_a_finished_run_without_training(
+    flsim: Any, experiment_file: Any, tmp_path: Path
+) -> None:
+    _, first, _ = flsim("run", experiment_file(SMALL), "--json", "--out", tmp_path / "r")
+    status, second, _ = flsim("run", "--resume", tmp_path / "r", "--json")
+    assert status == 0
+    assert json.loads(second)["rounds"] == 2
+    assert len((tmp_path / "r" / "rounds.jsonl").read_text().splitlines()) == 2
+    for key in ("weights_sha256", "accuracy", "loss"):
+        assert json.loads(second)[key] == json.loads(first)[key]
+
+
+def test_partition_prints_the_table_and_draws_it(flsim: Any, experiment_file: Any) -> None:
+    data = 'partition = "pathological"\nclasses-per-client = 1\nvalidation-fraction = 0.0'
+    status, output, errors = flsim("partition", experiment_file("", data), "--png", "p.png")
+    assert (status, errors) == (0, "")
+    lines = output.splitlines()
+    assert lines[0].split() == ["client", "examples", "0", "1", "2"]
+    rows = [line.split() for line in lines[1:5]]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3"]
+    assert all(sorted(row[2:])[:2] == ["·", "·"] or row[2:].count("·") == 2 for row in rows)
+    assert sum(int(row[1]) for row in rows) == 240
+    assert lines[5].startswith("4 clients, 240 of 240 training examples")
+    assert Path("p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_is_made_again_with_plots(flsim: Any, experiment_file: Any, tmp_path: Path) -> None:
+    flsim("run", experiment_file(SMALL), "--quiet", "--out", tmp_path / "r")
+    report = tmp_path / "r" / "report.html"
+    report.unlink()
+    status, output, _ = flsim("report", tmp_path / "r", "--png")
+    written = [Path(line) for line in output.splitlines()]
+    assert status == 0
+    assert written[0] == report
+    assert {path.name for path in written[1:]} >= {"accuracy.png", "loss.png", "times.png", "partition.png", "clients.png"}  # fmt: skip
+    assert all(path.is_file() for path in written)
+
+
+def test_help_and_version_are_quick_and_import_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom flsimulation.cli.main import main\n"
+        "try: main(['run', '--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'flwr', 'pydantic', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for option in ("--set", "--out", "--resume", "--json", "--quiet", "--metrics-port"):
+        assert option in done.stdout
+
+
+def events(experiment: Experiment) -> list[Any]:
+    metrics = {"num-examples": 5.0, "loss": 0.5, "accuracy": 0.75, "epochs": 1.0, "seconds": 0.1}
+    scores = {"loss": 0.25, "accuracy": 0.875}
+    seconds = {"total": 1.25, "train": 1.0, "aggregate": 0.05, "evaluate": 0.2}
+    return [
+        RunStarted(experiment, {}, 155, "d" * 64, {"0": [5], "1": [5]}, ("a",), 10, 4),
+        PhaseStarted(1, "train", (0, 1)),
+        ClientReplied(1, "train", 0, metrics),
+        ClientReplied(1, "train", 1, reason="error", error="ValueError: boom"),
+        RoundFinished(1, scores, None, {"loss": 0.5}, (0, 1), {"error": 1}, seconds, {"down": 9, "up": 4}, "e" * 64),
+        ClientReplied(1, "final", 0, metrics),
+        ClientReplied(1, "final", 1, {**metrics, "accuracy": 0.25}),
+        RunFinished("completed", 1, 2.0),
+    ]  # fmt: skip
+
+
+def test_the_live_view_shows_the_same_lines_and_a_bar(make_experiment: Any) -> None:
+    experiment = make_experiment(data={"clients": 2}, strategy={"rounds": 1})
+    console = Console(force_terminal=True, width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    with console.file, LiveView(console, experiment) as view:
+        for event in events(experiment):
+            view(event)
+        text = console.export_text()
+    assert "1/1     0.2500    0.8750              -         -     1.25       1\n" in text
+    assert "round 1/1  training" in text
+    assert "2/2 clients" in text
+    assert "round 1/1, training: client 1 failed (error): ValueError: boom" in text
+    assert "completed: 1 of 1 rounds in 2.0 s, accuracy 0.8750, loss 0.2500" in text
+    assert "clients' accuracy 0.5000 ± 0.2500, lowest 0.2500" in text
+
+
+def test_many_failures_in_a_round_are_not_all_printed(
+    make_experiment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flsimulation.cli.view import PlainView
+
+    view = PlainView(Console(), make_experiment())
+    view(PhaseStarted(1, "train", tuple(range(20))))
+    for partition in range(20):
+        view(ClientReplied(1, "train", partition, reason="lost", error="gone"))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert lines[-1].strip() == "more clients failed; clients.jsonl names them all"
