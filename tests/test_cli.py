@@ -26,7 +26,7 @@ from flsimulation.events import (
 from flsimulation.experiment import Experiment
 
 ROOT = Path(__file__).parent.parent
-SMALL = '[model]\nargs = { hidden = [8, 8], learning_rate = 0.01 }\n[strategy]\nrounds = 2\n'
+SMALL = "[model]\nargs = { hidden = [8, 8], learning_rate = 0.01 }\n[strategy]\nrounds = 2\n"
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_run_prints_a_line_a_round_and_where_the_report_lies(
     status, output, errors = flsim("run", experiment_file(SMALL))
     assert (status, errors) == (0, "")
     lines = output.splitlines()
-    assert lines[0].startswith("test: fedavg, 4 clients, 240 examples of file:")
+    assert lines[0].startswith("test: fedavg, 4 clients, 240 examples of blobs.npz (iid), ")
     assert lines[0].endswith("(iid), mlp with 155 parameters, seed 0")
     assert lines[1].split() == ["round", "test", "loss", "accuracy", "clients'", "loss", "accuracy", "seconds", "failed"]  # fmt: skip
     assert [line.split()[0] for line in lines[2:4]] == ["1/2", "2/2"]
@@ -77,7 +77,9 @@ def test_json_prints_one_object_and_quiet_prints_nothing(
     assert (found["name"], found["state"], found["rounds"]) == ("test", "completed", 2)
     assert found["run_dir"] == str(tmp_path / "a")
     assert flsim("run", experiment_file(SMALL), "--quiet", "--out", tmp_path / "b") == (0, "", "")
-    digests = [json.loads((tmp_path / d / "manifest.json").read_text())["weights-sha256"] for d in "ab"]
+    digests = [
+        json.loads((tmp_path / d / "manifest.json").read_text())["weights-sha256"] for d in "ab"
+    ]
     assert digests[0] == digests[1] == found["weights_sha256"]
 
 
@@ -145,7 +147,9 @@ def test_a_run_that_fails_says_so_in_one_line_and_status_1(
     status, output, errors = flsim("run", file)
     assert status == 1
     assert errors.count("\n") == 1
-    assert errors.startswith("flsim: round 1: 0 of 4 clients succeeded, 1 needed; client 0: ValueError: boom (own.py:4)")
+    assert errors.startswith(
+        "flsim: round 1: 0 of 4 clients succeeded, 1 needed; client 0: ValueError: boom (own.py:4)"
+    )
     assert "round 1/3, training: client 3 failed (error): ValueError: boom" in output
     assert "failed: 0 of 3 rounds" in output
 

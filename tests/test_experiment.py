@@ -59,7 +59,9 @@ def test_default_file_in_the_package_is_the_one_in_experiments() -> None:
         ("round.min-results=3", ["round.min-results must be at most the 2 clients", "got 3"]),
     ],
 )
-def test_a_mistake_gives_one_line_with_key_value_and_remedy(override: str, parts: list[str]) -> None:
+def test_a_mistake_gives_one_line_with_key_value_and_remedy(
+    override: str, parts: list[str]
+) -> None:
     line = complaint(override)
     assert "\n" not in line
     for part in parts:
@@ -73,7 +75,10 @@ def test_a_mistake_gives_one_line_with_key_value_and_remedy(override: str, parts
         (["strategy.name=fedprox", "strategy.proximal-mu=x"], "must be of type float, got 'x'"),
         (["strategy.name=fedprox", "strategy.proximal-mu=-1.0"], "must not be negative, got -1.0"),
         (["strategy.name=fedprox", "strategy.proximal-mu=true"], "must be of type float, got True"),
-        (["strategy.name=krum", "strategy.num-malicious-nodes=0.5"], "must be of type int, got 0.5"),
+        (
+            ["strategy.name=krum", "strategy.num-malicious-nodes=0.5"],
+            "must be of type int, got 0.5",
+        ),
         (["strategy.name=fedtrimmedavg", "strategy.beta=0.7"], "[0, 0.5)"),
         (["strategy.name=qfedavg"], "strategy.client-learning-rate is required by qfedavg"),
         (["strategy.name=bulyan"], "bulyan needs at least 3 clients a round"),

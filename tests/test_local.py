@@ -54,7 +54,9 @@ def by_hand(
     return module.state_dict(), total / 23
 
 
-def assert_equal(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 0) -> None:
+def assert_equal(
+    state: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 0
+) -> None:
     assert state.keys() == other.keys()
     for name in state:
         torch.testing.assert_close(state[name], other[name], rtol=tolerance, atol=tolerance)
@@ -159,7 +161,10 @@ class Failing(MLP):
 
 @pytest.mark.parametrize(
     ("kind", "reason", "part"),
-    [("raise", "error", "ValueError: boom (test_local.py:"), ("nan", "diverged", "training loss is nan")],
+    [
+        ("raise", "error", "ValueError: boom (test_local.py:"),
+        ("nan", "diverged", "training loss is nan"),
+    ],
 )
 def test_a_failure_has_a_reason_and_the_next_client_is_not_touched(
     kind: str, reason: str, part: str

@@ -137,7 +137,9 @@ def test_when_every_client_fails_the_run_stops_with_their_errors(recorder: Any) 
     with pytest.raises(RoundError) as caught:
         federation(recorder, behave, rounds=3, clients=5).run(arrays(0.0))
     line = str(caught.value)
-    assert line.startswith("round 1: 0 of 5 clients succeeded, 1 needed; client 0: ValueError: boom 0")
+    assert line.startswith(
+        "round 1: 0 of 5 clients succeeded, 1 needed; client 0: ValueError: boom 0"
+    )
     assert line.endswith("; and 2 more")
     assert recorder.of(RoundFinished) == []
 
@@ -159,7 +161,9 @@ def test_when_no_client_can_evaluate_the_run_stops(recorder: Any) -> None:
             raise ValueError("no")
         return 1.0
 
-    with pytest.raises(RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: ValueError: no"):
+    with pytest.raises(
+        RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: ValueError: no"
+    ):
         federation(recorder, behave, rounds=1).run(arrays(0.0))
 
 
@@ -189,9 +193,14 @@ def test_a_federation_that_never_answers_does_not_hang(recorder: Any) -> None:
     grid = Silent(client_app(lambda p, m: 1.0), 2, {})
     exchange = Exchange(grid, grid.partitions, 0.2, recorder)
     content = RecordDict({"arrays": arrays(0.0)})
-    replies = exchange.run(1, "train", [Message(content, node, "train") for node in grid.partitions])
+    replies = exchange.run(
+        1, "train", [Message(content, node, "train") for node in grid.partitions]
+    )
     assert replies.results == []
-    assert {p: error.reason for p, error in replies.failures.items()} == {0: "deadline", 1: "deadline"}
+    assert {p: error.reason for p, error in replies.failures.items()} == {
+        0: "deadline",
+        1: "deadline",
+    }
 
 
 def test_cohorts_depend_on_the_seed_and_the_round_alone(recorder: Any) -> None:
@@ -279,6 +288,22 @@ def test_a_strategy_that_fails_stops_the_run(
         federation(recorder, strategy=strategy, rounds=1).run(arrays(0.0))
 
 
+def test_buffers_are_averaged_whatever_the_strategy_makes_of_them(recorder: Any) -> None:
+    class Doubling(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            return ArrayRecord({"w": Array(np.float32([9, 9])), "n": Array(np.float32([9]))}), None
+
+    def rounds(buffers: frozenset[str]) -> ArrayRecord:
+        base = federation(recorder, strategy=Doubling())
+        both = Rounds(base.experiment, base.strategy, base.exchange, base.judge, recorder, buffers)
+        return both.run(arrays(10.0))[0]
+
+    assert rounds(frozenset())["w"].numpy().tolist() == [9, 9]
+    # 10 + (0 x 1 + 1 x 2 + 2 x 3 + 3 x 4) / 10 = 12, and the rest stays the strategy's
+    assert rounds(frozenset({"w"}))["w"].numpy().tolist() == pytest.approx([12, 12])
+    assert rounds(frozenset({"w"}))["n"].numpy().tolist() == [9]
+
+
 def test_partitions_are_asked_of_a_grid_without_a_table() -> None:
     class Bare(InProcessGrid):
         pass
@@ -288,7 +313,9 @@ def test_partitions_are_asked_of_a_grid_without_a_table() -> None:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
-        return Message(RecordDict({"metrics": MetricRecord({"partition-id": number})}), reply_to=message)
+        return Message(
+            RecordDict({"metrics": MetricRecord({"partition-id": number})}), reply_to=message
+        )
 
     grid = Bare(app, 3, {})
     table, grid_nodes = dict(grid.partitions), list(grid.get_node_ids())

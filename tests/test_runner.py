@@ -91,7 +91,9 @@ def test_a_run_leaves_everything_that_it_promises(
     assert [(e.state, e.rounds, e.error) for e in finished] == [("completed", 2, None)]
 
 
-def test_the_manifest_says_with_what_the_result_was_made(make_experiment: Make, tmp_path: Path) -> None:
+def test_the_manifest_says_with_what_the_result_was_made(
+    make_experiment: Make, tmp_path: Path
+) -> None:
     result = run(make_experiment(seed=3), tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert (manifest["name"], manifest["state"], manifest["seed"]) == ("test", "completed", 3)
@@ -256,7 +258,9 @@ def test_a_broken_validation_step_is_named(
     make_experiment: Make, tmp_path: Path, own_modules: Any
 ) -> None:
     path = own_modules(OWN.replace("logits = self(x)", 'raise KeyError("gone")'))
-    with pytest.raises(RunError, match="evaluation on the test set failed: KeyError: 'gone' .own.py:"):
+    with pytest.raises(
+        RunError, match="evaluation on the test set failed: KeyError: 'gone' .own.py:"
+    ):
         run(own_net(make_experiment, path), tmp_path / "run")
 
 
@@ -282,7 +286,13 @@ def test_without_held_out_parts_only_the_server_evaluates(
 
 def test_a_data_set_with_one_class(make_experiment: Make, tmp_path: Path) -> None:
     x = np.ones((20, 6), np.float32)
-    np.savez(tmp_path / "one.npz", x_train=x, y_train=np.zeros(20, int), x_test=x, y_test=np.zeros(20, int))
+    np.savez(
+        tmp_path / "one.npz",
+        x_train=x,
+        y_train=np.zeros(20, int),
+        x_test=x,
+        y_test=np.zeros(20, int),
+    )
     result = run(make_experiment(data={"dataset": f"file:{tmp_path}/one.npz"}), tmp_path / "run")
     assert (result.accuracy, result.loss) == (1.0, 0.0)
 
@@ -307,7 +317,11 @@ def test_the_announcement_describes_the_federation(
 ) -> None:
     run(make_experiment(), tmp_path / "run", [recorder])
     (started,) = recorder.of(RunStarted)
-    assert (started.classes, started.train_examples, started.test_examples) == (("0", "1", "2"), 240, 60)
+    assert (started.classes, started.train_examples, started.test_examples) == (
+        ("0", "1", "2"),
+        240,
+        60,
+    )
 
 
 class Interrupt:
@@ -321,12 +335,16 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("strategy", [{}, {"name": "fedadam", "eta": 0.03}, {"name": "fedavgm", "server-momentum": 0.5}])
+@pytest.mark.parametrize(
+    "strategy", [{}, {"name": "fedadam", "eta": 0.03}, {"name": "fedavgm", "server-momentum": 0.5}]
+)
 @pytest.mark.parametrize("stopped_in", [2, 4])
 def test_an_interrupted_run_goes_on_to_the_same_result(
     make_experiment: Make, tmp_path: Path, strategy: dict[str, Any], stopped_in: int
 ) -> None:
-    experiment = make_experiment(data={"clients": 8}, strategy={"rounds": 4, "fraction-train": 0.5, **strategy})
+    experiment = make_experiment(
+        data={"clients": 8}, strategy={"rounds": 4, "fraction-train": 0.5, **strategy}
+    )
     whole = run(experiment, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(experiment, tmp_path / "cut", [Interrupt(stopped_in)])
@@ -343,7 +361,9 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
         )  # fmt: skip
         assert kept == expected
     saved = sorted(p.name for p in (tmp_path / "cut" / "checkpoint").iterdir())
-    assert saved == [f"round-00000{r}.{end}" for r in (3, 4) for end in ("safetensors", "strategy.pickle")]
+    assert saved == [
+        f"round-00000{r}.{end}" for r in (3, 4) for end in ("safetensors", "strategy.pickle")
+    ]
 
 
 def test_a_cut_line_is_dropped_on_resume(make_experiment: Make, tmp_path: Path) -> None:
@@ -407,7 +427,15 @@ def test_ctrl_c_in_round_two_leaves_a_readable_directory(
     slow = OWN.replace("x, y = batch", "import time; time.sleep(0.05); x, y = batch", 1)
     path = own_modules(slow)
     file = experiment_file(f'[model]\nclass = "{path}:Net"\n[strategy]\nrounds = 200\n')
-    command = [sys.executable, "-m", "flsimulation", "run", str(file), "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "flsimulation",
+        "run",
+        str(file),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -423,12 +451,23 @@ def test_ctrl_c_in_round_two_leaves_a_readable_directory(
     assert len(rounds) >= 2
     assert rounds == list(range(1, len(rounds) + 1))
     assert json.loads((folder / "manifest.json").read_text())["state"] == "interrupted"
-    assert load_file(folder / "model.safetensors").keys() == {"body.weight", "body.bias", "head.weight", "head.bias"}
+    assert load_file(folder / "model.safetensors").keys() == {
+        "body.weight",
+        "body.bias",
+        "head.weight",
+        "head.bias",
+    }
     assert "interrupted" in (folder / "report.html").read_text()
 
 
 def test_waiting_threads_sleep() -> None:
     code = "import flsimulation, os; print(os.environ['OMP_WAIT_POLICY'])"
     clean = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    shown = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=clean, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert shown.stdout.strip() == "PASSIVE"

@@ -99,9 +99,7 @@ class Exchange:
             self._record(round, phase, partition, late, replies)
         return replies
 
-    def _collect(
-        self, round: int, phase: Phase, pending: dict[str, int], replies: Replies
-    ) -> bool:
+    def _collect(self, round: int, phase: Phase, pending: dict[str, int], replies: Replies) -> bool:
         """Take in the answers that are ready; False if there were none."""
         came = list(self.grid.pull_messages(list(pending)))
         for message in came:
@@ -113,7 +111,12 @@ class Exchange:
         return bool(came)
 
     def _record(
-        self, round: int, phase: Phase, partition: int, answer: Message | ClientError, replies: Replies
+        self,
+        round: int,
+        phase: Phase,
+        partition: int,
+        answer: Message | ClientError,
+        replies: Replies,
     ) -> None:
         if isinstance(answer, ClientError):
             replies.failures[partition] = answer

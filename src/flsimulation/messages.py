@@ -25,7 +25,7 @@ def state_of_record(arrays: ArrayRecord) -> dict[str, Tensor]:
 
 def state_of(message: Message) -> dict[str, Tensor]:
     """The model that a message carries, as a state_dict."""
-    return state_of_record(cast(ArrayRecord, message.content[ARRAYS]))
+    return state_of_record(model_of(message))
 
 
 def config_of(message: Message) -> ConfigRecord:
@@ -36,7 +36,12 @@ def config_of(message: Message) -> ConfigRecord:
 def metrics_of(message: Message) -> dict[str, float]:
     """The numbers of a client's answer."""
     record = cast(MetricRecord, message.content[METRICS])
-    return {name: float(value) for name, value in record.items() if not isinstance(value, list)}
+    return {name: value for name, value in record.items() if not isinstance(value, list)}
+
+
+def model_of(message: Message) -> ArrayRecord:
+    """The model that a message carries, as Flower's record."""
+    return cast(ArrayRecord, message.content[ARRAYS])
 
 
 def reply(

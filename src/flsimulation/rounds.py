@@ -19,7 +19,8 @@ from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.events import Checkpoint, RoundFinished, Scores, Sink
 from flsimulation.exchange import Exchange, Replies
 from flsimulation.experiment import Experiment
-from flsimulation.weights import first_not_finite, weights_sha256
+from flsimulation.messages import metrics_of, model_of
+from flsimulation.weights import first_not_finite, weights_sha256, with_average_of
 
 _NAMED_FAILURES = 3  # clients whose errors stand in the message of a failed round
 
@@ -40,6 +41,8 @@ class Rounds:
         Scores of a global model on the test set.
     emit : callable
         Takes the events.
+    buffers : iterable of str
+        Arrays that are averaged over the clients, whatever the strategy makes of them.
     """
 
     experiment: Experiment
@@ -47,6 +50,7 @@ class Rounds:
     exchange: Exchange
     judge: Callable[[ArrayRecord], Scores]
     emit: Sink
+    buffers: frozenset[str] = frozenset()
 
     def run(self, arrays: ArrayRecord, first: int = 1) -> tuple[ArrayRecord, Replies]:
         """Run round ``first`` to the last; give the global model and the last evaluation.
@@ -111,7 +115,8 @@ class Rounds:
         more = len(named) - _NAMED_FAILURES
         raise RoundError(
             f"round {number}: {len(replies.by_partition)} of {len(replies.cohort)} clients "
-            f"succeeded, {least} needed; " + "; ".join(named[:_NAMED_FAILURES])
+            f"succeeded, {least} needed; "
+            + "; ".join(named[:_NAMED_FAILURES])
             + (f"; and {more} more" if more > 0 else "")
         )
 
@@ -122,13 +127,23 @@ class Rounds:
             name = self.experiment.strategy.name
             raise RunError(f"round {number}: strategy {name}: {describe_error(error)}") from error
         if arrays is None:
-            raise RoundError(f"round {number}: the strategy made no model of {len(trained.results)} results")
+            raise RoundError(
+                f"round {number}: the strategy made no model of {len(trained.results)} results"
+            )
+        arrays = self._with_buffers(arrays, trained)
         if (bad := first_not_finite(arrays)) is not None:
             raise RunError(
                 f"round {number}: the aggregated weights {bad} are not finite; "
                 f"lower the server's or the clients' learning rate"
             )
         return arrays, _scores(metrics)
+
+    def _with_buffers(self, arrays: ArrayRecord, trained: Replies) -> ArrayRecord:
+        if not self.buffers:
+            return arrays
+        models = [model_of(result) for result in trained.results]
+        weights = [metrics_of(result)["num-examples"] for result in trained.results]
+        return with_average_of(arrays, self.buffers, models, weights)
 
     def _federated(self, number: int, evaluated: Replies) -> Scores | None:
         if not evaluated.cohort:

@@ -9,6 +9,13 @@ from flwr.serverapp import strategy as flower
 from flsimulation.experiment import Experiment
 from flsimulation.experiment.strategy import STRATEGIES
 
+MOVING_THE_MODEL = frozenset({"fedavgm", "fedadam", "fedadagrad", "fedyogi", "qfedavg"})
+"""Strategies that move the global model along the clients' mean change instead of averaging.
+
+A step with momentum or a learning rate of its own can leave the range that makes sense for a
+buffer: a running variance below zero gives NaN at the next evaluation. Buffers are therefore
+averaged plainly under these (docs/decisions/0005)."""
+
 
 def build_strategy(experiment: Experiment, *, evaluate: bool = True) -> flower.Strategy:
     """Flower's strategy object with the experiment's parameters, otherwise unmodified.

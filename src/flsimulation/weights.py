@@ -1,20 +1,21 @@
-"""The global model as arrays: its digest and its soundness."""
+"""The global model as arrays: its digest, its soundness, its plain average."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 
 
 def weights_sha256(arrays: ArrayRecord) -> str:
     """SHA-256 (hex) over all arrays in name order: name, dtype, shape and bytes."""
     sha = hashlib.sha256()
     for name in sorted(arrays):
-        value = np.ascontiguousarray(arrays[name].numpy())
+        value = arrays[name].numpy()
         sha.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        sha.update(value.data)
+        sha.update(value.tobytes())
     return sha.hexdigest()
 
 
@@ -25,3 +26,29 @@ def first_not_finite(arrays: ArrayRecord) -> str | None:
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
             return str(name)
     return None
+
+
+def with_average_of(
+    arrays: ArrayRecord,
+    names: Iterable[str],
+    models: Sequence[ArrayRecord],
+    weights: Sequence[float],
+) -> ArrayRecord:
+    """``arrays`` with some of them replaced by the weighted mean over ``models``.
+
+    Parameters
+    ----------
+    arrays : ArrayRecord
+        Not changed.
+    names : iterable of str
+        Which arrays to replace.
+    models, weights
+        The clients' models and the weight of each.
+    """
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+    means = {
+        name: sum(s * m[name].numpy() for s, m in zip(shares, models, strict=True))
+        for name in names
+    }
+    kept = {name: Array(np.asarray(mean, arrays[name].dtype)) for name, mean in means.items()}
+    return ArrayRecord({**arrays, **kept})

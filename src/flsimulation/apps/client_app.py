@@ -8,10 +8,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from flsimulation import seeds
-from flsimulation.messages import config_of, failure, reply, state_of
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError
 from flsimulation.experiment import unflatten
+from flsimulation.messages import config_of, failure, reply, state_of
 
 
 def make_client_app(workspace: Workspace | None = None) -> ClientApp:

@@ -28,7 +28,7 @@ from flsimulation.experiment import unflatten
 from flsimulation.messages import ARRAYS, CONFIG, metrics_of, state_of_record
 from flsimulation.models import model_arguments
 from flsimulation.rounds import Rounds
-from flsimulation.strategies import build_strategy
+from flsimulation.strategies import MOVING_THE_MODEL, build_strategy
 
 _LISTED_CLIENTS = 1000  # a histogram of more clients than this is not written out
 
@@ -102,7 +102,14 @@ def _federate(grid: Grid, space: Workspace, emit: Sink, start: Start | None) -> 
         arrays = start.arrays
         emit(Checkpoint(start.round, arrays, strategy))
     exchange = Exchange(grid, partitions_of(grid), experiment.round.deadline, emit)
-    rounds = Rounds(experiment, strategy, exchange, lambda model: _judge(model, space), emit)
+    rounds = Rounds(
+        experiment,
+        strategy,
+        exchange,
+        judge=lambda model: _judge(model, space),
+        emit=emit,
+        buffers=_averaged_buffers(space),
+    )
     arrays, evaluated = rounds.run(arrays, first=start.round + 1 if start else 1)
     if space.can_evaluate_clients:
         _evaluate_everyone(exchange, arrays, evaluated, space, emit)
@@ -121,6 +128,14 @@ def _announcement(space: Workspace) -> RunStarted:
         train_examples=sum(len(part) for part in data.partitions),
         test_examples=len(data.dataset.y_test),
     )
+
+
+def _averaged_buffers(space: Workspace) -> frozenset[str]:
+    """Buffers of the model, under a strategy that must not move them."""
+    if space.experiment.strategy.name not in MOVING_THE_MODEL:
+        return frozenset()
+    module = space.trainer.module
+    return frozenset(name for name, _ in module.named_buffers()) & module.state_dict().keys()
 
 
 def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:

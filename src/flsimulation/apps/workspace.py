@@ -40,8 +40,8 @@ class Workspace:
         return self.data.validation_fraction > 0 and self.trainer.can_evaluate
 
     def initial_state(self) -> State:
-        """The global model before the first round."""
-        return {name: value.detach() for name, value in self.trainer.module.state_dict().items()}
+        """The global model before the first round; a copy, whatever becomes of the module."""
+        return {name: value.detach().clone() for name, value in self.trainer.module.state_dict().items()}
 
     def train_batches(self, partition: int, round: int) -> Batches:
         """The client's training part, shuffled anew in every epoch of every round."""

@@ -69,7 +69,9 @@ def run(
     from flsimulation.cli.run import run_command
 
     if resume is not None and (file is not None or overrides or out is not None):
-        raise InputError("--resume takes the experiment and the directory from the run; drop FILE, --set and --out")
+        raise InputError(
+            "--resume takes the experiment and the directory from the run; drop FILE, --set and --out"
+        )
     run_command(file, overrides or [], out, resume, json=json, quiet=quiet, port=metrics_port)
 
 

@@ -43,7 +43,9 @@ def run_command(
     if json:
         typer.echo(result.json())
     elif not quiet:
-        console.print(f"\nReport  {Path(result.run_dir) / 'report.html'}", soft_wrap=True, highlight=False)
+        console.print(
+            f"\nReport  {Path(result.run_dir) / 'report.html'}", soft_wrap=True, highlight=False
+        )
 
 
 @contextlib.contextmanager

@@ -150,9 +150,15 @@ def _title(event: RunStarted) -> str:
     clients = f"{spec.data.clients:,} client{'s' * (spec.data.clients > 1)}"
     return (
         f"{spec.name}: {spec.strategy.name}, {clients}, "
-        f"{event.train_examples:,} examples of {spec.data.dataset} ({spec.data.partition}), "
-        f"{spec.model.class_} with {event.parameters:,} parameters, seed {spec.seed}"
+        f"{event.train_examples:,} examples of {_short(spec.data.dataset)} "
+        f"({spec.data.partition}), {_short(spec.model.class_)} with {event.parameters:,} "
+        f"parameters, seed {spec.seed}"
     )
+
+
+def _short(reference: str) -> str:
+    """A reference without the folders of its path: ``/a/b/net.py:Net`` -> ``net.py:Net``."""
+    return reference.removeprefix("file:").rpartition("/")[2] if "/" in reference else reference
 
 
 def _cells(event: RoundFinished, rounds: int) -> tuple[str, ...]:

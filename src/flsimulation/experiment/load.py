@@ -17,9 +17,7 @@ from flsimulation.errors import ExperimentError
 from flsimulation.experiment.spec import Experiment, Section, kebab
 
 
-def load_experiment(
-    path: str | Path | None = None, overrides: Iterable[str] = ()
-) -> Experiment:
+def load_experiment(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Experiment:
     """Read and validate an experiment.
 
     Parameters
@@ -61,7 +59,9 @@ def _read(path: str | Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ExperimentError(f"{path}: no such file; give the path of an experiment file") from None
+        raise ExperimentError(
+            f"{path}: no such file; give the path of an experiment file"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
@@ -70,23 +70,28 @@ def _read(path: str | Path | None) -> dict[str, Any]:
 
 def _resolve_paths(table: dict[str, Any], folder: Path) -> None:
     """Make the file's own relative paths absolute, so that the experiment means the same anywhere."""
-    for section, key, prefix in (("data", "dataset", "file:"), ("model", "class", "")):
+    for section, key in (("data", "dataset"), ("model", "class")):
         part = table.get(section)
-        value = part.get(key) if isinstance(part, dict) else None
-        if not isinstance(value, str):
-            continue
-        where, colon, name = value.rpartition(":")
-        if prefix and value.startswith(prefix):
-            part[key] = prefix + str((folder / value.removeprefix(prefix)).resolve())
-        elif where.endswith(".py"):
-            part[key] = str((folder / where).resolve()) + colon + name
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            part[key] = _absolute(part[key], folder)
+
+
+def _absolute(reference: str, folder: Path) -> str:
+    """``file:PATH``, ``hf:./PATH`` and ``PATH.py:NAME`` with an absolute path; others as they are."""
+    kind, _, path = reference.partition(":")
+    if kind == "file" or (kind == "hf" and path.startswith(".")):
+        return f"{kind}:{(folder / path).resolve()}"
+    source, _, name = reference.rpartition(":")
+    return f"{(folder / source).resolve()}:{name}" if source.endswith(".py") else reference
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise ExperimentError(f"--set {override}: write it as key=value, for example train.epochs=2")
+        raise ExperimentError(
+            f"--set {override}: write it as key=value, for example train.epochs=2"
+        )
     try:
         return key, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -110,7 +115,9 @@ def _explain(item: Any, source: str, changed: dict[str, str]) -> str:
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(item["loc"][-1]), _keys(item["loc"][:-1]), n=1)
         others = f"known keys: {', '.join(_keys(item['loc'][:-1]))}"
-        text = f"{key} is not a key, got {got!r}; " + (f"did you mean {near[0]!r}?" if near else others)
+        text = f"{key} is not a key, got {got!r}; " + (
+            f"did you mean {near[0]!r}?" if near else others
+        )
     elif item["type"] == "value_error" and (key == "strategy" or not key):
         text = f"{key}.{message}" if key else message
     else:

@@ -84,7 +84,5 @@ def _sizes(name: str, dataset: Dataset) -> dict[str, Any]:
 
 
 def _refusal(name: str, cls: type, arguments: dict[str, Any], error: Exception) -> str:
-    takes = ", ".join(list(inspect.signature(cls.__init__).parameters)[1:]) or "no arguments"
-    return (
-        f"model.args {arguments!r} cannot build {name!r}: {describe_error(error)}; it takes: {takes}"
-    )
+    takes = ", ".join(inspect.signature(cls).parameters) or "no arguments"
+    return f"model.args {arguments!r} cannot build {name!r}: {describe_error(error)}; it takes: {takes}"

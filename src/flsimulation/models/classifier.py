@@ -38,11 +38,13 @@ class Classifier(pl.LightningModule):
         self.momentum = momentum
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, a scalar."""
+        """Mean cross-entropy of the batch, a scalar.
+
+        It is not logged: whoever trains keeps the mean of what this returns, and ``self.log`` costs
+        a small model a fifth of its time.
+        """
         x, y = batch
-        loss = functional.cross_entropy(self(x), y)
-        self.log("train_loss", loss)
-        return loss
+        return functional.cross_entropy(self(x), y)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean cross-entropy and the accuracy (0..1) of the batch."""

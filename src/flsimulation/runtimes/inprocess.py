@@ -43,7 +43,10 @@ class InProcessGrid(Grid):
     """
 
     def __init__(
-        self, client_app: ClientApp, clients: int, run_config: Mapping[str, bool | float | int | str]
+        self,
+        client_app: ClientApp,
+        clients: int,
+        run_config: Mapping[str, bool | float | int | str],
     ) -> None:
         self._client_app = client_app
         self._run_config = dict(run_config)

@@ -31,7 +31,8 @@ class SavedRound:
 
 def serialize_arrays(arrays: ArrayRecord) -> bytes:
     """The global model as safetensors."""
-    return save({name: np.ascontiguousarray(array.numpy()) for name, array in arrays.items()})
+    # order="C" and not ascontiguousarray, which makes [1] of the shape []
+    return save({name: np.array(array.numpy(), order="C") for name, array in arrays.items()})
 
 
 def write_checkpoint(folder: Path, event: Checkpoint) -> None:
@@ -67,7 +68,9 @@ def read_checkpoint(folder: Path, rounds: int) -> SavedRound:
 
 
 def _saved(folder: Path) -> list[int]:
-    return sorted(int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.safetensors"))
+    return sorted(
+        int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.safetensors")
+    )
 
 
 def _model_file(folder: Path, round: int) -> Path:

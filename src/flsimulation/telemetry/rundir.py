@@ -53,7 +53,9 @@ def create_run_directory(name: str, out: str | Path | None = None) -> Path:
             path = path.with_name(f"{stamp}-{name}-{number}")
         except OSError as error:
             reason = error.strerror or error
-            raise InputError(f"{path}: cannot be made ({reason}); choose a place with --out") from None
+            raise InputError(
+                f"{path}: cannot be made ({reason}); choose a place with --out"
+            ) from None
 
 
 def _empty(path: Path) -> Path:

@@ -50,5 +50,5 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._indices if self._rng is None else self._rng.permutation(self._indices)
-        for batch in torch.from_numpy(order).split(self._size):
+        for batch in torch.split(torch.from_numpy(order), self._size):
             yield self._x[batch], self._y[batch]

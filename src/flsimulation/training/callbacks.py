@@ -30,7 +30,12 @@ class TrainingLoss(pl.Callback):
         self._sum, self._examples = 0.0, 0
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Add the batch's mean loss, weighted by its examples."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs

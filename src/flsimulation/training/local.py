@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -121,7 +122,9 @@ class LocalTrainer:
         _check_finite(logged.get("loss", 0.0), result)
         return Fit(result, logged, trainer.global_step, time.perf_counter() - began)
 
-    def evaluate(self, state: State, batches: Batches, *, expires: float | None = None) -> dict[str, float]:
+    def evaluate(
+        self, state: State, batches: Batches, *, expires: float | None = None
+    ) -> dict[str, float]:
         """Scores of a model: the means over examples of what its validation step logs.
 
         Raises
@@ -172,7 +175,7 @@ class _KeptTrainer:
 
     def __init__(self, spec: Train) -> None:
         gpu = spec.device != "cpu" and torch.cuda.is_available()
-        self._trainer = pl.Trainer(
+        trainer = pl.Trainer(
             accelerator="gpu" if gpu else "cpu",
             devices=1,
             max_epochs=spec.epochs,
@@ -184,6 +187,7 @@ class _KeptTrainer:
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+        self._trainer = cast(Any, trainer)  # its list of callbacks has no declared type
         self._callbacks = list(self._trainer.callbacks)
         self._start = copy.deepcopy(self._trainer.fit_loop.state_dict())
 
@@ -195,7 +199,7 @@ class _KeptTrainer:
             loop.on_iteration_done()  # a loaded state alone would count as a resumed run
         # a module's own configure_callbacks() adds to this list
         self._trainer.callbacks[:] = [*self._callbacks, *extra]
-        return self._trainer
+        return cast(pl.Trainer, self._trainer)
 
 
 def _seed_everything(seed: int) -> None:
@@ -209,6 +213,6 @@ def _check_finite(loss: float, state: State) -> None:
         raise ClientError("diverged", f"its training loss is {loss}; lower the learning rate")
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ClientError("diverged", f"its weights {name} are not finite; lower the learning rate")
-
-
+            raise ClientError(
+                "diverged", f"its weights {name} are not finite; lower the learning rate"
+            )

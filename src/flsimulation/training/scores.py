@@ -11,7 +11,9 @@ _LOSS = ("loss",)
 _ACCURACY = ("accuracy", "acc")
 
 
-def scores(logged: Mapping[str, Tensor | float], given: Mapping[str, float] | None = None) -> dict[str, float]:
+def scores(
+    logged: Mapping[str, Tensor | float], given: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Name the loss and the accuracy among what a module logged; keep the rest as it is.
 
     The loss is the first metric whose name has the word ``loss`` (``val_loss``, ``loss/valid``),
