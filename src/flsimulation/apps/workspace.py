@@ -41,7 +41,9 @@ class Workspace:
 
     def initial_state(self) -> State:
         """The global model before the first round; a copy, whatever becomes of the module."""
-        return {name: value.detach().clone() for name, value in self.trainer.module.state_dict().items()}
+        return {
+            name: value.detach().clone() for name, value in self.trainer.module.state_dict().items()
+        }
 
     def train_batches(self, partition: int, round: int) -> Batches:
         """The client's training part, shuffled anew in every epoch of every round."""
