@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flsimulation  # noqa: F401 - before torch: it lets OpenMP's waiting threads sleep
 import numpy as np
 import pytest
 import torch

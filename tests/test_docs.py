@@ -143,7 +143,7 @@ def test_flsim_commands_parse(page: Path, words: list[str]) -> None:
     if file is None or (ROOT / file).is_file():
         load_experiment(ROOT / file if file else None, parsed.get("overrides") or ())
     else:
-        assert file.parts[0] != "experiments", f"there is no {file}"
+        assert Path(file).parts[0] != "experiments", f"there is no {file}"
 
 
 @pytest.mark.parametrize(("page", "words"), command_lines("make"))
