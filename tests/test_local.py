@@ -100,6 +100,16 @@ def test_a_kept_trainer_gives_each_client_what_a_new_one_gives() -> None:
     assert first.steps == second.steps == 6
 
 
+def test_one_clients_proximal_term_and_deadline_do_not_reach_the_next() -> None:
+    module = small_mlp(optimizer="sgd", learning_rate=0.1)
+    trainer = LocalTrainer(module, Train())
+    soon = time.time() + 0.5
+    trainer.fit(module.state_dict(), batches(), seed=1, proximal_mu=9.0, expires=soon)
+    time.sleep(max(0.0, soon - time.time()))
+    fit = trainer.fit(module.state_dict(), batches(), seed=1)
+    assert_equal(fit.state, by_hand(module, 1)[0])
+
+
 class Counting(MLP):
     """Notes what the Trainer tells it, and drops units at random."""
 
@@ -155,6 +165,8 @@ class Failing(MLP):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         if self.kind == "raise":
             raise ValueError("boom")
+        if self.kind == "none":
+            return None  # type: ignore[return-value]
         loss = super().training_step(batch, batch_idx)
         return loss * float("nan") if self.kind == "nan" else loss
 
@@ -164,6 +176,7 @@ class Failing(MLP):
     [
         ("raise", "error", "ValueError: boom (test_local.py:"),
         ("nan", "diverged", "training loss is nan"),
+        ("none", "error", "it made no optimizer step; training_step must return the loss"),
     ],
 )
 def test_a_failure_has_a_reason_and_the_next_client_is_not_touched(

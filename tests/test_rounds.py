@@ -20,7 +20,7 @@ from flsimulation.experiment import Experiment
 from flsimulation.messages import failure
 from flsimulation.rounds import Rounds
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
-from flsimulation.weights import first_not_finite, weights_sha256
+from flsimulation.weights import first_not_finite, weights_sha256, with_types_of
 
 Behaviour = Callable[[int, Message], float]
 """What the fake client of a partition adds to the model; it may raise."""
@@ -30,7 +30,7 @@ def arrays(value: float, dtype: Any = np.float32) -> ArrayRecord:
     return ArrayRecord({"w": Array(np.full(2, value, dtype))})
 
 
-def client_app(behave: Behaviour) -> ClientApp:
+def client_app(behave: Behaviour, more: dict[int, dict[str, float]] | None = None) -> ClientApp:
     """Adds to the model; holds as many examples as its partition's number plus one."""
     app = ClientApp()
 
@@ -42,6 +42,7 @@ def client_app(behave: Behaviour) -> ClientApp:
             return failure(message, error)
         model = message.content["arrays"]["w"].numpy()
         metrics = {"num-examples": partition + 1, "loss": gain, "seconds": 0.1}
+        metrics |= (more or {}).get(partition, {})
         content = RecordDict({"metrics": MetricRecord(metrics)})
         if message.metadata.message_type == "train":
             content["arrays"] = ArrayRecord({"w": Array(model + np.float32(gain))})
@@ -302,6 +303,34 @@ def test_buffers_are_averaged_whatever_the_strategy_makes_of_them(recorder: Any)
     # 10 + (0 x 1 + 1 x 2 + 2 x 3 + 3 x 4) / 10 = 12, and the rest stays the strategy's
     assert rounds(frozenset({"w"}))["w"].numpy().tolist() == pytest.approx([12, 12])
     assert rounds(frozenset({"w"}))["n"].numpy().tolist() == [9]
+
+
+def test_the_models_types_stay_what_the_clients_send(recorder: Any) -> None:
+    class Wide(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            return ArrayRecord(
+                {"w": Array(np.float64([1.25, 2.5])), "n": Array(np.asarray(6.6))}
+            ), None
+
+    def behave(partition: int, message: Message) -> float:
+        return 1.0
+
+    start = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "n": Array(np.asarray(5))})
+    base = federation(recorder, behave, strategy=Wide())
+    typed = with_types_of(Wide().aggregate_train(1, [])[0], start)
+    assert (typed["w"].dtype, typed["w"].numpy().tolist()) == ("float32", [1.25, 2.5])
+    assert (typed["n"].dtype, typed["n"].numpy().tolist()) == ("int64", 7)
+    final, _ = Rounds(base.experiment, Wide(), base.exchange, base.judge, recorder).run(start)
+    assert final["w"].dtype == "float32"
+
+
+def test_a_metric_that_only_some_clients_report_is_named(recorder: Any) -> None:
+    base = federation(recorder)
+    app = client_app(lambda p, m: 1.0, more={1: {"f1": 0.5}})
+    exchange = Exchange(grid := InProcessGrid(app, 4, {}), grid.partitions, 0.0, recorder)
+    rounds = Rounds(base.experiment, base.strategy, exchange, base.judge, recorder)
+    with pytest.raises(RoundError, match="logs 'f1' on some clients only, not on client 0"):
+        rounds.run(arrays(0.0))
 
 
 def test_partitions_are_asked_of_a_grid_without_a_table() -> None:

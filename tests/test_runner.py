@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,118 @@ def test_a_cut_line_is_dropped_on_resume(make_experiment: Make, tmp_path: Path) 
     path.write_text(path.read_text()[:-20])  # killed while it wrote the line of round 2
     assert resume(tmp_path / "cut").weights_sha256 == whole.weights_sha256
     assert [line["round"] for line in lines(path)] == [1, 2, 3]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    make_experiment: Make, tmp_path: Path
+) -> None:
+    whole = run(make_experiment(strategy={"rounds": 3}), tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoint" / "round-000003"
+    newest.with_suffix(".safetensors").write_text("x")
+    assert resume(tmp_path / "run").weights_sha256 == whole.weights_sha256
+    newest.with_suffix(".strategy.pickle").write_text("x")
+    assert resume(tmp_path / "run").weights_sha256 == whole.weights_sha256
+
+
+def test_a_damaged_line_is_named_on_resume(make_experiment: Make, tmp_path: Path) -> None:
+    run(make_experiment(), tmp_path / "run")
+    path = tmp_path / "run" / "rounds.jsonl"
+    path.write_text("{garbage\n" + path.read_text())
+    with pytest.raises(InputError, match=r"rounds.jsonl:1: is damaged; remove the line"):
+        resume(tmp_path / "run")
+
+
+def test_names_that_mean_something_else_must_not_be_logged(
+    make_experiment: Make, tmp_path: Path, own_modules: Any
+) -> None:
+    path = own_modules(OWN.replace('"confidence"', '"num-examples"'))
+    with pytest.raises(RoundError, match="the module logs 'num-examples', a name in use"):
+        run(own_net(make_experiment, path), tmp_path / "run")
+
+
+def test_draws_from_the_global_streams_are_seeded_and_the_callers_stay(
+    make_experiment: Make, tmp_path: Path, own_modules: Any
+) -> None:
+    import random
+
+    text = OWN.replace(
+        "self.head = nn.Linear(8, 3)",
+        "self.head = nn.Linear(8, 3)\n        import numpy, random\n        self.head.bias.data += float(numpy.random.rand() + random.random())",
+    )
+    text = text.replace("logits = self(x)", "logits = self(x + torch.randn_like(x))")
+    experiment = own_net(make_experiment, own_modules(text))
+
+    def drawn(seed: int, name: str) -> tuple[Any, ...]:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        expected = (random.random(), np.random.rand(), float(torch.rand(1)))
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        result = run(experiment, tmp_path / name)
+        assert (random.random(), np.random.rand(), float(torch.rand(1))) == expected
+        return result.weights_sha256, result.loss
+
+    assert drawn(1, "a") == drawn(2, "b")
+
+
+def test_a_module_that_exits_is_a_failure_not_an_interrupt(
+    make_experiment: Make, tmp_path: Path, own_modules: Any
+) -> None:
+    path = own_modules(OWN.replace("x, y = batch", "raise SystemExit(3)", 1))
+    with pytest.raises(RoundError, match="client 0: SystemExit: 3"):
+        run(own_net(make_experiment, path), tmp_path / "run")
+
+
+def test_types_of_the_saved_model_are_the_modules(
+    make_experiment: Make, tmp_path: Path, own_modules: Any
+) -> None:
+    experiment = own_net(make_experiment, own_modules(OWN), batch_norm=True)
+    table = experiment.model_dump(by_alias=True)
+    table["strategy"] |= {"name": "fedadam", "eta": 0.01}
+    run(Experiment.model_validate(table), tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert {str(v.dtype) for k, v in saved.items() if "tracked" not in k} == {"float32"}
+    assert saved["norm.num_batches_tracked"].dtype == np.int64
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_between_clients_ends_the_run_cleanly(
+    experiment_file: Any, tmp_path: Path, own_modules: Any, name: str
+) -> None:
+    text = (
+        OWN
+        + f"\n    def __deepcopy__(self, memo):\n        import os, signal\n        os.kill(os.getpid(), signal.{name})\n"
+    )
+    file = experiment_file(f'[model]\nclass = "{own_modules(text)}:Net"\n')
+    command = [
+        sys.executable,
+        "-m",
+        "flsimulation",
+        "run",
+        str(file),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["state"] == "interrupted"
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(experiment_file: Any, tmp_path: Path) -> None:
+    command = (
+        f"{sys.executable} -m flsimulation run {experiment_file()} --out {tmp_path}/run | head -1"
+    )
+    subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
+    deadline = 60
+    while json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "running":
+        time.sleep(0.2)
+        deadline -= 0.2
+        assert deadline > 0
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "completed"
 
 
 def test_what_cannot_be_resumed_is_refused(make_experiment: Make, tmp_path: Path) -> None:

@@ -85,6 +85,51 @@ def test_the_shipped_models_are_those_of_the_papers(
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
+OWN = """
+import torch, pytorch_lightning as pl
+class Base(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = self.make()
+    def make(self):
+        return torch.nn.Linear(6, 3)
+class NoOptimizer(Base):
+    def training_step(self, batch, batch_idx): ...
+class NoStep(Base):
+    def configure_optimizers(self): ...
+class Whole(NoOptimizer):
+    def configure_optimizers(self): ...
+class Lazy(Whole):
+    def make(self):
+        return torch.nn.LazyLinear(3)
+class Half(Whole):
+    def make(self):
+        return torch.nn.Linear(6, 3, dtype=torch.bfloat16)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("NoOptimizer", "has no configure_optimizers"),
+        ("NoStep", "has no training_step"),
+        ("Lazy", "has the lazy parameter layer.weight; give its size"),
+        ("Half", "has layer.weight of type torch.bfloat16, which cannot be sent; use float32"),
+        ("Whole", None),
+    ],
+)
+def test_a_model_that_cannot_be_trained_and_sent_is_refused_at_once(
+    dataset: Any, own_modules: Any, name: str, part: str | None
+) -> None:
+    spec = Model(class_=f"{own_modules(OWN)}:{name}")
+    if part is None:
+        assert len(build_model(spec, dataset, 0).state_dict()) == 2
+        return
+    with pytest.raises(ModelError, match="model.class") as caught:
+        build_model(spec, dataset, 0)
+    assert part in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [

@@ -20,7 +20,7 @@ from flsimulation.events import Checkpoint, RoundFinished, Scores, Sink
 from flsimulation.exchange import Exchange, Replies
 from flsimulation.experiment import Experiment
 from flsimulation.messages import metrics_of, model_of
-from flsimulation.weights import first_not_finite, weights_sha256, with_average_of
+from flsimulation.weights import first_not_finite, weights_sha256, with_average_of, with_types_of
 
 _NAMED_FAILURES = 3  # clients whose errors stand in the message of a failed round
 
@@ -121,6 +121,7 @@ class Rounds:
         )
 
     def _aggregate(self, number: int, trained: Replies) -> tuple[ArrayRecord, Scores | None]:
+        self._require_same_metrics(number, trained)
         try:
             arrays, metrics = self.strategy.aggregate_train(number, trained.results)
         except Exception as error:
@@ -130,7 +131,7 @@ class Rounds:
             raise RoundError(
                 f"round {number}: the strategy made no model of {len(trained.results)} results"
             )
-        arrays = self._with_buffers(arrays, trained)
+        arrays = with_types_of(self._with_buffers(arrays, trained), model_of(trained.results[0]))
         if (bad := first_not_finite(arrays)) is not None:
             raise RunError(
                 f"round {number}: the aggregated weights {bad} are not finite; "
@@ -145,9 +146,22 @@ class Rounds:
         weights = [metrics_of(result)["num-examples"] for result in trained.results]
         return with_average_of(arrays, self.buffers, models, weights)
 
+    def _require_same_metrics(self, number: int, replies: Replies) -> None:
+        """Flower aggregates only what all clients report; say who lacks what."""
+        names = {p: metrics_of(reply).keys() for p, reply in replies.by_partition.items()}
+        every = set().union(*names.values())
+        for name in sorted(every):
+            lacking = [partition for partition in sorted(names) if name not in names[partition]]
+            if lacking:
+                raise RoundError(
+                    f"round {number}: the module logs {name!r} on some clients only, not on client "
+                    f"{lacking[0]}; log it on every client or on none"
+                )
+
     def _federated(self, number: int, evaluated: Replies) -> Scores | None:
         if not evaluated.cohort:
             return None
+        self._require_same_metrics(number, evaluated)
         try:
             return _scores(self.strategy.aggregate_evaluate(number, evaluated.results))
         except Exception as error:

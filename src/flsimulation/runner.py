@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +59,7 @@ class _Outcome:
         self._arrays: ArrayRecord | None = None
         self._end = RunFinished("failed", 0, 0.0)
         for line in read_lines(path / "rounds.jsonl"):  # of the run that goes on
-            self._judge(line["central"], line["federated"])
+            self._judge(line.get("central"), line.get("federated"))
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RoundFinished):
@@ -143,10 +145,24 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(InputError, OSError):
+        with contextlib.suppress(InputError, OSError), _undisturbed():
             write_report(path)
         raise
-    write_report(path)
+    with _undisturbed():
+        write_report(path)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no second Ctrl-C cut off the half second that the report takes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def load_model(run_dir: str | Path) -> Any:

@@ -31,6 +31,26 @@ def integer(seed: int, purpose: str, round: int = 0, partition: int = 0) -> int:
 
 
 @contextlib.contextmanager
+def global_streams(seed: int) -> Iterator[None]:
+    """Seed the global streams of Python, NumPy and PyTorch inside the block; restore them after it.
+
+    A user's module may draw from any of them.
+    """
+    import torch
+
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global stream
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
 def python_random(seed: int, purpose: str, round: int = 0) -> Iterator[None]:
     """Seed Python's global ``random`` inside the block and restore it afterwards.
 

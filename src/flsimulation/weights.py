@@ -50,5 +50,23 @@ def with_average_of(
         name: sum(s * m[name].numpy() for s, m in zip(shares, models, strict=True))
         for name in names
     }
-    kept = {name: Array(np.asarray(mean, arrays[name].dtype)) for name, mean in means.items()}
+    kept = {name: Array(np.asarray(mean)) for name, mean in means.items()}
     return ArrayRecord({**arrays, **kept})
+
+
+def with_types_of(arrays: ArrayRecord, model: ArrayRecord) -> ArrayRecord:
+    """``arrays`` in the types of ``model``; integers are rounded.
+
+    Strategies compute in whatever type their weights lead to, so that a counter becomes a float and
+    float32 becomes float64 from one round to the next.
+    """
+    return ArrayRecord(
+        {name: _typed(array, model.get(name, array)) for name, array in arrays.items()}
+    )
+
+
+def _typed(array: Array, like: Array) -> Array:
+    if array.dtype == like.dtype:
+        return array
+    value, kind = array.numpy(), np.dtype(like.dtype)
+    return Array(np.asarray(value if kind.kind in "fc" else np.rint(value), kind))

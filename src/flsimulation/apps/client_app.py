@@ -11,7 +11,7 @@ from flsimulation import seeds
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError
 from flsimulation.experiment import unflatten
-from flsimulation.messages import config_of, failure, reply, state_of
+from flsimulation.messages import RESERVED, config_of, failure, reply, state_of
 
 
 def make_client_app(workspace: Workspace | None = None) -> ClientApp:
@@ -65,21 +65,32 @@ def _train(message: Message, context: Context, workspace: Workspace) -> Message:
         expires=_expires(message, workspace),
     )
     metrics = {
+        **_logged(fit.scores),
         "num-examples": len(workspace.data.train_indices(partition)),
         "epochs": spec.train.epochs,
         "steps": fit.steps,
         "seconds": fit.seconds,
-        **fit.scores,
     }
     return reply(message, metrics, fit.state)
 
 
 def _evaluate(message: Message, context: Context, workspace: Workspace) -> Message:
-    batches = workspace.validation_batches(partition_of(context))
+    partition, round = partition_of(context), int(_number(config_of(message), "server-round"))
+    batches = workspace.validation_batches(partition)
     scores = workspace.trainer.evaluate(
-        state_of(message), batches, expires=_expires(message, workspace)
+        state_of(message),
+        batches,
+        seed=seeds.integer(workspace.experiment.seed, "evaluate", round, partition),
+        expires=_expires(message, workspace),
     )
-    return reply(message, {"num-examples": batches.examples, **scores})
+    return reply(message, {**_logged(scores), "num-examples": batches.examples})
+
+
+def _logged(scores: Mapping[str, float]) -> Mapping[str, float]:
+    """What the module logged, unless it took a name that means something else in an answer."""
+    if taken := sorted(RESERVED & scores.keys()):
+        raise ClientError("error", f"the module logs {taken[0]!r}, a name in use; log another")
+    return scores
 
 
 def _answered(message: Message, work: Callable[[], Message]) -> Message:

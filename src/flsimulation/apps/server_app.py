@@ -79,12 +79,12 @@ def make_server_app(
         try:
             space = workspace or Workspace.load(unflatten(context.run_config))
             _federate(grid, space, emit, start)
-        except KeyboardInterrupt:
-            finish("interrupted")
-            raise
         except Exception as error:
             ours = isinstance(error, FLSimulationError)
             finish("failed", str(error) if ours else describe_error(error))
+            raise
+        except BaseException:  # Ctrl-C, or a sink that ends the process
+            finish("interrupted")
             raise
         finish("completed")
 

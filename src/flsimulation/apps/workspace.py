@@ -61,4 +61,6 @@ class Workspace:
         """Scores of a model on the test set."""
         dataset = self.data.dataset
         batches = Batches(dataset.x_test, dataset.y_test, dataset.test_indices, _EVALUATION_BATCH)
-        return self.trainer.evaluate(state, batches)
+        return self.trainer.evaluate(
+            state, batches, seed=seeds.integer(self.experiment.seed, "test")
+        )

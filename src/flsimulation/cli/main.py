@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -104,7 +106,20 @@ def report(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status; errors are one line on stderr."""
-    sys.exit(_status(arguments))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows "?"
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = _status(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    sys.exit(status)
+
+
+def _interrupt(*_: object) -> None:
+    """End on SIGTERM, as a container's stop sends it, as cleanly as on Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def _status(arguments: list[str] | None) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import typer
 from rich.console import Console
 
 from flsimulation.cli.view import LiveView, PlainView
+from flsimulation.errors import InputError
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, load_experiment
 
@@ -26,10 +29,12 @@ def run_command(
 ) -> None:
     """Run or resume; print the JSON object, the summary, or nothing."""
     if resume is not None:
+        if not (resume / "experiment.toml").is_file():
+            raise InputError(f"--resume {resume}: is no run directory; it has no experiment.toml")
         experiment = load_experiment(resume / "experiment.toml")
     else:
         experiment = load_experiment(file, overrides)
-    console = Console()
+    console = _Console()
     with contextlib.ExitStack() as stack:
         sinks = stack.enter_context(_metrics(experiment, port))
         if not (json or quiet):
@@ -46,6 +51,15 @@ def run_command(
         console.print(
             f"\nReport  {Path(result.run_dir) / 'report.html'}", soft_wrap=True, highlight=False
         )
+
+
+class _Console(Console):
+    """A console whose reader may go away, as ``| head`` does, without an end to the run."""
+
+    def on_broken_pipe(self) -> None:
+        """Show nothing from now on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

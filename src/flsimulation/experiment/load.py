@@ -16,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 from flsimulation.errors import ExperimentError
 from flsimulation.experiment.spec import Experiment, Section, kebab
 
+_REFERENCES = ("data.dataset", "model.class")  # keys whose value may hold a path
+
 
 def load_experiment(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Experiment:
     """Read and validate an experiment.
@@ -39,6 +41,10 @@ def load_experiment(path: str | Path | None = None, overrides: Iterable[str] = (
     for override in overrides:
         key, value = _parse_override(override)
         changed[key] = override
+        if key in _REFERENCES and isinstance(value, str):
+            value = _absolute(value, Path())
+        if key == "model.class" and isinstance(table.get("model"), dict):
+            table["model"].pop("args", None)  # they were another class's
         _put(table, key, value, override)
     try:
         return Experiment.model_validate(table)
@@ -70,7 +76,7 @@ def _read(path: str | Path | None) -> dict[str, Any]:
 
 def _resolve_paths(table: dict[str, Any], folder: Path) -> None:
     """Make the file's own relative paths absolute, so that the experiment means the same anywhere."""
-    for section, key in (("data", "dataset"), ("model", "class")):
+    for section, key in (reference.split(".") for reference in _REFERENCES):
         part = table.get(section)
         if isinstance(part, dict) and isinstance(part.get(key), str):
             part[key] = _absolute(part[key], folder)
@@ -80,9 +86,11 @@ def _absolute(reference: str, folder: Path) -> str:
     """``file:PATH``, ``hf:./PATH`` and ``PATH.py:NAME`` with an absolute path; others as they are."""
     kind, _, path = reference.partition(":")
     if kind == "file" or (kind == "hf" and path.startswith(".")):
-        return f"{kind}:{(folder / path).resolve()}"
+        return f"{kind}:{(folder / Path(path).expanduser()).resolve()}"
     source, _, name = reference.rpartition(":")
-    return f"{(folder / source).resolve()}:{name}" if source.endswith(".py") else reference
+    if not source.endswith(".py"):
+        return reference
+    return f"{(folder / Path(source).expanduser()).resolve()}:{name}"
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

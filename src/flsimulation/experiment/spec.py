@@ -93,7 +93,7 @@ class Train(Section):
 
     epochs: Count = 1
     """Passes over the client's training part in a round."""
-    batch_size: Count = 32
+    batch_size: Annotated[int, Field(ge=1, lt=2**31)] = 32
     """Examples a step; the last batch of an epoch may be smaller."""
     gradient_clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 for no clipping."""
@@ -189,14 +189,25 @@ class Experiment(Section):
                 f"round.min-results must be at most the {self.cohort_size} clients that train in "
                 f"a round, got {self.round.min_results}"
             )
-        if self.strategy.name == "bulyan":
-            malicious = self.strategy.parameters.get("num-malicious-nodes", 0)
-            if self.cohort_size < (needed := 4 * malicious + 3):
-                raise ValueError(
-                    f"strategy.name bulyan needs at least {needed} clients a round "
-                    f"(4 x num-malicious-nodes + 3), got {self.cohort_size}"
-                )
+        self._check_robustness()
         return self
+
+    def _check_robustness(self) -> None:
+        """Krum and Bulyan choose among enough clients only."""
+        name, given = self.strategy.name, self.strategy.parameters
+        factor = {"krum": 2, "multikrum": 2, "bulyan": 4}.get(name)
+        malicious = given.get("num-malicious-nodes", 0)
+        needed = factor * malicious + 3 if factor and (malicious or name == "bulyan") else 0
+        if self.cohort_size < needed:
+            raise ValueError(
+                f"strategy.name {name} needs at least {needed} clients a round "
+                f"({factor} x num-malicious-nodes + 3), got {self.cohort_size}"
+            )
+        if (selected := given.get("num-nodes-to-select", 1)) > self.cohort_size:
+            raise ValueError(
+                f"strategy.num-nodes-to-select must be at most the {self.cohort_size} clients "
+                f"that train in a round, got {selected}"
+            )
 
     @property
     def cohort_size(self) -> int:

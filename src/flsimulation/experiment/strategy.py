@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 STRATEGIES = {
@@ -61,6 +64,18 @@ def check_parameters(name: str, given: dict[str, Any]) -> None:
     _build(name, given)
 
 
+@contextlib.contextmanager
+def quiet_flower() -> Iterator[None]:
+    """Let Flower log errors only inside the block; our events tell what it logs each round."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _build(name: str, given: dict[str, Any]) -> None:
     """Let Flower's constructor judge the values."""
     from flwr.serverapp import strategy as flower
@@ -68,8 +83,10 @@ def _build(name: str, given: dict[str, Any]) -> None:
     for key, value in given.items():
         if isinstance(value, int | float) and value < 0:
             raise ValueError(f"{key} must not be negative, got {value!r}")
+    arguments = {key.replace("-", "_"): value for key, value in given.items()}
     try:
-        getattr(flower, STRATEGIES[name])(**{k.replace("-", "_"): v for k, v in given.items()})
+        with quiet_flower():
+            getattr(flower, STRATEGIES[name])(**arguments)
     except ValueError as error:
         raise ValueError(f"{' '.join(given)} refused by Flower: {error}, got {given!r}") from None
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch.nn.parameter import is_lazy
 
 from flsimulation import seeds
 from flsimulation.data.dataset import Dataset
@@ -20,6 +22,11 @@ from flsimulation.models.mlp import MLP, TwoNN
 MODELS: dict[str, type[pl.LightningModule]] = {"mlp": MLP, "2nn": TwoNN, "cnn": CNN}
 """The shipped models by name."""
 
+_SENDABLE = (
+    *(torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
+)  # the types that NumPy, and so Flower's arrays, know too
+
 
 def build_model(spec: Model, dataset: Dataset, seed: int) -> pl.LightningModule:
     """Build the model with seeded initial weights.
@@ -27,11 +34,14 @@ def build_model(spec: Model, dataset: Dataset, seed: int) -> pl.LightningModule:
     Raises
     ------
     ModelError
-        If the class cannot be found, is no LightningModule, or refuses its arguments.
+        If the class cannot be found, is no LightningModule, refuses its arguments, or cannot be
+        trained and sent as it is.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.integer(seed, "model"))
-        return instantiate(spec.class_, model_arguments(spec, dataset))
+    with seeds.global_streams(seeds.integer(seed, "model")):
+        module = instantiate(spec.class_, model_arguments(spec, dataset))
+    if (want := _want(module)) is not None:
+        raise ModelError(f"model.class {spec.class_!r} {want}")
+    return module
 
 
 def model_arguments(spec: Model, dataset: Dataset) -> dict[str, Any]:
@@ -68,6 +78,21 @@ def _model_class(name: str) -> type[pl.LightningModule]:
             f"got {name!r}, which is {cls!r}"
         )
     return cls
+
+
+def _want(module: pl.LightningModule) -> str | None:
+    """What keeps a module from being trained in a federation, or None."""
+    for hook in ("training_step", "configure_optimizers"):
+        if not is_overridden(hook, module):
+            return f"has no {hook}; add it as Lightning documents it"
+    for name, value in module.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            return f"keeps {name}, which is no tensor, in its state_dict; only tensors are averaged"
+        if is_lazy(value):
+            return f"has the lazy parameter {name}; give its size, so that all clients agree on it"
+        if value.dtype not in _SENDABLE:
+            return f"has {name} of type {value.dtype}, which cannot be sent; use float32"
+    return None
 
 
 def _sizes(name: str, dataset: Dataset) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -19,6 +18,7 @@ from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, flatten
+from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.messages import failure
 
 _RUN_ID = 1
@@ -84,7 +84,16 @@ class InProcessGrid(Grid):
         return list(self.partitions)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Accept the messages; nothing runs before they are pulled."""
+        """Accept the messages; nothing runs before they are pulled.
+
+        Messages whose time to live is over are dropped, as a SuperLink drops them.
+        """
+        now = time.time()
+        self._waiting = {
+            identifier: message
+            for identifier, message in self._waiting.items()
+            if message.metadata.created_at + message.metadata.ttl > now
+        }
         identifiers = []
         for message in messages:
             self._sent += 1
@@ -147,7 +156,7 @@ def run_in_process(
     run_config = flatten(experiment)
     grid = InProcessGrid(make_client_app(space), experiment.data.clients, run_config)
     context = Context(_RUN_ID, _SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
-    with flower_identity(), _quiet_flower():
+    with flower_identity(), quiet_flower():
         make_server_app(sinks, space, start)(grid, context)
 
 
@@ -167,15 +176,3 @@ def flower_identity() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(TaskIdentity, f"_{name}", value)
-
-
-@contextlib.contextmanager
-def _quiet_flower() -> Iterator[None]:
-    """Flower logs several lines a round; our events tell the same."""
-    logger = logging.getLogger("flwr")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

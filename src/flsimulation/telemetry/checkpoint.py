@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from flsimulation.atomic import write_atomic
@@ -49,7 +50,7 @@ def write_checkpoint(folder: Path, event: Checkpoint) -> None:
 
 
 def read_checkpoint(folder: Path, rounds: int) -> SavedRound:
-    """The newest checkpoint of at most ``rounds`` rounds.
+    """The newest whole checkpoint of at most ``rounds`` rounds.
 
     The strategy's state is a pickle: read only run directories of your own.
 
@@ -58,13 +59,19 @@ def read_checkpoint(folder: Path, rounds: int) -> SavedRound:
     InputError
         If there is none.
     """
-    found = [round for round in _saved(folder) if round <= rounds]
-    if not found:
-        raise InputError(f"{folder.parent}: has no checkpoint to go on from; start a new run")
-    arrays = load_file(_model_file(folder, found[-1]))
-    state = pickle.loads(_strategy_file(folder, found[-1]).read_bytes())  # noqa: S301 - see above
+    for round in reversed([round for round in _saved(folder) if round <= rounds]):
+        try:
+            return _read(folder, round)
+        except (OSError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError):
+            continue  # damaged: the one before it is kept for this
+    raise InputError(f"{folder.parent}: has no checkpoint to go on from; start a new run")
+
+
+def _read(folder: Path, round: int) -> SavedRound:
+    arrays = load_file(_model_file(folder, round))
+    state = pickle.loads(_strategy_file(folder, round).read_bytes())  # noqa: S301 - see above
     record = ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
-    return SavedRound(found[-1], record, state)
+    return SavedRound(round, record, state)
 
 
 def _saved(folder: Path) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flsimulation.atomic import write_atomic
+from flsimulation.errors import InputError
 
 
 class JsonLines:
@@ -33,11 +34,28 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; none if it is not there. A cut last line is left out."""
+    """The whole lines of a file; none if it is not there. A cut last line is left out.
+
+    Raises
+    ------
+    InputError
+        If another line is damaged.
+    """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [_decode(line, path, number) for number, line in enumerate(whole, start=1)]
+
+
+def _decode(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("round"), int):
+        raise InputError(f"{path}:{number}: is damaged; remove the line, or start a new run")
+    return found
 
 
 def _encode(line: Mapping[str, Any]) -> str:

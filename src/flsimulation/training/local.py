@@ -7,8 +7,6 @@ Networks from Decentralized Data" (AISTATS 2017), algorithm 1, for any Lightning
 from __future__ import annotations
 
 import copy
-import random
-import signal
 import time
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,9 +14,11 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from flsimulation import seeds
 from flsimulation.errors import ClientError, InputError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
@@ -47,7 +47,8 @@ class LocalTrainer:
     """Trains and evaluates clients one after the other, with one Lightning Trainer.
 
     Every fit starts from a fresh copy of the module, so that neither optimizer state nor anything
-    else the module keeps can pass from one client to the next.
+    else the module keeps can pass from one client to the next. Settings of the Trainer that a module
+    changes (``self.trainer.limit_train_batches = ...``) do stay: leave them alone.
 
     Parameters
     ----------
@@ -115,17 +116,29 @@ class LocalTrainer:
             extra.append(Proximal(proximal_mu, module))
         if expires is not None:
             extra.append(Deadline(expires))
-        _seed_everything(seed)
-        trainer = self._run("fit", module, batches, validation, extra)
+        trainer = self._run("fit", module, batches, validation, extra, seed)
+        if module.automatic_optimization and loss.mean is None:
+            raise ClientError(
+                "error", "it made no optimizer step; training_step must return the loss"
+            )
         result = {name: value.detach().cpu() for name, value in module.state_dict().items()}
         logged = scores(trainer.callback_metrics, {} if loss.mean is None else {"loss": loss.mean})
         _check_finite(logged.get("loss", 0.0), result)
         return Fit(result, logged, trainer.global_step, time.perf_counter() - began)
 
     def evaluate(
-        self, state: State, batches: Batches, *, expires: float | None = None
+        self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
     ) -> dict[str, float]:
         """Scores of a model: the means over examples of what its validation step logs.
+
+        Parameters
+        ----------
+        state, batches
+            The model and the examples.
+        seed : int
+            Of the random draws inside the module.
+        expires : float, optional
+            Unix time in seconds after which to give up.
 
         Raises
         ------
@@ -134,7 +147,7 @@ class LocalTrainer:
         """
         stage = "validate" if is_overridden("validation_step", self.module) else "test"
         extra: list[pl.Callback] = [Deadline(expires)] if expires is not None else []
-        trainer = self._run(stage, self._module(state), batches, None, extra)
+        trainer = self._run(stage, self._module(state), batches, None, extra, seed)
         return scores(trainer.callback_metrics)
 
     def _module(self, state: State) -> pl.LightningModule:
@@ -149,22 +162,22 @@ class LocalTrainer:
         batches: Batches,
         validation: Batches | None,
         extra: list[pl.Callback],
+        seed: int,
     ) -> pl.Trainer:
         """Fit, validate or test with the kept Trainer; a Trainer that failed is not kept."""
         kept, self._trainer = self._trainer or _KeptTrainer(self._spec), None
         trainer = kept.rewound(extra)
-        interrupt = signal.getsignal(signal.SIGINT)
         try:
-            if stage == "fit":
-                trainer.fit(module, batches, validation)
-            else:
-                getattr(trainer, stage)(module, batches, verbose=False)
-        except SystemExit:  # Lightning's way to end on Ctrl-C, with further ones ignored
-            signal.signal(signal.SIGINT, interrupt)
-            raise KeyboardInterrupt from None
+            with seeds.global_streams(seed):
+                if stage == "fit":
+                    trainer.fit(module, batches, validation)
+                else:
+                    getattr(trainer, stage)(module, batches, verbose=False)
         except ClientError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if _was_interrupted(error):
+                raise KeyboardInterrupt from None
             raise ClientError("error", describe_error(error)) from error
         self._trainer = kept
         return trainer
@@ -202,10 +215,11 @@ class _KeptTrainer:
         return cast(pl.Trainer, self._trainer)
 
 
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - a user's module may draw from NumPy's global stream
-    torch.manual_seed(seed)
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether Lightning ended because of Ctrl-C, which it turns into an exit, or of SIGTERM."""
+    return isinstance(error, SIGTERMException) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    )
 
 
 def _check_finite(loss: float, state: State) -> None:
