@@ -114,6 +114,9 @@ def test_set_changes_the_experiment_that_is_run_and_written(
         (["report", "nowhere"], "nowhere"),
         (["partition", "--set", "data.alpha=0"], "data.alpha must be greater than 0, got 0"),
         (["partition", "--set", "data.partition=pathological", "--set", "data.classes-per-client=11"], "data.classes-per-client"),
+        (["partition", "--png", "no/where.png"], "--png no/where.png: no is no folder"),
+        (["run", "--set", ".=1"], "--set .=1: write it as key=value"),
+        (["run", "--set", "strategy.name=qfedavg", "--set", "strategy.client-learning-rate=0.0"], "client-learning-rate must be greater than 0"),
         (["nonsense"], "nonsense"),
     ],
 )  # fmt: skip

@@ -534,6 +534,19 @@ def test_two_runs_in_the_same_second_get_their_own_directories(
     assert names == [f"20260102T030405Z-x{end}" for end in ("", "-2", "-3")]
 
 
+def test_two_runs_at_once_do_not_disturb_each_other(experiment_file: Any, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flsimulation", "run", str(experiment_file()), "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(2)]
+    outputs = [process.communicate(timeout=90) for process in both]
+    assert [errors for _, errors in outputs] == ["", ""]
+    first, second = (json.loads(output) for output, _ in outputs)
+    assert first["run_dir"] != second["run_dir"]
+    assert first["weights_sha256"] == second["weights_sha256"]
+    for result in (first, second):
+        assert len(lines(tmp_path / result["run_dir"] / "rounds.jsonl")) == 3
+
+
 def test_ctrl_c_in_round_two_leaves_a_readable_directory(
     experiment_file: Any, tmp_path: Path, own_modules: Any
 ) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flsimulation.atomic import write_atomic
 from flsimulation.data.federated import FederatedData
+from flsimulation.errors import InputError
 from flsimulation.experiment import load_experiment
 from flsimulation.report import partition_figure
 from flsimulation.report import png as as_png
@@ -20,6 +21,9 @@ _SHOWN_CLIENTS = 100
 def partition_command(file: Path | None, overrides: list[str], png: Path | None) -> None:
     """Print the table of clients and draw their label histograms."""
     experiment = load_experiment(file, overrides)
+    path = png or Path(f"partition-{experiment.name}.png")
+    if not path.parent.is_dir():
+        raise InputError(f"--png {path}: {path.parent} is no folder; name a place in one that is")
     data = FederatedData.load(experiment)
     histogram, classes = data.histogram(), data.dataset.classes
     Console().print(_table(histogram, classes))
@@ -30,7 +34,6 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
         f"{len(sizes)} clients, {sum(sizes)} of {len(data.dataset.y_train)} training examples, "
         f"{min(sizes)} to {max(sizes)} a client"
     )
-    path = png or Path(f"partition-{experiment.name}.png")
     write_atomic(path, as_png(partition_figure(histogram, classes)))
     typer.echo(path)
 

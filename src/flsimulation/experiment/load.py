@@ -96,7 +96,7 @@ def _absolute(reference: str, folder: Path) -> str:
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     key = key.strip()
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ExperimentError(
             f"--set {override}: write it as key=value, for example train.epochs=2"
         )

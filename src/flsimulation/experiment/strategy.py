@@ -25,6 +25,7 @@ STRATEGIES = {
 }
 """Name in the experiment file -> class in ``flwr.serverapp.strategy``."""
 
+_DIVISORS = ("client-learning-rate", "tau")  # Flower divides by them
 _SCALARS = (float, int, bool)  # records' key names and callables are not the file's business
 
 
@@ -81,8 +82,10 @@ def _build(name: str, given: dict[str, Any]) -> None:
     from flwr.serverapp import strategy as flower
 
     for key, value in given.items():
-        if isinstance(value, int | float) and value < 0:
+        if value < 0:
             raise ValueError(f"{key} must not be negative, got {value!r}")
+        if value == 0 and key in _DIVISORS:
+            raise ValueError(f"{key} must be greater than 0, got {value!r}")
     arguments = {key.replace("-", "_"): value for key, value in given.items()}
     try:
         with quiet_flower():

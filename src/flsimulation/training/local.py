@@ -178,7 +178,7 @@ class LocalTrainer:
         except (Exception, SystemExit) as error:
             if _was_interrupted(error):
                 raise KeyboardInterrupt from None
-            raise ClientError("error", describe_error(error)) from error
+            raise ClientError("error", _explained(error)) from error
         self._trainer = kept
         return trainer
 
@@ -213,6 +213,14 @@ class _KeptTrainer:
         # a module's own configure_callbacks() adds to this list
         self._trainer.callbacks[:] = [*self._callbacks, *extra]
         return cast(pl.Trainer, self._trainer)
+
+
+def _explained(error: BaseException) -> str:
+    """The error in one line, with the remedy where Lightning misses a metric to monitor."""
+    text = describe_error(error)
+    if "conditioned on metric" not in text:
+        return text
+    return f"{text}; set train.validate = true if validation_step logs it"
 
 
 def _was_interrupted(error: BaseException) -> bool:
