@@ -470,7 +470,14 @@ def test_a_signal_between_clients_ends_the_run_cleanly(
         "--out",
         str(tmp_path / "run"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=listen_to_ctrl_c,
+    )
     assert (done.returncode, done.stderr) == (130, "")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["state"] == "interrupted"
@@ -547,6 +554,11 @@ def test_two_runs_at_once_do_not_disturb_each_other(experiment_file: Any, tmp_pa
         assert len(lines(tmp_path / result["run_dir"] / "rounds.jsonl")) == 3
 
 
+def listen_to_ctrl_c() -> None:
+    """In a child: undo the deafness that a shell gives to what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_in_round_two_leaves_a_readable_directory(
     experiment_file: Any, tmp_path: Path, own_modules: Any
 ) -> None:
@@ -562,7 +574,13 @@ def test_ctrl_c_in_round_two_leaves_a_readable_directory(
         "--out",
         str(tmp_path / "run"),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen_to_ctrl_c,
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip().startswith("2/200"):
