@@ -56,7 +56,8 @@ keys to other values than the defaults below, for example `data.examples-per-cli
 `--set KEY=VALUE` changes a key for one run and may be given several times. The key has dots
 (`train.epochs`). The value is TOML; a bare word is taken as text, so `--set data.partition=shards`
 needs no quotes. All other keys stay as the file has them: `--set strategy.name=fedavg` on a file
-that also gives `proximal-mu` is refused, because `fedavg` has no such parameter.
+that also gives `proximal-mu` is refused, because `fedavg` has no such parameter. The exception is
+`--set model.class=...`, which drops the file's `model.args`.
 
 A relative path in a file (`file:PATH`, `path/to/file.py:Name`) starts at the folder of that
 file. A relative path in `--set` starts at the working directory.
