@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Before PyTorch loads OpenMP: threads that wait must sleep. By default they spin, and two runs at
-# once on two cores then take some ten times as long (docs/decisions/0004).
+# once on two cores all but stand still; alone it costs some speed (docs/decisions/0004).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
