@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -100,12 +101,15 @@ def test_a_kept_trainer_gives_each_client_what_a_new_one_gives() -> None:
     assert first.steps == second.steps == 6
 
 
-def test_one_clients_proximal_term_and_deadline_do_not_reach_the_next() -> None:
+def test_one_clients_proximal_term_and_deadline_do_not_reach_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(time=lambda: 999.0)
+    monkeypatch.setattr("flsimulation.training.callbacks.time", clock)
     module = small_mlp(optimizer="sgd", learning_rate=0.1)
     trainer = LocalTrainer(module, Train())
-    soon = time.time() + 0.5
-    trainer.fit(module.state_dict(), batches(), seed=1, proximal_mu=9.0, expires=soon)
-    time.sleep(max(0.0, soon - time.time()))
+    trainer.fit(module.state_dict(), batches(), seed=1, proximal_mu=9.0, expires=1000.0)
+    clock.time = lambda: 1001.0
     fit = trainer.fit(module.state_dict(), batches(), seed=1)
     assert_equal(fit.state, by_hand(module, 1)[0])
 
