@@ -150,6 +150,9 @@ def test_paths_on_the_command_line_are_relative_to_the_working_directory(
     experiment = load_experiment(None, ["model.class=m.py:Net", "data.dataset=file:x.npz"])
     assert experiment.model.class_ == f"{tmp_path}/m.py:Net"
     assert experiment.model.args == {}  # those in the file were another class's
+    for order in (1, -1):
+        both = load_experiment(None, ["model.class=2nn", "model.args.momentum=0.5"][::order])
+        assert both.model.args == {"momentum": 0.5}
     assert experiment.data.dataset == f"file:{tmp_path}/x.npz"
 
 

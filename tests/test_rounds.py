@@ -297,8 +297,15 @@ def test_a_strategy_that_fails_stops_the_run(
 
 
 def test_buffers_are_averaged_whatever_the_strategy_makes_of_them(recorder: Any) -> None:
+    shown: list[set[str]] = []
+
     class Doubling(FedAvg):
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            shown.append(set(arrays))
+            return super().configure_train(server_round, arrays, config, grid)
+
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            shown.extend(set(reply.content["arrays"]) for reply in replies)
             return ArrayRecord({"w": Array(np.float32([9, 9])), "n": Array(np.float32([9]))}), None
 
     def rounds(buffers: frozenset[str]) -> ArrayRecord:
@@ -307,8 +314,12 @@ def test_buffers_are_averaged_whatever_the_strategy_makes_of_them(recorder: Any)
         return both.run(arrays(10.0))[0]
 
     assert rounds(frozenset())["w"].numpy().tolist() == [9, 9]
+    assert shown == [{"w"}] * 5  # the model that is sent, and four results
+    shown.clear()
     # 10 + (0 x 1 + 1 x 2 + 2 x 3 + 3 x 4) / 10 = 12, and the rest stays the strategy's
+    # (every client still gets the whole model: it could not add to "w" otherwise)
     assert rounds(frozenset({"w"}))["w"].numpy().tolist() == pytest.approx([12, 12])
+    assert shown == [set()] * 5
     assert rounds(frozenset({"w"}))["n"].numpy().tolist() == [9]
 
 

@@ -24,6 +24,7 @@ from flsimulation.errors import InputError, RoundError, RunError
 from flsimulation.events import ClientReplied, RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import Experiment
 from flsimulation.experiment.strategy import STRATEGIES
+from flsimulation.strategies import MOVING_THE_MODEL
 
 Make = Callable[..., Experiment]
 
@@ -440,6 +441,25 @@ def test_a_module_that_exits_is_a_failure_not_an_interrupt(
         run(own_net(make_experiment, path), tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", sorted(MOVING_THE_MODEL))
+def test_batch_norm_works_under_every_strategy_that_moves_the_model(
+    make_experiment: Make, tmp_path: Path, own_modules: Any, name: str
+) -> None:
+    own: dict[str, Any] = {
+        "fedavgm": {"server-momentum": 0.5},
+        "qfedavg": {"client-learning-rate": 0.02},
+    }
+    table = own_net(make_experiment, own_modules(OWN), batch_norm=True).model_dump(by_alias=True)
+    table["strategy"] |= {"name": name, "rounds": 4, **own.get(name, {})}
+    result = run(Experiment.model_validate(table), tmp_path / "run")
+    norm = load_model(result.run_dir).norm
+    # one epoch of two batches a round, counted on from the average of the clients
+    assert int(norm.num_batches_tracked) == 8
+    assert float(norm.running_var.min()) > 0
+    assert result.loss is not None
+    assert np.isfinite(result.loss)
+
+
 def test_types_of_the_saved_model_are_the_modules(
     make_experiment: Make, tmp_path: Path, own_modules: Any
 ) -> None:
@@ -589,6 +609,9 @@ def test_ctrl_c_in_round_two_leaves_a_readable_directory(
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted: " in output
+    assert output.endswith(
+        f"Report  {tmp_path}/run/report.html\nGo on   flsim run --resume {tmp_path}/run\n"
+    )
     assert errors == ""
     folder = tmp_path / "run"
     rounds = [line["round"] for line in lines(folder / "rounds.jsonl")]

@@ -90,7 +90,7 @@ class Exchange:
             replies.bytes_down += payload_bytes(message)
             if self.deadline:
                 message.metadata.ttl = self.deadline  # a client can see when to give up
-        pending = dict(zip(self.grid.push_messages(ordered), replies.cohort, strict=True))
+        pending = dict(zip(replies.cohort, self.grid.push_messages(ordered), strict=True))
         while pending and time.monotonic() < expires:
             if not self._collect(round, phase, pending, replies):
                 time.sleep(min(_POLL_SECONDS, max(0.0, expires - time.monotonic())))
@@ -99,13 +99,12 @@ class Exchange:
             self._record(round, phase, partition, late, replies)
         return replies
 
-    def _collect(self, round: int, phase: Phase, pending: dict[str, int], replies: Replies) -> bool:
+    def _collect(self, round: int, phase: Phase, pending: dict[int, str], replies: Replies) -> bool:
         """Take in the answers that are ready; False if there were none."""
-        came = list(self.grid.pull_messages(list(pending)))
+        came = list(self.grid.pull_messages(pending.values()))
         for message in came:
             partition = self.partitions[message.metadata.src_node_id]
-            for identifier in [i for i, p in pending.items() if p == partition]:
-                del pending[identifier]
+            pending.pop(partition, None)
             replies.bytes_up += payload_bytes(message)
             self._record(round, phase, partition, failure_of(message) or message, replies)
         return bool(came)

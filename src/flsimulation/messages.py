@@ -49,6 +49,11 @@ def model_of(message: Message) -> ArrayRecord:
     return cast(ArrayRecord, message.content[ARRAYS])
 
 
+def set_model(message: Message, arrays: ArrayRecord) -> None:
+    """Put another model into a message; other messages that share its content keep theirs."""
+    message.content = RecordDict({**message.content, ARRAYS: arrays})
+
+
 def reply(
     message: Message, metrics: Mapping[str, int | float], state: Mapping[str, Tensor] | None = None
 ) -> Message:

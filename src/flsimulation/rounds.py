@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
@@ -19,8 +19,14 @@ from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.events import Checkpoint, RoundFinished, Scores, Sink
 from flsimulation.exchange import Exchange, Replies
 from flsimulation.experiment import Experiment
-from flsimulation.messages import metrics_of, model_of
-from flsimulation.weights import first_not_finite, weights_sha256, with_average_of, with_types_of
+from flsimulation.messages import metrics_of, model_of, set_model
+from flsimulation.weights import (
+    average_of,
+    first_not_finite,
+    weights_sha256,
+    with_types_of,
+    without,
+)
 
 _NAMED_FAILURES = 3  # clients whose errors stand in the message of a failed round
 
@@ -42,7 +48,7 @@ class Rounds:
     emit : callable
         Takes the events.
     buffers : iterable of str
-        Arrays that are averaged over the clients, whatever the strategy makes of them.
+        Arrays that the strategy does not see; they are averaged over the clients.
     """
 
     experiment: Experiment
@@ -101,10 +107,14 @@ class Rounds:
         )
         return arrays, evaluated
 
-    def _configure(self, phase: str, number: int, arrays: ArrayRecord) -> Iterable[Message]:
+    def _configure(self, phase: str, number: int, arrays: ArrayRecord) -> list[Message]:
         hook = getattr(self.strategy, f"configure_{phase}")
+        seen = without(arrays, self.buffers) if self.buffers else arrays
         with seeds.python_random(self.experiment.seed, f"sample-{phase}", number):
-            messages: Iterable[Message] = hook(number, arrays, ConfigRecord(), self.exchange.grid)
+            messages = list(hook(number, seen, ConfigRecord(), self.exchange.grid))
+        if self.buffers:
+            for message in messages:
+                set_model(message, arrays)
         return messages
 
     def _require(self, number: int, replies: Replies, least: int) -> None:
@@ -122,6 +132,7 @@ class Rounds:
 
     def _aggregate(self, number: int, trained: Replies) -> tuple[ArrayRecord, Scores | None]:
         self._require_same_metrics(number, trained)
+        sent, buffers = model_of(trained.results[0]), self._take_buffers(trained)
         try:
             arrays, metrics = self.strategy.aggregate_train(number, trained.results)
         except Exception as error:
@@ -131,7 +142,7 @@ class Rounds:
             raise RoundError(
                 f"round {number}: the strategy made no model of {len(trained.results)} results"
             )
-        arrays = with_types_of(self._with_buffers(arrays, trained), model_of(trained.results[0]))
+        arrays = with_types_of(ArrayRecord({**arrays, **buffers}), sent)
         if (bad := first_not_finite(arrays)) is not None:
             raise RunError(
                 f"round {number}: the aggregated weights {bad} are not finite; "
@@ -139,12 +150,15 @@ class Rounds:
             )
         return arrays, _scores(metrics)
 
-    def _with_buffers(self, arrays: ArrayRecord, trained: Replies) -> ArrayRecord:
+    def _take_buffers(self, trained: Replies) -> dict[str, Array]:
+        """Average the buffers, and leave the strategy results without them."""
         if not self.buffers:
-            return arrays
+            return {}
         models = [model_of(result) for result in trained.results]
         weights = [metrics_of(result)["num-examples"] for result in trained.results]
-        return with_average_of(arrays, self.buffers, models, weights)
+        for result, model in zip(trained.results, models, strict=True):
+            set_model(result, without(model, self.buffers))
+        return average_of(self.buffers, models, weights)
 
     def _require_same_metrics(self, number: int, replies: Replies) -> None:
         """Flower aggregates only what all clients report; say who lacks what."""

@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from flsimulation.apps.server_app import Start
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import InputError
 from flsimulation.events import Checkpoint, Event, RoundFinished, RunFinished, Scores, Sink
-from flsimulation.experiment import Experiment, load_experiment
+from flsimulation.experiment import Experiment, load_run_experiment
 from flsimulation.report import write_report
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.telemetry.checkpoint import read_checkpoint
@@ -90,6 +90,7 @@ def run(
     experiment: Experiment,
     out: str | Path | None = None,
     sinks: Iterable[Sink] = (),
+    opened: Callable[[Path], None] | None = None,
 ) -> RunResult:
     """Run an experiment in this process and leave a run directory with a report.
 
@@ -101,6 +102,8 @@ def run(
         The run directory; by default ``runs/<utc-time>-<name>``.
     sinks : iterable of callables
         Each takes every event of the run.
+    opened : callable, optional
+        Is told the run directory as soon as it exists.
 
     Raises
     ------
@@ -111,6 +114,8 @@ def run(
     """
     space = Workspace.load(experiment)  # before anything is written
     path = create_run_directory(experiment.name, out)
+    if opened is not None:
+        opened(path)
     outcome, directory = _Outcome(experiment, path), RunDirectory(path, experiment)
     with _reported(path):
         run_in_process(experiment, [directory, outcome, *sinks], space)
@@ -125,10 +130,7 @@ def resume(run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
     InputError
         If the directory is no run directory, or has no checkpoint.
     """
-    path = Path(run_dir)
-    if not (path / "experiment.toml").is_file():
-        raise InputError(f"--resume {run_dir}: is no run directory; it has no experiment.toml")
-    experiment = load_experiment(path / "experiment.toml")
+    path, experiment = Path(run_dir), load_run_experiment(run_dir)
     saved = read_checkpoint(path / "checkpoint", len(read_lines(path / "rounds.jsonl")))
     space = Workspace.load(experiment)
     directory = RunDirectory(path, experiment, done=saved.round)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -28,20 +28,20 @@ def first_not_finite(arrays: ArrayRecord) -> str | None:
     return None
 
 
-def with_average_of(
-    arrays: ArrayRecord,
-    names: Iterable[str],
-    models: Sequence[ArrayRecord],
-    weights: Sequence[float],
-) -> ArrayRecord:
-    """``arrays`` with some of them replaced by the weighted mean over ``models``.
+def without(arrays: ArrayRecord, names: Collection[str]) -> ArrayRecord:
+    """``arrays`` but those of these names."""
+    return ArrayRecord({name: array for name, array in arrays.items() if name not in names})
+
+
+def average_of(
+    names: Iterable[str], models: Sequence[ArrayRecord], weights: Sequence[float]
+) -> dict[str, Array]:
+    """The weighted mean over ``models`` of the arrays of these names.
 
     Parameters
     ----------
-    arrays : ArrayRecord
-        Not changed.
     names : iterable of str
-        Which arrays to replace.
+        Which arrays.
     models, weights
         The clients' models and the weight of each.
     """
@@ -50,8 +50,7 @@ def with_average_of(
         name: sum(s * m[name].numpy() for s, m in zip(shares, models, strict=True))
         for name in names
     }
-    kept = {name: Array(np.asarray(mean)) for name, mean in means.items()}
-    return ArrayRecord({**arrays, **kept})
+    return {name: Array(np.asarray(mean)) for name, mean in means.items()}
 
 
 def with_types_of(arrays: ArrayRecord, model: ArrayRecord) -> ArrayRecord:

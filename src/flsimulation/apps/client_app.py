@@ -56,9 +56,10 @@ def _train(message: Message, context: Context, workspace: Workspace) -> Message:
     partition, config = partition_of(context), config_of(message)
     round = int(_number(config, "server-round"))
     spec = workspace.experiment
+    batches = workspace.train_batches(partition, round)
     fit = workspace.trainer.fit(
         state_of(message),
-        workspace.train_batches(partition, round),
+        batches,
         seed=seeds.integer(spec.seed, "fit", round, partition),
         validation=workspace.validation_batches(partition) if spec.train.validate_ else None,
         proximal_mu=_number(config, "proximal-mu"),
@@ -66,7 +67,7 @@ def _train(message: Message, context: Context, workspace: Workspace) -> Message:
     )
     metrics = {
         **_logged(fit.scores),
-        "num-examples": len(workspace.data.train_indices(partition)),
+        "num-examples": batches.examples,
         "epochs": spec.train.epochs,
         "steps": fit.steps,
         "seconds": fit.seconds,

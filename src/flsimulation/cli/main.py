@@ -26,9 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-File = Annotated[
-    Path | None, typer.Argument(metavar="[FILE]", help="Experiment file; without it the default.")
-]
+File = Annotated[Path | None, typer.Argument(metavar="[FILE]")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. --set train.epochs=2."),
@@ -67,7 +65,10 @@ def run(
         typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port meanwhile."),
     ] = None,
 ) -> None:
-    """Run an experiment; leave a run directory with the results and a report."""
+    """Run an experiment; leave a run directory with the results and a report.
+
+    FILE is an experiment file; without it the default experiment runs.
+    """
     from flsimulation.cli.run import run_command
 
     if resume is not None and (file is not None or overrides or out is not None):
@@ -85,7 +86,10 @@ def partition(
         Path | None, typer.Option(help="Where to draw it. [default: partition-<name>.png]")
     ] = None,
 ) -> None:
-    """Show which client holds what: a table, and the label histogram as PNG."""
+    """Show which client holds what: a table, and the label histogram as PNG.
+
+    FILE is an experiment file; without it the default experiment is shown.
+    """
     from flsimulation.cli.partition import partition_command
 
     partition_command(file, overrides or [], png)
@@ -93,10 +97,13 @@ def partition(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
     png: Annotated[bool, typer.Option("--png", help="Also write each plot as PNG.")] = False,
 ) -> None:
-    """Make a run's report again, from its files."""
+    """Make a run's report again, from its files.
+
+    RUN is a run directory.
+    """
     from flsimulation.report import write_pngs, write_report
 
     typer.echo(write_report(run_dir))

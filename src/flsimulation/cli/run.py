@@ -12,9 +12,8 @@ import typer
 from rich.console import Console
 
 from flsimulation.cli.view import LiveView, PlainView
-from flsimulation.errors import InputError
 from flsimulation.events import Sink
-from flsimulation.experiment import Experiment, load_experiment
+from flsimulation.experiment import Experiment, load_experiment, load_run_experiment
 
 
 def run_command(
@@ -29,28 +28,34 @@ def run_command(
 ) -> None:
     """Run or resume; print the JSON object, the summary, or nothing."""
     if resume is not None:
-        if not (resume / "experiment.toml").is_file():
-            raise InputError(f"--resume {resume}: is no run directory; it has no experiment.toml")
-        experiment = load_experiment(resume / "experiment.toml")
+        experiment = load_run_experiment(resume)
     else:
         experiment = load_experiment(file, overrides)
-    console = _Console()
+    console = _Console(quiet=json or quiet)
+    folders = [resume] if resume is not None else []
     with contextlib.ExitStack() as stack:
         sinks = stack.enter_context(_metrics(experiment, port))
-        if not (json or quiet):
+        stack.callback(_say_where, console, folders)
+        if not console.quiet:
             sinks.append(stack.enter_context(_view(console, experiment)))
         from flsimulation import runner  # Lightning: seconds, so after all cheap checks
 
         if resume is not None:
             result = runner.resume(resume, sinks)
         else:
-            result = runner.run(experiment, out, sinks)
+            result = runner.run(experiment, out, sinks, folders.append)
     if json:
         typer.echo(result.json())
-    elif not quiet:
-        console.print(
-            f"\nReport  {Path(result.run_dir) / 'report.html'}", soft_wrap=True, highlight=False
-        )
+
+
+def _say_where(console: Console, folders: list[Path]) -> None:
+    """Name the report and, after a run that stopped early, the way to go on."""
+    stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+    for folder in folders:
+        lines = f"\nReport  {folder / 'report.html'}"
+        if stopped and any((folder / "checkpoint").glob("*.safetensors")):
+            lines += f"\nGo on   flsim run --resume {folder}"
+        console.print(lines, soft_wrap=True, highlight=False, markup=False)
 
 
 class _Console(Console):

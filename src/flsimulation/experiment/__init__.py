@@ -1,7 +1,14 @@
 """The experiment file: the frozen, validated description of a run."""
 
 from flsimulation.experiment.flat import flatten, unflatten
-from flsimulation.experiment.load import dump_toml, load_experiment
+from flsimulation.experiment.load import dump_toml, load_experiment, load_run_experiment
 from flsimulation.experiment.spec import Experiment
 
-__all__ = ["Experiment", "dump_toml", "flatten", "load_experiment", "unflatten"]
+__all__ = [
+    "Experiment",
+    "dump_toml",
+    "flatten",
+    "load_experiment",
+    "load_run_experiment",
+    "unflatten",
+]

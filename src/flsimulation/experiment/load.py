@@ -37,20 +37,20 @@ def load_experiment(path: str | Path | None = None, overrides: Iterable[str] = (
     table = _read(path)
     source = str(path) if path is not None else "default experiment"
     _resolve_paths(table, Path(path).parent if path is not None else Path())
-    changed = {}
-    for override in overrides:
-        key, value = _parse_override(override)
-        changed[key] = override
-        if key in _REFERENCES and isinstance(value, str):
-            value = _absolute(value, Path())
-        if key == "model.class" and isinstance(table.get("model"), dict):
-            table["model"].pop("args", None)  # they were another class's
-        _put(table, key, value, override)
+    changed = _override(table, list(overrides))
     try:
         return Experiment.model_validate(table)
     except ValidationError as error:
         lines = [_explain(item, source, changed) for item in error.errors()]
         raise ExperimentError("\n".join(lines)) from None
+
+
+def load_run_experiment(run_dir: str | Path) -> Experiment:
+    """Read the experiment of a run directory that is to be resumed. Raises `ExperimentError`."""
+    path = Path(run_dir) / "experiment.toml"
+    if not path.is_file():
+        raise ExperimentError(f"--resume {run_dir}: is no run directory; it has no experiment.toml")
+    return load_experiment(path)
 
 
 def dump_toml(experiment: Experiment) -> str:
@@ -91,6 +91,20 @@ def _absolute(reference: str, folder: Path) -> str:
     if not source.endswith(".py"):
         return reference
     return f"{(folder / Path(source).expanduser()).resolve()}:{name}"
+
+
+def _override(table: dict[str, Any], overrides: list[str]) -> dict[str, str]:
+    """Put the overrides into the table; give each by its key."""
+    parsed = {override: _parse_override(override) for override in overrides}
+    if any(key == "model.class" for key, _ in parsed.values()) and isinstance(
+        model := table.get("model"), dict
+    ):
+        model.pop("args", None)  # the file's are another class's
+    for override, (key, value) in parsed.items():
+        if key in _REFERENCES and isinstance(value, str):
+            value = _absolute(value, Path())
+        _put(table, key, value, override)
+    return {key: override for override, (key, _) in parsed.items()}
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
