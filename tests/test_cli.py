@@ -195,6 +195,34 @@ def test_partition_prints_the_table_and_draws_it(flsim: Any, experiment_file: An
     assert Path("p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_long_class_names_are_not_cut(flsim: Any, tmp_path: Path) -> None:
+    names = [f"a rather long class name {i}" for i in range(6)]
+    rows = [f"{i}.0,{names[i % 6]}" for i in range(120)]
+    (tmp_path / "long.csv").write_text("x,label\n" + "\n".join(rows) + "\n")
+    _, output, _ = flsim("partition", "--set", f"data.dataset=file:{tmp_path}/long.csv", "--set", "data.examples-per-client=0")  # fmt: skip
+    assert all(name in output.splitlines()[0] for name in names)
+    assert len({len(line) for line in output.splitlines()[:3]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("sets", "part"),
+    [
+        (["data.partition=natural", "data.partition-column=sit"], "data.partition-column 'sit' is no column of t.csv: x, site, label; did you mean 'site'?"),
+        (["data.partition=natural"], "data.partition-column 'client' is no column of t.csv"),
+    ],
+)  # fmt: skip
+def test_a_natural_partition_by_a_column_that_is_not_there_names_the_key(
+    flsim: Any, tmp_path: Path, sets: list[str], part: str
+) -> None:
+    (tmp_path / "t.csv").write_text("x,site,label\n" + "1,north,0\n2,south,1\n" * 20)
+    options = [
+        word for one in [f"data.dataset=file:{tmp_path}/t.csv", *sets] for word in ("--set", one)
+    ]
+    status, _, errors = flsim("partition", *options)
+    assert status == 2
+    assert part in errors
+
+
 def test_report_is_made_again_with_plots(flsim: Any, experiment_file: Any, tmp_path: Path) -> None:
     flsim("run", experiment_file(SMALL), "--quiet", "--out", tmp_path / "r")
     report = tmp_path / "r" / "report.html"

@@ -102,6 +102,9 @@ class Whole(NoOptimizer):
 class Lazy(Whole):
     def make(self):
         return torch.nn.LazyLinear(3)
+class Frozen(Whole):
+    def make(self):
+        return torch.nn.Linear(6, 3).requires_grad_(False)
 class Half(Whole):
     def make(self):
         return torch.nn.Linear(6, 3, dtype=torch.bfloat16)
@@ -114,6 +117,7 @@ class Half(Whole):
         ("NoOptimizer", "has no configure_optimizers"),
         ("NoStep", "has no training_step"),
         ("Lazy", "has the lazy parameter layer.weight; give its size"),
+        ("Frozen", "has no parameter that can be trained"),
         ("Half", "has layer.weight of type torch.bfloat16, which cannot be sent; use float32"),
         ("Whole", None),
     ],

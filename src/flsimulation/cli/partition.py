@@ -26,7 +26,10 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
         raise InputError(f"--png {path}: {path.parent} is no folder; name a place in one that is")
     data = FederatedData.load(experiment)
     histogram, classes = data.histogram(), data.dataset.classes
-    Console().print(_table(histogram, classes))
+    console, table = Console(), _table(histogram, classes)
+    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.width = max(console.width, needed)  # names are not cut; a terminal wraps or scrolls
+    console.print(table)
     if len(histogram) > _SHOWN_CLIENTS:
         typer.echo(f"... and {len(histogram) - _SHOWN_CLIENTS} more clients")
     sizes = [sum(counts) for counts in histogram.values()]

@@ -12,7 +12,7 @@ import numpy as np
 from flsimulation.data.arrays import Examples, assemble, refusal, split_rows
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.images import stack_images
-from flsimulation.data.tables import unknown_column
+from flsimulation.data.tables import check_owner_column, unknown_column
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -87,6 +87,7 @@ def _train_and_test(splits: Any, spec: Data, seed: int) -> Any:
 def _examples(table: Any, spec: Data) -> Examples:
     if spec.label_column not in table.features:
         raise unknown_column("data.label-column", spec.label_column, spec.dataset, table.features)
+    check_owner_column(spec, spec.dataset, table.features)
     owned = spec.partition_column in table.features
     return Examples(
         _inputs(table, spec),

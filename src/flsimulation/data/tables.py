@@ -29,6 +29,13 @@ def load_csv(train: Path, test: Path | None, spec: Data, seed: int) -> Dataset:
     return assemble(spec, seed, _examples(table, train, features, spec), held_out)
 
 
+def check_owner_column(spec: Data, place: str, columns: Iterable[str]) -> None:
+    """Refuse a natural partition by a column that is not there. Raises `DataError`."""
+    columns = list(columns)
+    if spec.partition == "natural" and spec.partition_column not in columns:
+        raise unknown_column("data.partition-column", spec.partition_column, place, columns)
+
+
 def unknown_column(key: str, column: str, place: str, columns: Iterable[str]) -> DataError:
     """Make the error that says which columns there are, and which one may be meant."""
     columns = list(columns)
@@ -52,6 +59,7 @@ def _read(path: Path, spec: Data) -> Any:
 def _features(table: Any, path: Path, spec: Data) -> list[str]:
     if spec.label_column not in table.columns:
         raise unknown_column("data.label-column", spec.label_column, path.name, table.columns)
+    check_owner_column(spec, path.name, table.columns)
     names = [c for c in table.columns if c not in (spec.label_column, spec.partition_column)]
     if not names:
         raise refusal(spec, f"{path.name} has no column beside data.label-column; add the inputs")

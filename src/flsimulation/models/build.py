@@ -85,6 +85,8 @@ def _want(module: pl.LightningModule) -> str | None:
     for hook in ("training_step", "configure_optimizers"):
         if not is_overridden(hook, module):
             return f"has no {hook}; add it as Lightning documents it"
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        return "has no parameter that can be trained; leave some with requires_grad"
     for name, value in module.state_dict().items():
         if not isinstance(value, torch.Tensor):
             return f"keeps {name}, which is no tensor, in its state_dict; only tensors are averaged"
