@@ -42,6 +42,16 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
+class ClientsConnected:
+    """A client came or went."""
+
+    partitions: tuple[int, ...]
+    """Partitions whose clients the server can reach, ascending."""
+    expected: int
+    """Clients that the experiment asks for."""
+
+
+@dataclass(frozen=True)
 class PhaseStarted:
     """Messages of one phase went out."""
 
@@ -110,6 +120,12 @@ class RunFinished:
 
 
 Event: TypeAlias = (
-    RunStarted | PhaseStarted | ClientReplied | Checkpoint | RoundFinished | RunFinished
+    RunStarted
+    | ClientsConnected
+    | PhaseStarted
+    | ClientReplied
+    | Checkpoint
+    | RoundFinished
+    | RunFinished
 )
 Sink: TypeAlias = Callable[[Event], None]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from flwr.app import Message, MessageType, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, Phase, PhaseStarted, Sink
@@ -45,17 +45,38 @@ class Replies:
         return [partition for partition in self.cohort if partition not in answered]
 
 
-def partitions_of(grid: Grid) -> Mapping[int, int]:
-    """Partition of every node, by node id: the grid's own table, else by asking each node."""
-    table: Mapping[int, int] | None = getattr(grid, "partitions", None)
-    if table is not None:
-        return table
-    question = RecordDict()
-    asked = [Message(question, node, MessageType.QUERY) for node in grid.get_node_ids()]
-    answers = grid.send_and_receive(asked)
-    return {
-        answer.metadata.src_node_id: int(metrics_of(answer)["partition-id"]) for answer in answers
-    }
+class PartitionedGrid(Protocol):
+    """A Flower grid that knows the partition of every node."""
+
+    @property
+    def partitions(self) -> Mapping[int, int]:
+        """Partition of every node that is there, by node id, ascending by partition."""
+
+    def look(self) -> None:
+        """See who came and who went since."""
+
+    def gather(self, seconds: float) -> int:
+        """Wait for clients that went away, once for each absence; gives how many are there."""
+
+    def wait(self, least: int, seconds: float) -> bool:
+        """Wait until so many clients are there; False if they do not come in time."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Nodes in the order of their partitions."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; gives their ids."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Answers that are there."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Who a message went to."""
+
+    partition: int
+    node: int
 
 
 @dataclass(frozen=True)
@@ -64,24 +85,22 @@ class Exchange:
 
     Parameters
     ----------
-    grid : Grid
+    grid : PartitionedGrid
         Whatever carries the messages.
-    partitions : mapping of int to int
-        Partition of every node id.
     deadline : float
         Seconds that a phase may take; 0 for no limit.
     emit : callable
         Takes the events.
     """
 
-    grid: Grid
-    partitions: Mapping[int, int]
+    grid: PartitionedGrid
     deadline: float
     emit: Sink
 
     def run(self, round: int, phase: Phase, messages: Iterable[Message]) -> Replies:
         """Send the messages, wait for the answers or the deadline, and count who is missing."""
-        by_partition = {self.partitions[m.metadata.dst_node_id]: m for m in messages}
+        partitions = self.grid.partitions
+        by_partition = {partitions[m.metadata.dst_node_id]: m for m in messages}
         ordered = [by_partition[partition] for partition in sorted(by_partition)]
         replies = Replies(tuple(sorted(by_partition)))
         self.emit(PhaseStarted(round, phase, replies.cohort))
@@ -90,24 +109,44 @@ class Exchange:
             replies.bytes_down += payload_bytes(message)
             if self.deadline:
                 message.metadata.ttl = self.deadline  # a client can see when to give up
-        pending = dict(zip(replies.cohort, self.grid.push_messages(ordered), strict=True))
+        ids = self.grid.push_messages(ordered)
+        pending = {
+            identifier: _Asked(partition, message.metadata.dst_node_id)
+            for identifier, partition, message in zip(ids, replies.cohort, ordered, strict=True)
+        }
         while pending and time.monotonic() < expires:
             if not self._collect(round, phase, pending, replies):
+                self._give_up_lost(round, phase, pending, replies)
                 time.sleep(min(_POLL_SECONDS, max(0.0, expires - time.monotonic())))
         for partition in replies.missing:
             late = ClientError("deadline", f"no answer within {self.deadline:g} s")
             self._record(round, phase, partition, late, replies)
         return replies
 
-    def _collect(self, round: int, phase: Phase, pending: dict[int, str], replies: Replies) -> bool:
+    def _collect(
+        self, round: int, phase: Phase, pending: dict[str, _Asked], replies: Replies
+    ) -> bool:
         """Take in the answers that are ready; False if there were none."""
-        came = list(self.grid.pull_messages(pending.values()))
+        came = list(self.grid.pull_messages(pending.keys()))
         for message in came:
-            partition = self.partitions[message.metadata.src_node_id]
-            pending.pop(partition, None)
+            asked = pending.pop(message.metadata.reply_to_message_id, None)
+            if asked is None:
+                continue  # given up as lost a moment ago
             replies.bytes_up += payload_bytes(message)
-            self._record(round, phase, partition, failure_of(message) or message, replies)
+            self._record(round, phase, asked.partition, failure_of(message) or message, replies)
         return bool(came)
+
+    def _give_up_lost(
+        self, round: int, phase: Phase, pending: dict[str, _Asked], replies: Replies
+    ) -> None:
+        """Wait no longer for nodes that went away."""
+        self.grid.look()
+        there = self.grid.partitions
+        for identifier, asked in list(pending.items()):
+            if asked.node not in there:
+                del pending[identifier]
+                lost = ClientError("lost", "it went away before it answered")
+                self._record(round, phase, asked.partition, lost, replies)
 
     def _record(
         self,

@@ -11,6 +11,8 @@ from torch import Tensor
 from flsimulation.errors import FAILURE_REASONS, ClientError
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # Flower's own names of the records
+_PARTITION, _IDENTITY = "partition", "identity"  # records of our own
+_PARTITION_ID, _NAME = "partition-id", "name"
 
 RESERVED = frozenset(
     ("round", "phase", "partition", "num-examples", "epochs", "steps", "seconds", "reason", "error")
@@ -76,6 +78,33 @@ def failure_of(message: Message) -> ClientError | None:
     error = message.error
     fallback = "error" if error.code in _FLOWER_CODES else "lost"
     return ClientError(_REASONS.get(error.code, fallback), error.reason or f"code {error.code}")
+
+
+def assign(message: Message, partition: int) -> None:
+    """Tell the node in the message which partition it holds."""
+    record = ConfigRecord({_PARTITION_ID: partition})
+    message.content = RecordDict({**message.content, _PARTITION: record})
+
+
+def assigned_partition(message: Message) -> int | None:
+    """The partition that a message assigns to its node, or None."""
+    record = message.content.get(_PARTITION)
+    return None if record is None else int(cast(ConfigRecord, record)[_PARTITION_ID])  # type: ignore[arg-type]
+
+
+def identity_reply(message: Message, name: str, partition: int | None) -> Message:
+    """A node's answer to the question who it is and which partition it is configured for."""
+    record = ConfigRecord({_NAME: name})
+    if partition is not None:
+        record[_PARTITION_ID] = partition
+    return Message(RecordDict({_IDENTITY: record}), reply_to=message)
+
+
+def identity_of(message: Message) -> tuple[str, int | None]:
+    """Name and configured partition in a node's answer."""
+    record = cast(ConfigRecord, message.content[_IDENTITY])
+    partition = record.get(_PARTITION_ID)
+    return str(record[_NAME]), None if partition is None else int(cast(int, partition))
 
 
 def payload_bytes(message: Message) -> int:

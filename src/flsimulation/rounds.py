@@ -10,8 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
@@ -108,14 +110,29 @@ class Rounds:
         return arrays, evaluated
 
     def _configure(self, phase: str, number: int, arrays: ArrayRecord) -> list[Message]:
+        self._gather(number, phase)
         hook = getattr(self.strategy, f"configure_{phase}")
         seen = without(arrays, self.buffers) if self.buffers else arrays
         with seeds.python_random(self.experiment.seed, f"sample-{phase}", number):
-            messages = list(hook(number, seen, ConfigRecord(), self.exchange.grid))
+            messages = list(hook(number, seen, ConfigRecord(), cast(Grid, self.exchange.grid)))
         if self.buffers:
             for message in messages:
                 set_model(message, arrays)
         return messages
+
+    def _gather(self, number: int, phase: str) -> None:
+        """Let clients that went away come back; go on without them where enough are left."""
+        spec, grid = self.experiment, self.exchange.grid
+        least = max(spec.round.min_results, spec.strategy.min_train_nodes)
+        if phase == "evaluate":
+            least = spec.strategy.min_evaluate_nodes
+        there = grid.gather(spec.runtime.return_wait)
+        if there < least and not grid.wait(least, spec.runtime.client_wait):
+            raise RoundError(
+                f"round {number}: {len(grid.partitions)} of {spec.data.clients} clients are "
+                f"connected, {least} needed; none came back within "
+                f"{spec.runtime.client_wait:g} s"
+            )
 
     def _require(self, number: int, replies: Replies, least: int) -> None:
         """Stop the run unless enough clients succeeded: an empty round is no success."""

@@ -36,7 +36,7 @@ def build_strategy(experiment: Experiment, *, evaluate: bool = True) -> flower.S
         fraction_evaluate=spec.fraction_evaluate if evaluate else 0.0,
         min_train_nodes=spec.min_train_nodes,
         min_evaluate_nodes=spec.min_evaluate_nodes,
-        min_available_nodes=experiment.cohort_size,
+        min_available_nodes=spec.min_train_nodes,  # who waits for clients is the round loop
         **own,
     )
     return strategy

@@ -3,57 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from flsimulation import seeds
 from flsimulation.apps.workspace import Workspace
-from flsimulation.errors import ClientError
-from flsimulation.experiment import unflatten
-from flsimulation.messages import RESERVED, config_of, failure, reply, state_of
+from flsimulation.errors import ClientError, RunError
+from flsimulation.experiment import Experiment, unflatten
+from flsimulation.messages import (
+    RESERVED,
+    assigned_partition,
+    config_of,
+    failure,
+    identity_reply,
+    reply,
+    state_of,
+)
+
+Told: TypeAlias = Callable[[int, Message, Message], None]
+"""Takes partition, message and answer."""
+Work: TypeAlias = Callable[[Message, int, Workspace], Message]
+"""Makes the answer of message, partition and workspace."""
 
 
-def make_client_app(workspace: Workspace | None = None) -> ClientApp:
+def make_client_app(
+    workspace: Workspace | Callable[[Experiment], Workspace] | None = None,
+    told: Told | None = None,
+) -> ClientApp:
     """A ClientApp for any of Flower's runtimes.
 
     Parameters
     ----------
-    workspace : Workspace, optional
-        Data and trainer that this process has already; without it they are loaded from the run
-        config with the first message.
+    workspace : Workspace or callable, optional
+        Data and trainer that this process has already, or what gets them for an experiment;
+        without it they are loaded from the run config with the first message.
+    told : callable, optional
+        Is told every message with its answer, before the answer goes out.
     """
-    loaded = {} if workspace is None else {"workspace": workspace}
+    loaded = {"workspace": workspace} if isinstance(workspace, Workspace) else {}
+    load = workspace if callable(workspace) else Workspace.load
 
     def workspace_of(context: Context) -> Workspace:
         if "workspace" not in loaded:
-            loaded["workspace"] = Workspace.load(unflatten(context.run_config))
+            loaded["workspace"] = load(unflatten(context.run_config))
         return loaded["workspace"]
+
+    def answer(message: Message, context: Context, work: Work) -> Message:
+        partition = partition_of(message, context)
+        try:
+            answered = work(message, partition, workspace_of(context))
+        except ClientError as error:  # an answer too: the server counts it and names it
+            answered = failure(message, error)
+        if told is not None:
+            told(partition, message, answered)
+        return answered
 
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _answered(message, lambda: _train(message, context, workspace_of(context)))
+        return answer(message, context, _train)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _answered(message, lambda: _evaluate(message, context, workspace_of(context)))
+        return answer(message, context, _evaluate)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return reply(message, {"partition-id": partition_of(context)})
+        name = str(context.node_config.get("name", context.node_id))
+        return identity_reply(message, name, _configured_partition(context))
 
     return app
 
 
-def partition_of(context: Context) -> int:
-    """The partition that this node holds."""
-    return int(context.node_config["partition-id"])
+def partition_of(message: Message, context: Context) -> int:
+    """The partition that this node holds: what the server says, else its own configuration."""
+    for partition in (assigned_partition(message), _configured_partition(context)):
+        if partition is not None:
+            return partition
+    raise RunError("it was told no partition; set partition-id in its node config")
 
 
-def _train(message: Message, context: Context, workspace: Workspace) -> Message:
-    partition, config = partition_of(context), config_of(message)
+def _configured_partition(context: Context) -> int | None:
+    configured = context.node_config.get("partition-id")
+    return None if configured is None else int(configured)
+
+
+def _train(message: Message, partition: int, workspace: Workspace) -> Message:
+    config = config_of(message)
     round = int(_number(config, "server-round"))
     spec = workspace.experiment
     batches = workspace.train_batches(partition, round)
@@ -75,8 +114,8 @@ def _train(message: Message, context: Context, workspace: Workspace) -> Message:
     return reply(message, metrics, fit.state)
 
 
-def _evaluate(message: Message, context: Context, workspace: Workspace) -> Message:
-    partition, round = partition_of(context), int(_number(config_of(message), "server-round"))
+def _evaluate(message: Message, partition: int, workspace: Workspace) -> Message:
+    round = int(_number(config_of(message), "server-round"))
     batches = workspace.validation_batches(partition)
     scores = workspace.trainer.evaluate(
         state_of(message),
@@ -92,14 +131,6 @@ def _logged(scores: Mapping[str, float]) -> Mapping[str, float]:
     if taken := sorted(RESERVED & scores.keys()):
         raise ClientError("error", f"the module logs {taken[0]!r}, a name in use; log another")
     return scores
-
-
-def _answered(message: Message, work: Callable[[], Message]) -> Message:
-    """The work's answer, or its failure as an answer: the server counts it and names it."""
-    try:
-        return work()
-    except ClientError as error:
-        return failure(message, error)
 
 
 def _number(config: Mapping[str, object], key: str) -> float:

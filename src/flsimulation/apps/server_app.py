@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.apps.workspace import Workspace
+from flsimulation.assignment import AssignedGrid, PartitionTable
 from flsimulation.errors import FLSimulationError, RunError, describe_error
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
+    ClientsConnected,
     Event,
     RoundFinished,
     RunFinished,
@@ -23,8 +26,8 @@ from flsimulation.events import (
     Sink,
     State,
 )
-from flsimulation.exchange import Exchange, Replies, partitions_of
-from flsimulation.experiment import unflatten
+from flsimulation.exchange import Exchange, PartitionedGrid, Replies
+from flsimulation.experiment import Experiment, unflatten
 from flsimulation.messages import ARRAYS, CONFIG, metrics_of, state_of_record
 from flsimulation.models import model_arguments
 from flsimulation.rounds import Rounds
@@ -46,7 +49,10 @@ class Start:
 
 
 def make_server_app(
-    sinks: Iterable[Sink] = (), workspace: Workspace | None = None, start: Start | None = None
+    sinks: Iterable[Sink] = (),
+    workspace: Workspace | None = None,
+    start: Start | None = None,
+    memory: Path | None = None,
 ) -> ServerApp:
     """A ServerApp for any of Flower's runtimes.
 
@@ -58,6 +64,8 @@ def make_server_app(
         Data and trainer that this process has already.
     start : Start, optional
         Go on after this round instead of starting anew.
+    memory : Path, optional
+        Where to remember which client of a network holds which partition.
     """
     listeners = tuple(sinks)
     app = ServerApp()
@@ -78,7 +86,7 @@ def make_server_app(
 
         try:
             space = workspace or Workspace.load(unflatten(context.run_config))
-            _federate(grid, space, emit, start)
+            _federate(grid, space, emit, start, memory)
         except Exception as error:
             ours = isinstance(error, FLSimulationError)
             finish("failed", str(error) if ours else describe_error(error))
@@ -91,7 +99,9 @@ def make_server_app(
     return app
 
 
-def _federate(grid: Grid, space: Workspace, emit: Sink, start: Start | None) -> None:
+def _federate(
+    grid: Grid, space: Workspace, emit: Sink, start: Start | None, memory: Path | None
+) -> None:
     """The run itself, from its announcement to the last evaluation."""
     experiment = space.experiment
     emit(_announcement(space))
@@ -101,7 +111,9 @@ def _federate(grid: Grid, space: Workspace, emit: Sink, start: Start | None) -> 
         vars(strategy).update(start.strategy)
         arrays = start.arrays
         emit(Checkpoint(start.round, arrays, strategy))
-    exchange = Exchange(grid, partitions_of(grid), experiment.round.deadline, emit)
+    exchange = Exchange(
+        _partitioned(grid, experiment, emit, memory), experiment.round.deadline, emit
+    )
     rounds = Rounds(
         experiment,
         strategy,
@@ -113,6 +125,24 @@ def _federate(grid: Grid, space: Workspace, emit: Sink, start: Start | None) -> 
     arrays, evaluated = rounds.run(arrays, first=start.round + 1 if start else 1)
     if space.can_evaluate_clients:
         _evaluate_everyone(exchange, arrays, evaluated, space, emit)
+
+
+def _partitioned(
+    grid: Grid, experiment: Experiment, emit: Sink, memory: Path | None
+) -> PartitionedGrid:
+    """The grid, with a partition for each node: its own table, or one that we keep."""
+    clients = experiment.data.clients
+    if hasattr(grid, "partitions"):
+        emit(ClientsConnected(tuple(grid.partitions.values()), clients))
+        return cast(PartitionedGrid, grid)
+    assigned = AssignedGrid(grid, PartitionTable(clients, memory), clients, emit)
+    patience = experiment.runtime.client_wait
+    if not assigned.wait(clients, patience):
+        raise RunError(
+            f"{len(assigned.partitions)} of {clients} clients connected within {patience:g} s; "
+            f"start more clients, lower data.clients, or raise runtime.client-wait"
+        )
+    return assigned
 
 
 def _announcement(space: Workspace) -> RunStarted:
@@ -153,7 +183,8 @@ def _evaluate_everyone(
 ) -> None:
     """Each client's score of the final model, for the spread; asked again only where unknown."""
     last, wanted = space.experiment.strategy.rounds, space.experiment.evaluate.clients
-    targets = sorted((partition, node) for node, partition in exchange.partitions.items())[:wanted]
+    there = exchange.grid.partitions
+    targets = sorted((partition, node) for node, partition in there.items())[:wanted]
     if {partition for partition, _ in targets} <= set(evaluated.cohort):
         for partition, _ in targets:
             emit(_as_final(last, partition, evaluated))

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from flsimulation.events import (
     ClientReplied,
+    ClientsConnected,
     Event,
     PhaseStarted,
     RoundFinished,
@@ -43,6 +44,7 @@ class PlainView:
         self.rounds = experiment.strategy.rounds
         self._final: list[float] = []
         self._failed = 0
+        self._missing = False
         self._last: RoundFinished | None = None
 
     def __enter__(self) -> PlainView:
@@ -62,6 +64,8 @@ class PlainView:
         if isinstance(event, RunStarted):
             self._say(_title(event), style="bold")
             self._say(_row(_COLUMNS), style="dim")
+        elif isinstance(event, ClientsConnected):
+            self._connected(event)
         elif isinstance(event, PhaseStarted):
             self._failed = 0
         elif isinstance(event, ClientReplied):
@@ -71,6 +75,14 @@ class PlainView:
             self._say(_row(_cells(event, self.rounds)))
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
+
+    def _connected(self, event: ClientsConnected) -> None:
+        """Tell of clients that are missing, and when they are all there again."""
+        count, missing = len(event.partitions), len(event.partitions) < event.expected
+        if missing or self._missing:
+            text = f"  clients: {count} of {event.expected} connected"
+            self._say(text + (", waiting for the others" if missing else ""), style="yellow")
+        self._missing = missing
 
     def _client(self, event: ClientReplied) -> None:
         if event.phase == "final" and "accuracy" in event.metrics:

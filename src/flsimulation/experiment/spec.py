@@ -162,6 +162,20 @@ class Round(Section):
     """Clients that must succeed for a round to count; with fewer the run stops."""
 
 
+class Runtime(Section):
+    """Who carries the messages between the server and the clients."""
+
+    kind: Literal["inprocess", "network"] = "inprocess"
+    """`inprocess`: all in one process. `network`: over a Flower SuperLink, each client a program
+    of its own."""
+    superlink: Annotated[str, Field(pattern=r"^[^\s/]+:[0-9]+$")] = "127.0.0.1:8080"
+    """`host:port` of the SuperLink, for `network`."""
+    client_wait: Annotated[float, Field(ge=0)] = 120.0
+    """Seconds to wait for clients to connect before the run stops."""
+    return_wait: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds that a round waits for a client that went away, before it begins without it."""
+
+
 class Experiment(Section):
     """One experiment; every key has a default."""
 
@@ -175,6 +189,7 @@ class Experiment(Section):
     strategy: Strategy = Strategy()
     evaluate: Evaluate = Evaluate()
     round: Round = Round()
+    runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
     def _cohorts(self) -> Experiment:

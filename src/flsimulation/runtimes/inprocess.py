@@ -59,6 +59,17 @@ class InProcessGrid(Grid):
         }
         """Partition of every node id."""
 
+    def look(self) -> None:
+        """Nobody comes or goes in one process."""
+
+    def gather(self, seconds: float) -> int:  # noqa: ARG002 - nobody is away
+        """All clients are there."""
+        return len(self.partitions)
+
+    def wait(self, least: int, seconds: float) -> bool:  # noqa: ARG002
+        """Whether there are so many clients; there will not be more."""
+        return len(self.partitions) >= least
+
     def set_run(self, run: Run) -> None:
         """Take over the run's description."""
         self._run = run
@@ -98,6 +109,7 @@ class InProcessGrid(Grid):
         for message in messages:
             self._sent += 1
             self._waiting[identifier := str(self._sent)] = message
+            vars(message.metadata)["_message_id"] = identifier  # as Flower's own grids do
             identifiers.append(identifier)
         return identifiers
 

@@ -13,6 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 from flsimulation.errors import FAILURE_REASONS
 from flsimulation.events import (
     ClientReplied,
+    ClientsConnected,
     Event,
     PhaseStarted,
     RoundFinished,
@@ -25,6 +26,7 @@ Kind: TypeAlias = Literal["counter", "gauge", "histogram", "info"]
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)  # histogram buckets
 _STATES = ("running", "completed", "failed", "interrupted")
+_OF_ONE_RUN = ("fl_global_loss", "fl_global_accuracy", "fl_client_connected")
 _LABELLED_CLIENTS = 100  # with more clients there are no series by client
 
 
@@ -41,26 +43,57 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
-METRICS = (
+SERVER_METRICS = (
     Metric("fl_run_info", "info", "1", "The run: its experiment, strategy, dataset and model.", ("name", "strategy", "dataset", "model", "seed")),
     Metric("fl_run_state", "gauge", "0 or 1", "1 for the state that the run is in.", ("state",)),
+    Metric("fl_run_rounds", "gauge", "rounds", "Rounds that the experiment asks for."),
+    Metric("fl_run_round", "gauge", "rounds", "The last round that the run completed."),
     Metric("fl_rounds_total", "counter", "rounds", "Rounds completed."),
+    Metric("fl_round_started_timestamp_seconds", "gauge", "seconds", "When the current round began, Unix time; 0 while none goes on."),
     Metric("fl_round_duration_seconds", "histogram", "seconds", "Duration of a whole round."),
     Metric("fl_round_phase_duration_seconds", "histogram", "seconds", "Duration of a round's phase: train, aggregate, evaluate.", ("phase",)),
     Metric("fl_global_loss", "gauge", "loss", "Loss of the global model: central on the test set, federated on the clients' held-out parts.", ("source",)),
     Metric("fl_global_accuracy", "gauge", "ratio", "Accuracy of the global model, 0 to 1, by source as for the loss.", ("source",)),
+    Metric("fl_clients_expected", "gauge", "clients", "Clients that the experiment asks for."),
     Metric("fl_clients_connected", "gauge", "clients", "Clients that the server can reach."),
+    Metric("fl_client_connected", "gauge", "0 or 1", "1 while the server can reach the client that holds the partition.", ("partition",)),
     Metric("fl_clients_selected", "gauge", "clients", "Clients that were asked in the current phase."),
     Metric("fl_client_failures_total", "counter", "failures", "Answers that failed or did not come: error, diverged, deadline or lost.", ("reason",)),
     Metric("fl_message_bytes_total", "counter", "bytes", "Payload of the messages to (down) and from (up) the clients.", ("direction",)),
+)  # fmt: skip
+"""What the server knows."""
+
+CLIENT_METRICS = (
     Metric("fl_client_fits_total", "counter", "fits", "Local trainings that a client finished.", ("partition",)),
     Metric("fl_client_epochs_total", "counter", "epochs", "Local epochs that a client finished.", ("partition",)),
     Metric("fl_client_examples_total", "counter", "examples", "Examples that a client trained on, each epoch anew.", ("partition",)),
     Metric("fl_client_fit_duration_seconds", "histogram", "seconds", "Duration of a client's local training.", ("partition",)),
+    Metric("fl_client_train_loss", "gauge", "loss", "Mean loss over the last local epoch of a client's training.", ("partition",)),
     Metric("fl_client_loss", "gauge", "loss", "Loss of the global model on a client's held-out part.", ("partition",)),
     Metric("fl_client_accuracy", "gauge", "ratio", "Accuracy of the global model on a client's held-out part, 0 to 1.", ("partition",)),
 )  # fmt: skip
-"""Every metric of a federation. The exporter, and docs/metrics.md, are made from this table."""
+"""What a client knows: exported by the run itself in one process, by each client on a network."""
+
+NODE_METRICS = (
+    Metric("fl_client_info", "info", "1", "The partition that this container trains on; none before it is told one.", ("partition",)),
+    Metric("fl_client_message_bytes_total", "counter", "bytes", "Payload of the messages to (down) and from (up) this client.", ("partition", "direction")),
+    Metric("fl_client_crashes_total", "counter", "crashes", "Processes of this client that were killed before they answered.", ("partition",)),
+)  # fmt: skip
+"""What only a client's container knows."""
+
+CONTAINER_METRICS = (
+    Metric("fl_container_cpu_seconds_total", "counter", "seconds", "CPU time of the container."),
+    Metric("fl_container_cpu_limit_cores", "gauge", "cores", "Cores that the container may use; those of the machine without a limit."),
+    Metric("fl_container_memory_bytes", "gauge", "bytes", "Memory that the container has in use, without file cache that can be dropped."),
+    Metric("fl_container_memory_limit_bytes", "gauge", "bytes", "Memory that the container may use; that of the machine without a limit."),
+)  # fmt: skip
+"""What the superlink's and each client's container take of the machine."""
+
+METRICS = SERVER_METRICS + CLIENT_METRICS
+"""The metrics of a run in one process."""
+
+ALL_METRICS = METRICS + NODE_METRICS + CONTAINER_METRICS
+"""Every metric. The exporters, dashboards, alerts and docs/metrics.md are made from this table."""
 
 
 class PrometheusMetrics:
@@ -89,14 +122,17 @@ class PrometheusMetrics:
         """Count what the event tells."""
         if isinstance(event, RunStarted):
             self._run(event)
+        elif isinstance(event, ClientsConnected):
+            self._connected(event)
         elif isinstance(event, PhaseStarted):
-            self._gauge("fl_clients_selected").set(len(event.cohort))
+            self._phase(event)
         elif isinstance(event, ClientReplied):
             self._client(event)
         elif isinstance(event, RoundFinished):
             self._round(event)
         elif isinstance(event, RunFinished):
             self._state(event.state)
+            self._gauge("fl_round_started_timestamp_seconds").set(0)
 
     def _run(self, event: RunStarted) -> None:
         spec = event.experiment
@@ -110,8 +146,25 @@ class PrometheusMetrics:
                 "seed": str(spec.seed),
             }
         )
-        self._gauge("fl_clients_connected").set(spec.data.clients)
+        for name in _OF_ONE_RUN:
+            self._metrics[name].clear()  # the last run's scores are not this one's
+        self._gauge("fl_run_rounds").set(spec.strategy.rounds)
+        self._gauge("fl_run_round").set(0)
         self._state("running")
+
+    def _connected(self, event: ClientsConnected) -> None:
+        self._gauge("fl_clients_expected").set(event.expected)
+        self._gauge("fl_clients_connected").set(len(event.partitions))
+        if event.expected <= _LABELLED_CLIENTS:
+            there = set(event.partitions)
+            for partition in range(event.expected):
+                connected = float(partition in there)
+                self._gauge("fl_client_connected", partition=str(partition)).set(connected)
+
+    def _phase(self, event: PhaseStarted) -> None:
+        self._gauge("fl_clients_selected").set(len(event.cohort))
+        if event.phase == "train":
+            self._gauge("fl_round_started_timestamp_seconds").set_to_current_time()
 
     def _state(self, current: str) -> None:
         for state in _STATES:
@@ -138,6 +191,7 @@ class PrometheusMetrics:
 
     def _round(self, event: RoundFinished) -> None:
         self._counter("fl_rounds_total").inc()
+        self._gauge("fl_run_round").set(event.round)
         self._histogram("fl_round_duration_seconds").observe(event.seconds["total"])
         for phase in ("train", "aggregate", "evaluate"):
             self._histogram("fl_round_phase_duration_seconds", phase=phase).observe(
