@@ -105,6 +105,7 @@ class PartitionTable:
             if (wanted := self._identities[node].partition) is not None:
                 self._evict(wanted)
                 self.partitions[node] = wanted
+        without.sort(key=lambda node: self._identities[node].name)
         for own in (True, False):  # then those that come back, and last those that are new
             for node in without:
                 if node not in self.partitions:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from flwr.app import ArrayRecord
 
@@ -25,6 +25,9 @@ from flsimulation.telemetry.jsonlines import read_lines
 from flsimulation.telemetry.process import peak_memory_bytes
 from flsimulation.telemetry.rundir import RunDirectory, create_run_directory
 from flsimulation.weights import weights_sha256
+
+Federate: TypeAlias = Callable[[Experiment, Iterable[Sink], Workspace | None, Start | None], None]
+"""Runs a federation: its experiment, who is told, the data and model, and where it goes on."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def run(
     out: str | Path | None = None,
     sinks: Iterable[Sink] = (),
     opened: Callable[[Path], None] | None = None,
+    federate: Federate = run_in_process,
 ) -> RunResult:
     """Run an experiment in this process and leave a run directory with a report.
 
@@ -104,6 +108,8 @@ def run(
         Each takes every event of the run.
     opened : callable, optional
         Is told the run directory as soon as it exists.
+    federate : callable, optional
+        Runs the federation; by default all of it in this process.
 
     Raises
     ------
@@ -118,11 +124,13 @@ def run(
         opened(path)
     outcome, directory = _Outcome(experiment, path), RunDirectory(path, experiment)
     with _reported(path):
-        run_in_process(experiment, [directory, outcome, *sinks], space)
+        federate(experiment, [directory, outcome, *sinks], space, None)
     return outcome.result()
 
 
-def resume(run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
+def resume(
+    run_dir: str | Path, sinks: Iterable[Sink] = (), federate: Federate = run_in_process
+) -> RunResult:
     """Go on with an unfinished run to the same result as if it had never stopped.
 
     Raises
@@ -137,7 +145,7 @@ def resume(run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
     outcome = _Outcome(experiment, path)
     start = Start(saved.round, saved.arrays, saved.strategy)
     with _reported(path):
-        run_in_process(experiment, [directory, outcome, *sinks], space, start)
+        federate(experiment, [directory, outcome, *sinks], space, start)
     return outcome.result()
 
 

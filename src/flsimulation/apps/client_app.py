@@ -31,6 +31,7 @@ Work: TypeAlias = Callable[[Message, int, Workspace], Message]
 def make_client_app(
     workspace: Workspace | Callable[[Experiment], Workspace] | None = None,
     told: Told | None = None,
+    asked: Callable[[Experiment], None] | None = None,
 ) -> ClientApp:
     """A ClientApp for any of Flower's runtimes.
 
@@ -41,6 +42,8 @@ def make_client_app(
         without it they are loaded from the run config with the first message.
     told : callable, optional
         Is told every message with its answer, before the answer goes out.
+    asked : callable, optional
+        Is told the experiment when the server asks who is there: work is about to come.
     """
     loaded = {"workspace": workspace} if isinstance(workspace, Workspace) else {}
     load = workspace if callable(workspace) else Workspace.load
@@ -72,6 +75,8 @@ def make_client_app(
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
+        if asked is not None:
+            asked(unflatten(context.run_config))
         name = str(context.node_config.get("name", context.node_id))
         return identity_reply(message, name, _configured_partition(context))
 

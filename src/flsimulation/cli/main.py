@@ -64,6 +64,20 @@ def run(
         int | None,
         typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port meanwhile."),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="inprocess or network. [default: the experiment's runtime.kind]"
+        ),
+    ] = None,
+    superlink: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The SuperLink of a network, as runtime.superlink."),
+    ] = None,
+    clients: Annotated[
+        int | None,
+        typer.Option(min=1, envvar="CLIENTS", help="Number of clients, as data.clients."),
+    ] = None,
 ) -> None:
     """Run an experiment; leave a run directory with the results and a report.
 
@@ -71,11 +85,25 @@ def run(
     """
     from flsimulation.cli.run import run_command
 
+    chosen = {
+        "runtime.kind": runtime,
+        "runtime.superlink": superlink,
+        "data.clients": clients if resume is None else None,
+    }
     if resume is not None and (file is not None or overrides or out is not None):
         raise InputError(
             "--resume takes the experiment and the directory from the run; drop FILE, --set and --out"
         )
-    run_command(file, overrides or [], out, resume, json=json, quiet=quiet, port=metrics_port)
+    run_command(
+        file,
+        overrides or [],
+        out,
+        resume,
+        json=json,
+        quiet=quiet,
+        port=metrics_port,
+        runtime=[f"{key}={value}" for key, value in chosen.items() if value is not None],
+    )
 
 
 @app.command()
@@ -109,6 +137,59 @@ def report(
     typer.echo(write_report(run_dir))
     for path in write_pngs(run_dir, run_dir / "plots") if png else []:
         typer.echo(path)
+
+
+@app.command()
+def client(
+    superlink: Annotated[
+        str, typer.Option(metavar="HOST:PORT", envvar="SUPERLINK", help="The SuperLink to join.")
+    ] = "127.0.0.1:8080",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="By which the server knows this client again. [default: the host's name]"
+        ),
+    ] = None,
+    partition: Annotated[
+        int | None,
+        typer.Option(
+            min=0, envvar="PARTITION", help="The partition to hold. [default: the server gives one]"
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
+    ] = 8000,
+) -> None:
+    """Run one client of a network until it is stopped."""
+    from flsimulation.network.node import run_client
+
+    run_client(superlink, name, partition, metrics_port)
+
+
+@app.command()
+def superlink(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8080,
+    memory: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to remember who holds which partition. [default: runs/.partitions.json]"
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
+    ] = 8000,
+    as_owner_of: Annotated[
+        Path | None,
+        typer.Option(help="If started as root: go on as the user who owns this folder."),
+    ] = None,
+) -> None:
+    """Run a network's SuperLink and its runs until it is stopped; run directories go to ./runs."""
+    from flsimulation.network.node import become_owner_of, run_superlink
+
+    if as_owner_of is not None:
+        become_owner_of(as_owner_of)
+    run_superlink(host, port, memory or Path("runs") / ".partitions.json", metrics_port)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
+from json import dumps as dump_json
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -25,12 +28,13 @@ def run_command(
     json: bool,
     quiet: bool,
     port: int | None,
+    runtime: list[str],
 ) -> None:
     """Run or resume; print the JSON object, the summary, or nothing."""
     if resume is not None:
-        experiment = load_run_experiment(resume)
+        experiment = load_run_experiment(resume, runtime)
     else:
-        experiment = load_experiment(file, overrides)
+        experiment = load_experiment(file, [*overrides, *runtime])
     console = _Console(quiet=json or quiet)
     folders = [resume] if resume is not None else []
     with contextlib.ExitStack() as stack:
@@ -38,14 +42,40 @@ def run_command(
         stack.callback(_say_where, console, folders)
         if not console.quiet:
             sinks.append(stack.enter_context(_view(console, experiment)))
-        from flsimulation import runner  # Lightning: seconds, so after all cheap checks
-
-        if resume is not None:
-            result = runner.resume(resume, sinks)
+        if experiment.runtime.kind == "network":
+            result = _on_network(experiment, out, resume, sinks, folders)
         else:
-            result = runner.run(experiment, out, sinks, folders.append)
+            result = _in_process(experiment, out, resume, sinks, folders)
     if json:
-        typer.echo(result.json())
+        typer.echo(dump_json(result))
+
+
+def _in_process(
+    experiment: Experiment,
+    out: Path | None,
+    resume: Path | None,
+    sinks: list[Sink],
+    folders: list[Path],
+) -> dict[str, Any]:
+    from flsimulation import runner  # Lightning: seconds, so after all cheap checks
+
+    if resume is not None:
+        return asdict(runner.resume(resume, sinks))
+    return asdict(runner.run(experiment, out, sinks, folders.append))
+
+
+def _on_network(
+    experiment: Experiment,
+    out: Path | None,
+    resume: Path | None,
+    sinks: list[Sink],
+    folders: list[Path],
+) -> dict[str, Any]:
+    from flsimulation.network.drive import run_on_network
+
+    if resume is not None:
+        return run_on_network(experiment, None, sinks, None, resume)
+    return run_on_network(experiment, out, sinks, folders.append)
 
 
 def _say_where(console: Console, folders: list[Path]) -> None:

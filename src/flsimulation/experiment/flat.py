@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from flsimulation.experiment.spec import Experiment
@@ -32,7 +33,7 @@ def flatten(experiment: Experiment) -> dict[str, bool | float | int | str]:
     return flat
 
 
-def unflatten(config: dict[str, Any]) -> Experiment:
+def unflatten(config: Mapping[str, Any]) -> Experiment:
     """Experiment of a run config made by `flatten`.
 
     Raises

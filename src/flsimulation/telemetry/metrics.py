@@ -104,15 +104,18 @@ class PrometheusMetrics:
 
     Parameters
     ----------
-    clients : int
-        Number of clients; series by client are kept up to 100 of them.
+    clients : int or None
+        Number of clients; series by client are kept up to 100 of them. None for the server of a
+        network, whose clients serve their own.
     """
 
-    def __init__(self, clients: int) -> None:
+    def __init__(self, clients: int | None) -> None:
         self.registry = CollectorRegistry()
         self._clients = clients
-        self._metrics = {m.name: _make(m, self.registry) for m in METRICS}
-        ProcessCollector(registry=self.registry)
+        rows = METRICS if clients is not None else SERVER_METRICS
+        self._metrics = {m.name: make_metric(m, self.registry) for m in rows}
+        if clients is not None:  # on a network the container's whole use counts
+            ProcessCollector(registry=self.registry)
         for reason in FAILURE_REASONS:
             self._counter("fl_client_failures_total", reason=reason)
         for direction in ("down", "up"):
@@ -173,7 +176,7 @@ class PrometheusMetrics:
     def _client(self, event: ClientReplied) -> None:
         if event.reason is not None:
             self._counter("fl_client_failures_total", reason=event.reason).inc()
-        elif self._clients <= _LABELLED_CLIENTS:
+        elif self._clients is not None and self._clients <= _LABELLED_CLIENTS:
             partition = str(event.partition)
             if event.phase == "train":
                 self._fit(event.metrics, partition)
@@ -221,7 +224,8 @@ class PrometheusMetrics:
         return metric.labels(**labels) if labels else metric
 
 
-def _make(metric: Metric, registry: CollectorRegistry) -> MetricWrapperBase:
+def make_metric(metric: Metric, registry: CollectorRegistry) -> MetricWrapperBase:
+    """A row of the table as a metric of prometheus_client, in a registry."""
     if metric.kind == "info":
         return Info(metric.name.removesuffix("_info"), metric.help, registry=registry)
     if metric.kind == "histogram":

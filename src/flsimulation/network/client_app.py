@@ -1,0 +1,81 @@
+"""The ClientApp that a network's clients run, in a process that started warm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import Any
+
+from flwr.app import Message
+
+from flsimulation.apps.client_app import make_client_app
+from flsimulation.apps.workspace import Workspace
+from flsimulation.errors import ClientError
+from flsimulation.experiment import Experiment, flatten, unflatten
+from flsimulation.messages import failure_of, metrics_of, payload_bytes
+from flsimulation.network import sockets, threads
+from flsimulation.network.names import REPORTS, WARM
+
+_prepared: Workspace | None = None
+_killed_by: int | None = None
+
+
+def prepare(flat: dict[str, Any]) -> None:
+    """Load an experiment's data and model for the processes that are forked from this one."""
+    global _prepared
+    threads.hold()
+    _prepared = Workspace.load(unflatten(flat))
+
+
+def killed(number: int) -> None:
+    """Answer in place of a process that was killed by a signal."""
+    global _killed_by
+    _killed_by = number
+
+
+def _workspace(experiment: Experiment) -> Workspace:
+    threads.release()
+    if _killed_by is not None:
+        raise ClientError("error", _explain(_killed_by))
+    if _prepared is not None and _prepared.experiment == experiment:
+        return _prepared
+    _announce(experiment)
+    return Workspace.load(experiment)
+
+
+def _explain(number: int) -> str:
+    name = signal.Signals(number).name
+    cause = (
+        "; most likely it ran out of memory, raise its limit" if number == signal.SIGKILL else ""
+    )
+    return f"its process was ended by {name}{cause}"
+
+
+def _tell(partition: int, message: Message, answer: Message) -> None:
+    """Report a message and its answer to the process that serves the metrics."""
+    report = {
+        "partition": partition,
+        "type": message.metadata.message_type,
+        "bytes": {"down": payload_bytes(message), "up": payload_bytes(answer)},
+        "metrics": metrics_of(answer) if failure_of(answer) is None else {},
+        "killed": _killed_by is not None,
+    }
+    _send(REPORTS, report)
+
+
+def _send(variable: str, content: Any) -> None:
+    """Send to a socket of this container, if there is one; training does not depend on it."""
+    if path := os.environ.get(variable):
+        with contextlib.suppress(OSError):
+            sockets.send(path, content)
+
+
+def _announce(experiment: Experiment) -> None:
+    """Have the experiment's data and model loaded for the processes to come."""
+    if _prepared is None or _prepared.experiment != experiment:
+        _send(WARM, {"experiment": flatten(experiment)})
+
+
+app = make_client_app(_workspace, _tell, _announce)
+"""The ClientApp that the submitted app names."""

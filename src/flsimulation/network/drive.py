@@ -1,0 +1,104 @@
+"""A run on a network, driven from anywhere: submit it, follow its events, end with its result."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flsimulation.errors import InputError, RunError
+from flsimulation.events import Sink
+from flsimulation.experiment import Experiment, flatten
+from flsimulation.network import lines
+from flsimulation.network.flower import Flower, flower
+from flsimulation.network.names import OUT, RESUME
+
+
+@dataclass
+class _Log:
+    """What the log has told so far, apart from events."""
+
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    input: bool = False
+    last: list[str] = field(default_factory=list)
+    """The last lines that were for people."""
+
+
+def run_on_network(
+    experiment: Experiment,
+    out: str | Path | None = None,
+    sinks: Iterable[Sink] = (),
+    opened: Callable[[Path], None] | None = None,
+    resumed: str | Path | None = None,
+) -> dict[str, Any]:
+    """Run an experiment on the SuperLink that it names; gives the fields of a ``RunResult``.
+
+    The run directory is written where the SuperLink runs, below its working directory.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its ``runtime.superlink`` says where.
+    out : path, optional
+        The run directory, as the SuperLink sees it.
+    sinks : iterable of callables
+        Each takes every event of the run but the checkpoints.
+    opened : callable, optional
+        Is told the run directory as soon as it exists.
+    resumed : path, optional
+        Go on with the run in this directory, as the SuperLink sees it.
+
+    Raises
+    ------
+    InputError
+        If no SuperLink answers, or it finds the experiment impossible.
+    RunError
+        If the run could not go on.
+    """
+    config = flatten(experiment)
+    config |= {OUT: str(out)} if out is not None else {}
+    config |= {RESUME: str(resumed)} if resumed is not None else {}
+    with flower(experiment.runtime.superlink) as command:
+        command.check()
+        run_id = command.submit(config)
+        try:
+            log = _follow(command, run_id, tuple(sinks), opened)
+        except BaseException:  # Ctrl-C, or a sink that fails: nobody is left to watch it
+            command.stop(run_id)
+            raise
+        if log.result is not None:
+            return log.result
+        if log.error is None:
+            state, last = command.state(run_id), " ".join(log.last[-1:])
+            log.error = f"the run ended as {state} without a result" + (f": {last}" if last else "")
+    raise (InputError if log.input else RunError)(log.error)
+
+
+def _follow(
+    command: Flower, run_id: str, sinks: tuple[Sink, ...], opened: Callable[[Path], None] | None
+) -> _Log:
+    log = _Log()
+    with command.follow(run_id) as stream:
+        for line in _until_told(stream, log):
+            found = lines.read(line)
+            if found is None:
+                log.last = [*log.last[-4:], line.strip()] if line.strip() else log.last
+            elif not isinstance(found, dict):
+                for sink in sinks:
+                    sink(found)
+            elif "run-dir" in found:
+                for tell in (opened,) if opened is not None else ():
+                    tell(Path(found["run-dir"]))
+            elif "result" in found:
+                log.result = found["result"]
+            elif "error" in found:
+                log.error, log.input = str(found["error"]), bool(found.get("input"))
+    return log
+
+
+def _until_told(stream: Iterator[str], log: _Log) -> Iterator[str]:
+    """The lines up to the result or the error; Flower's stream ends seconds later."""
+    return itertools.takewhile(lambda _: log.result is None and log.error is None, stream)

@@ -1,0 +1,54 @@
+"""What the server's program tells the command that drives it, as lines of Flower's own log.
+
+A SuperLink streams what a run's ServerApp prints to whoever follows the run. Lines that begin with
+`MARK` are for the program that follows; all others are for people.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from flsimulation.events import Event
+from flsimulation.telemetry.wire import from_json, to_json
+
+MARK = "flsim-event "
+
+
+def tell(event: Event) -> None:
+    """A sink that prints each event as a line of the run's log."""
+    if (line := to_json(event)) is not None:
+        _print(line)
+
+
+def tell_opened(run_dir: str) -> None:
+    """Print where the server writes the run."""
+    _print(json.dumps({"run-dir": run_dir}))
+
+
+def tell_result(result: dict[str, Any]) -> None:
+    """Print what the run came to."""
+    _print(json.dumps({"result": result}))
+
+
+def tell_error(message: str, *, input: bool) -> None:
+    """Print why the run could not go on, and whether its input was at fault."""
+    _print(json.dumps({"error": message, "input": input}))
+
+
+def read(line: str) -> Event | dict[str, Any] | None:
+    """The event, or one of the other tellings; None for a line that is for people."""
+    _, mark, content = line.partition(MARK)
+    if not mark:
+        return None
+    try:
+        found = json.loads(content)
+        return from_json(content) if "event" in found else dict(found)
+    except (ValueError, TypeError):
+        return None
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{MARK}{line}\n")  # one write, so that no other thread's line cuts it
+    sys.stdout.flush()

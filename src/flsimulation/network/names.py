@@ -1,0 +1,10 @@
+"""Names by which the processes of one container find each other."""
+
+WARM = "FLSIM_WARM"
+"""Environment: the socket of the server that forks warm processes."""
+REPORTS = "FLSIM_REPORTS"
+"""Environment: the socket of the process that serves the metrics."""
+MEMORY = "FLSIM_MEMORY"
+"""Environment: the file that remembers which client holds which partition."""
+OUT, RESUME = "driver.out", "driver.resume"
+"""Keys of a submitted run config that are not the experiment's."""

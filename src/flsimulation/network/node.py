@@ -1,0 +1,255 @@
+"""The process of a container that stays: it keeps Flower's programs running and serves metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prometheus_client import CollectorRegistry
+
+from flsimulation.errors import InputError
+from flsimulation.network import sockets
+from flsimulation.network.names import MEMORY, REPORTS, WARM
+from flsimulation.network.warm import write_shims
+from flsimulation.telemetry.exporter import served
+
+_LOOK_SECONDS = 0.2  # between two looks at the programs
+_AGAIN_SECONDS = 1.0  # before a program that ended is started again
+_END_SECONDS = 8.0  # that Flower's programs have to end; Docker allows ten in all
+
+# Flower's own programs: no reports home, no installs while a run goes on, quick launches.
+_FLOWER = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One end of a network.
+
+    Parameters
+    ----------
+    role : str
+        ``client`` or ``superlink``.
+    command : tuple of str
+        Flower's long-running program.
+    launches : tuple of str
+        The commands that it starts for each task.
+    registry : CollectorRegistry
+        The metrics to serve.
+    count : callable
+        Takes the reports of the processes that come and go.
+    """
+
+    role: Literal["client", "superlink"]
+    command: tuple[str, ...]
+    launches: tuple[str, ...]
+    registry: CollectorRegistry
+    count: Callable[[Any], None]
+
+    def run(self, metrics_port: int, memory: Path | None = None) -> None:
+        """Keep the node up until it is told to end, by SIGTERM or Ctrl-C.
+
+        Raises
+        ------
+        InputError
+            If the port of the metrics cannot be had, or Flower's programs are not installed.
+        """
+        with tempfile.TemporaryDirectory(prefix="flsim-") as folder:
+            environment = self._environment(Path(folder), memory)
+            with (
+                _reports(Path(environment[REPORTS]), self.count),
+                served(self.registry, metrics_port, "0.0.0.0"),  # noqa: S104 - a container's
+            ):
+                _keep_up(
+                    {
+                        "warm": (
+                            (
+                                sys.executable,
+                                "-m",
+                                "flsimulation.network",
+                                environment[WARM],
+                                self.role,
+                            )
+                        ),
+                        self.role: self.command,
+                    },
+                    environment,
+                )
+
+    def _environment(self, folder: Path, memory: Path | None) -> dict[str, str]:
+        real = {command: _installed(command) for command in (*self.launches, "flower-superexec")}
+        shims = folder / "bin"
+        write_shims(shims, folder / "warm", real)
+        environment = {
+            "FLWR_HOME": str(folder / "flower"),
+            **os.environ,
+            **_FLOWER,
+            "PATH": f"{shims}:{os.environ.get('PATH', '')}",
+            WARM: str(folder / "warm"),
+            REPORTS: str(folder / "reports"),
+        }
+        return environment | ({MEMORY: str(memory)} if memory is not None else {})
+
+
+def run_client(superlink: str, name: str | None, partition: int | None, metrics_port: int) -> None:
+    """Run a client: Flower's SuperNode, warm processes for its messages, and its metrics.
+
+    Parameters
+    ----------
+    superlink : str
+        ``host:port`` of the SuperLink.
+    name : str, optional
+        By which the server knows the client again; by default the host's name.
+    partition : int, optional
+        The partition it holds; by default the server gives it one.
+    metrics_port : int
+        Where to serve the metrics.
+    """
+    from flsimulation.telemetry.client_metrics import ClientMetrics
+
+    config = f'name="{name or socket.gethostname()}"'
+    if partition is not None:
+        config += f" partition-id={partition}"
+    command = (
+        *(sys.executable, "-m", "flsimulation.network.supernode"),
+        *("--insecure", "--superlink", superlink, "--node-config", config),
+        *("--port", str(_free_port())),
+    )
+    metrics = ClientMetrics()
+    launches = ("flwr-clientapp",)
+    Node("client", command, launches, metrics.registry, metrics.count).run(metrics_port)
+
+
+def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) -> None:
+    """Run the SuperLink, warm processes for its runs, and the server's metrics.
+
+    Parameters
+    ----------
+    host, port
+        Where the SuperLink listens.
+    memory : Path, optional
+        File that remembers which client holds which partition.
+    metrics_port : int
+        Where to serve the metrics.
+    """
+    from flsimulation.telemetry.container import ContainerCollector
+    from flsimulation.telemetry.metrics import PrometheusMetrics
+    from flsimulation.telemetry.wire import from_json
+
+    command = (
+        *(_installed("flower-superlink"), "--insecure", "--host", host, "--port", str(port)),
+        "--disable-runtime-dependency-installation",
+    )
+    metrics = PrometheusMetrics(clients=None)
+    metrics.registry.register(ContainerCollector())
+    node = Node(
+        "superlink",
+        command,
+        ("flwr-serverapp",),
+        metrics.registry,
+        lambda line: metrics(from_json(line)),
+    )
+    node.run(metrics_port, memory)
+
+
+def become_owner_of(folder: Path) -> None:
+    """Go on as the user who owns a folder, if this is root: what is written there is theirs.
+
+    Raises
+    ------
+    InputError
+        If the folder is not there.
+    """
+    if os.geteuid() != 0:
+        return
+    if not folder.is_dir():
+        raise InputError(f"--as-owner-of {folder}: there is no such folder; make it first")
+    owner = folder.stat()
+    os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+
+
+def _keep_up(programs: Mapping[str, tuple[str, ...]], environment: Mapping[str, str]) -> None:
+    """Start the programs, and start again those that end, until this process is to end."""
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    again: dict[str, float] = dict.fromkeys(programs, 0.0)
+    try:
+        while True:
+            for name, command in programs.items():
+                program = running.get(name)
+                if program is not None and program.poll() is not None:
+                    print(f"flsim: {name} ended with {program.returncode}; starting it again")
+                    del running[name]
+                    again[name] = time.monotonic() + _AGAIN_SECONDS
+                elif program is None and time.monotonic() >= again[name]:
+                    running[name] = subprocess.Popen(command, env=dict(environment))  # noqa: S603
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        _end(list(running.values()))
+
+
+def _end(programs: list[subprocess.Popen[bytes]]) -> None:
+    for program in programs:
+        program.send_signal(signal.SIGTERM)
+    until = time.monotonic() + _END_SECONDS
+    for program in programs:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(max(0.1, until - time.monotonic()))
+        program.kill()
+        program.wait()
+
+
+@contextlib.contextmanager
+def _reports(path: Path, count: Callable[[Any], None]) -> Iterator[None]:
+    """Take reports at a socket inside the block."""
+    listener = sockets.listen(path)
+
+    def take() -> None:
+        while True:
+            try:
+                content = sockets.receive(listener)
+            except OSError:
+                return  # it was closed
+            try:
+                count(content)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                print(f"flsim: a report could not be counted: {error!r}", file=sys.stderr)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.close()
+
+
+def _installed(command: str) -> str:
+    """Full path of one of Flower's commands: beside this Python, else on the PATH."""
+    beside = Path(sys.executable).parent / command
+    found = str(beside) if beside.is_file() else shutil.which(command)
+    if found is None:
+        raise InputError(f"{command} is not installed here; install flwr, which brings it")
+    return found
+
+
+def _free_port() -> int:
+    """A port for the SuperNode's own programs; several clients may run on one machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

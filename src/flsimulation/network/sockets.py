@@ -1,0 +1,45 @@
+"""Objects as JSON over a local socket, between the processes of one container."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+_SECONDS = 5.0  # the other side is on this machine
+
+
+def send(path: str | Path, content: Any) -> None:
+    """Send one object; raises ``OSError`` if nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_SECONDS)
+        connection.connect(str(path))
+        connection.sendall(json.dumps(content).encode())
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)  # until it was read
+
+
+def receive(listener: socket.socket) -> Any:
+    """Accept one connection and give the object that it brings; None if it brings none."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.settimeout(_SECONDS)
+        parts = []
+        try:
+            while part := connection.recv(65536):
+                parts.append(part)
+            content = json.loads(b"".join(parts))
+            connection.sendall(b"\n")
+        except (OSError, ValueError):
+            return None
+        return content
+
+
+def listen(path: str | Path) -> socket.socket:
+    """A socket that listens at a path, in place of an old one."""
+    Path(path).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(128)
+    return listener
