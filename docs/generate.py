@@ -99,9 +99,15 @@ What to know about some of them:
 METRICS_HEAD = """\
 # Metrics
 
-`flsim run --metrics-port 9100` serves these metrics at `http://127.0.0.1:9100/metrics` in
-Prometheus's text format, as long as the run goes on. The endpoint ends with the run. Counters
-count from the start of the process; a resumed run starts them at 0 again.
+In one process, `flsim run --metrics-port 9100` serves the server's and the clients' metrics at
+`http://127.0.0.1:9100/metrics` in Prometheus's text format, as long as the run goes on. The
+endpoint ends with the run. Counters count from the start of the process; a resumed run starts
+them at 0 again.
+
+On a [network](network.md) each container serves its own at port 8000, from a process that stays
+when Flower's own processes come and go: the SuperLink's container the server's metrics, each
+client's container that client's, and both the container's. The last values are still there after
+a run, and counters go on counting in the next one.
 
 """
 
@@ -119,15 +125,26 @@ def experiment_page() -> str:
     return "\n".join(parts)
 
 
+def _rows(part: Iterable[metrics.Metric]) -> list[tuple[str, ...]]:
+    return [(f"`{m.name}`", m.kind, m.unit, _codes(m.labels), m.help) for m in part]
+
+
 def metrics_page() -> str:
     """Text of docs/metrics.md."""
-    rows = [(f"`{m.name}`", m.kind, m.unit, _codes(m.labels), m.help) for m in metrics.METRICS]
+    parts = (
+        ("The server", metrics.SERVER_METRICS),
+        ("The clients", metrics.CLIENT_METRICS),
+        ("A client's container, on a network", metrics.NODE_METRICS),
+        ("Every container, on a network", metrics.CONTAINER_METRICS),
+    )
     process = [(f"`{name}`", kind, unit, text) for name, kind, unit, text in PROCESS_METRICS]
     buckets = ", ".join(f"{bound:g}" for bound in metrics._SECONDS)
     return (
         f"{NOTICE}\n\n{METRICS_HEAD}"
-        + "## The federation\n\n"
-        + _table(("Metric", "Type", "Unit", "Labels", "Meaning"), rows)
+        + "\n".join(
+            f"## {title}\n\n" + _table(("Metric", "Type", "Unit", "Labels", "Meaning"), _rows(part))
+            for title, part in parts
+        )
         + "\nLabels:\n\n"
         + f"- `state` is one of {_codes(metrics._STATES)}.\n"
         + "- `phase` is `train`, `aggregate` or `evaluate`.\n"
@@ -136,7 +153,7 @@ def metrics_page() -> str:
         + "  [failures](concepts.md#failures-and-deadlines).\n"
         + "- `direction` is `down` (server to clients) or `up`.\n"
         + "- `partition` is the client's partition, from 0. With more than "
-        + f"{metrics._LABELLED_CLIENTS} clients there are no\n  series by partition.\n"
+        + f"{metrics._LABELLED_CLIENTS} clients in one process there\n  are no series by partition.\n"
         + f"\nUpper bounds of a histogram's buckets, in seconds:\n{buckets}, +Inf.\n"
         + "A histogram has the series `_bucket`, `_sum` and `_count`. Counters and histograms also have\n"
         + "a series `_created`, when they began, as Unix time in seconds.\n"

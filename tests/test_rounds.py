@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from flsimulation.errors import ClientError, RoundError, RunError
 from flsimulation.events import Checkpoint, ClientReplied, PhaseStarted, RoundFinished
-from flsimulation.exchange import Exchange, partitions_of
+from flsimulation.exchange import Exchange
 from flsimulation.experiment import Experiment
 from flsimulation.messages import failure
 from flsimulation.rounds import Rounds
@@ -75,7 +75,7 @@ def federation(
         {"data": {"clients": clients}, "strategy": section, **tables}
     )
     grid = InProcessGrid(client_app(behave), clients, {})
-    exchange = Exchange(grid, grid.partitions, experiment.round.deadline, recorder)
+    exchange = Exchange(grid, experiment.round.deadline, recorder)
     spec = experiment.strategy
     strategy = strategy or FedAvg(spec.fraction_train, spec.fraction_evaluate, 1, 1, 1)
     judge = lambda record: {"loss": float(record["w"].numpy()[0])}  # noqa: E731
@@ -100,7 +100,7 @@ def test_events_come_in_order_and_each_answer_is_one(recorder: Any) -> None:
     federation(recorder, rounds=1, clients=2).run(arrays(0.0))
     kinds = [type(event).__name__ for event in recorder.events]
     phase = ["PhaseStarted", "ClientReplied", "ClientReplied"]
-    assert kinds == [*phase, *phase, "Checkpoint", "RoundFinished"]
+    assert kinds == [*phase, "Checkpoint", "Judged", *phase, "RoundFinished"]
     assert [e.phase for e in recorder.of(PhaseStarted)] == ["train", "evaluate"]
     assert [e.partition for e in recorder.of(ClientReplied)] == [0, 1, 0, 1]
     assert recorder.of(Checkpoint)[0].round == 1
@@ -199,11 +199,10 @@ class Silent(InProcessGrid):
 
 def test_a_federation_that_never_answers_does_not_hang(recorder: Any) -> None:
     grid = Silent(client_app(lambda p, m: 1.0), 2, {})
-    exchange = Exchange(grid, grid.partitions, 0.2, recorder)
+    exchange = Exchange(grid, 0.2, recorder)
     content = RecordDict({"arrays": arrays(0.0)})
-    replies = exchange.run(
-        1, "train", [Message(content, node, "train") for node in grid.partitions]
-    )
+    messages = [Message(content, node, "train") for node in grid.partitions]
+    (replies,) = exchange.run(exchange.errand(1, "train", messages))
     assert replies.results == []
     assert {p: error.reason for p, error in replies.failures.items()} == {
         0: "deadline",
@@ -247,7 +246,7 @@ def test_the_order_of_answers_changes_no_bit(recorder: Any) -> None:
     def result(kind: type[InProcessGrid]) -> str:
         rounds = federation(recorder, behave, rounds=2, clients=9)
         grid = kind(client_app(behave), 9, {})
-        exchange = Exchange(grid, grid.partitions, 0.0, recorder)
+        exchange = Exchange(grid, 0.0, recorder)
         other = Rounds(rounds.experiment, rounds.strategy, exchange, rounds.judge, recorder)
         return weights_sha256(other.run(arrays(0.3))[0])
 
@@ -345,33 +344,10 @@ def test_the_models_types_stay_what_the_clients_send(recorder: Any) -> None:
 def test_a_metric_that_only_some_clients_report_is_named(recorder: Any) -> None:
     base = federation(recorder)
     app = client_app(lambda p, m: 1.0, more={1: {"f1": 0.5}})
-    exchange = Exchange(grid := InProcessGrid(app, 4, {}), grid.partitions, 0.0, recorder)
+    exchange = Exchange(InProcessGrid(app, 4, {}), 0.0, recorder)
     rounds = Rounds(base.experiment, base.strategy, exchange, base.judge, recorder)
     with pytest.raises(RoundError, match="logs 'f1' on some clients only, not on client 0"):
         rounds.run(arrays(0.0))
-
-
-def test_partitions_are_asked_of_a_grid_without_a_table() -> None:
-    class Bare(InProcessGrid):
-        pass
-
-    app = ClientApp()
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        return Message(
-            RecordDict({"metrics": MetricRecord({"partition-id": number})}), reply_to=message
-        )
-
-    grid = Bare(app, 3, {})
-    table, grid_nodes = dict(grid.partitions), list(grid.get_node_ids())
-
-    class Hidden:
-        get_node_ids = staticmethod(lambda: grid_nodes)
-        send_and_receive = staticmethod(grid.send_and_receive)
-
-    assert partitions_of(Hidden()) == table  # type: ignore[arg-type]
 
 
 def test_the_digest_depends_on_names_shapes_types_and_values_not_on_order() -> None:

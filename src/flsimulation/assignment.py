@@ -100,11 +100,11 @@ class PartitionTable:
                 )
 
     def _fill(self) -> None:
+        for node, identity in self._identities.items():  # first those that may have no other
+            if identity.partition is not None and node not in self.partitions:
+                self._evict(identity.partition)
+                self.partitions[node] = identity.partition
         without = [n for n in self._identities if n not in self.partitions]
-        for node in without:  # first those that may have no other
-            if (wanted := self._identities[node].partition) is not None:
-                self._evict(wanted)
-                self.partitions[node] = wanted
         without.sort(key=lambda node: self._identities[node].name)
         for own in (True, False):  # then those that come back, and last those that are new
             for node in without:
@@ -164,6 +164,11 @@ class AssignedGrid(Grid):
     def partitions(self) -> Mapping[int, int]:
         """Partition of every node that has one and is there, by partition."""
         return self._table.partitions
+
+    @property
+    def costs_time(self) -> bool:
+        """A message over a network takes part of a second, and a process of the client's."""
+        return True
 
     def look(self) -> None:
         """See who came and who went; asks new nodes for their name, without waiting."""

@@ -77,6 +77,14 @@ class ClientReplied:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The new global model was judged on the test set; the round may go on."""
+
+    round: int
+    central: Scores
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """All that the next round starts from: the global model and the strategy's own state."""
 
@@ -124,6 +132,7 @@ Event: TypeAlias = (
     | ClientsConnected
     | PhaseStarted
     | ClientReplied
+    | Judged
     | Checkpoint
     | RoundFinished
     | RunFinished

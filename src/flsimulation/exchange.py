@@ -7,15 +7,15 @@ Flower's ``Grid.send_and_receive`` gives all answers at once; ``push_messages`` 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from flwr.app import Message
 
 from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, Phase, PhaseStarted, Sink
-from flsimulation.messages import failure_of, metrics_of, payload_bytes
+from flsimulation.messages import failure_of, merge, metrics_of, payload_bytes, split
 
 _POLL_SECONDS = 0.1  # between two looks for answers, where the grid has none ready
 
@@ -52,6 +52,10 @@ class PartitionedGrid(Protocol):
     def partitions(self) -> Mapping[int, int]:
         """Partition of every node that is there, by node id, ascending by partition."""
 
+    @property
+    def costs_time(self) -> bool:
+        """Whether a message takes so long that two phases had better share one."""
+
     def look(self) -> None:
         """See who came and who went since."""
 
@@ -72,11 +76,23 @@ class PartitionedGrid(Protocol):
 
 
 @dataclass(frozen=True)
+class Errand:
+    """The messages of one phase."""
+
+    round: int
+    phase: Phase
+    messages: Mapping[int, Message]
+    """By partition."""
+
+
+@dataclass(frozen=True)
 class _Asked:
-    """Who a message went to."""
+    """Who a message went to, and on which errands."""
 
     partition: int
     node: int
+    errands: tuple[int, ...]
+    """One, or evaluation and training."""
 
 
 @dataclass(frozen=True)
@@ -97,69 +113,115 @@ class Exchange:
     deadline: float
     emit: Sink
 
-    def run(self, round: int, phase: Phase, messages: Iterable[Message]) -> Replies:
-        """Send the messages, wait for the answers or the deadline, and count who is missing."""
+    def errand(self, round: int, phase: Phase, messages: Iterable[Message]) -> Errand:
+        """A strategy's messages, by the partitions that their nodes hold now."""
         partitions = self.grid.partitions
-        by_partition = {partitions[m.metadata.dst_node_id]: m for m in messages}
-        ordered = [by_partition[partition] for partition in sorted(by_partition)]
-        replies = Replies(tuple(sorted(by_partition)))
-        self.emit(PhaseStarted(round, phase, replies.cohort))
-        expires = time.monotonic() + self.deadline if self.deadline else float("inf")
-        for message in ordered:
-            replies.bytes_down += payload_bytes(message)
-            if self.deadline:
-                message.metadata.ttl = self.deadline  # a client can see when to give up
-        ids = self.grid.push_messages(ordered)
-        pending = {
-            identifier: _Asked(partition, message.metadata.dst_node_id)
-            for identifier, partition, message in zip(ids, replies.cohort, ordered, strict=True)
-        }
-        while pending and time.monotonic() < expires:
-            if not self._collect(round, phase, pending, replies):
-                self._give_up_lost(round, phase, pending, replies)
-                time.sleep(min(_POLL_SECONDS, max(0.0, expires - time.monotonic())))
-        for partition in replies.missing:
-            late = ClientError("deadline", f"no answer within {self.deadline:g} s")
-            self._record(round, phase, partition, late, replies)
-        return replies
+        return Errand(round, phase, {partitions[m.metadata.dst_node_id]: m for m in messages})
 
-    def _collect(
-        self, round: int, phase: Phase, pending: dict[str, _Asked], replies: Replies
-    ) -> bool:
+    def run(self, *errands: Errand) -> list[Replies]:
+        """Send the messages, wait for the answers or the deadline, and count who is missing.
+
+        Two errands, evaluation and training of the same model, go to a node in one message.
+        """
+        return _Phase(self, errands).run()
+
+
+class _Phase:
+    """One exchange, from its messages to the last answer."""
+
+    def __init__(self, exchange: Exchange, errands: tuple[Errand, ...]) -> None:
+        self._grid, self._emit = exchange.grid, exchange.emit
+        self._deadline = exchange.deadline
+        self._errands = errands
+        self._replies = [Replies(tuple(sorted(errand.messages))) for errand in errands]
+        self._pending: dict[str, _Asked] = {}
+
+    def run(self) -> list[Replies]:
+        for errand, replies in zip(self._errands, self._replies, strict=True):
+            self._emit(PhaseStarted(errand.round, errand.phase, replies.cohort))
+        expires = time.monotonic() + self._deadline if self._deadline else float("inf")
+        self._send()
+        while self._pending and time.monotonic() < expires:
+            if not self._collect():
+                self._give_up_lost()
+                time.sleep(min(_POLL_SECONDS, max(0.0, expires - time.monotonic())))
+        for index, replies in enumerate(self._replies):
+            for partition in replies.missing:
+                late = ClientError("deadline", f"no answer within {self._deadline:g} s")
+                self._record(index, partition, late)
+        return self._replies
+
+    def _send(self) -> None:
+        nodes = {partition: node for node, partition in self._grid.partitions.items()}
+        messages, asked = [], []
+        for partition in sorted({p for errand in self._errands for p in errand.messages}):
+            wanted = [i for i, e in enumerate(self._errands) if partition in e.messages]
+            if (node := nodes.get(partition)) is None:
+                for index in wanted:
+                    self._record(index, partition, ClientError("lost", "it is not connected"))
+                continue
+            for message, errands in self._merged(partition, wanted):
+                messages.append(_addressed(message, node))
+                asked.append(_Asked(partition, node, errands))
+        for message, to in zip(messages, asked, strict=True):
+            # of two errands the model belongs to the training, which is the last
+            self._replies[to.errands[-1]].bytes_down += payload_bytes(message)
+            if self._deadline:
+                message.metadata.ttl = self._deadline  # a client can see when to give up
+        self._pending = dict(zip(self._grid.push_messages(messages), asked, strict=True))
+
+    def _merged(
+        self, partition: int, wanted: list[int]
+    ) -> Iterator[tuple[Message, tuple[int, ...]]]:
+        messages = [self._errands[index].messages[partition] for index in wanted]
+        if len(messages) == 2 and (both := merge(messages[1], messages[0])) is not None:
+            yield both, tuple(wanted)
+            return
+        for index, message in zip(wanted, messages, strict=True):
+            yield message, (index,)
+
+    def _collect(self) -> bool:
         """Take in the answers that are ready; False if there were none."""
-        came = list(self.grid.pull_messages(pending.keys()))
-        for message in came:
-            asked = pending.pop(message.metadata.reply_to_message_id, None)
+        came = list(self._grid.pull_messages(self._pending.keys()))
+        for answer in came:
+            asked = self._pending.pop(answer.metadata.reply_to_message_id, None)
             if asked is None:
                 continue  # given up as lost a moment ago
-            replies.bytes_up += payload_bytes(message)
-            self._record(round, phase, asked.partition, failure_of(message) or message, replies)
+            self._replies[asked.errands[-1]].bytes_up += payload_bytes(answer)
+            parts = [answer]
+            if len(asked.errands) == 2:
+                evaluate = self._errands[asked.errands[0]].messages[asked.partition]
+                parts = list(reversed(split(answer, evaluate)))
+            for index, part in zip(asked.errands, parts, strict=True):
+                self._record(index, asked.partition, failure_of(part) or part)
         return bool(came)
 
-    def _give_up_lost(
-        self, round: int, phase: Phase, pending: dict[str, _Asked], replies: Replies
-    ) -> None:
+    def _give_up_lost(self) -> None:
         """Wait no longer for nodes that went away."""
-        self.grid.look()
-        there = self.grid.partitions
-        for identifier, asked in list(pending.items()):
+        self._grid.look()
+        there = self._grid.partitions
+        for identifier, asked in list(self._pending.items()):
             if asked.node not in there:
-                del pending[identifier]
-                lost = ClientError("lost", "it went away before it answered")
-                self._record(round, phase, asked.partition, lost, replies)
+                del self._pending[identifier]
+                for index in asked.errands:
+                    lost = ClientError("lost", "it went away before it answered")
+                    self._record(index, asked.partition, lost)
 
-    def _record(
-        self,
-        round: int,
-        phase: Phase,
-        partition: int,
-        answer: Message | ClientError,
-        replies: Replies,
-    ) -> None:
+    def _record(self, index: int, partition: int, answer: Message | ClientError) -> None:
+        errand, replies = self._errands[index], self._replies[index]
+        told = ClientReplied(errand.round, errand.phase, partition)
         if isinstance(answer, ClientError):
             replies.failures[partition] = answer
-            failed = ClientReplied(round, phase, partition, reason=answer.reason, error=str(answer))
-            self.emit(failed)
-            return
-        replies.by_partition[partition] = answer
-        self.emit(ClientReplied(round, phase, partition, metrics_of(answer)))
+            told = replace(told, reason=answer.reason, error=str(answer))
+        else:
+            replies.by_partition[partition] = answer
+            told = replace(told, metrics=metrics_of(answer))
+        self._emit(told)
+
+
+def _addressed(message: Message, node: int) -> Message:
+    """The message to the node that holds the partition now."""
+    told = message.metadata
+    if told.dst_node_id == node:
+        return message
+    return Message(message.content, node, told.message_type, group_id=told.group_id)

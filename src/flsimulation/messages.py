@@ -12,6 +12,8 @@ from flsimulation.errors import FAILURE_REASONS, ClientError
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # Flower's own names of the records
 _PARTITION, _IDENTITY = "partition", "identity"  # records of our own
+_EVALUATE = "evaluate-"  # prefix of the evaluation's records in a message of both phases
+_FAILURE = "failure"
 _PARTITION_ID, _NAME = "partition-id", "name"
 
 RESERVED = frozenset(
@@ -78,6 +80,64 @@ def failure_of(message: Message) -> ClientError | None:
     error = message.error
     fallback = "error" if error.code in _FLOWER_CODES else "lost"
     return ClientError(_REASONS.get(error.code, fallback), error.reason or f"code {error.code}")
+
+
+def merge(train: Message, evaluate: Message) -> Message | None:
+    """One message that asks a node to evaluate the model it carries and then to train it.
+
+    None if the two do not carry the same model.
+    """
+    if model_of(train) is not model_of(evaluate):
+        return None
+    content = RecordDict({**train.content, _EVALUATE + CONFIG: config_of(evaluate)})
+    told = train.metadata
+    return Message(content, told.dst_node_id, told.message_type, group_id=told.group_id)
+
+
+def evaluation_asked(message: Message) -> ConfigRecord | None:
+    """The strategy's settings of the evaluation, if a training message asks for one too."""
+    return cast(ConfigRecord | None, message.content.get(_EVALUATE + CONFIG))
+
+
+def reply_both(message: Message, trained: Message, evaluated: Message) -> Message:
+    """The answer to a message of both phases: each phase's result or its failure."""
+    records = _records(trained, "") | _records(evaluated, _EVALUATE)
+    return Message(RecordDict(records), reply_to=message)
+
+
+def split(answer: Message, evaluate: Message) -> tuple[Message, Message]:
+    """The answers to the training and to the evaluation that one answer holds.
+
+    Parameters
+    ----------
+    answer : Message
+        Made by `reply_both`, or an error, which then is both phases'.
+    evaluate : Message
+        The evaluation's own message, before it was merged.
+    """
+    if answer.has_error():
+        return answer, Message(answer.error, reply_to=evaluate)
+    records = {n: r for n, r in answer.content.items() if n.startswith(_EVALUATE)}
+    evaluated = _message({n.removeprefix(_EVALUATE): r for n, r in records.items()}, evaluate)
+    rest = {n: r for n, r in answer.content.items() if n not in records}
+    return _message(rest, evaluate), evaluated
+
+
+def _records(answer: Message, prefix: str) -> dict[str, ArrayRecord | MetricRecord | ConfigRecord]:
+    if answer.has_error():
+        error = answer.error
+        record = ConfigRecord({"code": error.code, "reason": error.reason or ""})
+        return {prefix + _FAILURE: record}
+    return {prefix + name: record for name, record in answer.content.items()}
+
+
+def _message(
+    records: Mapping[str, ArrayRecord | MetricRecord | ConfigRecord], reply_to: Message
+) -> Message:
+    if (failed := cast(ConfigRecord | None, records.get(_FAILURE))) is not None:
+        code, reason = cast(int, failed["code"]), str(failed["reason"])
+        return Message(Error(code, reason), reply_to=reply_to)
+    return Message(RecordDict(dict(records)), reply_to=reply_to)
 
 
 def assign(message: Message, partition: int) -> None:

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
 from flsimulation.errors import RoundError, RunError, describe_error
-from flsimulation.events import Checkpoint, RoundFinished, Scores, Sink
-from flsimulation.exchange import Exchange, Replies
+from flsimulation.events import Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
+from flsimulation.exchange import Errand, Exchange, Replies
 from flsimulation.experiment import Experiment
 from flsimulation.messages import metrics_of, model_of, set_model
 from flsimulation.weights import (
@@ -68,48 +68,75 @@ class Rounds:
         RunError
             If a round has too few results, the strategy fails, or the model diverges.
         """
+        due: _Due | None = None
         evaluated = Replies(())
         for number in range(first, self.experiment.strategy.rounds + 1):
-            arrays, evaluated = self._round(number, arrays)
+            due = self._round(number, arrays, due)
+            arrays = due.arrays
+            if not self._shares(number):
+                (evaluated,) = self.exchange.run(due.errand)
+                self._finish(due, evaluated)
+                due = None
         return arrays, evaluated
 
-    def _round(self, number: int, arrays: ArrayRecord) -> tuple[ArrayRecord, Replies]:
+    def _round(self, number: int, arrays: ArrayRecord, before: _Due | None) -> _Due:
         clock = _Clock()
         # 1. The strategy samples a cohort and says what each client gets.
-        messages = self._configure("train", number, arrays)
-        # 2. The clients train; each answer is an event as it comes.
-        trained = self.exchange.run(number, "train", messages)
+        # 2. The clients train; each answer is an event as it comes. Where messages cost time they
+        #    evaluate the model of the round before in the same message.
+        trained = self._train(number, arrays, before)
         self._require(number, trained, self.experiment.round.min_results)
         clock.lap("train")
         # 3. The strategy makes the new global model of their results.
         arrays, train_scores = self._aggregate(number, trained)
+        self.emit(Checkpoint(number, arrays, self.strategy))
         clock.lap("aggregate")
-        # 4. The new model is judged on the test set and by clients on their held-out parts.
+        # 4. The new model is judged on the test set, and by clients on their held-out parts.
         central = self.judge(arrays) if self._judged(number) else None
-        evaluated = self.exchange.run(
-            number, "evaluate", self._configure("evaluate", number, arrays)
-        )
+        if central:
+            self.emit(Judged(number, central))
+        errand = self._configure("evaluate", number, arrays)
+        return _Due(number, arrays, errand, trained, train_scores, central, clock)
+
+    def _shares(self, number: int) -> bool:
+        """Whether a round's evaluation goes out with the next round's training."""
+        return self.exchange.grid.costs_time and number < self.experiment.strategy.rounds
+
+    def _train(self, number: int, arrays: ArrayRecord, before: _Due | None) -> Replies:
+        if before is None:
+            (trained,) = self.exchange.run(self._configure("train", number, arrays))
+            return trained
+        before.clock.lap("evaluate")
+        evaluated: Replies | None = None
+        try:
+            training = self._configure("train", number, arrays)
+            evaluated, trained = self.exchange.run(before.errand, training)
+        finally:  # the round before is done, whatever becomes of this one
+            self._finish(before, evaluated or Replies(()))
+        return trained
+
+    def _finish(self, due: _Due, evaluated: Replies) -> None:
+        # 5. What happened is told; whoever listens keeps, shows or serves it.
+        number = due.round
         self._require(number, evaluated, min(1, len(evaluated.cohort)))
         federated = self._federated(number, evaluated)
-        clock.lap("evaluate")
-        # 5. What happened is told; whoever listens keeps, shows or serves it.
-        self.emit(Checkpoint(number, arrays, self.strategy))
+        if "evaluate" not in due.clock.laps:
+            due.clock.lap("evaluate")
         self.emit(
             RoundFinished(
                 round=number,
-                central=central,
+                central=due.central,
                 federated=federated,
-                train=train_scores,
-                cohort=trained.cohort,
-                failures=_count(trained, evaluated),
-                seconds=clock.seconds(),
-                bytes=_traffic(trained, evaluated),
-                weights_sha256=weights_sha256(arrays),
+                train=due.train,
+                cohort=due.trained.cohort,
+                failures=_count(due.trained, evaluated),
+                seconds=due.clock.seconds(),
+                bytes=_traffic(due.trained, evaluated),
+                weights_sha256=weights_sha256(due.arrays),
             )
         )
-        return arrays, evaluated
 
-    def _configure(self, phase: str, number: int, arrays: ArrayRecord) -> list[Message]:
+    def _configure(self, phase: Phase, number: int, arrays: ArrayRecord) -> Errand:
         self._gather(number, phase)
         hook = getattr(self.strategy, f"configure_{phase}")
         seen = without(arrays, self.buffers) if self.buffers else arrays
@@ -118,7 +145,7 @@ class Rounds:
         if self.buffers:
             for message in messages:
                 set_model(message, arrays)
-        return messages
+        return self.exchange.errand(number, phase, messages)
 
     def _gather(self, number: int, phase: str) -> None:
         """Let clients that went away come back; go on without them where enough are left."""
@@ -203,6 +230,21 @@ class Rounds:
         return every > 0 and (number % every == 0 or number == self.experiment.strategy.rounds)
 
 
+@dataclass(frozen=True)
+class _Due:
+    """A round whose evaluation by clients is still to come."""
+
+    round: int
+    arrays: ArrayRecord
+    """The global model that it made."""
+    errand: Errand
+    """The evaluation's messages."""
+    trained: Replies
+    train: Scores | None
+    central: Scores | None
+    clock: _Clock
+
+
 @dataclass
 class _Clock:
     """Seconds of a round's phases."""
@@ -215,8 +257,8 @@ class _Clock:
         self.laps[phase] = time.perf_counter() - self.began - sum(self.laps.values())
 
     def seconds(self) -> dict[str, float]:
-        """All laps, and the total until now."""
-        return {"total": time.perf_counter() - self.began, **self.laps}
+        """All laps, and the total."""
+        return {"total": sum(self.laps.values()), **self.laps}
 
 
 def _scores(metrics: MetricRecord | None) -> Scores | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from flsimulation import seeds
@@ -16,16 +16,18 @@ from flsimulation.messages import (
     RESERVED,
     assigned_partition,
     config_of,
+    evaluation_asked,
     failure,
     identity_reply,
     reply,
+    reply_both,
     state_of,
 )
 
 Told: TypeAlias = Callable[[int, Message, Message], None]
 """Takes partition, message and answer."""
-Work: TypeAlias = Callable[[Message, int, Workspace], Message]
-"""Makes the answer of message, partition and workspace."""
+Work: TypeAlias = Callable[[Message, ConfigRecord, int, Workspace], Message]
+"""Makes the answer of message, settings, partition and workspace."""
 
 
 def make_client_app(
@@ -55,10 +57,19 @@ def make_client_app(
 
     def answer(message: Message, context: Context, work: Work) -> Message:
         partition = partition_of(message, context)
-        try:
-            answered = work(message, partition, workspace_of(context))
-        except ClientError as error:  # an answer too: the server counts it and names it
-            answered = failure(message, error)
+
+        def attempt(work: Work, config: ConfigRecord) -> Message:
+            try:
+                return work(message, config, partition, workspace_of(context))
+            except ClientError as error:  # an answer too: the server counts it and names it
+                return failure(message, error)
+
+        # The model as it comes is evaluated before it is trained, if both are asked for.
+        evaluation = evaluation_asked(message)
+        evaluated = None if evaluation is None else attempt(_evaluate, evaluation)
+        answered = attempt(work, config_of(message))
+        if evaluated is not None:
+            answered = reply_both(message, answered, evaluated)
         if told is not None:
             told(partition, message, answered)
         return answered
@@ -96,8 +107,7 @@ def _configured_partition(context: Context) -> int | None:
     return None if configured is None else int(configured)
 
 
-def _train(message: Message, partition: int, workspace: Workspace) -> Message:
-    config = config_of(message)
+def _train(message: Message, config: ConfigRecord, partition: int, workspace: Workspace) -> Message:
     round = int(_number(config, "server-round"))
     spec = workspace.experiment
     batches = workspace.train_batches(partition, round)
@@ -119,8 +129,10 @@ def _train(message: Message, partition: int, workspace: Workspace) -> Message:
     return reply(message, metrics, fit.state)
 
 
-def _evaluate(message: Message, partition: int, workspace: Workspace) -> Message:
-    round = int(_number(config_of(message), "server-round"))
+def _evaluate(
+    message: Message, config: ConfigRecord, partition: int, workspace: Workspace
+) -> Message:
+    round = int(_number(config, "server-round"))
     batches = workspace.validation_batches(partition)
     scores = workspace.trainer.evaluate(
         state_of(message),

@@ -190,7 +190,8 @@ def _evaluate_everyone(
             emit(_as_final(last, partition, evaluated))
         return
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"server-round": last})})
-    exchange.run(last, "final", [Message(content, n, MessageType.EVALUATE) for _, n in targets])
+    messages = [Message(content, n, MessageType.EVALUATE) for _, n in targets]
+    exchange.run(exchange.errand(last, "final", messages))
 
 
 def _as_final(round: int, partition: int, evaluated: Replies) -> ClientReplied:

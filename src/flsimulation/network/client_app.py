@@ -13,7 +13,13 @@ from flsimulation.apps.client_app import make_client_app
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError
 from flsimulation.experiment import Experiment, flatten, unflatten
-from flsimulation.messages import failure_of, metrics_of, payload_bytes
+from flsimulation.messages import (
+    evaluation_asked,
+    failure_of,
+    metrics_of,
+    payload_bytes,
+    split,
+)
 from flsimulation.network import sockets, threads
 from flsimulation.network.names import REPORTS, WARM
 
@@ -54,11 +60,15 @@ def _explain(number: int) -> str:
 
 def _tell(partition: int, message: Message, answer: Message) -> None:
     """Report a message and its answer to the process that serves the metrics."""
+    parts = {message.metadata.message_type: answer}
+    if evaluation_asked(message) is not None:
+        parts["train"], parts["evaluate"] = split(answer, message)
     report = {
         "partition": partition,
-        "type": message.metadata.message_type,
         "bytes": {"down": payload_bytes(message), "up": payload_bytes(answer)},
-        "metrics": metrics_of(answer) if failure_of(answer) is None else {},
+        "metrics": {
+            kind: metrics_of(part) for kind, part in parts.items() if failure_of(part) is None
+        },
         "killed": _killed_by is not None,
     }
     _send(REPORTS, report)

@@ -203,8 +203,7 @@ class WarmServer:
             if process == 0:
                 return
             request = self._children.pop(process, None)
-            killed = request is not None and os.WIFSIGNALED(status)
-            if killed and request["launch"] == _CLIENT_APP:
+            if request is not None and request["launch"] == _CLIENT_APP and os.WIFSIGNALED(status):
                 self._fork(request, os.WTERMSIG(status))
             if self._next is not None and self._next.process == process:
                 self._next = None  # could not load it; the next launch says why

@@ -26,21 +26,19 @@ class ClientMetrics:
         self._metrics["fl_client_info"].info({"partition": "none"})
 
     def count(self, report: Mapping[str, Any]) -> None:
-        """Count one report: partition, type, bytes, metrics, killed."""
+        """Count one report: partition, bytes by direction, metrics by phase, killed."""
         partition = str(report["partition"])
         self._metrics["fl_client_info"].info({"partition": partition})
         for direction, size in report["bytes"].items():
             self._of("fl_client_message_bytes_total", partition, direction=direction).inc(size)
         if report["killed"]:
             self._of("fl_client_crashes_total", partition).inc()
-        metrics = report["metrics"]
-        if not metrics:
-            return  # it failed; the server counts why
-        if report["type"] == "train":
-            self._fit(metrics, partition)
-        else:
-            self._score("fl_client_loss", metrics, "loss", partition)
-            self._score("fl_client_accuracy", metrics, "accuracy", partition)
+        for phase, metrics in report["metrics"].items():  # what failed the server counts
+            if phase == "train":
+                self._fit(metrics, partition)
+            else:
+                self._score("fl_client_loss", metrics, "loss", partition)
+                self._score("fl_client_accuracy", metrics, "accuracy", partition)
 
     def _fit(self, metrics: Mapping[str, float], partition: str) -> None:
         epochs, examples = metrics["epochs"], metrics["num-examples"]

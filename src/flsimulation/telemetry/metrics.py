@@ -15,6 +15,7 @@ from flsimulation.events import (
     ClientReplied,
     ClientsConnected,
     Event,
+    Judged,
     PhaseStarted,
     RoundFinished,
     RunFinished,
@@ -131,6 +132,8 @@ class PrometheusMetrics:
             self._phase(event)
         elif isinstance(event, ClientReplied):
             self._client(event)
+        elif isinstance(event, Judged):
+            self._scores("fl_global", event.central, source="central")
         elif isinstance(event, RoundFinished):
             self._round(event)
         elif isinstance(event, RunFinished):
@@ -191,6 +194,8 @@ class PrometheusMetrics:
         self._histogram("fl_client_fit_duration_seconds", partition=partition).observe(
             metrics["seconds"]
         )
+        if "loss" in metrics:
+            self._gauge("fl_client_train_loss", partition=partition).set(metrics["loss"])
 
     def _round(self, event: RoundFinished) -> None:
         self._counter("fl_rounds_total").inc()

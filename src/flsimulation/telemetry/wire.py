@@ -17,6 +17,7 @@ _KINDS: dict[str, type[Any]] = {
         events.ClientsConnected,
         events.PhaseStarted,
         events.ClientReplied,
+        events.Judged,
         events.RoundFinished,
         events.RunFinished,
     )

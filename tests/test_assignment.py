@@ -1,0 +1,282 @@
+"""Which node of a network holds which partition, and what happens when clients come and go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from flsimulation import assignment
+from flsimulation.apps.client_app import make_client_app, partition_of
+from flsimulation.apps.server_app import make_server_app
+from flsimulation.assignment import AssignedGrid, Identity, PartitionTable
+from flsimulation.errors import RunError
+from flsimulation.events import ClientsConnected, RoundFinished, RunFinished
+from flsimulation.experiment import flatten, load_experiment
+from flsimulation.messages import assigned_partition
+from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
+
+
+def met(*names: str, first: int = 10, **configured: int) -> dict[int, Identity]:
+    return {first + i: Identity(name, configured.get(name)) for i, name in enumerate(names)}
+
+
+def test_new_clients_get_the_lowest_free_partitions_by_name() -> None:
+    table = PartitionTable(3)
+    table.update([10, 11], met("b", "a"))
+    assert table.partitions == {11: 0, 10: 1}
+    table.update([10, 11, 12], met("c", first=12))
+    assert table.partitions == {11: 0, 10: 1, 12: 2}
+
+
+def test_a_client_that_comes_back_gets_its_own_partition(tmp_path: Path) -> None:
+    memory = tmp_path / "deep" / "memory.json"
+    memory.parent.mkdir()
+    table = PartitionTable(3, memory)
+    table.update([10, 11, 12], met("a", "b", "c"))
+    assert json.loads(memory.read_text()) == {"a": 0, "b": 1, "c": 2}
+    table.update([12], {})
+    table.update([12, 20, 21], {20: Identity("new", None), 21: Identity("b", None)})
+    assert table.partitions == {20: 0, 21: 1, 12: 2}
+    later = PartitionTable(3, memory)  # the server was started anew
+    later.update([30, 31], met("c", "new", first=30))
+    assert later.partitions == {31: 0, 30: 2}
+
+
+def test_a_name_that_comes_twice_is_the_same_client_started_anew() -> None:
+    table = PartitionTable(2)
+    table.update([10, 11], met("a", "b"))
+    table.update([10, 11, 12], {12: Identity("a", None)})  # 10 is dead, but still counts as online
+    assert table.partitions == {12: 0, 11: 1}
+    assert table.nodes == {11, 12}
+
+
+def test_spares_take_over_and_the_rest_keep_theirs() -> None:
+    table = PartitionTable(2)
+    table.update([10, 11, 12], met("a", "b", "c"))
+    assert table.partitions == {10: 0, 11: 1}
+    table.update([11, 12], {})
+    assert table.partitions == {12: 0, 11: 1}
+    table.update([11, 12, 13], {13: Identity("a", None)})  # too late: it is the spare now
+    assert table.partitions == {12: 0, 11: 1}
+
+
+def test_a_configured_partition_comes_before_an_assigned_one() -> None:
+    table = PartitionTable(2)
+    table.update([10], met("a"))
+    table.update([10, 11], {11: Identity("b", 0)})
+    assert table.partitions == {11: 0, 10: 1}
+
+
+def test_impossible_configurations_are_refused_by_name() -> None:
+    with pytest.raises(RunError, match="client a is configured for partition 2, but .* 0 to 1"):
+        PartitionTable(2).update([10], met("a", a=2))
+    table = PartitionTable(2)
+    with pytest.raises(RunError, match="clients a and b are both configured for partition 1"):
+        table.update([10, 11], met("a", "b", a=1, b=1))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": true, "b": "x"}', "{"])
+def test_a_damaged_memory_is_as_good_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "memory").write_text(text)
+    table = PartitionTable(2, tmp_path / "memory")
+    table.update([10], met("a"))
+    assert table.partitions == {10: 0}
+
+
+class Network(Grid):
+    """Flower's grid as a network gives it: nodes come and go, and know no partition."""
+
+    def __init__(self, app: ClientApp, names: Iterable[str], config: dict[str, Any]) -> None:
+        self.inner = InProcessGrid(app, 0, config)
+        self.names: dict[int, str] = {}
+        self.types: list[str] = []
+        self.dead: set[int] = set()
+        self.next = 100
+        for name in names:
+            self.join(name)
+        self.inner._node_config = lambda node: {"name": self.names[node]}  # type: ignore[method-assign]
+
+    def join(self, name: str) -> int:
+        self.next += 1
+        self.names[self.next] = name
+        return self.next
+
+    def set_run(self, run: Any) -> None:
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self.inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return sorted(self.names, reverse=True)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.types += [m.metadata.message_type for m in messages]
+        return self.inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        alive = [
+            i
+            for i in message_ids
+            if i not in self.inner._waiting
+            or self.inner._waiting[i].metadata.dst_node_id in self.names.keys() - self.dead
+        ]
+        return self.inner.pull_messages(alive)
+
+    def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Look without a pause, under an identity as Flower's own runtimes set it."""
+    monkeypatch.setattr(assignment, "_LOOK_SECONDS", 0.0)
+    with flower_identity():
+        yield
+
+
+def experiment(*overrides: str) -> Any:
+    small = ("data.examples-per-client=50", "runtime.client-wait=0.3", "runtime.return-wait=0")
+    return load_experiment(None, [*small, *overrides])
+
+
+def federate(spec: Any, network: Network, events: list[Any]) -> None:
+    from flwr.app import Context
+
+    context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
+    make_server_app([events.append])(network, context)
+
+
+def network_of(spec: Any, names: Iterable[str]) -> Network:
+    return Network(make_client_app(), names, flatten(spec))
+
+
+def test_a_network_gives_what_one_process_gives() -> None:
+    from flsimulation.runtimes.inprocess import run_in_process
+
+    spec = experiment("data.clients=4", "strategy.fraction-train=0.5")
+    here: list[Any] = []
+    there: list[Any] = []
+    run_in_process(spec, [here.append])
+    federate(spec, network := network_of(spec, ["d", "a", "c", "b"]), there)
+    for one, other in zip(of(here, RoundFinished), of(there, RoundFinished), strict=True):
+        assert one.cohort == other.cohort
+        assert one.weights_sha256 == other.weights_sha256
+        assert (one.central, one.federated) == (other.central, other.federated)
+    # after four questions: training 2; evaluating 4 of which 2 train as well, twice; evaluating 4
+    assert network.types.count("query") == 4
+    assert network.types.count("train") == 6
+    assert network.types.count("evaluate") <= 4 * 3
+    assert len([t for t in network.types if t == "evaluate"]) < 12
+
+
+def of(events: list[Any], kind: type) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_evaluation_rides_on_the_next_training_where_all_clients_take_part() -> None:
+    spec = experiment("strategy.rounds=3")
+    events: list[Any] = []
+    federate(spec, network := network_of(spec, ["a", "b"]), events)
+    assert network.types == ["query"] * 2 + ["train"] * 6 + ["evaluate"] * 2
+    rounds = of(events, RoundFinished)
+    assert [r.round for r in rounds] == [1, 2, 3]
+    assert all(r.federated is not None and r.central is not None for r in rounds)
+    down = [r.bytes["down"] for r in rounds]
+    assert down[0] < down[2] / 1.9  # one model a client, not two
+    assert all(r.seconds["total"] > 0 and r.seconds["evaluate"] >= 0 for r in rounds)
+
+
+def test_too_few_clients_end_the_run_with_a_sentence() -> None:
+    spec = experiment("data.clients=3")
+    events: list[Any] = []
+    with pytest.raises(RunError, match=r"1 of 3 clients connected within 0\.3 s; start more"):
+        federate(spec, network_of(spec, ["a"]), events)
+    assert [e.partitions for e in of(events, ClientsConnected)] == [(), (0,)] or [
+        e.partitions for e in of(events, ClientsConnected)
+    ] == [(0,)]
+    (end,) = of(events, RunFinished)
+    assert end.state == "failed"
+
+
+def test_a_client_that_goes_away_is_counted_and_used_again_when_it_is_back() -> None:
+    spec = experiment("strategy.rounds=4")
+    network = network_of(spec, ["a", "b"])
+    events: list[Any] = []
+
+    def watch(event: Any) -> None:
+        events.append(event)
+        if isinstance(event, RoundFinished) and event.round == 1:
+            (node,) = [n for n, name in network.names.items() if name == "b"]
+            del network.names[node]  # while round 3 is about to go out
+        if isinstance(event, RoundFinished) and event.round == 3:
+            network.join("b")
+
+    from flwr.app import Context
+
+    context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
+    make_server_app([watch])(network, context)
+    cohorts = {e.round: e.cohort for e in of(events, RoundFinished)}
+    assert cohorts[1] == (0, 1)
+    assert (0,) in cohorts.values()
+    assert sorted(cohorts) == [1, 2, 3, 4]
+    connected = [e.partitions for e in of(events, ClientsConnected)]
+    assert connected[-1] == (0, 1)
+    assert (0,) in connected
+
+
+def test_a_client_that_dies_in_a_phase_is_lost_and_does_not_hold_up_the_round() -> None:
+    spec = experiment("strategy.rounds=2")
+    network = network_of(spec, ["a", "b"])
+    events: list[Any] = []
+
+    def watch(event: Any) -> None:
+        events.append(event)
+        if type(event).__name__ == "PhaseStarted" and event.phase == "train" and event.round == 2:
+            (node,) = [n for n, name in network.names.items() if name == "b"]
+            network.dead.add(node)
+            network.join("b")  # started anew; its old node still counts as online
+
+    from flwr.app import Context
+
+    context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
+    make_server_app([watch])(network, context)
+    lost = [e for e in events if getattr(e, "reason", None) == "lost"]
+    assert [(e.round, e.phase, e.partition) for e in lost] == [(1, "evaluate", 1), (2, "train", 1)]
+    rounds = of(events, RoundFinished)
+    assert [r.failures for r in rounds] == [{"lost": 1}, {"lost": 1}]
+
+
+def test_messages_tell_each_node_its_partition() -> None:
+    seen: dict[str, int | None] = {}
+    app = make_client_app()
+
+    @app.train("probe")
+    def probe(message: Message, context: Any) -> Message:
+        seen[str(context.node_config["name"])] = assigned_partition(message)
+        assert partition_of(message, context) == assigned_partition(message)
+        return Message(RecordDict(), reply_to=message)
+
+    spec = experiment()
+    network = Network(app, ["b", "a"], flatten(spec))
+    grid = AssignedGrid(network, PartitionTable(2), 2, lambda event: None)
+    assert grid.wait(2, 5)
+    content = RecordDict({"config": ConfigRecord({"x": 1})})
+    ids = grid.push_messages([Message(content, n, "train.probe") for n in grid.get_node_ids()])
+    for _ in range(2):
+        list(grid.pull_messages(ids))
+    assert seen == {network.names[node]: p for node, p in grid.partitions.items()}
+    assert sorted(seen.values()) == [0, 1]  # type: ignore[type-var]
+    assert "partition" not in content  # a record that clients share is never changed
