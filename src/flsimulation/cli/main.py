@@ -12,6 +12,7 @@ import click
 import typer
 
 from flsimulation import __version__
+from flsimulation.cli.network import register
 from flsimulation.errors import FLSimulationError, InputError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 0 is success
@@ -190,6 +191,9 @@ def superlink(
     if as_owner_of is not None:
         become_owner_of(as_owner_of)
     run_superlink(host, port, memory or Path("runs") / ".partitions.json", metrics_port)
+
+
+register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
