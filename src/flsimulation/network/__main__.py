@@ -1,7 +1,11 @@
-"""``python -m flsimulation.network SOCKET ROLE``: the process that a container's others fork from."""
+"""``python -m flsimulation.network SOCKET ROLE ARGUMENTS``: what a container's others fork from.
+
+The arguments are those of Flower's long-running program: its SuperNode or its SuperLink.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +13,7 @@ from pathlib import Path
 
 def main() -> None:
     """Import what the role needs, then serve."""
-    path, role = sys.argv[1:]
+    path, role, *arguments = sys.argv[1:]
     from flsimulation.network import client_app, threads, waits, warm
 
     threads.hold()
@@ -18,13 +22,22 @@ def main() -> None:
     import_module("flwr.supercore.cli")
     if role == "client":
         import_module("flwr.supernode.cli")
-        server = warm.WarmServer(Path(path), client_app.prepare, client_app.killed)
+        waits.shorten_looks()
+        server = warm.WarmServer(
+            Path(path),
+            lambda: warm.run_command("flower-supernode", arguments),
+            client_app.prepare,
+            client_app.tell_killed,
+        )
     else:
         import_module("flwr.superlink.cli")
         import_module("flsimulation.network.server_app")
-        server = warm.WarmServer(Path(path))
+        server = warm.WarmServer(
+            Path(path), lambda: warm.run_command("flower-superlink", arguments)
+        )
     server.serve()
 
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # a fork's threads are not ours to wait for

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from typing import Any
 
 from flwr.app import Message
 
 from flsimulation.apps.client_app import make_client_app
 from flsimulation.apps.workspace import Workspace
-from flsimulation.errors import ClientError
 from flsimulation.experiment import Experiment, flatten, unflatten
 from flsimulation.messages import (
     evaluation_asked,
@@ -24,7 +24,6 @@ from flsimulation.network import sockets, threads
 from flsimulation.network.names import REPORTS, WARM
 
 _prepared: Workspace | None = None
-_killed_by: int | None = None
 
 
 def prepare(flat: dict[str, Any]) -> None:
@@ -34,28 +33,20 @@ def prepare(flat: dict[str, Any]) -> None:
     _prepared = Workspace.load(unflatten(flat))
 
 
-def killed(number: int) -> None:
-    """Answer in place of a process that was killed by a signal."""
-    global _killed_by
-    _killed_by = number
+def tell_killed(number: int) -> None:
+    """Report that a process was killed before it answered."""
+    name = signal.Signals(number).name
+    cause = ", most likely for want of memory; raise its limit" if name == "SIGKILL" else ""
+    print(f"flsim: a message's process was ended by {name}{cause}", file=sys.stderr, flush=True)
+    _send(REPORTS, {"killed": True})
 
 
 def _workspace(experiment: Experiment) -> Workspace:
     threads.release()
-    if _killed_by is not None:
-        raise ClientError("error", _explain(_killed_by))
     if _prepared is not None and _prepared.experiment == experiment:
         return _prepared
     _announce(experiment)
     return Workspace.load(experiment)
-
-
-def _explain(number: int) -> str:
-    name = signal.Signals(number).name
-    cause = (
-        "; most likely it ran out of memory, raise its limit" if number == signal.SIGKILL else ""
-    )
-    return f"its process was ended by {name}{cause}"
 
 
 def _tell(partition: int, message: Message, answer: Message) -> None:
@@ -69,7 +60,6 @@ def _tell(partition: int, message: Message, answer: Message) -> None:
         "metrics": {
             kind: metrics_of(part) for kind, part in parts.items() if failure_of(part) is None
         },
-        "killed": _killed_by is not None,
     }
     _send(REPORTS, report)
 

@@ -22,12 +22,11 @@ from prometheus_client import CollectorRegistry
 from flsimulation.errors import InputError
 from flsimulation.network import sockets
 from flsimulation.network.names import MEMORY, REPORTS, WARM
-from flsimulation.network.warm import write_shims
+from flsimulation.network.warm import CLIENT_APP, write_shims
 from flsimulation.telemetry.exporter import served
 
-_LOOK_SECONDS = 0.2  # between two looks at the programs
 _AGAIN_SECONDS = 1.0  # before a program that ended is started again
-_END_SECONDS = 8.0  # that Flower's programs have to end; Docker allows ten in all
+_END_SECONDS = 8.0  # that the programs have to end; Docker allows ten in all
 
 # Flower's own programs: no reports home, no installs while a run goes on, quick launches.
 _FLOWER = {
@@ -45,10 +44,10 @@ class Node:
     ----------
     role : str
         ``client`` or ``superlink``.
-    command : tuple of str
-        Flower's long-running program.
-    launches : tuple of str
-        The commands that it starts for each task.
+    arguments : tuple of str
+        Of Flower's long-running program, ``flower-supernode`` or ``flower-superlink``.
+    launches : str
+        The command that it starts for each task.
     registry : CollectorRegistry
         The metrics to serve.
     count : callable
@@ -56,8 +55,8 @@ class Node:
     """
 
     role: Literal["client", "superlink"]
-    command: tuple[str, ...]
-    launches: tuple[str, ...]
+    arguments: tuple[str, ...]
+    launches: str
     registry: CollectorRegistry
     count: Callable[[Any], None]
 
@@ -76,23 +75,15 @@ class Node:
                 served(self.registry, metrics_port, "0.0.0.0"),  # noqa: S104 - a container's
             ):
                 _keep_up(
-                    {
-                        "warm": (
-                            (
-                                sys.executable,
-                                "-m",
-                                "flsimulation.network",
-                                environment[WARM],
-                                self.role,
-                            )
-                        ),
-                        self.role: self.command,
-                    },
+                    (
+                        *(sys.executable, "-m", "flsimulation.network"),
+                        *(environment[WARM], self.role, *self.arguments),
+                    ),
                     environment,
                 )
 
     def _environment(self, folder: Path, memory: Path | None) -> dict[str, str]:
-        real = {command: _installed(command) for command in (*self.launches, "flower-superexec")}
+        real = {command: _installed(command) for command in (self.launches, "flower-superexec")}
         shims = folder / "bin"
         write_shims(shims, folder / "warm", real)
         environment = {
@@ -125,14 +116,12 @@ def run_client(superlink: str, name: str | None, partition: int | None, metrics_
     config = f'name="{name or socket.gethostname()}"'
     if partition is not None:
         config += f" partition-id={partition}"
-    command = (
-        *(sys.executable, "-m", "flsimulation.network.supernode"),
+    arguments = (
         *("--insecure", "--superlink", superlink, "--node-config", config),
         *("--port", str(_free_port())),
     )
     metrics = ClientMetrics()
-    launches = ("flwr-clientapp",)
-    Node("client", command, launches, metrics.registry, metrics.count).run(metrics_port)
+    Node("client", arguments, CLIENT_APP, metrics.registry, metrics.count).run(metrics_port)
 
 
 def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) -> None:
@@ -151,16 +140,16 @@ def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) 
     from flsimulation.telemetry.metrics import PrometheusMetrics
     from flsimulation.telemetry.wire import from_json
 
-    command = (
-        *(_installed("flower-superlink"), "--insecure", "--host", host, "--port", str(port)),
+    arguments = (
+        *("--insecure", "--host", host, "--port", str(port)),
         "--disable-runtime-dependency-installation",
     )
     metrics = PrometheusMetrics(clients=None)
     metrics.registry.register(ContainerCollector())
     node = Node(
         "superlink",
-        command,
-        ("flwr-serverapp",),
+        arguments,
+        "flwr-serverapp",
         metrics.registry,
         lambda line: metrics(from_json(line)),
     )
@@ -185,32 +174,23 @@ def become_owner_of(folder: Path) -> None:
     os.setuid(owner.st_uid)
 
 
-def _keep_up(programs: Mapping[str, tuple[str, ...]], environment: Mapping[str, str]) -> None:
-    """Start the programs, and start again those that end, until this process is to end."""
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    again: dict[str, float] = dict.fromkeys(programs, 0.0)
-    try:
-        while True:
-            for name, command in programs.items():
-                program = running.get(name)
-                if program is not None and program.poll() is not None:
-                    print(f"flsim: {name} ended with {program.returncode}; starting it again")
-                    del running[name]
-                    again[name] = time.monotonic() + _AGAIN_SECONDS
-                elif program is None and time.monotonic() >= again[name]:
-                    running[name] = subprocess.Popen(command, env=dict(environment))  # noqa: S603
-            time.sleep(_LOOK_SECONDS)
-    finally:
-        _end(list(running.values()))
+def _keep_up(command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    """Run a program, again and again if it ends, until this process is to end."""
+    while True:
+        program = subprocess.Popen(command, env=dict(environment))  # noqa: S603
+        try:
+            status = program.wait()
+        finally:
+            _end(program)
+        print(f"flsim: the node ended with {status}; starting it again", flush=True)
+        time.sleep(_AGAIN_SECONDS)
 
 
-def _end(programs: list[subprocess.Popen[bytes]]) -> None:
-    for program in programs:
+def _end(program: subprocess.Popen[bytes]) -> None:
+    if program.poll() is None:
         program.send_signal(signal.SIGTERM)
-    until = time.monotonic() + _END_SECONDS
-    for program in programs:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            program.wait(max(0.1, until - time.monotonic()))
+            program.wait(_END_SECONDS)
         program.kill()
         program.wait()
 

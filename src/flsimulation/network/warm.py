@@ -1,15 +1,16 @@
 """Processes that start warm: a server that forks, behind Flower's own launch command.
 
 For every message Flower starts the command ``flwr-clientapp`` (and for every run
-``flwr-serverapp``), which imports PyTorch and Lightning anew. In our containers a command of the
-same name comes first on the PATH: it hands its arguments to the process here, which has all
-imports, and the data and model of the last experiment, and forks. The fork runs Flower's own
-command. docs/decisions/0009 says why, and what of Flower this depends on.
+``flwr-serverapp``), which imports PyTorch and Lightning anew. Here a command of the same name
+comes first on the PATH: it hands its arguments to the process here, which has all imports, and the
+data and model of the last experiment, and forks. The fork runs Flower's own command.
+docs/decisions/0009 says why, and what of Flower this depends on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import select
@@ -18,16 +19,18 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from flsimulation.network import sockets
 
-_LOOK_SECONDS = 0.05  # between two looks whether the data is there
-_CLIENT_APP = "flwr-clientapp"
-_HOLD_SECONDS = 20.0  # that a launch waits for it; Flower gives a task up after a minute
+CLIENT_APP = "flwr-clientapp"
+_LOOK_SECONDS = 0.05  # between two looks whether the data is there, and at a program that is to end
+_HOLD_SECONDS = 20.0  # that a launch waits for the data; Flower gives a task up after a minute
+_AGAIN_SECONDS = 1.0  # before the long-running program is started again
+_END_SECONDS = 6.0  # that it has to end by itself; Docker allows ten for all
 _SHIM = """\
 #!{python} -IS
 import os, socket, sys
@@ -46,7 +49,7 @@ os.execv({real!r}, [{real!r}, *sys.argv[1:]])  # nobody listens: start cold
 """
 
 
-def write_shims(folder: Path, path: Path, commands: dict[str, str]) -> None:
+def write_shims(folder: Path, path: Path, commands: Mapping[str, str]) -> None:
     """Write the commands that hand over to the server at ``path``.
 
     Parameters
@@ -55,7 +58,7 @@ def write_shims(folder: Path, path: Path, commands: dict[str, str]) -> None:
         To come first on the PATH.
     path : Path
         The server's socket.
-    commands : dict
+    commands : mapping
         Command name to the full path of Flower's own, which runs where no server listens.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +69,13 @@ def write_shims(folder: Path, path: Path, commands: dict[str, str]) -> None:
         shim.chmod(0o755)
 
 
+def run_command(command: str, arguments: list[str]) -> None:
+    """Run an installed command in this process, as its own script would."""
+    (entry,) = entry_points(group="console_scripts", name=command)
+    sys.argv = [command, *arguments]
+    entry.load()()
+
+
 class WarmServer:
     """Forks a process for every launch that it is asked for.
 
@@ -73,56 +83,82 @@ class WarmServer:
     ----------
     path : Path
         Socket to listen at.
+    program : callable, optional
+        Flower's long-running program; kept running in a fork of its own.
     prepare : callable, optional
         Loads what the next launches of an experiment need, given its flattened form.
-    died : callable, optional
-        Is told the arguments and the signal of a process that was killed; runs in a fork of its
-        own, in place of the process.
+    killed : callable, optional
+        Is told the signal that killed a ClientApp. The program is then started anew: Flower's
+        SuperNode would wait for the answer for a minute, and take nothing else meanwhile.
+    parent : socket, optional
+        End when this is closed from the other side.
     """
 
     def __init__(
         self,
         path: Path,
+        program: Callable[[], None] | None = None,
         prepare: Callable[[dict[str, Any]], None] | None = None,
-        died: Callable[[int], None] | None = None,
+        killed: Callable[[int], None] | None = None,
+        parent: socket.socket | None = None,
     ) -> None:
         self._path = path
         self._listener = sockets.listen(path)
+        self._program = program
+        self._running: int | None = None
+        self._start_at = 0.0
         self._prepare = prepare
-        self._died = died
-        self._children: dict[int, dict[str, Any]] = {}
-        self._held: list[dict[str, Any]] = []  # launches that wait for the data
-        self._held_until = 0.0
         self._prepared: dict[str, Any] | None = None
         self._next: _Prepared | None = None
+        self._killed = killed
+        self._parent = parent
+        self._launched: dict[int, str] = {}
+        self._held: list[dict[str, Any]] = []  # launches that wait for the data
+        self._held_until = 0.0
 
     def serve(self) -> None:
-        """Serve until the process is ended."""
-        gc.collect()
-        gc.freeze()  # or the collector of each fork would copy the memory that they share
+        """Serve until SIGTERM, or until the parent is gone."""
+        _compact()
         wake, waker = os.pipe()
-        waited: list[int | socket.socket] = [self._listener, wake]
         os.set_blocking(waker, False)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        while True:
-            ready, _, _ = select.select(waited, [], [], _LOOK_SECONDS if self._held else None)
-            self._launch_held()
-            if wake in ready:
-                os.read(wake, 4096)
-                self._reap()
-            if self._listener in ready:
-                self._answer(sockets.receive(self._listener))
+        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
+        waited: list[int | socket.socket] = [self._listener, wake]
+        waited += [self._parent] if self._parent is not None else []
+        try:
+            while True:
+                self._keep_running()
+                pause = _LOOK_SECONDS if self._held or self._is_to_start() else None
+                ready, _, _ = select.select(waited, [], [], pause)
+                if self._parent in ready:
+                    return
+                if wake in ready:
+                    os.read(wake, 4096)
+                    self._reap()
+                if self._listener in ready:
+                    self._answer(sockets.receive(self._listener))
+                self._launch_held()
+        finally:
+            self._end_program()
+
+    def _is_to_start(self) -> bool:
+        return self._program is not None and self._running is None
+
+    def _keep_running(self) -> None:
+        program = self._program
+        if program is not None and self._is_to_start() and time.monotonic() >= self._start_at:
+            self._running = self._fork(program)
 
     def _answer(self, request: Any) -> None:
         if not isinstance(request, dict):
             return
-        if "launch" in request and request["launch"] != _CLIENT_APP:
-            self._fork(request)
-        elif "launch" in request:
+        if request.get("launch") == CLIENT_APP:
             self._held.append(request)
             self._held_until = time.monotonic() + _HOLD_SECONDS
-            self._launch_held()
+        elif "launch" in request:
+            self._launch(request)
         elif "experiment" in request and request["experiment"] != self._prepared:
             self._prepared = request["experiment"]
             self._replace_prepared()
@@ -135,47 +171,36 @@ class WarmServer:
         held, self._held = self._held, []
         for request in held:
             if self._next is None or not self._next.launch(request):
-                self._fork(request)
+                self._launch(request)
 
-    def _fork(self, request: dict[str, Any], killed_by: int | None = None) -> None:
-        process = os.fork()
-        if process:
-            if killed_by is None:
-                self._children[process] = request
-            return
-        self._become(lambda: self._run(request, killed_by))
-
-    def _run(self, request: dict[str, Any], killed_by: int | None) -> None:
-        if killed_by is not None and self._died is not None:
-            self._died(killed_by)
-        _run_command(request["launch"], request["arguments"])
+    def _launch(self, request: dict[str, Any]) -> None:
+        process = self._fork(lambda: run_command(request["launch"], request["arguments"]))
+        self._launched[process] = request["launch"]
 
     def _replace_prepared(self) -> None:
         """Fork a server that loads the experiment and then forks in our place."""
-        if self._prepare is None:
+        if (prepare := self._prepare) is None:
             return
         if self._next is not None:
             self._next.end()
-        path = Path(f"{self._path}.{os.getpid()}")
+        path, experiment = Path(f"{self._path}.{os.getpid()}"), self._prepared
         ours, theirs = socket.socketpair()
+
+        def serve() -> None:
+            ours.close()
+            prepare(experiment or {})
+            server = WarmServer(path, killed=self._killed, parent=theirs)
+            theirs.sendall(b"\n")
+            server.serve()
+
+        self._next = _Prepared(self._fork(serve), path, ours)
+        theirs.close()
+
+    def _fork(self, work: Callable[[], None]) -> int:
+        """Work in a fork, which ends with it."""
         process = os.fork()
         if process:
-            theirs.close()
-            self._next = _Prepared(process, path, ours)
-            return
-        ours.close()
-        self._become(lambda: self._serve_prepared(path, theirs))
-
-    def _serve_prepared(self, path: Path, ready: socket.socket) -> None:
-        assert self._prepare is not None  # noqa: S101 - checked before the fork
-        assert self._prepared is not None  # noqa: S101
-        self._prepare(self._prepared)
-        server = WarmServer(path, None, self._died)
-        ready.sendall(b"\n")
-        server.serve()
-
-    def _become(self, work: Callable[[], None]) -> None:
-        """In a fork: leave the server behind, work, and end."""
+            return process
         status = 1
         try:
             self._listener.close()
@@ -202,12 +227,29 @@ class WarmServer:
                 return
             if process == 0:
                 return
-            request = self._children.pop(process, None)
-            if request is not None and request["launch"] == _CLIENT_APP and os.WIFSIGNALED(status):
-                self._fork(request, os.WTERMSIG(status))
-            if self._next is not None and self._next.process == process:
-                self._next = None  # could not load it; the next launch says why
-                self._prepared = None
+            launched = self._launched.pop(process, None)
+            if process == self._running:
+                self._running, self._start_at = None, time.monotonic() + _AGAIN_SECONDS
+            elif self._next is not None and process == self._next.process:
+                self._next = self._prepared = None  # the next launch says why
+            elif launched == CLIENT_APP and os.WIFSIGNALED(status) and self._killed is not None:
+                self._killed(os.WTERMSIG(status))
+                self._restart_program()
+
+    def _restart_program(self) -> None:
+        if self._running is not None:
+            os.kill(self._running, signal.SIGTERM)
+
+    def _end_program(self) -> None:
+        if self._running is None:
+            return
+        os.kill(self._running, signal.SIGTERM)
+        until = time.monotonic() + _END_SECONDS
+        while time.monotonic() < until:
+            if os.waitpid(self._running, os.WNOHANG)[0]:
+                return
+            time.sleep(_LOOK_SECONDS)
+        os.kill(self._running, signal.SIGKILL)
 
 
 class _Prepared:
@@ -240,13 +282,15 @@ class _Prepared:
     def end(self) -> None:
         """End it; what it forked goes on."""
         self._ready.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process, signal.SIGTERM)
-        self._path.unlink(missing_ok=True)
 
 
-def _run_command(command: str, arguments: list[str]) -> None:
-    """Run an installed command in this process, as its own script would."""
-    (entry,) = entry_points(group="console_scripts", name=command)
-    sys.argv = [command, *arguments]
-    entry.load()()
+def _end(*_: object) -> None:
+    raise SystemExit(0)
+
+
+def _compact() -> None:
+    """Give back what loading left, and let forks share the rest: their collector leaves it alone."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc

@@ -23,16 +23,18 @@ class ClientMetrics:
             m.name: make_metric(m, self.registry) for m in CLIENT_METRICS + NODE_METRICS
         }
         self.registry.register(ContainerCollector())
-        self._metrics["fl_client_info"].info({"partition": "none"})
+        self._partition = "none"
+        self._metrics["fl_client_info"].info({"partition": self._partition})
 
     def count(self, report: Mapping[str, Any]) -> None:
-        """Count one report: partition, bytes by direction, metrics by phase, killed."""
-        partition = str(report["partition"])
+        """Count one report: partition, bytes by direction, metrics by phase; or a killed process."""
+        if "killed" in report:
+            self._of("fl_client_crashes_total", self._partition).inc()
+            return
+        partition = self._partition = str(report["partition"])
         self._metrics["fl_client_info"].info({"partition": partition})
         for direction, size in report["bytes"].items():
             self._of("fl_client_message_bytes_total", partition, direction=direction).inc(size)
-        if report["killed"]:
-            self._of("fl_client_crashes_total", partition).inc()
         for phase, metrics in report["metrics"].items():  # what failed the server counts
             if phase == "train":
                 self._fit(metrics, partition)
