@@ -20,6 +20,7 @@ from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, RoundFinished, RunFinished
 from flsimulation.experiment import flatten, load_experiment
 from flsimulation.messages import assigned_partition
+from flsimulation.packing import unpack
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
 
 
@@ -265,6 +266,7 @@ def test_messages_tell_each_node_its_partition() -> None:
 
     @app.train("probe")
     def probe(message: Message, context: Any) -> Message:
+        message.content = unpack(message.content)
         seen[str(context.node_config["name"])] = assigned_partition(message)
         assert partition_of(message, context) == assigned_partition(message)
         return Message(RecordDict(), reply_to=message)

@@ -16,7 +16,7 @@ LAYERS = (
     ("data",),
     ("models",),
     ("training",),
-    ("events", "messages", "weights"),
+    ("events", "messages", "packing", "weights"),
     ("strategies",),
     ("exchange", "assignment"),
     ("rounds",),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -21,6 +21,7 @@ from flsimulation.atomic import write_atomic
 from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.messages import assign, identity_of
+from flsimulation.packing import is_packed, pack, unpack
 
 _LOOK_SECONDS = 0.5  # between two looks at who is there
 
@@ -241,23 +242,39 @@ class AssignedGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, each with the partition that its node holds."""
-        addressed = list(messages)
-        for message in addressed:
-            assign(message, self.partitions[message.metadata.dst_node_id])
-        return self._grid.push_messages(addressed)
+        return self._grid.push_messages(self._addressed(messages))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Answers that are there."""
-        return self._grid.pull_messages(list(message_ids))
+        return [_unpacked(answer) for answer in self._grid.pull_messages(list(message_ids))]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send messages and wait for the answers, with Flower's own polling."""
+        answers = self._grid.send_and_receive(self._addressed(messages), timeout=timeout)
+        return [_unpacked(answer) for answer in answers]
+
+    def _addressed(self, messages: Iterable[Message]) -> list[Message]:
+        """Copies to send: the messages themselves may be looked at again, and stay as they are."""
+        models: dict[int, ConfigRecord | ArrayRecord] = {}  # most often one, the same for all
         addressed = list(messages)
         for message in addressed:
             assign(message, self.partitions[message.metadata.dst_node_id])
-        return self._grid.send_and_receive(addressed, timeout=timeout)
+        return [_packed(message, models) for message in addressed]
+
+
+def _packed(message: Message, models: dict[int, ConfigRecord | ArrayRecord]) -> Message:
+    content, told = pack(message.content, models), message.metadata
+    return Message(
+        content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id
+    )
+
+
+def _unpacked(answer: Message) -> Message:
+    if answer.has_content() and is_packed(answer.content):
+        answer.content = unpack(answer.content)
+    return answer
 
 
 def _read(memory: Path | None) -> dict[str, int]:

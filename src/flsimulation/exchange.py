@@ -17,7 +17,7 @@ from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, Phase, PhaseStarted, Sink
 from flsimulation.messages import failure_of, merge, metrics_of, payload_bytes, split
 
-_POLL_SECONDS = 0.1  # between two looks for answers, where the grid has none ready
+_POLL_SECONDS = 0.2  # between two looks for answers, where the grid has none ready
 
 
 @dataclass

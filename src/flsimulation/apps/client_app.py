@@ -23,6 +23,7 @@ from flsimulation.messages import (
     reply_both,
     state_of,
 )
+from flsimulation.packing import is_packed, pack, unpack
 
 Told: TypeAlias = Callable[[int, Message, Message], None]
 """Takes partition, message and answer."""
@@ -56,6 +57,8 @@ def make_client_app(
         return loaded["workspace"]
 
     def answer(message: Message, context: Context, work: Work) -> Message:
+        if packed := is_packed(message.content):
+            message.content = unpack(message.content)
         partition = partition_of(message, context)
 
         def attempt(work: Work, config: ConfigRecord) -> Message:
@@ -72,6 +75,8 @@ def make_client_app(
             answered = reply_both(message, answered, evaluated)
         if told is not None:
             told(partition, message, answered)
+        if packed and answered.has_content():
+            answered.content = pack(answered.content)
         return answered
 
     app = ClientApp()

@@ -32,7 +32,7 @@ _END_SECONDS = 8.0  # that the programs have to end; Docker allows ten in all
 _FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds
 }
 
 

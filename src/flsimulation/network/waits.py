@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 
 _ANSWER_SECONDS = 0.05  # between two looks for the answer, in this process's own memory
-_LEAST_SECONDS = 0.1  # between two looks at the SuperLink right after an answer
-_IDLE_SHARE = 0.1  # of the time without a message; an idle client asks less and less often
+_LEAST_SECONDS = 0.25  # between two looks at the SuperLink right after an answer
+_IDLE_SHARE = 0.2  # of the time without a message; an idle client asks less and less often
 _PULL_SECONDS = {
     "initial_backoff": 0.05,
     "backoff_cap": 1.0,

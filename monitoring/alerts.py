@@ -1,0 +1,180 @@
+"""The alerts, once for Prometheus and for Grafana.
+
+Every expression gives a number above 0 for each series that is wrong and nothing for the others:
+Grafana's condition is just "above 0". ``{{ VALUE }}`` in a text stands for that number, which the
+two call by different names.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Literal
+
+from monitoring import recording as r
+from monitoring.promql import one_line, promql
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert: when it fires and what it says."""
+
+    name: str
+    severity: Literal["critical", "warning", "info"]
+    lasts: str
+    """How long the expression must hold before the alert fires."""
+    expression: str
+    summary: str
+    description: str
+    """What is wrong, with the values, and what to do."""
+
+
+def _text(text: str) -> str:
+    return one_line(inspect.cleandoc(text))
+
+
+_RUNNING = f"on() {r.RUNNING} == 1"
+_LATELY = f"on() max_over_time({r.RUNNING}[5m]) == 1"  # what ended a run is shown for a while
+
+ALERTS = (
+    Alert(
+        name="ClientDown",
+        severity="warning",
+        lasts="30s",
+        # Those that were there are named; those that never came have no partition yet.
+        expression=promql(f"""
+            (
+              1 - max by (partition) (fl_client_connected) > 0
+              or on()
+              max(fl_clients_expected) - max(fl_clients_connected) > 0
+            )
+            and {_RUNNING}
+        """),
+        summary=_text("""
+            {{ if $labels.partition }}Client of partition {{ $labels.partition }} is down
+            {{- else }}{{ VALUE }} of the expected clients are missing{{ end }}
+        """),
+        description=_text("""
+            {{ if $labels.partition }}The server cannot reach the client that holds partition
+            {{ $labels.partition }}.
+            {{- else }}{{ VALUE }} fewer clients are connected than the experiment asks for.
+            {{- end }} The run goes on without them or waits for them, as the experiment says. See
+            `docker compose ps client` and `docker compose logs client`; `docker compose up -d`
+            starts containers that are gone.
+        """),
+    ),
+    Alert(
+        name="RoundStalled",
+        severity="critical",
+        lasts="10s",
+        expression=promql(f"""
+            time() - (max(fl_round_started_timestamp_seconds) > 0)
+              > clamp_min(5 * ({r.ROUND_SECONDS} or vector(0)), 120)
+            and {_RUNNING}
+        """),
+        summary="The current round does not end",
+        description=_text("""
+            The current round began {{ VALUE | humanizeDuration }} ago: more than two minutes, and
+            more than five times as long as a round takes on average. Look for clients that are
+            down or slow; `round.deadline` in the experiment makes the server go on without them.
+        """),
+    ),
+    Alert(
+        name="Straggler",
+        severity="warning",
+        lasts="1m",
+        expression=promql(f"{r.FIT_RATIO} > 2 and on() count({r.FIT_SECONDS}) >= 3"),
+        summary="Client of partition {{ $labels.partition }} is slow",
+        description=_text("""
+            Over the last 10 minutes the client of partition {{ $labels.partition }} trained
+            {{ printf "%.1f" VALUE }} times as long as the median client, and every round waits for
+            it. Compare its CPU with its limit and its number of examples with the others';
+            `round.deadline` or `round.over-select` makes rounds independent of slow clients.
+        """),
+    ),
+    Alert(
+        name="ModelDiverged",
+        severity="critical",
+        lasts="30s",
+        # Not finite: neither NaN nor infinity is below infinity.
+        expression=promql(f"""
+            (
+              label_replace(
+                1 - max by (source) (fl_global_loss < bool Inf) > 0,
+                "cause", "not finite", "", ""
+              )
+              or
+              label_replace(
+                max(fl_global_loss{{source="central"}}) / {r.LOSS_MIN} > 1.5
+                  and on() max(fl_run_round) >= 3,
+                "cause", "rising", "", ""
+              )
+              or
+              label_replace(
+                sum(increase(fl_client_failures_total{{reason="diverged"}}[5m])) > 0,
+                "cause", "clients", "", ""
+              )
+            )
+            and {_LATELY}
+        """),
+        summary="Training diverges: {{ $labels.cause }}",
+        description=_text("""
+            {{ if eq $labels.cause "rising" }}The central loss is {{ printf "%.1f" VALUE }} times
+            its lowest value of this run.
+            {{- else if eq $labels.cause "clients" }}Clients answered {{ printf "%.0f" VALUE }}
+            times in 5 minutes with a loss or weights that are not finite.
+            {{- else }}The {{ $labels.source }} loss of the global model is not a finite number.
+            {{- end }} Lower the learning rate of the model or of the strategy, train fewer local
+            epochs, or start again from an earlier checkpoint.
+        """),
+    ),
+    Alert(
+        name="ClientMemoryNearLimit",
+        severity="warning",
+        lasts="1m",
+        expression=promql(f'{r.MEMORY_SHARE}{{partition!=""}} > 0.9'),
+        summary="Client of partition {{ $labels.partition }} is nearly out of memory",
+        description=_text("""
+            The container of partition {{ $labels.partition }} has used
+            {{ VALUE | humanizePercentage }} of the memory it may use for a minute. Past the limit
+            its process is killed and its answer is lost. Raise the limit, or lower
+            `train.batch-size` or the examples a client holds.
+        """),
+    ),
+    Alert(
+        name="FailuresHigh",
+        severity="warning",
+        lasts="1m",
+        # A single failure among the first few answers says nothing yet.
+        expression=promql(f"{r.FAILED_SHARE} > 0.2 and on() {r.ANSWERED} >= 5"),
+        summary="Many clients fail",
+        description=_text("""
+            {{ VALUE | humanizePercentage }} of the clients' answers of the last 5 minutes failed or
+            did not come. The dashboard shows the reasons; `docker compose logs client` and the
+            run's `clients.jsonl` hold each client's own error.
+        """),
+    ),
+    Alert(
+        name="NoRun",
+        severity="info",
+        lasts="15m",
+        expression=promql(f"1 - ({r.RUNNING} or vector(0)) > 0"),
+        summary="No run goes on",
+        description=_text("""
+            No run has gone on for 15 minutes. If one should, see `docker compose logs run`; if
+            not, `docker compose down` frees the machine.
+        """),
+    ),
+    Alert(
+        name="TargetDown",
+        severity="critical",
+        lasts="30s",
+        expression=promql("1 - up > 0"),
+        summary="Prometheus cannot reach {{ $labels.job }}",
+        description=_text("""
+            The {{ $labels.job }} at {{ $labels.instance }} has not answered Prometheus for 30
+            seconds, so its panels stand still. See `docker compose ps {{ $labels.job }}` and
+            `docker compose logs {{ $labels.job }}`.
+        """),
+    ),
+)
