@@ -8,8 +8,10 @@ import signal
 import sys
 from typing import Any
 
+import torch
 from flwr.app import Message
 
+from flsimulation import seeds
 from flsimulation.apps.client_app import make_client_app
 from flsimulation.apps.workspace import Workspace
 from flsimulation.experiment import Experiment, flatten, unflatten
@@ -22,6 +24,7 @@ from flsimulation.messages import (
 )
 from flsimulation.network import sockets, threads
 from flsimulation.network.names import REPORTS, WARM
+from flsimulation.training import Batches
 
 _prepared: Workspace | None = None
 
@@ -31,6 +34,25 @@ def prepare(flat: dict[str, Any]) -> None:
     global _prepared
     threads.hold()
     _prepared = Workspace.load(unflatten(flat))
+    _practise(_prepared)
+
+
+def _practise(space: Workspace) -> None:
+    """Train and evaluate on two examples: Lightning and PyTorch do a lot when first used.
+
+    Only without a GPU, which no process may use before it forks.
+    """
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        return
+    dataset = space.data.dataset
+    batches = Batches(
+        dataset.x_train, dataset.y_train, space.data.partitions[0][:2], 2, seeds.rng(0, "practice")
+    )
+    state = space.initial_state()
+    with contextlib.suppress(Exception):  # whatever is wrong, the first message says it
+        space.trainer.fit(state, batches, seed=0)
+        if space.can_evaluate_clients:
+            space.trainer.evaluate(state, batches)
 
 
 def tell_killed(number: int) -> None:

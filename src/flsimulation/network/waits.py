@@ -2,45 +2,103 @@
 
 Flower 1.42 is made for rounds of minutes. It sleeps 3 s between two looks of a SuperNode for a
 message, 0.5 s between two looks for its own ClientApp's answer, and 1 s and more where a part of a
-message is not there yet. Only these waits are changed, nothing of what is done between them;
-docs/decisions/0010 has the reasons and the figures, and a test fails if Flower changes them.
+message is not there yet; its SuperExec asks for work at a fixed rate, whether there is any or not.
+Only these waits are changed, nothing of what is done between them; docs/decisions/0010 has the
+reasons and the figures, and a test fails if Flower changes them.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import time
 
 _ANSWER_SECONDS = 0.05  # between two looks for the answer, in this process's own memory
 _LEAST_SECONDS = 0.25  # between two looks at the SuperLink right after an answer
 _IDLE_SHARE = 0.2  # of the time without a message; an idle client asks less and less often
-_PULL_SECONDS = {
+_WORK_SECONDS = 1.0  # between two looks for work that no bell announced
+_PULL_SECONDS = {  # before a missing part is asked for again
     "initial_backoff": 0.05,
     "backoff_cap": 1.0,
-}  # before a missing part is asked for again
+}
 
 
-class Clock:
-    """The ``time`` module as the SuperNode's loop uses it: only to sleep."""
+class Bell:
+    """Wakes one process of this machine from another; made before they are forked."""
 
     def __init__(self) -> None:
+        self._listen, self._ring = os.pipe()
+        os.set_blocking(self._listen, False)
+        os.set_blocking(self._ring, False)
+
+    def ring(self) -> None:
+        """Wake whoever waits; a bell that nobody has heard yet is not rung twice."""
+        try:
+            os.write(self._ring, b"\n")
+        except BlockingIOError:
+            return
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the bell; False if it was not rung in time."""
+        if not select.select([self._listen], [], [], seconds)[0]:
+            return False
+        os.read(self._listen, 65536)
+        return True
+
+
+class NodeClock:
+    """The ``time`` module as the SuperNode's loop uses it: only to sleep.
+
+    Parameters
+    ----------
+    bell : Bell
+        Rung when a message has come.
+    """
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._working = False
         self._busy = time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Sleep for less than Flower's ``seconds``, never for more."""
         now = time.monotonic()
-        if seconds < 1:  # it waits for the ClientApp's answer
-            self._busy = now
+        if seconds < 1:  # a message has come, and it waits for the ClientApp's answer
+            if not self._working:
+                self._bell.ring()
+            self._working, self._busy = True, now
             time.sleep(min(seconds, _ANSWER_SECONDS))
         else:
+            self._working = False
             idle = now - self._busy
             time.sleep(min(seconds, max(_LEAST_SECONDS, _IDLE_SHARE * idle)))
 
 
+class ExecClock:
+    """The ``time`` module as the SuperExec's loop uses it: only to sleep.
+
+    Parameters
+    ----------
+    bell : Bell
+        Rung when there is work.
+    """
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+
+    def sleep(self, seconds: float) -> None:  # noqa: ARG002 - the bell says when
+        """Sleep until the bell rings, for a second at most."""
+        self._bell.wait(_WORK_SECONDS)
+
+
 def shorten_looks() -> None:
-    """Let this process's SuperNode look for messages and answers more often."""
+    """Let the SuperNode that is forked from this process look more often, and its SuperExec less."""
+    from flwr.supercore.superexec import run_superexec
     from flwr.supernode import start_client_internal
 
-    vars(start_client_internal)["time"] = Clock()
+    bell = Bell()
+    vars(start_client_internal)["time"] = NodeClock(bell)
+    vars(run_superexec)["time"] = ExecClock(bell)
 
 
 def shorten_pulls() -> None:
