@@ -282,3 +282,24 @@ def test_messages_tell_each_node_its_partition() -> None:
     assert seen == {network.names[node]: p for node, p in grid.partitions.items()}
     assert sorted(seen.values()) == [0, 1]  # type: ignore[type-var]
     assert "partition" not in content  # a record that clients share is never changed
+
+
+def test_a_client_that_cannot_say_who_it_is_says_why() -> None:
+    spec = experiment()
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Any) -> Message:
+        raise ValueError("another version")
+
+    network = Network(app, ["a", "b"], flatten(spec))
+    with pytest.raises(RunError, match=r"0 of 2 clients .*; a client answers: .*another version"):
+        federate(spec, network, [])
+
+
+def test_keys_of_the_driver_are_not_the_experiments() -> None:
+    spec = experiment()
+    events: list[Any] = []
+    network = Network(make_client_app(), ["a", "b"], flatten(spec) | {"driver.out": "x"})
+    federate(spec, network, events)
+    assert of(events, RunFinished)[0].state == "completed"

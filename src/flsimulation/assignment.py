@@ -160,6 +160,8 @@ class AssignedGrid(Grid):
         self._told: tuple[int, ...] | None = None
         self._given_up: set[int] = set()  # partitions that a round began without
         self._looked = float("-inf")
+        self.trouble = ""
+        """What the last client said that could not say who it is, as the end of a sentence."""
 
     @property
     def partitions(self) -> Mapping[int, int]:
@@ -212,7 +214,9 @@ class AssignedGrid(Grid):
         met = {}
         for answer in self._grid.pull_messages(list(self._asked)) if self._asked else ():
             node = self._asked.pop(answer.metadata.reply_to_message_id, None)
-            if node is not None and not answer.has_error():
+            if node is not None and answer.has_error():
+                self.trouble = f"; a client answers: {answer.error.reason or answer.error.code}"
+            elif node is not None:
                 met[node] = Identity(*identity_of(answer))
         return met
 

@@ -141,6 +141,7 @@ def _partitioned(
         raise RunError(
             f"{len(assigned.partitions)} of {clients} clients connected within {patience:g} s; "
             f"start more clients, lower data.clients, or raise runtime.client-wait"
+            f"{assigned.trouble}"
         )
     return assigned
 

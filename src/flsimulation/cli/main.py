@@ -141,6 +141,26 @@ def report(
 
 
 @app.command()
+def verify(
+    file: File = None,
+    overrides: Overrides = None,
+    superlink: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The SuperLink of the network."),
+    ] = None,
+) -> None:
+    """Run an experiment in one process and on a network; compare them round by round.
+
+    FILE is an experiment file; without it the default experiment is compared. Exit status 1 if
+    partitions, cohorts, scores or weights do not agree.
+    """
+    from flsimulation.cli.verify import verify_command
+
+    where = [f"runtime.superlink={superlink}"] if superlink is not None else []
+    verify_command(file, [*(overrides or []), *where])
+
+
+@app.command()
 def client(
     superlink: Annotated[
         str, typer.Option(metavar="HOST:PORT", envvar="SUPERLINK", help="The SuperLink to join.")

@@ -34,7 +34,7 @@ def flatten(experiment: Experiment) -> dict[str, bool | float | int | str]:
 
 
 def unflatten(config: Mapping[str, Any]) -> Experiment:
-    """Experiment of a run config made by `flatten`.
+    """Experiment of a run config made by `flatten`; keys of ``driver.`` are not the experiment's.
 
     Raises
     ------
@@ -43,6 +43,8 @@ def unflatten(config: Mapping[str, Any]) -> Experiment:
     """
     tree: dict[str, Any] = {}
     for name, value in config.items():
+        if name.startswith("driver."):
+            continue
         *tables, key = name.split(".")
         place = tree
         for table in tables:

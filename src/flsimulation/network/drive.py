@@ -13,7 +13,7 @@ from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.network import lines
 from flsimulation.network.flower import Flower, flower
-from flsimulation.network.names import OUT, RESUME
+from flsimulation.network.names import MODELS, OUT, RESUME
 
 
 @dataclass
@@ -33,6 +33,7 @@ def run_on_network(
     sinks: Iterable[Sink] = (),
     opened: Callable[[Path], None] | None = None,
     resumed: str | Path | None = None,
+    models: dict[int, Any] | None = None,
 ) -> dict[str, Any]:
     """Run an experiment on the SuperLink that it names; gives the fields of a ``RunResult``.
 
@@ -50,6 +51,9 @@ def run_on_network(
         Is told the run directory as soon as it exists.
     resumed : path, optional
         Go on with the run in this directory, as the SuperLink sees it.
+    models : dict, optional
+        Takes the global model of every round, NumPy arrays by name. They travel in the run's log:
+        for checks, not for large models.
 
     Raises
     ------
@@ -61,11 +65,12 @@ def run_on_network(
     config = flatten(experiment)
     config |= {OUT: str(out)} if out is not None else {}
     config |= {RESUME: str(resumed)} if resumed is not None else {}
+    config |= {MODELS: True} if models is not None else {}
     with flower(experiment.runtime.superlink) as command:
         command.check()
         run_id = command.submit(config)
         try:
-            log = _follow(command, run_id, tuple(sinks), opened)
+            log = _follow(command, run_id, tuple(sinks), opened, models)
         except BaseException:  # Ctrl-C, or a sink that fails: nobody is left to watch it
             command.stop(run_id)
             raise
@@ -78,7 +83,11 @@ def run_on_network(
 
 
 def _follow(
-    command: Flower, run_id: str, sinks: tuple[Sink, ...], opened: Callable[[Path], None] | None
+    command: Flower,
+    run_id: str,
+    sinks: tuple[Sink, ...],
+    opened: Callable[[Path], None] | None,
+    models: dict[int, Any] | None,
 ) -> _Log:
     log = _Log()
     with command.follow(run_id) as stream:
@@ -89,6 +98,8 @@ def _follow(
             elif not isinstance(found, dict):
                 for sink in sinks:
                     sink(found)
+            elif "model" in found and models is not None:
+                models[int(found["model"])] = lines.model_of(found)
             elif "run-dir" in found:
                 for tell in (opened,) if opened is not None else ():
                     tell(Path(found["run-dir"]))

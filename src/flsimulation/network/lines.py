@@ -6,11 +6,17 @@ A SuperLink streams what a run's ServerApp prints to whoever follows the run. Li
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from flsimulation.events import Event
+import numpy as np
+from safetensors.numpy import load
+
+from flsimulation.events import Checkpoint, Event
+from flsimulation.telemetry.checkpoint import serialize_arrays
 from flsimulation.telemetry.wire import from_json, to_json
 
 MARK = "flsim-event "
@@ -25,6 +31,18 @@ def tell(event: Event) -> None:
 def tell_opened(run_dir: str) -> None:
     """Print where the server writes the run."""
     _print(json.dumps({"run-dir": run_dir}))
+
+
+def tell_model(event: Event) -> None:
+    """A sink that prints each round's global model, for whoever asked for it."""
+    if isinstance(event, Checkpoint):
+        model = base64.b64encode(serialize_arrays(event.arrays)).decode()
+        _print(json.dumps({"model": event.round, "safetensors": model}))
+
+
+def model_of(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The global model that a telling of `tell_model` holds."""
+    return load(base64.b64decode(told["safetensors"]))
 
 
 def tell_result(result: dict[str, Any]) -> None:

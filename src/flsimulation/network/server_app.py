@@ -19,7 +19,7 @@ from flsimulation.events import Event, Sink
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.network import lines, sockets, threads
-from flsimulation.network.names import MEMORY, OUT, REPORTS, RESUME
+from flsimulation.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME
 from flsimulation.telemetry.wire import to_json
 
 app = ServerApp()
@@ -30,8 +30,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run config; write its run directory where this process runs."""
     threads.release()
-    config = dict(context.run_config)
-    out, resumed = (str(config.pop(key, "")) for key in (OUT, RESUME))
+    config = context.run_config
+    out, resumed = (str(config.get(key, "")) for key in (OUT, RESUME))
+    models = bool(config.get(MODELS, False))
     memory = Path(path) if (path := os.environ.get(MEMORY)) else None
 
     def federate(
@@ -40,14 +41,13 @@ def main(grid: Grid, context: Context) -> None:
         with quiet_flower():
             make_server_app(sinks, space, start, memory)(grid, context)
 
-    told: list[Sink] = [lines.tell, _report]
+    told: list[Sink] = [lines.tell, _report, *([lines.tell_model] if models else [])]
     try:
         if resumed:
             lines.tell_opened(resumed)
             result = runner.resume(resumed, told, federate)
         else:
             experiment = unflatten(config)
-            context.run_config = config
             result = runner.run(
                 experiment, out or None, told, lambda path: lines.tell_opened(str(path)), federate
             )

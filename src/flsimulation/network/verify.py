@@ -1,0 +1,169 @@
+"""Whether one process and a network give the same: partitions, cohorts, scores and weights.
+
+Both run the same engine, so every round must agree to rounding: the runtimes differ in who carries
+the messages, and perhaps in the number of threads.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from flsimulation import runner
+from flsimulation.events import Checkpoint, Event, RoundFinished, RunStarted, Scores
+from flsimulation.experiment import Experiment
+from flsimulation.network.drive import run_on_network
+
+TOLERANCE = 1e-6
+"""Largest relative difference of scores and weights in any round, with the same engine."""
+
+Model = Mapping[str, np.ndarray]
+
+
+@dataclass
+class Record:
+    """What a run did, as far as it must be the same in every runtime."""
+
+    started: RunStarted | None = None
+    rounds: list[RoundFinished] = field(default_factory=list)
+    models: dict[int, Model] = field(default_factory=dict)
+    """The global model after each round."""
+
+    def __call__(self, event: Event) -> None:
+        """Take what the event tells."""
+        if isinstance(event, RunStarted):
+            self.started = event
+        elif isinstance(event, RoundFinished):
+            self.rounds.append(event)
+        elif isinstance(event, Checkpoint):
+            self.models[event.round] = arrays_of(event.arrays)
+
+
+@dataclass(frozen=True)
+class RoundComparison:
+    """How far the two runtimes are apart in one round."""
+
+    round: int
+    same_cohort: bool
+    scores: float
+    """Largest relative difference of any score."""
+    weights: float
+    """Relative difference of the global models: ``|a - b| / |a|`` over all weights."""
+    identical: bool
+    """Whether the global models are the same bit for bit."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the round is the same to rounding."""
+        return self.same_cohort and self.scores <= TOLERANCE and self.weights <= TOLERANCE
+
+
+def verify(
+    experiment: Experiment, compared: Callable[[RoundComparison], None] | None = None
+) -> list[str]:
+    """Run an experiment in one process and on its network; give what differs, one line each.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its ``runtime.superlink`` says where the network is.
+    compared : callable, optional
+        Is told each round's comparison.
+
+    Raises
+    ------
+    InputError
+        If the experiment cannot be run, or no SuperLink answers.
+    RunError
+        If one of the two runs could not go on.
+    """
+    here, there = Record(), Record()
+    with tempfile.TemporaryDirectory(prefix="flsim-verify-") as folder:
+        runner.run(experiment, Path(folder) / "run", [here])
+    run_on_network(experiment, sinks=[there], models=there.models)
+    return compare(here, there, compared)
+
+
+def compare(
+    here: Record, there: Record, compared: Callable[[RoundComparison], None] | None = None
+) -> list[str]:
+    """What differs between two runs, one line each; none if they agree."""
+    differences = []
+    if _data(here) != _data(there):
+        differences.append("the partitions differ: the two runtimes do not hold the same data")
+    if len(here.rounds) != len(there.rounds):
+        differences.append(
+            f"{len(here.rounds)} rounds in one process, {len(there.rounds)} on the network"
+        )
+    for one, other in zip(here.rounds, there.rounds, strict=False):
+        comparison = _compare_round(one, other, here.models, there.models)
+        if compared is not None:
+            compared(comparison)
+        if not comparison.same_cohort:
+            differences.append(f"round {one.round}: cohort {one.cohort} and {other.cohort}")
+        elif not comparison.agrees:
+            differences.append(
+                f"round {one.round}: scores differ by {comparison.scores:.1e}, weights by "
+                f"{comparison.weights:.1e}; at most {TOLERANCE:.0e} is rounding"
+            )
+    return differences
+
+
+def arrays_of(record: ArrayRecord) -> Model:
+    """A model as NumPy arrays, copied."""
+    return {name: np.array(array.numpy()) for name, array in record.items()}
+
+
+def _data(record: Record) -> tuple[object, ...] | None:
+    started = record.started
+    if started is None:
+        return None
+    return started.data_digest, started.histogram, started.train_examples, started.parameters
+
+
+def _compare_round(
+    one: RoundFinished,
+    other: RoundFinished,
+    ours: Mapping[int, Model],
+    theirs: Mapping[int, Model],
+) -> RoundComparison:
+    scores = max(
+        _difference_of_scores(one.central, other.central),
+        _difference_of_scores(one.federated, other.federated),
+    )
+    weights = _difference_of_models(ours.get(one.round), theirs.get(other.round))
+    return RoundComparison(
+        round=one.round,
+        same_cohort=one.cohort == other.cohort,
+        scores=scores,
+        weights=weights,
+        identical=one.weights_sha256 == other.weights_sha256,
+    )
+
+
+def _difference_of_scores(one: Scores | None, other: Scores | None) -> float:
+    one, other = one or {}, other or {}
+    if one.keys() != other.keys():
+        return float("inf")
+    return max((_relative(one[name], other[name]) for name in one), default=0.0)
+
+
+def _relative(one: float, other: float) -> float:
+    if one == other or (np.isnan(one) and np.isnan(other)):
+        return 0.0
+    return float(abs(one - other) / max(abs(one), abs(other)))
+
+
+def _difference_of_models(one: Model | None, other: Model | None) -> float:
+    if one is None or other is None or one.keys() != other.keys():
+        return float("inf")
+    if any(one[name].shape != other[name].shape for name in one):
+        return float("inf")
+    apart = sum(np.sum((one[n].astype(float) - other[n].astype(float)) ** 2) for n in one)
+    size = sum(np.sum(one[n].astype(float) ** 2) for n in one)
+    return float(np.sqrt(apart / size)) if size else float(apart > 0)
