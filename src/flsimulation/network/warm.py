@@ -92,6 +92,8 @@ class WarmServer:
         SuperNode would wait for the answer for a minute, and take nothing else meanwhile.
     parent : socket, optional
         End when this is closed from the other side.
+    base : Path, optional
+        Socket of the server that has the program, if it is not this one.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class WarmServer:
         prepare: Callable[[dict[str, Any]], None] | None = None,
         killed: Callable[[int], None] | None = None,
         parent: socket.socket | None = None,
+        base: Path | None = None,
     ) -> None:
         self._path = path
         self._listener = sockets.listen(path)
@@ -112,6 +115,7 @@ class WarmServer:
         self._next: _Prepared | None = None
         self._killed = killed
         self._parent = parent
+        self._base = base
         self._launched: dict[int, str] = {}
         self._held: list[dict[str, Any]] = []  # launches that wait for the data
         self._held_until = 0.0
@@ -159,6 +163,8 @@ class WarmServer:
             self._held_until = time.monotonic() + _HOLD_SECONDS
         elif "launch" in request:
             self._launch(request)
+        elif "restart" in request:
+            self._restart_program()
         elif "experiment" in request and request["experiment"] != self._prepared:
             self._prepared = request["experiment"]
             self._replace_prepared()
@@ -189,7 +195,7 @@ class WarmServer:
         def serve() -> None:
             ours.close()
             prepare(experiment or {})
-            server = WarmServer(path, killed=self._killed, parent=theirs)
+            server = WarmServer(path, killed=self._killed, parent=theirs, base=self._path)
             theirs.sendall(b"\n")
             server.serve()
 
@@ -237,7 +243,10 @@ class WarmServer:
                 self._restart_program()
 
     def _restart_program(self) -> None:
-        if self._running is not None:
+        if self._base is not None:
+            with contextlib.suppress(OSError):
+                sockets.send(self._base, {"restart": True})
+        elif self._running is not None:
             os.kill(self._running, signal.SIGTERM)
 
     def _end_program(self) -> None:

@@ -1,0 +1,435 @@
+"""A real Flower network on this machine: SuperLink, clients, driver, each a program of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from flsimulation import load_experiment, run
+from flsimulation.telemetry.jsonlines import read_lines
+
+SMALL = ("data.examples-per-client=200", "train.device=cpu")
+PATIENCE = 90.0  # seconds, on a slow machine; what is waited for comes much sooner
+
+SLOW = '''
+import os
+import time
+from pathlib import Path
+from flsimulation.models import MLP
+
+class Slow(MLP):
+    """Sleeps in every training step while a file is there."""
+    def __init__(self, gate="", inputs=784, classes=10):
+        super().__init__(inputs=inputs, classes=classes)
+        self.gate = gate
+    def training_step(self, batch, index):
+        while len(batch[0]) > 2 and Path(self.gate).exists():  # two are only for practice
+            Path(f"{self.gate}.{os.getpid()}").touch()
+            time.sleep(0.05)
+        return super().training_step(batch, index)
+'''
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def flsim(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flsimulation", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+
+
+def wait_for(what: str, condition: Callable[[], Any]) -> Any:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{what} did not happen within {PATIENCE:g} s")
+
+
+class Program:
+    """``flsim superlink`` or ``flsim client``, with its metrics."""
+
+    def __init__(self, folder: Path, name: str, *arguments: str) -> None:
+        self.metrics_port = free_port()
+        self.log = folder / f"{name}.log"
+        command = [sys.executable, "-m", "flsimulation", *arguments]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, f"--metrics-port={self.metrics_port}"],
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
+
+    def samples(self) -> dict[str, float]:
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        return {
+            s.name + "".join(f",{k}={v}" for k, v in sorted(s.labels.items())): s.value
+            for family in families
+            for s in family.samples
+        }
+
+    def end(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(30) is not None
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Network:
+    """A SuperLink with clients."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.clients: dict[str, Program] = {}
+        self.superlink = Program(folder, "superlink", "superlink", f"--port={self.port}")
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def join(self, name: str, *options: str) -> Program:
+        arguments = ("client", f"--superlink={self.address}", f"--name={name}", *options)
+        self.clients[name] = Program(self.folder, name, *arguments)
+        return self.clients[name]
+
+    def ready(self) -> None:
+        url = f"http://{self.address}/health"
+
+        def answers() -> bool:
+            try:
+                with urllib.request.urlopen(url, timeout=2):
+                    return True
+            except OSError:
+                return False
+
+        wait_for("an answer of the SuperLink", answers)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return flsim("run", *self.options(), *arguments, cwd=self.folder)
+
+    def options(self) -> list[str]:
+        sets = [f"--set={item}" for item in SMALL]
+        return ["--runtime=network", f"--superlink={self.address}", *sets]
+
+    def end(self) -> None:
+        for client in self.clients.values():
+            client.end()
+        self.superlink.end()
+
+
+@contextmanager
+def started(folder: Path, *names: str) -> Iterator[Network]:
+    network = Network(folder)
+    try:
+        network.ready()
+        for name in names:
+            network.join(name)
+        yield network
+    finally:
+        for program in (*network.clients.values(), network.superlink):
+            if program.process.poll() is None:
+                program.kill()
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    folder = tmp_path_factory.mktemp("network")
+    (folder / "runs").mkdir()
+    (folder / "slow.py").write_text(SLOW)
+    with started(folder, "a", "b") as network:
+        yield network
+        network.end()  # within the time that Docker gives
+        leftover = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True)
+        assert leftover.stdout == ""
+
+
+def last_run(network: Network) -> Path:
+    return max((network.folder / "runs").glob("2*"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(
+    network: Network, tmp_path: Path
+) -> None:
+    done = network.run("--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["state"], result["rounds"], result["name"]) == ("completed", 3, "default")
+    here = run(load_experiment(None, SMALL), tmp_path / "here")
+    assert result["weights_sha256"] == here.weights_sha256
+    assert result["accuracy"] == here.accuracy
+    directory = network.folder / result["run_dir"]
+    lines = read_lines(directory / "rounds.jsonl")
+    expected = read_lines(tmp_path / "here" / "rounds.jsonl")
+    for line, other in zip(lines, expected, strict=True):
+        for key in ("round", "central", "federated", "train", "cohort", "weights_sha256"):
+            assert line[key] == other[key], key
+    assert {path.name for path in directory.iterdir()} >= {
+        "experiment.toml",
+        "manifest.json",
+        "rounds.jsonl",
+        "clients.jsonl",
+        "model.safetensors",
+        "report.html",
+    }
+    assert json.loads((network.folder / "runs" / ".partitions.json").read_text()) in (
+        {"a": 0, "b": 1},
+        {"a": 1, "b": 0},
+    )
+
+
+def test_metrics_count_on_from_run_to_run_and_stay_after_the_last(network: Network) -> None:
+    before, done = network.superlink.samples(), network.run("--set=strategy.rounds=2", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    after = network.superlink.samples()
+    assert after["fl_rounds_total"] == before.get("fl_rounds_total", 0) + 2
+    assert after["fl_run_round"] == after["fl_run_rounds"] == 2
+    assert after["fl_run_state,state=completed"] == 1
+    assert after["fl_global_accuracy,source=central"] == result["accuracy"]
+    assert after["fl_clients_connected"] == after["fl_clients_expected"] == 2
+    assert after["fl_client_connected,partition=0"] == 1
+    assert after["fl_round_started_timestamp_seconds"] == 0
+    assert after["fl_container_memory_bytes"] > 10e6
+    lines = read_lines(network.folder / result["run_dir"] / "clients.jsonl")
+    seen = set()
+    for client in network.clients.values():
+        samples = client.samples()
+        (partition,) = [k[-1] for k in samples if k.startswith("fl_client_info,")]
+        seen.add(partition)
+        label = f",partition={partition}"
+        mine = [line for line in lines if str(line["partition"]) == partition]
+        assert samples[f"fl_client_fits_total{label}"] >= 2
+        assert samples[f"fl_client_epochs_total{label}"] == samples[f"fl_client_fits_total{label}"]
+        assert (
+            samples[f"fl_client_examples_total{label}"]
+            == 180 * samples[f"fl_client_fits_total{label}"]
+        )
+        last = [line for line in mine if line["phase"] != "train"][-1]
+        assert samples[f"fl_client_loss{label}"] == last["loss"]
+        assert samples[f"fl_client_accuracy{label}"] == last["accuracy"]
+        trained = [line for line in mine if line["phase"] == "train"][-1]
+        assert samples[f"fl_client_train_loss{label}"] == trained["loss"]
+        assert samples[f"fl_client_message_bytes_total,direction=up{label}"] > 500_000
+    assert seen == {"0", "1"}
+
+
+def test_verify_finds_that_both_runtimes_agree(network: Network) -> None:
+    sets = [f"--set={item}" for item in (*SMALL, "strategy.rounds=2")]
+    done = flsim("verify", f"--superlink={network.address}", *sets, cwd=network.folder)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[2:4]] == [["1", "same"], ["2", "same"]]
+    assert lines[-1].startswith("agree: 2 rounds, ")
+
+
+def test_people_see_the_same_lines_as_in_one_process(network: Network) -> None:
+    done = network.run("--set=strategy.rounds=1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("default: fedavg, 2 clients, 400 examples of mnist (iid), mlp")
+    assert any(line.split()[:1] == ["1/1"] for line in lines)
+    assert any(line.startswith("completed: 1 of 1 rounds in ") for line in lines)
+    assert lines[-1] == f"Report  {last_run(network).relative_to(network.folder)}/report.html"
+    assert "INFO" not in done.stdout
+
+
+def test_too_few_clients_is_one_line(network: Network) -> None:
+    done = network.run("--set=data.clients=3", "--set=runtime.client-wait=3")
+    assert done.returncode == 1
+    assert "  clients: 2 of 3 connected, waiting for the others" in done.stdout.splitlines()
+    assert done.stderr == (
+        "flsim: 2 of 3 clients connected within 3 s; start more clients, lower data.clients, "
+        "or raise runtime.client-wait\n"
+    )
+
+
+def test_what_the_server_cannot_load_is_bad_input(network: Network) -> None:
+    done = network.run("--set=data.dataset=file:/not/there")
+    assert done.returncode == 2
+    assert done.stderr.startswith("flsim: ")
+    assert "/not/there" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_where_no_superlink_answers_is_bad_input(tmp_path: Path) -> None:
+    port = free_port()
+    done = flsim("run", "--runtime=network", f"--superlink=127.0.0.1:{port}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"flsim: runtime.superlink 127.0.0.1:{port}: no SuperLink answers there"
+    )
+    assert "--superlink" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_taken_metrics_port_is_one_line(network: Network, tmp_path: Path) -> None:
+    taken = str(network.superlink.metrics_port)
+    for verb in ("client", "superlink"):
+        done = flsim(verb, "--metrics-port", taken, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"flsim: --metrics-port {taken}: cannot listen on ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+@contextmanager
+def driven(network: Network, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A run of a model that stands still in training while the file is there."""
+    gate = network.folder / "gate"
+    for mark in network.folder.glob("gate*"):
+        mark.unlink()
+    gate.touch()
+    command = [sys.executable, "-m", "flsimulation", "run", *network.options(), *arguments]
+    model = [
+        f"--set=model.class={network.folder / 'slow.py'}:Slow",
+        f"--set=model.args={{gate = '{gate}'}}",
+    ]
+    with subprocess.Popen(
+        [*command, *model],
+        cwd=network.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as driver:
+        try:
+            yield driver, gate
+        finally:
+            gate.unlink(missing_ok=True)
+            driver.kill()
+
+
+def at_the_gate(gate: Path, name: str) -> int:
+    """The process that trains for a client: its command line names the client."""
+
+    def found() -> int | None:
+        for mark in gate.parent.glob(f"{gate.name}.*"):
+            line = Path(f"/proc/{mark.suffix[1:]}/cmdline")
+            if line.exists() and f'name="{name}"'.encode() in line.read_bytes():
+                return int(mark.suffix[1:])
+        return None
+
+    return int(wait_for(f"a training of client {name}", found))
+
+
+def round_goes_on(network: Network) -> bool:
+    samples = network.superlink.samples()
+    return samples.get("fl_round_started_timestamp_seconds", 0) > 0
+
+
+def test_ctrl_c_stops_the_run_and_leaves_the_network_in_order(network: Network) -> None:
+    with driven(network) as (driver, gate):
+        wait_for("a round", lambda: round_goes_on(network))
+        driver.send_signal(signal.SIGINT)
+        _, err = driver.communicate(timeout=60)
+        gate.unlink()
+        assert driver.returncode == 130, err
+        assert "Traceback" not in err
+    wait_for(
+        "the end of the run",
+        lambda: network.superlink.samples()["fl_run_state,state=running"] == 0,
+    )
+    done = network.run("--set=strategy.rounds=1", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_unfinished_run_goes_on_to_the_same_result(network: Network, tmp_path: Path) -> None:
+    whole = run(load_experiment(None, SMALL), tmp_path / "whole")
+    first = network.run("--set=strategy.rounds=2", "--out=runs/part", "--json")
+    assert json.loads(first.stdout)["run_dir"] == "runs/part"
+    toml = network.folder / "runs" / "part" / "experiment.toml"
+    toml.write_text(toml.read_text().replace("rounds = 2", "rounds = 3"))
+    where = (f"--superlink={network.address}", "--runtime=network")
+    done = flsim("run", "--resume=runs/part", *where, "--json", cwd=network.folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["state"], result["rounds"]) == ("completed", 3)
+    assert result["weights_sha256"] == whole.weights_sha256
+
+
+def test_a_killed_message_is_counted_as_lost_and_the_client_is_used_again(
+    network: Network,
+) -> None:
+    with driven(network, "--set=strategy.rounds=3") as (driver, gate):
+        at_the_gate(gate, "a")
+        os.kill(at_the_gate(gate, "b"), signal.SIGKILL)
+        wait_for(
+            "the loss",
+            lambda: network.superlink.samples()["fl_client_failures_total,reason=lost"] > 0,
+        )
+        gate.unlink()
+        _, err = driver.communicate(timeout=120)
+        assert driver.returncode == 0, err
+    lines = read_lines(last_run(network) / "rounds.jsonl")
+    assert [line["round"] for line in lines] == [1, 2, 3]
+    assert lines[0]["failures"] == {"lost": 1}
+    assert lines[0]["cohort"] == [0, 1]
+    assert lines[-1]["failures"] == {}
+    assert lines[-1]["cohort"] == [0, 1]  # it is back
+    crashes = [
+        value
+        for name, value in network.clients["b"].samples().items()
+        if name.startswith("fl_client_crashes_total")
+    ]
+    assert crashes == [1]
+    assert "a message's process was ended by SIGKILL" in network.clients["b"].log.read_text()
+
+
+def test_a_client_that_is_killed_whole_comes_back_with_its_partition(network: Network) -> None:
+    partitions = json.loads((network.folder / "runs" / ".partitions.json").read_text())
+    network.clients["a"].kill()
+    network.join("a")
+    done = network.run("--set=strategy.rounds=1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((network.folder / "runs" / ".partitions.json").read_text()) == partitions
+    info = f"fl_client_info,partition={partitions['a']}"
+    assert network.clients["a"].samples()[info] == 1
+
+
+def test_a_spare_takes_over_for_a_client_that_is_gone(network: Network) -> None:
+    spare = network.join("spare")
+    wait_for("metrics", lambda: spare.log.read_text().count("SuperNode ID"))
+    network.clients.pop("a").end()
+    done = network.run("--set=strategy.rounds=1", "--json")
+    assert done.returncode == 0, done.stderr
+    info = [key for key in spare.samples() if key.startswith("fl_client_info")]
+    partitions = json.loads((network.folder / "runs" / ".partitions.json").read_text())
+    assert info == [f"fl_client_info,partition={partitions['spare']}"]
+    assert set(partitions.values()) == {0, 1}
+
+
+def test_the_superlink_may_be_started_anew_between_runs(network: Network) -> None:
+    network.superlink.end()
+    arguments = ("superlink", f"--port={network.port}")
+    network.superlink = Program(network.folder, "superlink", *arguments)
+    network.ready()
+    done = network.run("--set=strategy.rounds=1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert network.superlink.samples()["fl_rounds_total"] == 1
