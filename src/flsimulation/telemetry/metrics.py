@@ -26,6 +26,7 @@ from flsimulation.events import (
 Kind: TypeAlias = Literal["counter", "gauge", "histogram", "info"]
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)  # histogram buckets
+_PHASES = ("train", "aggregate", "evaluate")
 _STATES = ("running", "completed", "failed", "interrupted")
 _OF_ONE_RUN = ("fl_global_loss", "fl_global_accuracy", "fl_client_connected")
 _LABELLED_CLIENTS = 100  # with more clients there are no series by client
@@ -121,6 +122,8 @@ class PrometheusMetrics:
             self._counter("fl_client_failures_total", reason=reason)
         for direction in ("down", "up"):
             self._counter("fl_message_bytes_total", direction=direction)
+        for phase in _PHASES:  # a rate needs the zero before the first round
+            self._histogram("fl_round_phase_duration_seconds", phase=phase)
 
     def __call__(self, event: Event) -> None:
         """Count what the event tells."""
@@ -201,7 +204,7 @@ class PrometheusMetrics:
         self._counter("fl_rounds_total").inc()
         self._gauge("fl_run_round").set(event.round)
         self._histogram("fl_round_duration_seconds").observe(event.seconds["total"])
-        for phase in ("train", "aggregate", "evaluate"):
+        for phase in _PHASES:
             self._histogram("fl_round_phase_duration_seconds", phase=phase).observe(
                 event.seconds[phase]
             )

@@ -1,0 +1,383 @@
+"""The very files that users run, on a real Docker engine: network, monitoring, and what goes wrong.
+
+Grafana's container is left out: its dashboards are asked of the real Prometheus here, and checked
+against Grafana's schema in test_monitoring.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.test_network import flsim, free_port, wait_for
+
+from flsimulation.telemetry.jsonlines import read_lines
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+OWNER = 1234  # of the folder of the results: nobody who is in the image
+
+HUNGRY = '''
+import torch
+from flsimulation.models import MLP
+
+class Hungry(MLP):
+    """Takes more memory than a client may have, on the client that holds partition 1's data."""
+    def training_step(self, batch, index):
+        if len(batch[0]) > 2 and self.trainer.current_epoch == 0 and not hasattr(self, "fed"):
+            self.fed = torch.ones(2**29)  # 2 GiB
+        return super().training_step(batch, index)
+'''
+SLOW = '''
+import time
+from flsimulation.models import MLP
+
+class Slow(MLP):
+    """Takes its time in every step."""
+    def training_step(self, batch, index):
+        if len(batch[0]) > 2:
+            time.sleep(1.0)
+        return super().training_step(batch, index)
+'''
+
+
+def docker_answers() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
+needed = pytest.mark.skipif(
+    not docker_answers() and "CI" not in os.environ, reason="no Docker engine answers here"
+)
+pytestmark = needed
+
+
+class Stack:
+    """The compose project under a name and on ports of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runs = folder / "runs"
+        self.runs.mkdir()
+        os.chown(self.runs, OWNER, OWNER)
+        self.experiments = folder / "experiments"
+        shutil.copytree(ROOT / "experiments", self.experiments)
+        self.ports = {name: free_port() for name in ("SUPERLINK", "PROMETHEUS", "GRAFANA")}
+        self.environment = {
+            **os.environ,
+            **{f"{name}_PORT": str(port) for name, port in self.ports.items()},
+            "RUNS": str(self.runs),
+            "EXPERIMENTS": str(self.experiments),
+            "COMPOSE_PROJECT_NAME": "flsimulation-test",
+        }
+        self.environment.pop("CLIENTS", None)
+
+    def __call__(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["docker", "compose", *arguments],
+            cwd=ROOT,
+            env=self.environment | more,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=1500,
+        )
+
+    def up(self, **more: str) -> None:
+        done = self("up", "--detach", "--wait", "superlink", "client", "prometheus", **more)
+        assert done.returncode == 0, done.stderr
+
+    def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return self("run", "--rm", "--no-TTY", "run", *arguments, **more)
+
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        ids = self("ps", "--quiet", service).stdout.split()
+        shown = subprocess.run(["docker", "inspect", *ids], capture_output=True, text=True)
+        return list(json.loads(shown.stdout))
+
+    def last_run(self) -> Path:
+        return max(self.runs.glob("2*"), key=lambda path: path.stat().st_mtime_ns)
+
+    def ask(self, path: str, **query: str) -> Any:
+        url = f"http://127.0.0.1:{self.ports['PROMETHEUS']}/api/v1/{path}"
+        with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(query)}") as answer:
+            return json.load(answer)["data"]
+
+    def values(self, expression: str) -> list[float]:
+        found = self.ask("query", query=expression)["result"]
+        return [float(item["value"][1]) for item in found]
+
+    def experiment(self, name: str, code: str, more: str = "") -> str:
+        (self.experiments / f"{name}.py").write_text(code)
+        text = (
+            f'name = "{name}"\n[data]\nclients = 2\nexamples-per-client = 200\n'
+            f'[model]\nclass = "{name}.py:{name.capitalize()}"\n{more}'
+        )
+        (self.experiments / f"{name}.toml").write_text(text)
+        return f"experiments/{name}.toml"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("containers"))
+    try:
+        built = stack("build", "superlink")
+        assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+        stack.up()
+        yield stack
+    finally:
+        stack("down", "--volumes", "--timeout", "5")
+
+
+@pytest.fixture(scope="module")
+def default_run(stack: Stack) -> Path:
+    """The default experiment, run on the fresh network; Prometheus has seen its end."""
+    done = stack.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any(line.startswith("completed: 3 of 3 rounds") for line in done.stdout.splitlines())
+    wait_for("the last scrape", lambda: stack.values("fl_run_state{state='completed'}") == [1.0])
+    return stack.last_run()
+
+
+def test_results_land_on_this_machine_and_belong_to_the_folders_owner(default_run: Path) -> None:
+    names = {path.name for path in default_run.iterdir()}
+    assert names >= {"rounds.jsonl", "model.safetensors", "report.html", "manifest.json"}
+    owners = {path.stat().st_uid for path in [default_run, *default_run.rglob("*")]}
+    assert owners == {OWNER}
+    manifest = json.loads((default_run / "manifest.json").read_text())
+    assert (manifest["state"], manifest["rounds"]) == ("completed", 3)
+
+
+def test_every_target_is_up_and_every_query_of_panels_and_rules_answers(
+    stack: Stack, default_run: Path
+) -> None:
+    from monitoring.queries import queries
+
+    def jobs() -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for target in stack.ask("targets", state="active")["activeTargets"]:
+            found.setdefault(target["labels"]["job"], []).append(target["health"])
+        return found
+
+    everything = {"superlink": ["up"], "client": ["up", "up"], "prometheus": ["up"]}
+    wait_for("all targets up", lambda: jobs() == everything)
+    asked = [query for query in queries(rate_interval="60s") if query.answers]
+    assert len(asked) > 50
+
+    # Rates of the last minute answer soon after the run, means of rules some scrapes later.
+    silent = {f"{query.source}: {query.expression}": query.expression for query in asked}
+    until = time.monotonic() + 60
+    while silent and time.monotonic() < until:
+        silent = {who: asks for who, asks in silent.items() if not stack.values(asks)}
+        time.sleep(2)
+    assert sorted(silent) == []
+
+
+def test_metrics_are_what_the_run_directory_says(stack: Stack, default_run: Path) -> None:
+    lines = read_lines(default_run / "rounds.jsonl")
+    assert stack.values("fl_rounds_total") == [3.0]
+    assert stack.values("fl_run_rounds") == [3.0]
+    last = lines[-1]["central"]
+    assert stack.values("fl_global_accuracy{source='central'}") == [last["accuracy"]]
+    assert stack.values("fl_global_loss{source='central'}") == [last["loss"]]
+    assert stack.values("fl_clients_connected") == [2.0]
+    fits = stack.ask("query", query="fl_client_fits_total")["result"]
+    assert {item["metric"]["partition"]: item["value"][1] for item in fits} == {"0": "3", "1": "3"}
+    assert stack.values("sum(fl_client_examples_total)") == [3 * 2 * 4500.0]
+    # what passed the network is what the server counts, both ways
+    sent = sum(line["bytes"]["up"] for line in lines)
+    (received,) = stack.values("sum(fl_client_message_bytes_total{direction='up'})")
+    assert sent <= received < 1.1 * sent + 10_000  # the last evaluation is in no round
+    limits = stack.values("fl_container_memory_limit_bytes{job='client'}")
+    assert limits == [2.0**30, 2.0**30]
+    for memory in stack.values("fl_container_memory_bytes{job='client'}"):
+        assert 200e6 < memory < 2**30
+    for seconds in stack.values("fl_container_cpu_seconds_total"):
+        assert 1 < seconds < 1000
+    for cores in stack.values("fl_container_cpu_limit_cores"):
+        assert cores == os.cpu_count()
+
+
+def test_no_alert_of_trouble_fires_on_a_healthy_network(stack: Stack, default_run: Path) -> None:
+    firing = stack.ask("query", query="ALERTS{alertstate='firing'}")["result"]
+    assert [
+        item["metric"]["alertname"] for item in firing if item["metric"]["alertname"] != "NoRun"
+    ] == []
+    rules = stack.ask("rules")["groups"]
+    assert all(rule["health"] == "ok" for group in rules for rule in group["rules"])
+
+
+def test_containers_have_no_more_rights_than_they_need(stack: Stack) -> None:
+    for service in ("superlink", "client", "prometheus"):
+        for container in stack.containers(service):
+            host = container["HostConfig"]
+            assert host["ReadonlyRootfs"]
+            assert host["CapDrop"] == ["ALL"]
+            assert host["SecurityOpt"] == ["no-new-privileges:true"]
+            for published in (container["NetworkSettings"]["Ports"] or {}).values():
+                assert {p["HostIp"] for p in published or []} <= {"127.0.0.1"}
+    (superlink,) = stack.containers("superlink")
+    assert owners_of(superlink["State"]["Pid"]) == {OWNER}
+    for client in stack.containers("client"):
+        assert owners_of(client["State"]["Pid"]) == {1000}
+        assert not [p for p in (client["NetworkSettings"]["Ports"] or {}).values() if p]
+
+
+def owners_of(init: int) -> set[int]:
+    """Users of a container's processes, but for its init."""
+    found = subprocess.run(["pgrep", "-P", str(init)], capture_output=True, text=True)
+    return {Path(f"/proc/{process}").stat().st_uid for process in found.stdout.split()}
+
+
+def test_the_network_gives_what_one_process_gives(stack: Stack, default_run: Path) -> None:
+    superlink = f"--superlink=127.0.0.1:{stack.ports['SUPERLINK']}"
+    done = flsim("verify", superlink, cwd=stack.runs.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("agree: 3 rounds, ")
+    assert stack.values("fl_rounds_total") != []
+
+
+def test_up_twice_changes_nothing(stack: Stack) -> None:
+    before = [c["Id"] for c in stack.containers("client") + stack.containers("superlink")]
+    stack.up()
+    after = [c["Id"] for c in stack.containers("client") + stack.containers("superlink")]
+    assert after == before
+
+
+def follow(stack: Stack, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["docker", "compose", "run", "--rm", "--no-TTY", "run", *arguments],
+        cwd=ROOT,
+        env=stack.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def in_round(stack: Stack, name: str, number: int) -> Callable[[], bool]:
+    """Whether a run of this name is in the training of round ``number``."""
+
+    def check() -> bool:
+        runs = list(stack.runs.glob(f"2*-{name}"))
+        lines = read_lines(runs[-1] / "clients.jsonl") if runs else []
+        return any(line["round"] == number - 1 and line["phase"] == "train" for line in lines)
+
+    return check
+
+
+def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
+    stack: Stack,
+) -> None:
+    more = "[strategy]\nrounds = 5\n[round]\ndeadline = 40.0\n"
+    experiment = stack.experiment("slow", SLOW, more)
+    partitions = json.loads((stack.runs / ".partitions.json").read_text())
+    with follow(stack, experiment) as driver:
+        wait_for("round 2", in_round(stack, "slow", 2))
+        victim = stack.containers("client")[0]
+        os.kill(victim["State"]["Pid"], signal.SIGKILL)
+        out, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, out + err
+    lines = read_lines(stack.last_run() / "rounds.jsonl")
+    assert [line["round"] for line in lines] == [1, 2, 3, 4, 5]
+    failures = [sum(line["failures"].values()) for line in lines]
+    assert sum(failures) >= 1
+    assert lines[-1]["cohort"] == [0, 1]
+    assert lines[-1]["failures"] == {}
+    assert json.loads((stack.runs / ".partitions.json").read_text()) == partitions
+    assert sum(stack.values("sum(fl_client_failures_total)")) >= 1
+    assert "client" in out
+    assert "Traceback" not in out + err
+
+
+def test_a_client_out_of_memory_is_lost_and_says_so(stack: Stack) -> None:
+    experiment = stack.experiment("hungry", HUNGRY, "[strategy]\nrounds = 1\n")
+    done = stack.run(experiment)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("flsim: ")]
+    assert len(said) == 1
+    assert said[0].startswith("flsim: round 1: 0 of 2 clients succeeded, 1 needed; client ")
+    assert stack.values("fl_client_failures_total{reason='lost'}") >= [2.0]
+    assert "Traceback" not in done.stdout + done.stderr
+    logs = stack("logs", "--no-log-prefix", "client").stdout
+    assert "ended by SIGKILL, most likely for want of memory; raise its limit" in logs
+    done = stack.run()  # the clients are back
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_superlink_may_be_restarted_between_runs(stack: Stack) -> None:
+    partitions = json.loads((stack.runs / ".partitions.json").read_text())
+    assert stack("restart", "superlink").returncode == 0
+    done = stack.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((stack.runs / ".partitions.json").read_text()) == partitions
+
+
+def test_a_running_network_takes_five_clients_and_another_experiment(stack: Stack) -> None:
+    stack.up(CLIENTS="5")
+    assert len(stack.containers("client")) == 5
+    done = stack.run("--set=data.examples-per-client=200", "experiments/noniid.toml", CLIENTS="5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    cohorts = {
+        partition
+        for line in read_lines(stack.last_run() / "rounds.jsonl")
+        for partition in line["cohort"]
+    }
+    assert cohorts == {0, 1, 2, 3, 4}
+    counts = [
+        len(line["histogram"]) if "histogram" in line else 0
+        for line in [json.loads((stack.last_run() / "manifest.json").read_text())["data"]]
+    ]
+    assert counts == [5]
+
+
+def test_bad_input_is_one_line_and_status_two(stack: Stack) -> None:
+    done = stack.run("experiments/nowhere.toml", CLIENTS="5")
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("flsim: ")]
+    assert said == [
+        "flsim: experiments/nowhere.toml: no such file; give the path of an experiment file"
+    ]
+
+
+def test_a_change_of_code_costs_no_new_install(stack: Stack, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns("runs", ".venv", ".git", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    module = copy / "src" / "flsimulation" / "__init__.py"
+    module.write_text(module.read_text() + "\n# changed\n")
+    built = subprocess.run(
+        ["docker", "build", "--progress=plain", "--target=package", "."],
+        cwd=copy,
+        env=os.environ | {"DOCKER_BUILDKIT": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    steps = built.stderr.split("\n\n")
+    (install,) = [step for step in steps if "requirements.txt" in step and "pip" in step]
+    assert install.splitlines()[-1].endswith("CACHED")
+
+
+def test_down_with_volumes_leaves_only_the_results(stack: Stack) -> None:
+    done = stack("down", "--volumes", "--timeout", "10")
+    assert done.returncode == 0
+    kept = subprocess.run(
+        ["docker", "volume", "ls", "--quiet", "--filter", "name=flsimulation-test"],
+        capture_output=True,
+        text=True,
+    )
+    assert kept.stdout == ""
+    assert stack("ps", "--all", "--quiet").stdout == ""
+    assert len(list(stack.runs.glob("2*"))) >= 3
