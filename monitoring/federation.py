@@ -172,7 +172,7 @@ _LEARNING = row(
     graph(
         Says(
             "Where a round's time goes",
-            "Mean seconds of each phase, over the rounds of the last minute.",
+            "Mean seconds of each phase, over the rounds of the last minute, else over all.",
             "s",
             empty="no round in this time",
         ),
@@ -180,6 +180,9 @@ _LEARNING = row(
             """
             sum by (phase) (rate(fl_round_phase_duration_seconds_sum[1m]))
               / sum by (phase) (rate(fl_round_phase_duration_seconds_count[1m])) >= 0
+            or
+            sum by (phase) (fl_round_phase_duration_seconds_sum)
+              / sum by (phase) (fl_round_phase_duration_seconds_count) >= 0
             """,
             "{{phase}}",
         ),

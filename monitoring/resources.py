@@ -55,6 +55,8 @@ _NOW = row(
             """
             sum(rate(fl_container_cpu_seconds_total[10m]))
               / (sum(rate(fl_rounds_total[10m])) > 0)
+            or
+            sum(fl_container_cpu_seconds_total) / (sum(fl_rounds_total) > 0)
             """
         ),
     ),
