@@ -26,8 +26,9 @@ format: $(VENV)/dependencies  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/installed  ## Write the generated references under docs/ anew
+docs: $(VENV)/installed  ## Write the generated pages, dashboards and alerts anew
 	$(BIN)/python docs/generate.py
+	$(BIN)/python monitoring/generate.py
 
 bench: $(VENV)/installed  ## Compare seconds a round with a bare PyTorch loop
 	$(BIN)/python benchmarks/rounds.py

@@ -59,7 +59,7 @@ ALERTS = (
             {{ $labels.partition }}.
             {{- else }}{{ VALUE }} fewer clients are connected than the experiment asks for.
             {{- end }} The run goes on without them or waits for them, as the experiment says. See
-            `docker compose ps client` and `docker compose logs client`; `docker compose up -d`
+            `docker compose ps client` and `docker compose logs client`; `flsim up --no-run`
             starts containers that are gone.
         """),
     ),
@@ -89,7 +89,7 @@ ALERTS = (
             Over the last 10 minutes the client of partition {{ $labels.partition }} trained
             {{ printf "%.1f" VALUE }} times as long as the median client, and every round waits for
             it. Compare its CPU with its limit and its number of examples with the others';
-            `round.deadline` or `round.over-select` makes rounds independent of slow clients.
+            `round.deadline` makes rounds independent of slow clients.
         """),
     ),
     Alert(
