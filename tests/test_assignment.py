@@ -38,7 +38,6 @@ def test_new_clients_get_the_lowest_free_partitions_by_name() -> None:
 
 def test_a_client_that_comes_back_gets_its_own_partition(tmp_path: Path) -> None:
     memory = tmp_path / "deep" / "memory.json"
-    memory.parent.mkdir()
     table = PartitionTable(3, memory)
     table.update([10, 11, 12], met("a", "b", "c"))
     assert json.loads(memory.read_text()) == {"a": 0, "b": 1, "c": 2}

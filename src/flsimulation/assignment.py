@@ -133,6 +133,7 @@ class PartitionTable:
         if now != self._remembered:
             self._remembered = now
             if self._memory is not None:
+                self._memory.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(self._memory, json.dumps(now, indent=2) + "\n")
 
 

@@ -77,7 +77,7 @@ def run(
     ] = None,
     clients: Annotated[
         int | None,
-        typer.Option(min=1, envvar="CLIENTS", help="Number of clients, as data.clients."),
+        typer.Option(min=1, envvar="FLSIM_CLIENTS", help="Number of clients, as data.clients."),
     ] = None,
 ) -> None:
     """Run an experiment; leave a run directory with the results and a report.

@@ -69,6 +69,10 @@ class Flower:
         """
         folder = self._home / "app"
         write_app(folder, config)
+        return self.submit_app(folder)
+
+    def submit_app(self, folder: Path) -> str:
+        """Submit the Flower app in a folder; gives the run's id. Raises `RunError`."""
         done = subprocess.run(  # noqa: S603
             [*_FLWR, "run", str(folder), _CONNECTION, "--format", "json"],
             env=self._environment(),

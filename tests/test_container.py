@@ -1,0 +1,84 @@
+"""Use and limits of a container, from the files of both versions of control groups."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from flsimulation.telemetry.container import ContainerCollector, container_usage
+from flsimulation.telemetry.metrics import CONTAINER_METRICS
+from flsimulation.telemetry.process import machine_memory_bytes
+
+CORES = float(os.cpu_count() or 1)
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+VERSION_2 = {
+    "cgroup.controllers": "cpu memory\n",
+    "cpu.stat": "usage_usec 2500000\nuser_usec 2000000\n",
+    "cpu.max": "50000 100000\n",
+    "memory.current": "300000000\n",
+    "memory.stat": "anon 1\ninactive_file 100000000\n",
+    "memory.max": "1073741824\n",
+}
+VERSION_1 = {
+    "cpuacct/cpuacct.usage": "2500000000\n",
+    "cpu/cpu.cfs_quota_us": "50000\n",
+    "cpu/cpu.cfs_period_us": "100000\n",
+    "memory/memory.usage_in_bytes": "300000000\n",
+    "memory/memory.stat": "inactive_file 5\ntotal_inactive_file 100000000\n",
+    "memory/memory.limit_in_bytes": "1073741824\n",
+}
+
+
+def test_both_versions_tell_the_same(tmp_path: Path) -> None:
+    for name, files in (("two", VERSION_2), ("one", VERSION_1)):
+        usage = container_usage(write(tmp_path / name, files))
+        assert usage.cpu_seconds == 2.5
+        assert usage.cpu_limit_cores == 0.5
+        assert usage.memory_bytes == 200_000_000  # without the cache that can be dropped
+        assert usage.memory_limit_bytes == 2**30
+
+
+def test_without_a_limit_it_is_the_machines(tmp_path: Path) -> None:
+    free2 = VERSION_2 | {"cpu.max": "max 100000\n", "memory.max": "max\n"}
+    free1 = VERSION_1 | {
+        "cpu/cpu.cfs_quota_us": "-1\n",
+        "memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    for name, files in (("two", free2), ("one", free1)):
+        usage = container_usage(write(tmp_path / name, files))
+        assert usage.cpu_limit_cores == CORES
+        assert usage.memory_limit_bytes == machine_memory_bytes()
+
+
+def test_limits_above_the_machine_are_none(tmp_path: Path) -> None:
+    wide = VERSION_2 | {"cpu.max": "100000000 100000\n", "memory.max": str(2**50)}
+    usage = container_usage(write(tmp_path, wide))
+    assert usage.cpu_limit_cores == CORES
+    assert usage.memory_limit_bytes == machine_memory_bytes()
+
+
+def test_where_there_are_no_control_groups_it_is_this_process(tmp_path: Path) -> None:
+    usage = container_usage(tmp_path)
+    assert usage.cpu_seconds > 0
+    assert 10e6 < usage.memory_bytes < machine_memory_bytes()
+
+
+def test_every_scrape_reads_anew_what_the_table_names(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(ContainerCollector(write(tmp_path, VERSION_2)))
+    for metric in CONTAINER_METRICS:
+        assert registry.get_sample_value(metric.name) is not None, metric.name
+    assert registry.get_sample_value("fl_container_cpu_seconds_total") == 2.5
+    write(tmp_path, {"cpu.stat": "usage_usec 3500000\n"})
+    assert registry.get_sample_value("fl_container_cpu_seconds_total") == 3.5

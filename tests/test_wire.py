@@ -1,0 +1,278 @@
+"""Events and reports on their way from process to process."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import FedAvg
+
+from flsimulation import load_experiment
+from flsimulation.errors import InputError, RunError
+from flsimulation.events import (
+    Checkpoint,
+    ClientReplied,
+    ClientsConnected,
+    Judged,
+    PhaseStarted,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+)
+from flsimulation.network import drive, lines
+from flsimulation.network.client_app import _tell
+from flsimulation.network.flower import write_app
+from flsimulation.network.verify import Record, compare
+from flsimulation.telemetry.client_metrics import ClientMetrics
+from flsimulation.telemetry.wire import from_json, to_json
+
+STARTED = RunStarted(
+    experiment=load_experiment(None, ["model.args={hidden = [8, 8]}"]),
+    model_arguments={"hidden": [8, 8]},
+    parameters=10,
+    data_digest="d",
+    histogram={"0": [1, 2]},
+    classes=("a", "b"),
+    train_examples=3,
+    test_examples=2,
+)
+
+
+def finished(number: int, loss: float = 0.5, cohort: tuple[int, ...] = (0, 1)) -> RoundFinished:
+    return RoundFinished(
+        round=number,
+        central={"loss": loss},
+        federated=None,
+        train={"loss": 1.0},
+        cohort=cohort,
+        failures={"lost": 1},
+        seconds={"total": 1.0, "train": 0.5, "aggregate": 0.1, "evaluate": 0.4},
+        bytes={"down": 1, "up": 2},
+        weights_sha256=f"sha {number} {loss}",
+    )
+
+
+EVENTS = (
+    STARTED,
+    ClientsConnected((0, 2), 3),
+    PhaseStarted(1, "train", (0, 1)),
+    ClientReplied(1, "train", 0, {"loss": 0.25, "num-examples": 3}),
+    ClientReplied(1, "evaluate", 1, reason="lost", error="it went away"),
+    Judged(1, {"loss": 0.5}),
+    finished(1),
+    RunFinished("failed", 1, 2.5, "why"),
+)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_comes_back_as_it_was(event: Any) -> None:
+    line = to_json(event)
+    assert line is not None
+    assert "\n" not in line
+    assert from_json(line) == event
+
+
+def test_not_a_number_stays_one_and_a_checkpoint_stays_at_home() -> None:
+    back = from_json(str(to_json(Judged(1, {"loss": math.nan}))))
+    assert isinstance(back, Judged)
+    assert math.isnan(back.central["loss"])
+    assert to_json(Checkpoint(1, ArrayRecord(), FedAvg())) is None
+
+
+@pytest.mark.parametrize("line", ["", "{}", "[]", '{"event": "Nothing"}', '{"event": "Judged"}'])
+def test_what_is_no_event_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="not an event|Expecting value"):
+        from_json(line)
+
+
+def test_lines_for_people_are_no_events(capsys: pytest.CaptureFixture[str]) -> None:
+    lines.tell(EVENTS[2])
+    lines.tell_opened("runs/x")
+    lines.tell_result({"state": "completed"})
+    lines.tell_error("why", input=True)
+    model = ArrayRecord({"w": Array(np.float32([1, 2]))})
+    lines.tell_model(Checkpoint(4, model, FedAvg()))
+    told = [lines.read(line) for line in capsys.readouterr().out.splitlines()]
+    assert told[:4] == [
+        EVENTS[2],
+        {"run-dir": "runs/x"},
+        {"result": {"state": "completed"}},
+        {"error": "why", "input": True},
+    ]
+    assert isinstance(told[4], dict)
+    assert lines.model_of(told[4])["w"].tolist() == [1, 2]
+    for line in ("INFO : hello", "flsim-event {cut", "flsim-event [1]", ""):
+        assert lines.read(line) is None
+
+
+class Played:
+    """Flower's command line, playing a log back."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log, self.stopped = log, list[str]()
+
+    def __enter__(self) -> Played:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def check(self) -> None:
+        return None
+
+    def submit(self, config: dict[str, Any]) -> str:
+        self.config = config
+        return "7"
+
+    def follow(self, run_id: str) -> Any:
+        import contextlib
+
+        return contextlib.nullcontext(iter(self.log))
+
+    def stop(self, run_id: str) -> None:
+        self.stopped.append(run_id)
+
+    def state(self, run_id: str) -> str:
+        return "finished:failed"
+
+
+def play(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> Played:
+    played = Played(log)
+    monkeypatch.setattr(drive, "flower", lambda superlink: played)
+    return played
+
+
+def mark(content: dict[str, Any]) -> str:
+    return lines.MARK + json.dumps(content)
+
+
+def test_a_driver_ends_with_the_result_and_passes_events_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = [
+        "INFO: noise",
+        mark({"run-dir": "runs/a"}),
+        lines.MARK + str(to_json(EVENTS[5])),
+        mark({"result": {"state": "completed"}}),
+        mark({"error": "never read", "input": False}),
+    ]
+    played, seen, opened = play(monkeypatch, log), list[Any](), list[Path]()
+    result = drive.run_on_network(load_experiment(), "out", [seen.append], opened.append, "part")
+    assert result == {"state": "completed"}
+    assert (seen, opened) == ([EVENTS[5]], [Path("runs/a")])
+    assert played.config["driver.out"] == "out"
+    assert played.config["driver.resume"] == "part"
+    assert "driver.models" not in played.config
+    assert played.stopped == []
+
+
+@pytest.mark.parametrize("kind", [InputError, RunError])
+def test_a_driver_raises_what_the_server_says(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    play(monkeypatch, [mark({"error": "so it is", "input": kind is InputError})])
+    with pytest.raises(kind, match="^so it is$"):
+        drive.run_on_network(load_experiment())
+
+
+def test_a_run_that_ends_without_a_word_names_its_state_and_last_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    play(monkeypatch, ["ERROR: out of disk\n", "\n"])
+    with pytest.raises(RunError, match="ended as finished:failed without a result: ERROR: out of"):
+        drive.run_on_network(load_experiment())
+
+
+def test_a_driver_that_is_interrupted_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = play(monkeypatch, [lines.MARK + str(to_json(EVENTS[5]))])
+
+    def interrupt(event: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive.run_on_network(load_experiment(), sinks=[interrupt])
+    assert played.stopped == ["7"]
+
+
+def test_the_submitted_app_is_one_file_that_names_installed_components(tmp_path: Path) -> None:
+    import tomllib
+
+    write_app(tmp_path / "app", {"name": "x", "data.alpha": 0.5})
+    assert [path.name for path in (tmp_path / "app").iterdir()] == ["pyproject.toml"]
+    table = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert table["components"]["clientapp"] == "flsimulation.network.client_app:app"
+    assert table["config"] == {"name": "x", "data.alpha": 0.5}
+
+
+def test_client_metrics_count_reports() -> None:
+    metrics = ClientMetrics()
+    value = metrics.registry.get_sample_value
+    assert value("fl_client_info", {"partition": "none"}) == 1
+    train = {"epochs": 2, "num-examples": 10, "seconds": 1.5, "loss": 0.3}
+    report = {
+        "partition": 3,
+        "bytes": {"down": 5, "up": 7},
+        "metrics": {"train": train, "evaluate": {"loss": 0.4, "accuracy": 0.9, "num-examples": 2}},
+    }
+    for _ in range(2):
+        metrics.count(report)
+    metrics.count({"partition": 3, "bytes": {"down": 5, "up": 0}, "metrics": {}})
+    metrics.count({"killed": True})
+    labels = {"partition": "3"}
+    assert value("fl_client_info", labels) == 1
+    assert value("fl_client_fits_total", labels) == 2
+    assert value("fl_client_epochs_total", labels) == 4
+    assert value("fl_client_examples_total", labels) == 40
+    assert value("fl_client_fit_duration_seconds_sum", labels) == 3.0
+    assert value("fl_client_train_loss", labels) == 0.3
+    assert (value("fl_client_loss", labels), value("fl_client_accuracy", labels)) == (0.4, 0.9)
+    assert value("fl_client_message_bytes_total", labels | {"direction": "down"}) == 15
+    assert value("fl_client_crashes_total", labels) == 1
+
+
+def test_a_report_needs_no_listener(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flwr.app import Message, MetricRecord, RecordDict
+
+    from flsimulation.runtimes.inprocess import flower_identity
+
+    monkeypatch.setenv("FLSIM_REPORTS", str(tmp_path / "nobody"))
+    with flower_identity():
+        message = Message(RecordDict(), 2, "train")
+        answer = Message(RecordDict({"metrics": MetricRecord({"loss": 1.0})}), reply_to=message)
+        _tell(0, message, answer)
+
+
+def record(*rounds: RoundFinished, **models: Any) -> Record:
+    kept = {int(name[1:]): {"w": np.float32(value)} for name, value in models.items()}
+    return Record(STARTED, list(rounds), kept)
+
+
+def test_verify_says_which_round_differs_and_how() -> None:
+    here = record(finished(1), finished(2), m1=[1, 1], m2=[1, 1])
+    same = record(finished(1), finished(2), m1=[1, 1], m2=[1, 1])
+    seen: list[Any] = []
+    assert compare(here, same, seen.append) == []
+    assert [round.identical for round in seen] == [True, True]
+    close = record(finished(1), finished(2, 0.5 + 1e-7), m1=[1, 1], m2=[1, 1 + 1e-7])
+    assert compare(here, close) == []
+    far = record(finished(1), finished(2, 0.6), m1=[1, 1.1], m2=[1, 1])
+    differences = compare(here, far)
+    assert differences[0].startswith("round 1: scores differ by 0.0e+00, weights by 7.1e-02")
+    assert differences[1].startswith("round 2: scores differ by 1.7e-01")
+    other = record(finished(1, cohort=(0, 2)), m1=[1, 1])
+    assert compare(here, other) == [
+        "2 rounds in one process, 1 on the network",
+        "round 1: cohort (0, 1) and (0, 2)",
+    ]
+    import dataclasses
+
+    moved = record(finished(1), finished(2), m1=[1, 1], m2=[1, 1])
+    moved.started = dataclasses.replace(STARTED, histogram={"0": [2, 1]})
+    assert compare(here, moved)[0].startswith("the partitions differ")
+    missing = record(finished(1), finished(2), m1=[1, 1])
+    assert "round 2" in compare(here, missing)[0]
