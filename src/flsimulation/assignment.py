@@ -12,16 +12,19 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from flsimulation.atomic import write_atomic
 from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.messages import assign, identity_of
 from flsimulation.packing import is_packed, pack, unpack
+
+if TYPE_CHECKING:
+    from flwr.supercore.run import Run  # not public; what `Grid` itself is annotated with
 
 _LOOK_SECONDS = 0.5  # between two looks at who is there
 
