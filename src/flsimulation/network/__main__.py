@@ -14,7 +14,7 @@ from pathlib import Path
 def main() -> None:
     """Import what the role needs, then serve."""
     path, role, *arguments = sys.argv[1:]
-    from flsimulation.network import client_app, threads, waits, warm
+    from flsimulation.network import client_app, shims, threads, waits, warm
 
     threads.hold()
     waits.shorten_pulls()
@@ -25,7 +25,7 @@ def main() -> None:
         waits.shorten_looks()
         server = warm.WarmServer(
             Path(path),
-            lambda: warm.run_command("flower-supernode", arguments),
+            lambda: shims.run_command("flower-supernode", arguments),
             client_app.prepare,
             client_app.tell_killed,
         )
@@ -33,7 +33,7 @@ def main() -> None:
         import_module("flwr.superlink.cli")
         import_module("flsimulation.network.server_app")
         server = warm.WarmServer(
-            Path(path), lambda: warm.run_command("flower-superlink", arguments)
+            Path(path), lambda: shims.run_command("flower-superlink", arguments)
         )
     server.serve()
 

@@ -22,7 +22,8 @@ from prometheus_client import CollectorRegistry
 from flsimulation.errors import InputError
 from flsimulation.network import sockets
 from flsimulation.network.names import MEMORY, REPORTS, WARM
-from flsimulation.network.warm import CLIENT_APP, write_shims
+from flsimulation.network.shims import write_shims
+from flsimulation.network.warm import CLIENT_APP
 from flsimulation.telemetry.exporter import served
 
 _AGAIN_SECONDS = 1.0  # before a program that ended is started again

@@ -19,61 +19,18 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flsimulation.network import sockets
+from flsimulation.network.shims import run_command
 
 CLIENT_APP = "flwr-clientapp"
 _LOOK_SECONDS = 0.05  # between two looks whether the data is there, and at a program that is to end
 _HOLD_SECONDS = 20.0  # that a launch waits for the data; Flower gives a task up after a minute
 _AGAIN_SECONDS = 1.0  # before the long-running program is started again
 _END_SECONDS = 6.0  # that it has to end by itself; Docker allows ten for all
-_SHIM = """\
-#!{python} -IS
-import os, socket, sys
-try:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
-        s.settimeout(60)
-        s.connect({socket!r})
-        import json
-        s.sendall(json.dumps({{"launch": {command!r}, "arguments": sys.argv[1:]}}).encode())
-        s.shutdown(socket.SHUT_WR)
-        if s.recv(1):
-            sys.exit(0)
-except OSError:
-    pass
-os.execv({real!r}, [{real!r}, *sys.argv[1:]])  # nobody listens: start cold
-"""
-
-
-def write_shims(folder: Path, path: Path, commands: Mapping[str, str]) -> None:
-    """Write the commands that hand over to the server at ``path``.
-
-    Parameters
-    ----------
-    folder : Path
-        To come first on the PATH.
-    path : Path
-        The server's socket.
-    commands : mapping
-        Command name to the full path of Flower's own, which runs where no server listens.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for command, real in commands.items():
-        shim = folder / command
-        text = _SHIM.format(python=sys.executable, socket=str(path), command=command, real=real)
-        shim.write_text(text, encoding="utf-8")
-        shim.chmod(0o755)
-
-
-def run_command(command: str, arguments: list[str]) -> None:
-    """Run an installed command in this process, as its own script would."""
-    (entry,) = entry_points(group="console_scripts", name=command)
-    sys.argv = [command, *arguments]
-    entry.load()()
 
 
 class WarmServer:

@@ -1,0 +1,52 @@
+"""Flower's commands: ours of the same names, which hand over, and Flower's own, which they stand for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+
+_SHIM = """\
+#!{python} -IS
+import os, socket, sys
+try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+        s.settimeout(60)
+        s.connect({socket!r})
+        import json
+        s.sendall(json.dumps({{"launch": {command!r}, "arguments": sys.argv[1:]}}).encode())
+        s.shutdown(socket.SHUT_WR)
+        if s.recv(1):
+            sys.exit(0)
+except OSError:
+    pass
+os.execv({real!r}, [{real!r}, *sys.argv[1:]])  # nobody listens: start cold
+"""
+
+
+def write_shims(folder: Path, path: Path, commands: Mapping[str, str]) -> None:
+    """Write the commands that hand over to the server at ``path``.
+
+    Parameters
+    ----------
+    folder : Path
+        To come first on the PATH.
+    path : Path
+        The server's socket.
+    commands : mapping
+        Command name to the full path of Flower's own, which runs where no server listens.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for command, real in commands.items():
+        shim = folder / command
+        text = _SHIM.format(python=sys.executable, socket=str(path), command=command, real=real)
+        shim.write_text(text, encoding="utf-8")
+        shim.chmod(0o755)
+
+
+def run_command(command: str, arguments: list[str]) -> None:
+    """Run an installed command in this process, as its own script would."""
+    (entry,) = entry_points(group="console_scripts", name=command)
+    sys.argv = [command, *arguments]
+    entry.load()()
