@@ -30,6 +30,8 @@ ENV PATH=/opt/flsimulation/bin:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     MPLCONFIGDIR=/tmp/matplotlib \
     HOME=/tmp \
+    NO_PROXY=localhost,127.0.0.1,superlink \
+    no_proxy=localhost,127.0.0.1,superlink \
     FLWR_TELEMETRY_ENABLED=0 \
     FLWR_DISABLE_UPDATE_CHECK=1
 USER flsim

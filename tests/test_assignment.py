@@ -12,10 +12,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from flsimulation import assignment
+from flsimulation import assigned_grid
 from flsimulation.apps.client_app import make_client_app, partition_of
 from flsimulation.apps.server_app import make_server_app
-from flsimulation.assignment import AssignedGrid, Identity, PartitionTable
+from flsimulation.assigned_grid import AssignedGrid
+from flsimulation.assignment import Identity, PartitionTable
 from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, RoundFinished, RunFinished
 from flsimulation.experiment import flatten, load_experiment
@@ -142,7 +143,7 @@ class Network(Grid):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Look without a pause, under an identity as Flower's own runtimes set it."""
-    monkeypatch.setattr(assignment, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(assigned_grid, "_LOOK_SECONDS", 0.0)
     with flower_identity():
         yield
 
@@ -302,3 +303,14 @@ def test_keys_of_the_driver_are_not_the_experiments() -> None:
     network = Network(make_client_app(), ["a", "b"], flatten(spec) | {"driver.out": "x"})
     federate(spec, network, events)
     assert of(events, RunFinished)[0].state == "completed"
+
+
+def test_in_the_middle_of_a_run_no_newcomer_ends_it() -> None:
+    table = PartitionTable(2)
+    table.update([10, 11], met("a", "b", a=0, b=1))
+    table.update([10, 11, 12], {12: Identity("wrong", 7)}, strict=False)
+    assert table.partitions == {10: 0, 11: 1}
+    assert table.nodes == {10, 11}
+    # made anew under another name, while the old node still counts as online
+    table.update([10, 11, 13], {13: Identity("b2", 1)}, strict=False)
+    assert table.partitions == {10: 0, 13: 1}

@@ -19,6 +19,7 @@ LAYERS = (
     ("events", "messages", "packing", "weights"),
     ("strategies",),
     ("exchange", "assignment"),
+    ("assigned_grid",),
     ("rounds",),
     ("apps",),
     ("runtimes",),

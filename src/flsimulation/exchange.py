@@ -131,7 +131,7 @@ class _Phase:
 
     def __init__(self, exchange: Exchange, errands: tuple[Errand, ...]) -> None:
         self._grid, self._emit = exchange.grid, exchange.emit
-        self._deadline = exchange.deadline
+        self._deadline = exchange.deadline * len(errands)  # of each phase
         self._errands = errands
         self._replies = [Replies(tuple(sorted(errand.messages))) for errand in errands]
         self._pending: dict[str, _Asked] = {}

@@ -32,28 +32,32 @@ Work: TypeAlias = Callable[[Message, ConfigRecord, int, Workspace], Message]
 
 
 def make_client_app(
-    workspace: Workspace | Callable[[Experiment], Workspace] | None = None,
+    workspace: Workspace | Callable[[Experiment, int], Workspace] | None = None,
     told: Told | None = None,
-    asked: Callable[[Experiment], None] | None = None,
+    asked: Callable[[Experiment, int], None] | None = None,
 ) -> ClientApp:
     """A ClientApp for any of Flower's runtimes.
 
     Parameters
     ----------
     workspace : Workspace or callable, optional
-        Data and trainer that this process has already, or what gets them for an experiment;
-        without it they are loaded from the run config with the first message.
+        Data and trainer that this process has already, or what gets them for an experiment and a
+        run's id; without it they are loaded from the run config with the first message.
     told : callable, optional
         Is told every message with its answer, before the answer goes out.
     asked : callable, optional
-        Is told the experiment when the server asks who is there: work is about to come.
+        Is told the experiment and the run's id when the server asks who is there: work is about
+        to come.
     """
     loaded = {"workspace": workspace} if isinstance(workspace, Workspace) else {}
-    load = workspace if callable(workspace) else Workspace.load
+    load = workspace if callable(workspace) else None
 
     def workspace_of(context: Context) -> Workspace:
         if "workspace" not in loaded:
-            loaded["workspace"] = load(unflatten(context.run_config))
+            experiment = unflatten(context.run_config)
+            loaded["workspace"] = (
+                load(experiment, context.run_id) if load else Workspace.load(experiment)
+            )
         return loaded["workspace"]
 
     def answer(message: Message, context: Context, work: Work) -> Message:
@@ -92,7 +96,7 @@ def make_client_app(
     @app.query()
     def query(message: Message, context: Context) -> Message:
         if asked is not None:
-            asked(unflatten(context.run_config))
+            asked(unflatten(context.run_config), context.run_id)
         name = str(context.node_config.get("name", context.node_id))
         return identity_reply(message, name, _configured_partition(context))
 

@@ -12,7 +12,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, R
 from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.apps.workspace import Workspace
-from flsimulation.assignment import AssignedGrid, PartitionTable
+from flsimulation.assigned_grid import AssignedGrid
+from flsimulation.assignment import PartitionTable
 from flsimulation.errors import FLSimulationError, RunError, describe_error
 from flsimulation.events import (
     Checkpoint,

@@ -6,6 +6,7 @@ The arguments are those of Flower's long-running program: its SuperNode or its S
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +15,14 @@ from pathlib import Path
 def main() -> None:
     """Import what the role needs, then serve."""
     path, role, *arguments = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
     from flsimulation.network import client_app, shims, threads, waits, warm
+
+    warm.end_with_parent()
+
+    def keep(command: str) -> None:
+        warm.end_with_parent()
+        shims.run_command(command, arguments)
 
     threads.hold()
     waits.shorten_pulls()
@@ -25,15 +33,18 @@ def main() -> None:
         waits.shorten_looks()
         server = warm.WarmServer(
             Path(path),
-            lambda: shims.run_command("flower-supernode", arguments),
+            lambda: keep("flower-supernode"),
             client_app.prepare,
             client_app.tell_killed,
         )
     else:
         import_module("flwr.superlink.cli")
-        import_module("flsimulation.network.server_app")
+        from flsimulation.network import server_app
+
         server = warm.WarmServer(
-            Path(path), lambda: shims.run_command("flower-superlink", arguments)
+            Path(path),
+            lambda: keep("flower-superlink"),
+            killed=server_app.tell_killed,
         )
     server.serve()
 

@@ -23,18 +23,20 @@ from flsimulation.messages import (
     split,
 )
 from flsimulation.network import sockets, threads
-from flsimulation.network.names import REPORTS, WARM
+from flsimulation.network.names import CLIENT_APP, REPORTS, WARM
 from flsimulation.training import Batches
 
-_prepared: Workspace | None = None
+_prepared: tuple[int, Workspace] | None = None
+"""A run's id with its data and model: another run may find other files under the same names."""
 
 
-def prepare(flat: dict[str, Any]) -> None:
-    """Load an experiment's data and model for the processes that are forked from this one."""
+def prepare(order: dict[str, Any]) -> None:
+    """Load a run's data and model for the processes that are forked from this one."""
     global _prepared
     threads.hold()
-    _prepared = Workspace.load(unflatten(flat))
-    _practise(_prepared)
+    space = Workspace.load(unflatten(order["experiment"]))
+    _prepared = order["run"], space
+    _practise(space)
 
 
 def _practise(space: Workspace) -> None:
@@ -42,7 +44,7 @@ def _practise(space: Workspace) -> None:
 
     Only without a GPU, which no process may use before it forks.
     """
-    if torch.version.cuda is not None or torch.version.hip is not None:
+    if torch.cuda.is_available():
         return
     dataset = space.data.dataset
     batches = Batches(
@@ -55,19 +57,21 @@ def _practise(space: Workspace) -> None:
             space.trainer.evaluate(state, batches)
 
 
-def tell_killed(number: int) -> None:
-    """Report that a process was killed before it answered."""
+def tell_killed(command: str, number: int) -> None:
+    """Report that a message's process was killed before it answered."""
+    if command != CLIENT_APP:
+        return
     name = signal.Signals(number).name
     cause = ", most likely for want of memory; raise its limit" if name == "SIGKILL" else ""
     print(f"flsim: a message's process was ended by {name}{cause}", file=sys.stderr, flush=True)
     _send(REPORTS, {"killed": True})
 
 
-def _workspace(experiment: Experiment) -> Workspace:
+def _workspace(experiment: Experiment, run: int) -> Workspace:
     threads.release()
-    if _prepared is not None and _prepared.experiment == experiment:
-        return _prepared
-    _announce(experiment)
+    if _prepared is not None and _prepared[0] == run:
+        return _prepared[1]
+    _announce(experiment, run)
     return Workspace.load(experiment)
 
 
@@ -93,10 +97,10 @@ def _send(variable: str, content: Any) -> None:
             sockets.send(path, content)
 
 
-def _announce(experiment: Experiment) -> None:
-    """Have the experiment's data and model loaded for the processes to come."""
-    if _prepared is None or _prepared.experiment != experiment:
-        _send(WARM, {"experiment": flatten(experiment)})
+def _announce(experiment: Experiment, run: int) -> None:
+    """Have the run's data and model loaded for the processes to come."""
+    if _prepared is None or _prepared[0] != run:
+        _send(WARM, {"prepare": {"run": run, "experiment": flatten(experiment)}})
 
 
 app = make_client_app(_workspace, _tell, _announce)

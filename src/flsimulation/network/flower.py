@@ -19,6 +19,7 @@ from flsimulation.errors import InputError, RunError
 
 _CONNECTION = "flsim"  # our name of the SuperLink in Flower's configuration
 _HEALTH_SECONDS = 5.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy
 _FLWR = (sys.executable, "-m", "flwr.cli.app")
 
 
@@ -50,7 +51,7 @@ class Flower:
         """
         url = f"http://{self._superlink}/health"
         try:
-            with urllib.request.urlopen(url, timeout=_HEALTH_SECONDS):
+            with _DIRECT.open(url, timeout=_HEALTH_SECONDS):
                 return
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
@@ -79,6 +80,7 @@ class Flower:
             capture_output=True,
             text=True,
             check=False,
+            start_new_session=True,  # Ctrl-C is for us
         )
         answer = _json_of(done.stdout)
         if done.returncode or not answer.get("run-id"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,9 +22,8 @@ from prometheus_client import CollectorRegistry
 
 from flsimulation.errors import InputError
 from flsimulation.network import sockets
-from flsimulation.network.names import MEMORY, REPORTS, WARM
+from flsimulation.network.names import CLIENT_APP, MEMORY, REPORTS, SERVER_APP, WARM
 from flsimulation.network.shims import write_shims
-from flsimulation.network.warm import CLIENT_APP
 from flsimulation.telemetry.exporter import served
 
 _AGAIN_SECONDS = 1.0  # before a program that ended is started again
@@ -33,6 +33,7 @@ _END_SECONDS = 8.0  # that the programs have to end; Docker allows ten in all
 _FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to look for a GPU must not keep forks from using it
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds
 }
 
@@ -114,7 +115,12 @@ def run_client(superlink: str, name: str | None, partition: int | None, metrics_
     """
     from flsimulation.telemetry.client_metrics import ClientMetrics
 
-    config = f'name="{name or socket.gethostname()}"'
+    name = name or socket.gethostname()
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise InputError(f"--name {name}: use letters, digits, '.', '_' and '-'")
+    if not re.fullmatch(r"[^\s/]+:[0-9]+", superlink):
+        raise InputError(f"--superlink {superlink}: write it as host:port, e.g. superlink:8080")
+    config = f'name="{name}"'
     if partition is not None:
         config += f" partition-id={partition}"
     arguments = (
@@ -145,12 +151,13 @@ def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) 
         *("--insecure", "--host", host, "--port", str(port)),
         "--disable-runtime-dependency-installation",
     )
+    _check_free(host, port)
     metrics = PrometheusMetrics(clients=None)
     metrics.registry.register(ContainerCollector())
     node = Node(
         "superlink",
         arguments,
-        "flwr-serverapp",
+        SERVER_APP,
         metrics.registry,
         lambda line: metrics(from_json(line)),
     )
@@ -227,6 +234,19 @@ def _installed(command: str) -> str:
     if found is None:
         raise InputError(f"{command} is not installed here; install flwr, which brings it")
     return found
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise `InputError` if nobody can listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"--port {port}: cannot listen on {host}:{port} ({error.strerror or error}); "
+                f"choose another port, or end the program that has it"
+            ) from None
 
 
 def _free_port() -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Iterable
+import signal
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,12 +17,12 @@ from flwr.serverapp import Grid, ServerApp
 from flsimulation import runner
 from flsimulation.apps.server_app import Start, make_server_app
 from flsimulation.apps.workspace import Workspace
-from flsimulation.errors import FLSimulationError, InputError, describe_error
-from flsimulation.events import Event, Sink
+from flsimulation.errors import FLSimulationError, InputError, RunError, describe_error
+from flsimulation.events import Event, RunFinished, Sink
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.network import lines, sockets, threads
-from flsimulation.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME
+from flsimulation.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME, SERVER_APP
 from flsimulation.telemetry.wire import to_json
 
 app = ServerApp()
@@ -35,6 +38,30 @@ def main(grid: Grid, context: Context) -> None:
     models = bool(config.get(MODELS, False))
     memory = Path(path) if (path := os.environ.get(MEMORY)) else None
 
+    with _alone(memory):
+        _run(out, resumed, models, memory, grid, context)
+
+
+@contextlib.contextmanager
+def _alone(memory: Path | None) -> Iterator[None]:
+    """Keep other runs of this SuperLink out: they would share its clients and its metrics."""
+    if memory is None:
+        yield
+        return
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    with memory.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = "another run goes on here; wait for its end, or stop it"
+            lines.tell_error(message, input=False)
+            raise RunError(message) from None
+        yield
+
+
+def _run(
+    out: str, resumed: str, models: bool, memory: Path | None, grid: Grid, context: Context
+) -> None:
     def federate(
         _: Experiment, sinks: Iterable[Sink], space: Workspace | None, start: Start | None
     ) -> None:
@@ -47,7 +74,7 @@ def main(grid: Grid, context: Context) -> None:
             lines.tell_opened(resumed)
             result = runner.resume(resumed, told, federate)
         else:
-            experiment = unflatten(config)
+            experiment = unflatten(context.run_config)
             result = runner.run(
                 experiment, out or None, told, lambda path: lines.tell_opened(str(path)), federate
             )
@@ -58,6 +85,14 @@ def main(grid: Grid, context: Context) -> None:
         lines.tell_error(describe_error(error), input=False)
         raise
     lines.tell_result(asdict(result))
+
+
+def tell_killed(command: str, number: int) -> None:
+    """Report the end of a run whose process was killed and cannot report it."""
+    if command == SERVER_APP:
+        name = signal.Signals(number).name
+        print(f"flsim: the run's process was ended by {name}", file=sys.stderr, flush=True)
+        _report(RunFinished("failed", 0, 0.0, f"its process was ended by {name}"))
 
 
 def _report(event: Event) -> None:

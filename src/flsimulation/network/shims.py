@@ -8,7 +8,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 _SHIM = """\
-#!{python} -IS
+#!/bin/sh
+'''exec' "{python}" -IS "$0" "$@"
+' '''
 import os, socket, sys
 try:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:

@@ -42,7 +42,10 @@ class Bell:
         """Wait for the bell; False if it was not rung in time."""
         if not select.select([self._listen], [], [], seconds)[0]:
             return False
-        os.read(self._listen, 65536)
+        try:
+            os.read(self._listen, 65536)
+        except BlockingIOError:  # another process of this machine heard it first
+            return False
         return True
 
 

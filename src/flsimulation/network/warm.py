@@ -24,12 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from flsimulation.network import sockets
+from flsimulation.network.names import CLIENT_APP
 from flsimulation.network.shims import run_command
 
-CLIENT_APP = "flwr-clientapp"
+_SUPEREXEC = "flower-superexec"
+_SOON_SECONDS = 10.0  # a program that ends so soon has something wrong
+_LATEST_SECONDS = 30.0  # between two starts of such a program
 _LOOK_SECONDS = 0.05  # between two looks whether the data is there, and at a program that is to end
 _HOLD_SECONDS = 20.0  # that a launch waits for the data; Flower gives a task up after a minute
 _AGAIN_SECONDS = 1.0  # before the long-running program is started again
+_PR_SET_PDEATHSIG = 1
 _END_SECONDS = 6.0  # that it has to end by itself; Docker allows ten for all
 
 
@@ -43,10 +47,11 @@ class WarmServer:
     program : callable, optional
         Flower's long-running program; kept running in a fork of its own.
     prepare : callable, optional
-        Loads what the next launches of an experiment need, given its flattened form.
+        Loads what the next launches of a run need, given what the launched process asked for.
     killed : callable, optional
-        Is told the signal that killed a ClientApp. The program is then started anew: Flower's
-        SuperNode would wait for the answer for a minute, and take nothing else meanwhile.
+        Is told the command and the signal that killed it. After a ClientApp the program is
+        started anew: Flower's SuperNode would wait for the answer for a minute, and take nothing
+        else meanwhile. So it is after a SuperExec, however it ended.
     parent : socket, optional
         End when this is closed from the other side.
     base : Path, optional
@@ -58,7 +63,7 @@ class WarmServer:
         path: Path,
         program: Callable[[], None] | None = None,
         prepare: Callable[[dict[str, Any]], None] | None = None,
-        killed: Callable[[int], None] | None = None,
+        killed: Callable[[str, int], None] | None = None,
         parent: socket.socket | None = None,
         base: Path | None = None,
     ) -> None:
@@ -66,14 +71,15 @@ class WarmServer:
         self._listener = sockets.listen(path)
         self._program = program
         self._running: int | None = None
-        self._start_at = 0.0
+        self._started = self._start_at = 0.0
+        self._quick = 0  # times in a row that the program ended soon
         self._prepare = prepare
         self._prepared: dict[str, Any] | None = None
         self._next: _Prepared | None = None
         self._killed = killed
         self._parent = parent
         self._base = base
-        self._launched: dict[int, str] = {}
+        self._launched: dict[int, tuple[str, int | None]] = {}  # command, program of its time
         self._held: list[dict[str, Any]] = []  # launches that wait for the data
         self._held_until = 0.0
 
@@ -111,6 +117,7 @@ class WarmServer:
         program = self._program
         if program is not None and self._is_to_start() and time.monotonic() >= self._start_at:
             self._running = self._fork(program)
+            self._started = time.monotonic()
 
     def _answer(self, request: Any) -> None:
         if not isinstance(request, dict):
@@ -122,8 +129,8 @@ class WarmServer:
             self._launch(request)
         elif "restart" in request:
             self._restart_program()
-        elif "experiment" in request and request["experiment"] != self._prepared:
-            self._prepared = request["experiment"]
+        elif "prepare" in request and request["prepare"] != self._prepared:
+            self._prepared = request["prepare"]
             self._replace_prepared()
 
     def _launch_held(self) -> None:
@@ -138,7 +145,7 @@ class WarmServer:
 
     def _launch(self, request: dict[str, Any]) -> None:
         process = self._fork(lambda: run_command(request["launch"], request["arguments"]))
-        self._launched[process] = request["launch"]
+        self._launched[process] = request["launch"], self._running
 
     def _replace_prepared(self) -> None:
         """Fork a server that loads the experiment and then forks in our place."""
@@ -146,12 +153,13 @@ class WarmServer:
             return
         if self._next is not None:
             self._next.end()
-        path, experiment = Path(f"{self._path}.{os.getpid()}"), self._prepared
+        path, order = Path(f"{self._path}.{os.getpid()}"), self._prepared
         ours, theirs = socket.socketpair()
 
         def serve() -> None:
+            end_with_parent()
             ours.close()
-            prepare(experiment or {})
+            prepare(order or {})
             server = WarmServer(path, killed=self._killed, parent=theirs, base=self._path)
             theirs.sendall(b"\n")
             server.serve()
@@ -167,6 +175,8 @@ class WarmServer:
         status = 1
         try:
             self._listener.close()
+            if self._next is not None:
+                self._next.forget()
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
@@ -190,14 +200,24 @@ class WarmServer:
                 return
             if process == 0:
                 return
-            launched = self._launched.pop(process, None)
+            command, program = self._launched.pop(process, ("", None))
+            if os.WIFSIGNALED(status) and command and self._killed is not None:
+                self._killed(command, os.WTERMSIG(status))
             if process == self._running:
-                self._running, self._start_at = None, time.monotonic() + _AGAIN_SECONDS
+                self._plan_restart()
             elif self._next is not None and process == self._next.process:
                 self._next = self._prepared = None  # the next launch says why
-            elif launched == CLIENT_APP and os.WIFSIGNALED(status) and self._killed is not None:
-                self._killed(os.WTERMSIG(status))
+            elif program == self._running and (
+                command == _SUPEREXEC or (command == CLIENT_APP and os.WIFSIGNALED(status))
+            ):
                 self._restart_program()
+
+    def _plan_restart(self) -> None:
+        """Start the program again soon; later and later if it does not stay."""
+        now = time.monotonic()
+        self._quick = self._quick + 1 if now - self._started < _SOON_SECONDS else 0
+        self._running = None
+        self._start_at = now + min(_LATEST_SECONDS, _AGAIN_SECONDS * 2**self._quick)
 
     def _restart_program(self) -> None:
         if self._base is not None:
@@ -247,7 +267,19 @@ class _Prepared:
 
     def end(self) -> None:
         """End it; what it forked goes on."""
+        with contextlib.suppress(OSError):
+            self._ready.shutdown(socket.SHUT_RDWR)
         self._ready.close()
+
+    def forget(self) -> None:
+        """Leave it alone, in a fork."""
+        self._ready.close()
+
+
+def end_with_parent() -> None:
+    """Let this process be ended when the one that started it is gone, however that ended."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # of Linux
 
 
 def _end(*_: object) -> None:
