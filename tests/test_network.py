@@ -291,11 +291,44 @@ def test_where_no_superlink_answers_is_bad_input(tmp_path: Path) -> None:
 
 def test_a_taken_metrics_port_is_one_line(network: Network, tmp_path: Path) -> None:
     taken = str(network.superlink.metrics_port)
-    for verb in ("client", "superlink"):
-        done = flsim(verb, "--metrics-port", taken, cwd=tmp_path)
+    for verb in (["client"], ["superlink", f"--port={free_port()}"]):
+        done = flsim(*verb, "--metrics-port", taken, cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr.startswith(f"flsim: --metrics-port {taken}: cannot listen on ")
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["client", "--superlink=foo"], "--superlink foo: write it as host:port"),
+        (["client", '--name=a"b'], '--name a"b: use letters, digits'),
+    ],
+)
+def test_a_client_that_cannot_work_does_not_start(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    done = flsim(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"flsim: {said}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_taken_port_of_the_superlink_is_one_line(network: Network, tmp_path: Path) -> None:
+    done = flsim("superlink", f"--port={network.port}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"flsim: --port {network.port}: cannot listen on 127.0.0.1:")
+
+
+def test_a_second_run_at_the_same_time_is_refused(network: Network) -> None:
+    with driven(network) as (driver, gate):
+        at_the_gate(gate, "a")
+        second = network.run("--set=strategy.rounds=1")
+        assert second.returncode == 1
+        assert second.stderr == ("flsim: another run goes on here; wait for its end, or stop it\n")
+        gate.unlink()
+        _, err = driver.communicate(timeout=120)
+        assert driver.returncode == 0, err
 
 
 @contextmanager
