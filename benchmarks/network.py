@@ -7,7 +7,7 @@ an evaluation of the new model) behind Flower's SuperLink on this machine. Stock
 alternate. The overhead is what a round takes above the training itself: the longest training, or
 where the clients share too few cores, all of it divided by the cores. First rounds are left out.
 
-    python benchmarks/network.py [--clients 2 10] [--repeats 2] [--json FILE]
+    python benchmarks/network.py [--clients 2 10] [--repeats 2] [--without-stock] [--json FILE]
 """
 
 from __future__ import annotations
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--stock-rounds", type=int, default=3, help="of stock Flower")
     parser.add_argument("--examples", type=int, default=5000, help="in all clients together")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--without-stock", action="store_true", help="only FLSimulation")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = []
@@ -214,9 +215,13 @@ def main() -> None:
                 ("FLSimulation", ours, options.rounds),
                 ("stock Flower", stock, options.stock_rounds),
             ):
+                if run is stock and options.without_stock:
+                    continue
                 with tempfile.TemporaryDirectory(prefix="flsim-bench-") as folder:
                     rounds[side] += run(experiment(clients, number, examples), Path(folder))
         for side, found in rounds.items():
+            if not found:
+                continue
             middle = medians(found)
             results.append({"clients": clients, "side": side, "rounds": found, "median": middle})
             print(

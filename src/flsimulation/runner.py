@@ -131,7 +131,7 @@ def run(
 def resume(
     run_dir: str | Path, sinks: Iterable[Sink] = (), federate: Federate = run_in_process
 ) -> RunResult:
-    """Go on with an unfinished run to the same result as if it had never stopped.
+    """Go on with an unfinished run to the same model as if it had never stopped.
 
     Raises
     ------
