@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from flsimulation.assignment import Identity, PartitionTable
 from flsimulation.events import ClientsConnected, Sink
+from flsimulation.exchange import PartitionedGrid
 from flsimulation.messages import assign, identity_of
 from flsimulation.packing import is_packed, pack, unpack
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 0.5  # between two looks at who is there
 
 
-class AssignedGrid(Grid):
+class AssignedGrid(PartitionedGrid):
     """Flower's grid with a partition for each node; messages tell the node which it holds.
 
     Parameters
@@ -114,21 +115,6 @@ class AssignedGrid(Grid):
     def run(self) -> Run:
         """The run's description."""
         return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message from the server to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Nodes that hold a partition, by partition, so that a seed samples the same clients."""
-        return list(self.partitions)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, each with the partition that its node holds."""

@@ -7,11 +7,12 @@ Flower's ``Grid.send_and_receive`` gives all answers at once; ``push_messages`` 
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
 
 from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, Phase, PhaseStarted, Sink
@@ -45,34 +46,45 @@ class Replies:
         return [partition for partition in self.cohort if partition not in answered]
 
 
-class PartitionedGrid(Protocol):
+class PartitionedGrid(Grid):
     """A Flower grid that knows the partition of every node."""
 
     @property
+    @abstractmethod
     def partitions(self) -> Mapping[int, int]:
         """Partition of every node that is there, by node id, ascending by partition."""
 
     @property
+    @abstractmethod
     def costs_time(self) -> bool:
         """Whether a message takes so long that two phases had better share one."""
 
+    @abstractmethod
     def look(self) -> None:
         """See who came and who went since."""
 
+    @abstractmethod
     def gather(self, seconds: float) -> int:
         """Wait for clients that went away, once for each absence; gives how many are there."""
 
+    @abstractmethod
     def wait(self, least: int, seconds: float) -> bool:
         """Wait until so many clients are there; False if they do not come in time."""
 
     def get_node_ids(self) -> Iterable[int]:
-        """Nodes in the order of their partitions."""
+        """Nodes by partition, so that a seed samples the same clients in every runtime."""
+        return list(self.partitions)
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; gives their ids."""
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Answers that are there."""
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message from the server to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
@@ -141,7 +139,7 @@ class Rounds:
         hook = getattr(self.strategy, f"configure_{phase}")
         seen = without(arrays, self.buffers) if self.buffers else arrays
         with seeds.python_random(self.experiment.seed, f"sample-{phase}", number):
-            messages = list(hook(number, seen, ConfigRecord(), cast(Grid, self.exchange.grid)))
+            messages = list(hook(number, seen, ConfigRecord(), self.exchange.grid))
         if self.buffers:
             for message in messages:
                 set_model(message, arrays)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -133,9 +133,9 @@ def _partitioned(
 ) -> PartitionedGrid:
     """The grid, with a partition for each node: its own table, or one that we keep."""
     clients = experiment.data.clients
-    if hasattr(grid, "partitions"):
+    if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), clients))
-        return cast(PartitionedGrid, grid)
+        return grid
     assigned = AssignedGrid(grid, PartitionTable(clients, memory), clients, emit)
     patience = experiment.runtime.client_wait
     if not assigned.wait(clients, patience):

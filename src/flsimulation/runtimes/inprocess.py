@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -17,6 +16,7 @@ from flsimulation.apps.server_app import Start, make_server_app
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.events import Sink
+from flsimulation.exchange import PartitionedGrid
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.messages import failure
@@ -26,7 +26,7 @@ _SERVER_NODE_ID = 1
 _FIRST_NODE_ID = 2  # of partition 0
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(PartitionedGrid):
     """Answers each message by calling the ClientApp, one message a pull.
 
     Nodes are ordered by partition. A client's failure is an answer that carries an error, as in
@@ -54,10 +54,12 @@ class InProcessGrid(Grid):
         self._waiting: dict[str, Message] = {}
         self._sent = 0
         self._states: dict[int, RecordDict] = {}
-        self.partitions: Mapping[int, int] = {
-            _FIRST_NODE_ID + partition: partition for partition in range(clients)
-        }
-        """Partition of every node id."""
+        self._partitions = {_FIRST_NODE_ID + partition: partition for partition in range(clients)}
+
+    @property
+    def partitions(self) -> Mapping[int, int]:
+        """Partition of every node id; all nodes are there."""
+        return self._partitions
 
     @property
     def costs_time(self) -> bool:
@@ -83,21 +85,6 @@ class InProcessGrid(Grid):
     def run(self) -> Run:
         """The run's description."""
         return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message from the server to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """All node ids, by partition."""
-        return list(self.partitions)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Accept the messages; nothing runs before they are pulled.
