@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from json import dumps as dump_json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -42,40 +42,31 @@ def run_command(
         stack.callback(_say_where, console, folders)
         if not console.quiet:
             sinks.append(stack.enter_context(_view(console, experiment)))
-        if experiment.runtime.kind == "network":
-            result = _on_network(experiment, out, resume, sinks, folders)
-        else:
-            result = _in_process(experiment, out, resume, sinks, folders)
+        run = _on_network if experiment.runtime.kind == "network" else _in_process
+        result = run(experiment, out, resume, sinks, folders.append)
     if json:
         typer.echo(dump_json(result))
 
 
+Opened: TypeAlias = Callable[[Path], None]
+
+
 def _in_process(
-    experiment: Experiment,
-    out: Path | None,
-    resume: Path | None,
-    sinks: list[Sink],
-    folders: list[Path],
+    experiment: Experiment, out: Path | None, resume: Path | None, sinks: list[Sink], opened: Opened
 ) -> dict[str, Any]:
     from flsimulation import runner  # Lightning: seconds, so after all cheap checks
 
     if resume is not None:
         return asdict(runner.resume(resume, sinks))
-    return asdict(runner.run(experiment, out, sinks, folders.append))
+    return asdict(runner.run(experiment, out, sinks, opened))
 
 
 def _on_network(
-    experiment: Experiment,
-    out: Path | None,
-    resume: Path | None,
-    sinks: list[Sink],
-    folders: list[Path],
+    experiment: Experiment, out: Path | None, resume: Path | None, sinks: list[Sink], opened: Opened
 ) -> dict[str, Any]:
     from flsimulation.network.drive import run_on_network
 
-    if resume is not None:
-        return run_on_network(experiment, None, sinks, None, resume)
-    return run_on_network(experiment, out, sinks, folders.append)
+    return run_on_network(experiment, out, sinks, None if resume else opened, resume)
 
 
 def _say_where(console: Console, folders: list[Path]) -> None:

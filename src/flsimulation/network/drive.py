@@ -101,8 +101,8 @@ def _follow(
             elif "model" in found and models is not None:
                 models[int(found["model"])] = lines.model_of(found)
             elif "run-dir" in found:
-                for tell in (opened,) if opened is not None else ():
-                    tell(Path(found["run-dir"]))
+                if opened is not None:
+                    opened(Path(found["run-dir"]))
             elif "result" in found:
                 log.result = found["result"]
             elif "error" in found:
