@@ -233,3 +233,13 @@ def test_flat_keys_are_dotted_and_kebab_case() -> None:
     flat = flatten(load_experiment())
     assert flat["data.examples-per-client"] == 5000
     assert flat["model.args"] == '{"learning_rate": 0.001}'
+
+
+@pytest.mark.parametrize("address", ["foo", "http://foo:8080", "foo:", "a b:1"])
+def test_a_superlink_that_is_no_address_is_refused_with_the_form(address: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(None, [f"runtime.superlink={address}"])
+    assert str(caught.value) == (
+        f"--set runtime.superlink={address}: runtime.superlink must be host:port, for example "
+        f"superlink:8080, got {address!r}"
+    )

@@ -5,6 +5,7 @@ The documentation of a key is the text under its field; ``docs/experiment.md`` i
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -168,12 +169,19 @@ class Runtime(Section):
     kind: Literal["inprocess", "network"] = "inprocess"
     """`inprocess`: all in one process. `network`: over a Flower SuperLink, each client a program
     of its own."""
-    superlink: Annotated[str, Field(pattern=r"^[^\s/]+:[0-9]+$")] = "127.0.0.1:8080"
+    superlink: str = "127.0.0.1:8080"
     """`host:port` of the SuperLink, for `network`."""
     client_wait: Annotated[float, Field(ge=0)] = 120.0
     """Seconds to wait for clients to connect before the run stops."""
     return_wait: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that a round waits for a client that went away, before it begins without it."""
+
+    @field_validator("superlink")
+    @classmethod
+    def _address(cls, superlink: str) -> str:
+        if not re.fullmatch(r"[^\s/]+:[0-9]+", superlink):
+            raise ValueError("must be host:port, for example superlink:8080")
+        return superlink
 
 
 class Experiment(Section):
