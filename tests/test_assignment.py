@@ -98,6 +98,7 @@ class Network(Grid):
         self.inner = InProcessGrid(app, 0, config)
         self.names: dict[int, str] = {}
         self.types: list[str] = []
+        self.pushed: list[int] = []
         self.dead: set[int] = set()
         self.next = 100
         for name in names:
@@ -124,6 +125,7 @@ class Network(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
+        self.pushed.append(len(messages))
         self.types += [m.metadata.message_type for m in messages]
         return self.inner.push_messages(messages)
 
@@ -282,6 +284,7 @@ def test_messages_tell_each_node_its_partition() -> None:
     assert seen == {network.names[node]: p for node, p in grid.partitions.items()}
     assert sorted(seen.values()) == [0, 1]  # type: ignore[type-var]
     assert "partition" not in content  # a record that clients share is never changed
+    assert network.pushed == [2, 1, 1]  # who are you, at once; then each message with its parts
 
 
 def test_a_client_that_cannot_say_who_it_is_says_why() -> None:

@@ -721,7 +721,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         def free(self) -> float:
             return facts["free"]
 
-    monkeypatch.setattr("flsimulation.cli.doctor.shutil.disk_usage", lambda _: Usage())
+    monkeypatch.setattr("flsimulation.cli.folders.shutil.disk_usage", lambda _: Usage())
     return facts
 
 
@@ -783,6 +783,28 @@ def test_the_doctor_finds_everything_wrong(
         "✗ memory: 1.0 GiB; 1 client needs about 1.3 GiB, 0 fit; give Docker more",
         "! a client may use 0.5 GiB and takes about 0.6 GiB: it may be killed; set CLIENT_MEMORY=1g in .env",
     ]  # fmt: skip
+
+
+def test_the_doctor_names_files_that_containers_cannot_read(
+    docker: Docker, flsim: Any, room: Any
+) -> None:
+    for name in ("experiments", "monitoring"):
+        (docker.project / name / "deep").mkdir(parents=True, exist_ok=True)
+    hidden = docker.project / "monitoring" / "deep" / "rules.yml"
+    hidden.touch(mode=0o600)
+    (docker.project / "experiments").chmod(0o700)
+    code, output, _ = flsim("doctor")
+    assert code == 1
+    assert [line for line in output.splitlines() if line.startswith("✗")] == [
+        f"✗ {folder} cannot be read in containers; chmod -R a+rX {named}"
+        for folder, named in (
+            (docker.project / "experiments", docker.project / "experiments"),
+            (hidden, docker.project / "monitoring"),
+        )
+    ]
+    hidden.chmod(0o644)
+    (docker.project / "experiments").chmod(0o755)
+    assert flsim("doctor")[0] == 0
 
 
 def test_the_doctor_without_docker_and_without_a_project(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -202,3 +204,17 @@ def test_a_sink_takes_every_kind_of_event() -> None:
     metrics(checkpoint(1))
     metrics(RunFinished("failed", 0, 1.0, "x"))
     assert metrics.registry.get_sample_value("fl_run_state", {"state": "failed"}) == 1
+
+
+def test_peak_memory_is_the_programs_own_not_its_parents() -> None:
+    """A child begins with its parent's peak in getrusage, which is where one would look first."""
+    held = bytearray(600 * 2**20)
+    code = (
+        "from flsimulation.telemetry.process import peak_memory_bytes as peak\n"
+        "before = peak(); held = bytearray(200 * 2**20); print(before, peak())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before < 100 * 2**20
+    assert 200 * 2**20 < after < 300 * 2**20
+    assert len(held) == 600 * 2**20

@@ -84,12 +84,12 @@ def test_an_idle_node_looks_less_and_less_often_but_never_less_than_flower(clock
     node = waits.NodeClock(waits.Bell())
     for _ in range(60):
         node.sleep(3)
-    assert clock.slept[:5] == [0.25] * 5
-    assert all(0.25 <= slept <= 3 for slept in clock.slept)
+    assert clock.slept[:4] == [0.4] * 4
+    assert all(0.4 <= slept <= 3 for slept in clock.slept)
     assert clock.slept == sorted(clock.slept)
     assert clock.slept[-1] == 3
-    idle = sum(clock.slept[:12])
-    assert clock.slept[12] == pytest.approx(0.2 * idle)  # a fifth of the wait is the most it adds
+    idle = sum(clock.slept[:8])
+    assert clock.slept[8] == pytest.approx(0.3 * idle)  # the most that it adds to a wait
 
 
 def test_a_message_rings_the_bell_once_and_makes_the_node_busy(clock: FakeTime) -> None:
@@ -102,7 +102,7 @@ def test_a_message_rings_the_bell_once_and_makes_the_node_busy(clock: FakeTime) 
     assert bell.wait(0)
     assert not bell.wait(0)
     node.sleep(3)
-    assert clock.slept[-1] == 0.25  # it was busy a moment ago
+    assert clock.slept[-1] == 0.4  # it was busy a moment ago
     node.sleep(0.5)
     assert bell.wait(0)  # another message
 
@@ -117,7 +117,7 @@ def test_the_superexec_sleeps_until_the_bell_and_a_full_bell_does_not_block() ->
     while bell.wait(0):
         pass
     waits.ExecClock(bell).sleep(0.01)
-    assert 0.9 < time.monotonic() - began < 30
+    assert 4.9 < time.monotonic() - began < 30
 
 
 def test_a_sleep_takes_any(clock: FakeTime) -> Any:

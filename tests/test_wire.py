@@ -113,8 +113,9 @@ def test_lines_for_people_are_no_events(capsys: pytest.CaptureFixture[str]) -> N
 class Played:
     """Flower's command line, playing a log back."""
 
-    def __init__(self, log: list[str]) -> None:
+    def __init__(self, log: list[str], breaks_after: int | None = None) -> None:
         self.log, self.stopped = log, list[str]()
+        self.breaks_after, self.states = breaks_after, ["finished:failed"]
 
     def __enter__(self) -> Played:
         return self
@@ -132,18 +133,22 @@ class Played:
     def follow(self, run_id: str) -> Any:
         import contextlib
 
-        return contextlib.nullcontext(iter(self.log))
+        told, self.breaks_after = self.log[: self.breaks_after], None
+        return contextlib.nullcontext(iter(told))
 
     def stop(self, run_id: str) -> None:
         self.stopped.append(run_id)
 
     def state(self, run_id: str) -> str:
-        return "finished:failed"
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
 
 
-def play(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> Played:
-    played = Played(log)
+def play(
+    monkeypatch: pytest.MonkeyPatch, log: list[str], breaks_after: int | None = None
+) -> Played:
+    played = Played(log, breaks_after)
     monkeypatch.setattr(drive, "flower", lambda superlink: played)
+    monkeypatch.setattr(drive, "_AGAIN_SECONDS", 0.0)
     return played
 
 
@@ -186,6 +191,25 @@ def test_a_run_that_ends_without_a_word_names_its_state_and_last_line(
     play(monkeypatch, ["ERROR: out of disk\n", "\n"])
     with pytest.raises(RunError, match="ended as finished:failed without a result: ERROR: out of"):
         drive.run_on_network(load_experiment())
+
+
+@pytest.mark.parametrize("state", ["running", "finished:completed"])
+@pytest.mark.parametrize("after", range(5))
+def test_a_log_that_breaks_is_read_again_and_nothing_is_told_twice(
+    monkeypatch: pytest.MonkeyPatch, after: int, state: str
+) -> None:
+    log = [
+        "INFO: noise",
+        mark({"run-dir": "runs/a"}),
+        *(lines.MARK + str(to_json(event)) for event in EVENTS[4:6]),
+        mark({"result": {"state": "completed"}}),
+    ]
+    played, seen, opened = play(monkeypatch, log, after), list[Any](), list[Path]()
+    played.states.insert(0, state)
+    assert drive.run_on_network(load_experiment(), None, [seen.append], opened.append) == {
+        "state": "completed"
+    }
+    assert (seen, opened) == ([*EVENTS[4:6]], [Path("runs/a")])
 
 
 def test_a_driver_that_is_interrupted_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,9 @@ class AssignedGrid(PartitionedGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, each with the partition that its node holds."""
-        return self._grid.push_messages(self._addressed(messages))
+        # One by one: Flower shows a node its message before the message's parts are there, and many
+        # nodes that ask for parts again and again keep the SuperLink from taking them.
+        return [i for m in self._addressed(messages) for i in self._grid.push_messages([m])]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Answers that are there."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -26,6 +23,7 @@ from flsimulation.cli.compose import (
     parsed,
     version,
 )
+from flsimulation.cli.folders import Check, disk_check, readable_checks, runs_check
 from flsimulation.cli.ports import containers_at, listener, taken
 from flsimulation.errors import FLSimulationError, InputError, RunError
 from flsimulation.telemetry.process import machine_memory_bytes
@@ -34,14 +32,6 @@ _ENGINE, _COMPOSE = (20, 10), (2, 20)  # oldest versions that will do
 _CLIENT_BYTES, _REST_BYTES = 650 * 2**20, 700 * 2**20  # memory of a client, and of all the rest
 _IMAGE_BYTES, _RUNS_BYTES = 6 * 10**9, 10**9  # disk: image of 4 GB and its building; results
 _SIGNS = {"good": ("✓", "green"), "warning": ("!", "yellow"), "bad": ("✗", "red")}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the doctor."""
-
-    level: Literal["good", "warning", "bad"]
-    text: str
 
 
 def doctor_command(file: Path | None, clients: int | None) -> None:
@@ -84,6 +74,7 @@ def checks(file: Path | None, clients: int | None) -> Iterator[Check]:
         yield disk_check("Docker's images", root, _IMAGE_BYTES, prune)
     yield disk_check("results", folder / "runs", _RUNS_BYTES, "remove old runs")
     yield runs_check(folder / "runs")
+    yield from readable_checks(folder / name for name in ("experiments", "monitoring"))
     yield memory_check(memory(engine), clients or (project.clients if project else 2))
     if project is not None:
         yield from limit_checks(project)
@@ -221,38 +212,6 @@ def cgroup_check(engine: dict[str, Any]) -> Check:
     if engine.get("MemoryLimit", True):
         return Check("good", found)
     return Check("warning", f"{found}: memory limits of containers have no effect here")
-
-
-def disk_check(what: str, path: Path, needed: int, remedy: str) -> Check:
-    """Free space where Docker or the results lie."""
-    try:
-        while not path.exists() and path != path.parent:
-            path = path.parent
-        free = shutil.disk_usage(path).free
-    except OSError as error:
-        return Check("warning", f"disk for {what}: {path} cannot be looked at ({error.strerror})")
-    found = f"disk for {what}: {free / 1e9:.1f} GB free at {path}"
-    if free >= needed:
-        return Check("good", found)
-    return Check("bad", f"{found}, {needed / 1e9:g} GB are needed; {remedy}")
-
-
-def runs_check(runs: Path) -> Check:
-    """Whether results can be written."""
-    place = runs if runs.exists() else runs.parent
-    writable = os.access(place, os.W_OK | os.X_OK)
-    try:
-        owner = place.owner()
-    except (KeyError, OSError):
-        owner = f"user {place.stat().st_uid}"  # a number without a name
-    if not writable:
-        return Check(
-            "bad",
-            f"{place} belongs to {owner} and you may not write there; sudo chown -R {getpass.getuser()} {place}",
-        )
-    if place == runs:
-        return Check("good", f"results: {runs} is writable, it belongs to {owner}")
-    return Check("good", f"results: {runs} is not there yet and can be made")
 
 
 def memory(engine: dict[str, Any]) -> int:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flsimulation.errors import InputError, RunError
-from flsimulation.events import Sink
+from flsimulation.events import Event, Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.network import lines
 from flsimulation.network.flower import Flower, flower
 from flsimulation.network.names import MODELS, OUT, RESUME
+
+_GOING = ("pending", "starting", "running")  # Flower's words for a run that is not over
+_AGAIN_SECONDS = 1.0  # before a stream that broke is asked for again
 
 
 @dataclass
@@ -25,6 +28,13 @@ class _Log:
     input: bool = False
     last: list[str] = field(default_factory=list)
     """The last lines that were for people."""
+    read: int = 0
+    """Lines that were for us."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run's result, or what it failed of, is known."""
+        return self.result is not None or self.error is not None
 
 
 def run_on_network(
@@ -90,26 +100,44 @@ def _follow(
     models: dict[int, Any] | None,
 ) -> _Log:
     log = _Log()
-    with command.follow(run_id) as stream:
-        for line in _until_told(stream, log):
-            found = lines.read(line)
-            if found is None:
-                log.last = [*log.last[-4:], line.strip()] if line.strip() else log.last
-            elif not isinstance(found, dict):
-                for sink in sinks:
-                    sink(found)
-            elif "model" in found and models is not None:
-                models[int(found["model"])] = lines.model_of(found)
-            elif "run-dir" in found:
-                if opened is not None:
-                    opened(Path(found["run-dir"]))
-            elif "result" in found:
-                log.result = found["result"]
-            elif "error" in found:
-                log.error, log.input = str(found["error"]), bool(found.get("input"))
+    for found in _told(command, run_id, log):
+        if not isinstance(found, dict):
+            for sink in sinks:
+                sink(found)
+        elif "model" in found and models is not None:
+            models[int(found["model"])] = lines.model_of(found)
+        elif "run-dir" in found:
+            if opened is not None:
+                opened(Path(found["run-dir"]))
+        elif "result" in found:
+            log.result = found["result"]
+        elif "error" in found:
+            log.error, log.input = str(found["error"]), bool(found.get("input"))
     return log
 
 
-def _until_told(stream: Iterator[str], log: _Log) -> Iterator[str]:
-    """The lines up to the result or the error; Flower's stream ends seconds later."""
-    return itertools.takewhile(lambda _: log.result is None and log.error is None, stream)
+def _told(command: Flower, run_id: str, log: _Log) -> Iterator[Event | dict[str, Any]]:
+    """What the log tells us, up to the result or the error; Flower's stream ends seconds later.
+
+    A stream that breaks before is asked for again, as long as the SuperLink knows the run. It then
+    begins anew; what was read already is passed over.
+    """
+    over = False
+    while True:
+        again = log.read
+        with command.follow(run_id) as stream:
+            for line in stream:
+                found = lines.read(line)
+                if found is None:
+                    log.last = [*log.last[-4:], line.strip()] if line.strip() else log.last
+                elif again:
+                    again -= 1
+                else:
+                    log.read += 1
+                    yield found
+                if log.is_over:
+                    break
+        if log.is_over or over:
+            return
+        over = not command.state(run_id).startswith(_GOING)
+        time.sleep(_AGAIN_SECONDS)

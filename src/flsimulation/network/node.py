@@ -34,7 +34,6 @@ _FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to look for a GPU must not keep forks from using it
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds
 }
 
 

@@ -14,9 +14,9 @@ import select
 import time
 
 _ANSWER_SECONDS = 0.05  # between two looks for the answer, in this process's own memory
-_LEAST_SECONDS = 0.25  # between two looks at the SuperLink right after an answer
-_IDLE_SHARE = 0.2  # of the time without a message; an idle client asks less and less often
-_WORK_SECONDS = 1.0  # between two looks for work that no bell announced
+_LEAST_SECONDS = 0.4  # between two looks at the SuperLink right after an answer
+_IDLE_SHARE = 0.3  # of the time without a message; an idle client asks less and less often
+_WORK_SECONDS = 5.0  # between two looks for work that no bell announced
 _PULL_SECONDS = {  # before a missing part is asked for again
     "initial_backoff": 0.05,
     "backoff_cap": 1.0,
@@ -90,7 +90,7 @@ class ExecClock:
         self._bell = bell
 
     def sleep(self, seconds: float) -> None:  # noqa: ARG002 - the bell says when
-        """Sleep until the bell rings, for a second at most."""
+        """Sleep until the bell rings, for some seconds at most."""
         self._bell.wait(_WORK_SECONDS)
 
 
