@@ -169,7 +169,7 @@ def network_of(spec: Any, names: Iterable[str]) -> Network:
 def test_a_network_gives_what_one_process_gives() -> None:
     from flsimulation.runtimes.inprocess import run_in_process
 
-    spec = experiment("data.clients=4", "strategy.fraction-train=0.5")
+    spec = experiment("data.clients=4", "strategy.fraction-train=0.5", "train.engine=sequential")
     here: list[Any] = []
     there: list[Any] = []
     run_in_process(spec, [here.append])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ def small_mlp(**args: Any) -> MLP:
 
 
 def batches(size: int = 8, seed: int | None = 7) -> Batches:
-    rng = None if seed is None else np.random.default_rng(seed)
+    rng = None if seed is None else functools.partial(np.random.default_rng, seed)
     return Batches(X, Y, np.arange(23), size, rng)
 
 
@@ -318,7 +319,7 @@ def test_loss_and_accuracy_are_found_by_their_words(
 
 
 def test_batches_cover_every_example_once_an_epoch_in_a_new_order() -> None:
-    data = Batches(X, torch.arange(23), np.arange(5, 18), 4, np.random.default_rng(0))
+    data = Batches(X, torch.arange(23), np.arange(5, 18), 4, lambda: np.random.default_rng(0))
     first, second = ([int(i) for _, y in data for i in y] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(5, 18))
     assert first != second

@@ -858,7 +858,7 @@ def test_the_doctor_says_who_owns_results_that_cannot_be_written(
     runs = tmp_path / "runs"
     runs.mkdir()
     monkeypatch.setattr("flsimulation.cli.doctor.os.access", lambda path, mode: False)
-    monkeypatch.setattr("flsimulation.cli.doctor.getpass.getuser", lambda: "ann")
+    monkeypatch.setattr("flsimulation.cli.folders.getpass.getuser", lambda: "ann")
     check = doctor.runs_check(runs)
     assert (check.level, check.text) == (
         "bad",

@@ -480,7 +480,9 @@ def test_a_signal_between_clients_ends_the_run_cleanly(
         OWN
         + f"\n    def __deepcopy__(self, memo):\n        import os, signal\n        os.kill(os.getpid(), signal.{name})\n"
     )
-    file = experiment_file(f'[model]\nclass = "{own_modules(text)}:Net"\n')
+    file = experiment_file(
+        f'[model]\nclass = "{own_modules(text)}:Net"\n[train]\nengine = "sequential"\n'
+    )
     command = [
         sys.executable,
         "-m",

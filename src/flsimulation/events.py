@@ -39,6 +39,10 @@ class RunStarted:
     train_examples: int
     """Training examples that the clients hold together, held-out parts included."""
     test_examples: int
+    engine: str = "sequential"
+    """``stacked`` where many clients train as one program, ``sequential`` where one by one."""
+    not_stacked: str | None = None
+    """Why the clients are not trained stacked, where that was tried."""
 
 
 @dataclass(frozen=True)

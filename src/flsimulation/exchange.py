@@ -9,15 +9,18 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from flsimulation.arrays import size_of
+from flsimulation.cohort_messages import CohortAnswer, cohort_answer
 from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, Phase, PhaseStarted, Sink
 from flsimulation.messages import failure_of, merge, metrics_of, payload_bytes, split
 
+_NUMBER = 8  # bytes, as Flower counts them
 _POLL_SECONDS = 0.2  # between two looks for answers, where the grid has none ready
 
 
@@ -28,7 +31,11 @@ class Replies:
     cohort: tuple[int, ...]
     """Partitions that were asked, ascending."""
     by_partition: dict[int, Message] = field(default_factory=dict)
-    """Answers that carry a result."""
+    """Answers that carry one client's result."""
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    """The numbers of all clients that succeeded."""
+    means: list[tuple[ArrayRecord, int]] = field(default_factory=list)
+    """Mean models of clients that answered together, with the examples behind each."""
     failures: dict[int, ClientError] = field(default_factory=dict)
     """Why the others do not."""
     bytes_down: int = 0
@@ -42,7 +49,7 @@ class Replies:
     @property
     def missing(self) -> list[int]:
         """Partitions that have not answered yet."""
-        answered = self.by_partition.keys() | self.failures.keys()
+        answered = self.metrics.keys() | self.failures.keys()
         return [partition for partition in self.cohort if partition not in answered]
 
 
@@ -58,6 +65,11 @@ class PartitionedGrid(Grid):
     @abstractmethod
     def costs_time(self) -> bool:
         """Whether a message takes so long that two phases had better share one."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether messages may ask for their clients' mean model in place of each one's."""
+        return False
 
     @abstractmethod
     def look(self) -> None:
@@ -175,9 +187,12 @@ class _Phase:
             for message, errands in self._merged(partition, wanted):
                 messages.append(_addressed(message, node))
                 asked.append(_Asked(partition, node, errands))
+        sizes: dict[int, int] = {}
         for message, to in zip(messages, asked, strict=True):
             # of two errands the model belongs to the training, which is the last
-            self._replies[to.errands[-1]].bytes_down += payload_bytes(message)
+            if (content := id(message.content)) not in sizes:  # of many messages the same
+                sizes[content] = payload_bytes(message)
+            self._replies[to.errands[-1]].bytes_down += sizes[content]
             if self._deadline:
                 message.metadata.ttl = self._deadline  # a client can see when to give up
         self._pending = dict(zip(self._grid.push_messages(messages), asked, strict=True))
@@ -199,6 +214,9 @@ class _Phase:
             asked = self._pending.pop(answer.metadata.reply_to_message_id, None)
             if asked is None:
                 continue  # given up as lost a moment ago
+            if (together := cohort_answer(answer)) is not None:
+                self._take_together(together)
+                continue
             self._replies[asked.errands[-1]].bytes_up += payload_bytes(answer)
             parts = [answer]
             if len(asked.errands) == 2:
@@ -207,6 +225,24 @@ class _Phase:
             for index, part in zip(asked.errands, parts, strict=True):
                 self._record(index, asked.partition, failure_of(part) or part)
         return bool(came)
+
+    def _take_together(self, answer: CohortAnswer) -> None:
+        """Take in what several clients answer in one message."""
+        (errand,), (replies,) = self._errands, self._replies
+        model = 0
+        if answer.mean is not None:
+            replies.means.append((answer.mean, answer.examples))
+            model = size_of(answer.mean)
+        for partition, metrics in answer.metrics.items():
+            replies.metrics[partition] = dict(metrics)
+            replies.bytes_up += model + _NUMBER * len(metrics) + sum(map(len, metrics))
+            self._emit(
+                ClientReplied(errand.round, errand.phase, partition, replies.metrics[partition])
+            )
+        for partition, error in answer.failures.items():
+            self._record(0, partition, error)
+        answered = answer.metrics.keys() | answer.failures.keys()
+        self._pending = {i: to for i, to in self._pending.items() if to.partition not in answered}
 
     def _give_up_lost(self) -> None:
         """Wait no longer for nodes that went away."""
@@ -221,13 +257,14 @@ class _Phase:
 
     def _record(self, index: int, partition: int, answer: Message | ClientError) -> None:
         errand, replies = self._errands[index], self._replies[index]
-        told = ClientReplied(errand.round, errand.phase, partition)
+        round, phase = errand.round, errand.phase
         if isinstance(answer, ClientError):
             replies.failures[partition] = answer
-            told = replace(told, reason=answer.reason, error=str(answer))
+            told = ClientReplied(round, phase, partition, reason=answer.reason, error=str(answer))
         else:
             replies.by_partition[partition] = answer
-            told = replace(told, metrics=metrics_of(answer))
+            replies.metrics[partition] = metrics_of(answer)
+            told = ClientReplied(round, phase, partition, replies.metrics[partition])
         self._emit(told)
 
 

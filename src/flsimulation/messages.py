@@ -8,6 +8,7 @@ from typing import cast
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from flsimulation.arrays import held_state, record_of, size_of
 from flsimulation.errors import FAILURE_REASONS, ClientError
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # Flower's own names of the records
@@ -29,7 +30,7 @@ _FLOWER_CODES = (1, 2, 7, 8)  # of the client's code: not loaded, raised, not va
 
 def state_of_record(arrays: ArrayRecord) -> dict[str, Tensor]:
     """A model as a state_dict; a copy, so that nothing done to it reaches the record."""
-    return dict(arrays.to_torch_state_dict())
+    return held_state(arrays)
 
 
 def state_of(message: Message) -> dict[str, Tensor]:
@@ -64,7 +65,7 @@ def reply(
     """A client's answer with its metrics and, after training, its model."""
     content = RecordDict({METRICS: MetricRecord(dict(metrics))})
     if state is not None:
-        content[ARRAYS] = ArrayRecord.from_torch_state_dict(dict(state))
+        content[ARRAYS] = record_of(state)
     return Message(content, reply_to=message)
 
 
@@ -171,4 +172,4 @@ def payload_bytes(message: Message) -> int:
     """Bytes of a message's records, as Flower counts them; 0 for an error."""
     if not message.has_content():
         return 0
-    return sum(record.count_bytes() for record in message.content.values())
+    return sum(size_of(record) for record in message.content.values())

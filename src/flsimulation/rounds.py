@@ -11,22 +11,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
+from flsimulation.aggregation import Aggregation, require_same_metrics
+from flsimulation.cohort_messages import ask_average
 from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.events import Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
 from flsimulation.exchange import Errand, Exchange, Replies
 from flsimulation.experiment import Experiment
-from flsimulation.messages import metrics_of, model_of, set_model
-from flsimulation.weights import (
-    average_of,
-    first_not_finite,
-    weights_sha256,
-    with_types_of,
-    without,
-)
+from flsimulation.messages import set_model
+from flsimulation.weights import weights_sha256, without
 
 _NAMED_FAILURES = 3  # clients whose errors stand in the message of a failed round
 
@@ -58,6 +54,10 @@ class Rounds:
     emit: Sink
     buffers: frozenset[str] = frozenset()
 
+    @property
+    def _aggregation(self) -> Aggregation:
+        return Aggregation(self.strategy, self.experiment.strategy.name, self.buffers)
+
     def run(self, arrays: ArrayRecord, first: int = 1) -> tuple[ArrayRecord, Replies]:
         """Run round ``first`` to the last; give the global model and the last evaluation.
 
@@ -86,7 +86,8 @@ class Rounds:
         self._require(number, trained, self.experiment.round.min_results)
         clock.lap("train")
         # 3. The strategy makes the new global model of their results.
-        arrays, train_scores = self._aggregate(number, trained)
+        arrays, metrics = self._aggregation.aggregate(number, trained)
+        train_scores = _scores(metrics)
         self.emit(Checkpoint(number, arrays, self.strategy))
         clock.lap("aggregate")
         # 4. The new model is judged on the test set, and by clients on their held-out parts.
@@ -143,6 +144,8 @@ class Rounds:
         if self.buffers:
             for message in messages:
                 set_model(message, arrays)
+        if phase == "train" and self.exchange.grid.averages and self._aggregation.is_mean:
+            ask_average(messages)
         return self.exchange.errand(number, phase, messages)
 
     def _gather(self, number: int, phase: str) -> None:
@@ -161,63 +164,21 @@ class Rounds:
 
     def _require(self, number: int, replies: Replies, least: int) -> None:
         """Stop the run unless enough clients succeeded: an empty round is no success."""
-        if len(replies.by_partition) >= max(least, 1 if replies.cohort else 0):
+        if len(replies.metrics) >= max(least, 1 if replies.cohort else 0):
             return
         named = [f"client {p}: {replies.failures[p]}" for p in sorted(replies.failures)]
         more = len(named) - _NAMED_FAILURES
         raise RoundError(
-            f"round {number}: {len(replies.by_partition)} of {len(replies.cohort)} clients "
+            f"round {number}: {len(replies.metrics)} of {len(replies.cohort)} clients "
             f"succeeded, {least} needed; "
             + "; ".join(named[:_NAMED_FAILURES])
             + (f"; and {more} more" if more > 0 else "")
         )
 
-    def _aggregate(self, number: int, trained: Replies) -> tuple[ArrayRecord, Scores | None]:
-        self._require_same_metrics(number, trained)
-        sent, buffers = model_of(trained.results[0]), self._take_buffers(trained)
-        try:
-            arrays, metrics = self.strategy.aggregate_train(number, trained.results)
-        except Exception as error:
-            name = self.experiment.strategy.name
-            raise RunError(f"round {number}: strategy {name}: {describe_error(error)}") from error
-        if arrays is None:
-            raise RoundError(
-                f"round {number}: the strategy made no model of {len(trained.results)} results"
-            )
-        arrays = with_types_of(ArrayRecord({**arrays, **buffers}), sent)
-        if (bad := first_not_finite(arrays)) is not None:
-            raise RunError(
-                f"round {number}: the aggregated weights {bad} are not finite; "
-                f"lower the server's or the clients' learning rate"
-            )
-        return arrays, _scores(metrics)
-
-    def _take_buffers(self, trained: Replies) -> dict[str, Array]:
-        """Average the buffers, and leave the strategy results without them."""
-        if not self.buffers:
-            return {}
-        models = [model_of(result) for result in trained.results]
-        weights = [metrics_of(result)["num-examples"] for result in trained.results]
-        for result, model in zip(trained.results, models, strict=True):
-            set_model(result, without(model, self.buffers))
-        return average_of(self.buffers, models, weights)
-
-    def _require_same_metrics(self, number: int, replies: Replies) -> None:
-        """Flower aggregates only what all clients report; say who lacks what."""
-        names = {p: metrics_of(reply).keys() for p, reply in replies.by_partition.items()}
-        every = set().union(*names.values())
-        for name in sorted(every):
-            lacking = [partition for partition in sorted(names) if name not in names[partition]]
-            if lacking:
-                raise RoundError(
-                    f"round {number}: the module logs {name!r} on some clients only, not on client "
-                    f"{lacking[0]}; log it on every client or on none"
-                )
-
     def _federated(self, number: int, evaluated: Replies) -> Scores | None:
         if not evaluated.cohort:
             return None
-        self._require_same_metrics(number, evaluated)
+        require_same_metrics(number, evaluated)
         try:
             return _scores(self.strategy.aggregate_evaluate(number, evaluated.results))
         except Exception as error:

@@ -119,6 +119,8 @@ def run(
         If the federation could not go on; the run directory says how far it came.
     """
     space = Workspace.load(experiment)  # before anything is written
+    if federate is run_in_process:
+        _ = space.cohort  # takes a while, and may refuse the experiment
     path = create_run_directory(experiment.name, out)
     if opened is not None:
         opened(path)

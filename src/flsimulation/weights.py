@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from flsimulation.arrays import HeldArray, joined
+
 
 def weights_sha256(arrays: ArrayRecord) -> str:
     """SHA-256 (hex) over all arrays in name order: name, dtype, shape and bytes."""
@@ -30,7 +32,7 @@ def first_not_finite(arrays: ArrayRecord) -> str | None:
 
 def without(arrays: ArrayRecord, names: Collection[str]) -> ArrayRecord:
     """``arrays`` but those of these names."""
-    return ArrayRecord({name: array for name, array in arrays.items() if name not in names})
+    return joined({name: array for name, array in arrays.items() if name not in names})
 
 
 def average_of(
@@ -50,7 +52,7 @@ def average_of(
         name: sum(s * m[name].numpy() for s, m in zip(shares, models, strict=True))
         for name in names
     }
-    return {name: Array(np.asarray(mean)) for name, mean in means.items()}
+    return {name: HeldArray(np.asarray(mean)) for name, mean in means.items()}
 
 
 def with_types_of(arrays: ArrayRecord, model: ArrayRecord) -> ArrayRecord:
@@ -59,13 +61,11 @@ def with_types_of(arrays: ArrayRecord, model: ArrayRecord) -> ArrayRecord:
     Strategies compute in whatever type their weights lead to, so that a counter becomes a float and
     float32 becomes float64 from one round to the next.
     """
-    return ArrayRecord(
-        {name: _typed(array, model.get(name, array)) for name, array in arrays.items()}
-    )
+    return joined({name: _typed(array, model.get(name, array)) for name, array in arrays.items()})
 
 
 def _typed(array: Array, like: Array) -> Array:
     if array.dtype == like.dtype:
         return array
     value, kind = array.numpy(), np.dtype(like.dtype)
-    return Array(np.asarray(value if kind.kind in "fc" else np.rint(value), kind))
+    return HeldArray(np.asarray(value if kind.kind in "fc" else np.rint(value), kind))

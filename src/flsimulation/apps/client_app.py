@@ -24,6 +24,7 @@ from flsimulation.messages import (
     state_of,
 )
 from flsimulation.packing import is_packed, pack, unpack
+from flsimulation.training import Batches, Fit
 
 Told: TypeAlias = Callable[[int, Message, Message], None]
 """Takes partition, message and answer."""
@@ -117,19 +118,14 @@ def _configured_partition(context: Context) -> int | None:
 
 
 def _train(message: Message, config: ConfigRecord, partition: int, workspace: Workspace) -> Message:
-    round = int(_number(config, "server-round"))
+    round = int(number(config, "server-round"))
     spec = workspace.experiment
     batches = workspace.train_batches(partition, round)
-    fit = workspace.trainer.fit(
-        state_of(message),
-        batches,
-        seed=seeds.integer(spec.seed, "fit", round, partition),
-        validation=workspace.validation_batches(partition) if spec.train.validate_ else None,
-        proximal_mu=_number(config, "proximal-mu"),
-        expires=_expires(message, workspace),
+    fit = (_fit_stacked if spec.train.engine == "stacked" else _fit)(
+        message, workspace, partition, round, batches, number(config, "proximal-mu")
     )
     metrics = {
-        **_logged(fit.scores),
+        **logged(fit.scores),
         "num-examples": batches.examples,
         "epochs": spec.train.epochs,
         "steps": fit.steps,
@@ -138,33 +134,73 @@ def _train(message: Message, config: ConfigRecord, partition: int, workspace: Wo
     return reply(message, metrics, fit.state)
 
 
+def _fit(
+    message: Message,
+    workspace: Workspace,
+    partition: int,
+    round: int,
+    batches: Batches,
+    proximal_mu: float,
+) -> Fit:
+    spec = workspace.experiment
+    return workspace.trainer.fit(
+        state_of(message),
+        batches,
+        seed=seeds.integer(spec.seed, "fit", round, partition),
+        validation=workspace.validation_batches(partition) if spec.train.validate_ else None,
+        proximal_mu=proximal_mu,
+        expires=expires(message, workspace),
+    )
+
+
+def _fit_stacked(
+    message: Message,
+    workspace: Workspace,
+    partition: int,  # noqa: ARG001 - nothing random is left to seed
+    round: int,  # noqa: ARG001
+    batches: Batches,
+    proximal_mu: float,
+) -> Fit:
+    """One client as a cohort of its own: the program of many, for one."""
+    trainer = workspace.cohort
+    assert trainer is not None  # noqa: S101 - or the experiment was refused
+    (wave,) = trainer.fit(
+        state_of(message), [batches], proximal_mu=proximal_mu, expires=expires(message, workspace)
+    )
+    (result,) = wave.results
+    if isinstance(result, ClientError):
+        raise result
+    return Fit(wave.state(0), result.scores, result.steps, result.seconds)
+
+
 def _evaluate(
     message: Message, config: ConfigRecord, partition: int, workspace: Workspace
 ) -> Message:
-    round = int(_number(config, "server-round"))
+    round = int(number(config, "server-round"))
     batches = workspace.validation_batches(partition)
-    scores = workspace.trainer.evaluate(
+    scores = workspace.evaluate(
         state_of(message),
         batches,
         seed=seeds.integer(workspace.experiment.seed, "evaluate", round, partition),
-        expires=_expires(message, workspace),
+        expires=expires(message, workspace),
     )
-    return reply(message, {**_logged(scores), "num-examples": batches.examples})
+    return reply(message, {**logged(scores), "num-examples": batches.examples})
 
 
-def _logged(scores: Mapping[str, float]) -> Mapping[str, float]:
+def logged(scores: Mapping[str, float]) -> Mapping[str, float]:
     """What the module logged, unless it took a name that means something else in an answer."""
     if taken := sorted(RESERVED & scores.keys()):
         raise ClientError("error", f"the module logs {taken[0]!r}, a name in use; log another")
     return scores
 
 
-def _number(config: Mapping[str, object], key: str) -> float:
+def number(config: Mapping[str, object], key: str) -> float:
+    """A number among a message's settings; 0 if it is not there."""
     value = config.get(key, 0.0)
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _expires(message: Message, workspace: Workspace) -> float | None:
+def expires(message: Message, workspace: Workspace) -> float | None:
     """Unix time in seconds after which nobody waits for the answer, if there is a deadline."""
     if workspace.experiment.round.deadline == 0:
         return None

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, R
 from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.apps.workspace import Workspace
+from flsimulation.arrays import record_of
 from flsimulation.assigned_grid import AssignedGrid
 from flsimulation.assignment import PartitionTable
 from flsimulation.errors import FLSimulationError, RunError, describe_error
@@ -107,7 +108,7 @@ def _federate(
     experiment = space.experiment
     emit(_announcement(space))
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
-    arrays = ArrayRecord.from_torch_state_dict(space.initial_state())
+    arrays = record_of(space.initial_state())
     if start is not None:
         vars(strategy).update(start.strategy)
         arrays = start.arrays
@@ -159,6 +160,8 @@ def _announcement(space: Workspace) -> RunStarted:
         classes=data.dataset.classes,
         train_examples=sum(len(part) for part in data.partitions),
         test_examples=len(data.dataset.y_test),
+        engine=space.engine,
+        not_stacked=vars(space).get("not_stacked"),
     )
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from flsimulation import seeds
 from flsimulation.data.federated import FederatedData
+from flsimulation.errors import ModelError
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model
-from flsimulation.training import Batches, LocalTrainer, State
+from flsimulation.training import (
+    Batches,
+    CohortTrainer,
+    DirectEvaluator,
+    LocalTrainer,
+    NotStackable,
+    State,
+)
 
 _EVALUATION_BATCH = 1000  # examples; bounds the memory of a forward pass, changes no score
 
@@ -34,6 +43,34 @@ class Workspace:
         module = build_model(experiment.model, data.dataset, experiment.seed)
         return cls(experiment, data, LocalTrainer(module, experiment.train))
 
+    @functools.cached_property
+    def cohort(self) -> CohortTrainer | None:
+        """What trains many clients at once; None where clients train one by one.
+
+        Raises
+        ------
+        ModelError
+            If the experiment asks for it and the model does not allow it.
+        """
+        spec, dataset = self.experiment.train, self.data.dataset
+        vars(self)["not_stacked"] = None
+        if spec.engine == "sequential":
+            return None
+        try:
+            return CohortTrainer(self.trainer.module, spec, dataset.x_train, dataset.y_train)
+        except NotStackable as reason:
+            if spec.engine == "stacked":
+                raise ModelError(
+                    f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'"
+                ) from None
+            vars(self)["not_stacked"] = str(reason)
+            return None
+
+    @property
+    def engine(self) -> str:
+        """``stacked`` if clients train many at once, as far as this process has decided on it."""
+        return "stacked" if vars(self).get("cohort") is not None else "sequential"
+
     @property
     def can_evaluate_clients(self) -> bool:
         """Whether clients hold out a part and the module can evaluate it."""
@@ -48,7 +85,7 @@ class Workspace:
     def train_batches(self, partition: int, round: int) -> Batches:
         """The client's training part, shuffled anew in every epoch of every round."""
         spec, dataset = self.experiment, self.data.dataset
-        stream = seeds.rng(spec.seed, "batches", round, partition)
+        stream = functools.partial(seeds.rng, spec.seed, "batches", round, partition)
         indices = self.data.train_indices(partition)
         return Batches(dataset.x_train, dataset.y_train, indices, spec.train.batch_size, stream)
 
@@ -61,6 +98,25 @@ class Workspace:
         """Scores of a model on the test set."""
         dataset = self.data.dataset
         batches = Batches(dataset.x_test, dataset.y_test, dataset.test_indices, _EVALUATION_BATCH)
-        return self.trainer.evaluate(
-            state, batches, seed=seeds.integer(self.experiment.seed, "test")
-        )
+        return self.evaluate(state, batches, seed=seeds.integer(self.experiment.seed, "test"))
+
+    def evaluate(
+        self, state: State, batches: Batches, *, seed: int, expires: float | None = None
+    ) -> dict[str, float]:
+        """Scores of a model, by whichever way this workspace evaluates; see `LocalTrainer`."""
+        while True:
+            evaluator = self._evaluator
+            try:
+                return evaluator.evaluate(state, batches, seed=seed, expires=expires)
+            except NotStackable:  # its step asks for a Trainer after all
+                vars(self)["_evaluator"] = self.trainer
+
+    @functools.cached_property
+    def _evaluator(self) -> DirectEvaluator | LocalTrainer:
+        """Evaluates without a Trainer where clients are trained stacked and the module allows it."""
+        if self.engine != "stacked":
+            return self.trainer
+        try:
+            return DirectEvaluator(self.trainer.module, gpu=self.trainer.uses_gpu)
+        except NotStackable:
+            return self.trainer

@@ -63,6 +63,8 @@ class PlainView:
         """Show what the event tells."""
         if isinstance(event, RunStarted):
             self._say(_title(event), style="bold")
+            if event.not_stacked is not None:
+                self._say(f"  clients train one by one: {event.not_stacked}", style="yellow")
             self._say(_row(_COLUMNS), style="dim")
         elif isinstance(event, ClientsConnected):
             self._connected(event)

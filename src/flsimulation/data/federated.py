@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from flsimulation.data.dataset import Dataset
 from flsimulation.data.partitions import partition_examples
 from flsimulation.data.sources import load_dataset
 from flsimulation.experiment import Experiment
+
+_KEPT_ORDERS = 10_000  # clients whose order of examples is kept from one round to the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +25,7 @@ class FederatedData:
     validation_fraction: float
     """Share of its examples that each client holds out."""
     seed: int
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, experiment: Experiment) -> FederatedData:
@@ -61,8 +64,13 @@ class FederatedData:
         }
 
     def _shuffled(self, partition: int) -> np.ndarray:
+        if (known := self._orders.get(partition)) is not None:
+            return known
+        if len(self._orders) >= _KEPT_ORDERS:
+            self._orders.clear()
         stream = seeds.rng(self.seed, "validation", partition=partition)
-        return stream.permutation(self.partitions[partition])
+        self._orders[partition] = order = stream.permutation(self.partitions[partition])
+        return order
 
     def _held_out(self, partition: int) -> int:
         """Held-out examples: the fraction, but at least one, and at least one left to train on."""

@@ -101,6 +101,10 @@ class Train(Section):
     validate_: bool = False
     """Also run the module's validation loop on the held-out part after each local epoch, for
     schedulers and callbacks that monitor what it logs."""
+    engine: Literal["auto", "stacked", "sequential"] = "auto"
+    """How the clients of one process train. `stacked`: many at once, as one program.
+    `sequential`: one after the other, with Lightning's Trainer. `auto`: stacked where that gives
+    the same, else sequential."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU where there is one."""
 

@@ -48,7 +48,11 @@ def _practise(space: Workspace) -> None:
         return
     dataset = space.data.dataset
     batches = Batches(
-        dataset.x_train, dataset.y_train, space.data.partitions[0][:2], 2, seeds.rng(0, "practice")
+        dataset.x_train,
+        dataset.y_train,
+        space.data.partitions[0][:2],
+        2,
+        lambda: seeds.rng(0, "practice"),
     )
     state = space.initial_state()
     with contextlib.suppress(Exception):  # whatever is wrong, the first message says it

@@ -82,11 +82,20 @@ def verify(
     RunError
         If one of the two runs could not go on.
     """
+    experiment = _with_one_engine(experiment)
     here, there = Record(), Record()
     with tempfile.TemporaryDirectory(prefix="flsim-verify-") as folder:
         runner.run(experiment, Path(folder) / "run", [here])
     run_on_network(experiment, sinks=[there], models=there.models)
     return compare(here, there, compared)
+
+
+def _with_one_engine(experiment: Experiment) -> Experiment:
+    """The experiment with the engine that clients have everywhere, unless it asks for another."""
+    if experiment.train.engine != "auto":
+        return experiment
+    train = experiment.train.model_copy(update={"engine": "sequential"})
+    return experiment.model_copy(update={"train": train})
 
 
 def compare(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation.apps.client_app import make_client_app
+from flsimulation.apps.cohort_app import Asked, train_together
 from flsimulation.apps.server_app import Start, make_server_app
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError, describe_error
@@ -19,11 +22,13 @@ from flsimulation.events import Sink
 from flsimulation.exchange import PartitionedGrid
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.strategy import quiet_flower
-from flsimulation.messages import failure
+from flsimulation.messages import config_of, failure, model_of
 
 _RUN_ID = 1
 _SERVER_NODE_ID = 1
 _FIRST_NODE_ID = 2  # of partition 0
+
+Together: TypeAlias = Callable[[Sequence[Asked]], Iterator[list[Message]]]
 
 
 class InProcessGrid(PartitionedGrid):
@@ -40,6 +45,8 @@ class InProcessGrid(PartitionedGrid):
         Number of nodes, one a partition.
     run_config : mapping
         Given to every client in its context.
+    together : callable, optional
+        Answers training messages that carry the same model, some at a time.
     """
 
     def __init__(
@@ -47,8 +54,11 @@ class InProcessGrid(PartitionedGrid):
         client_app: ClientApp,
         clients: int,
         run_config: Mapping[str, bool | float | int | str],
+        together: Together | None = None,
     ) -> None:
         self._client_app = client_app
+        self._together = together
+        self._coming: Iterator[list[Message]] = iter(())
         self._run_config = dict(run_config)
         self._run = Run.create_empty(_RUN_ID)
         self._waiting: dict[str, Message] = {}
@@ -68,6 +78,11 @@ class InProcessGrid(PartitionedGrid):
 
     def look(self) -> None:
         """Nobody comes or goes in one process."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether clients that train together can give their mean model."""
+        return self._together is not None
 
     def gather(self, seconds: float) -> int:  # noqa: ARG002 - nobody is away
         """All clients are there."""
@@ -92,6 +107,7 @@ class InProcessGrid(PartitionedGrid):
         Messages whose time to live is over are dropped, as a SuperLink drops them.
         """
         now = time.time()
+        self._coming = iter(())  # nobody waits any more for what was asked before
         self._waiting = {
             identifier: message
             for identifier, message in self._waiting.items()
@@ -106,11 +122,33 @@ class InProcessGrid(PartitionedGrid):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Let the first waiting client answer, so that every answer can be seen as it comes."""
+        """Let the first waiting client answer, or those that are trained together with it.
+
+        So every answer can be seen as it comes.
+        """
+        if (answers := next(self._coming, None)) is not None:
+            return answers
         for identifier in message_ids:
             if (message := self._waiting.pop(identifier, None)) is not None:
-                return [self._answer(message)]
+                if self._together is None or message.metadata.message_type != MessageType.TRAIN:
+                    return [self._answer(message)]
+                return self._first_together(message, message_ids)
         return []
+
+    def _first_together(self, first: Message, message_ids: Iterable[str]) -> list[Message]:
+        """Begin to train all clients that were asked for the same; gives the first answers."""
+        assert self._together is not None  # noqa: S101 - whoever calls has looked
+        asked = [Asked(first, self.partitions[first.metadata.dst_node_id])]
+        model, config = model_of(first), config_of(first)
+        for identifier in message_ids:
+            message = self._waiting.get(identifier)
+            if message is None or message.metadata.message_type != MessageType.TRAIN:
+                continue
+            if model_of(message) is model and config_of(message) is config:
+                asked.append(Asked(message, self.partitions[message.metadata.dst_node_id]))
+                del self._waiting[identifier]
+        self._coming = self._together(asked)
+        return next(self._coming, [])
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -158,7 +196,11 @@ def run_in_process(
     """
     space = workspace or Workspace.load(experiment)
     run_config = flatten(experiment)
-    grid = InProcessGrid(make_client_app(space), experiment.data.clients, run_config)
+    together: Together | None = None
+    if (trainer := space.cohort) is not None:
+        together = functools.partial(train_together, space=space, trainer=trainer)
+    clients = experiment.data.clients
+    grid = InProcessGrid(make_client_app(space), clients, run_config, together)
     context = Context(_RUN_ID, _SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
     with flower_identity(), quiet_flower():
         make_server_app(sinks, space, start)(grid, context)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from flsimulation.atomic import write_atomic
 from flsimulation.errors import InputError
+
+_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 class JsonLines:
@@ -24,13 +28,13 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-        self._path = path
         write_atomic(path, "".join(_encode(line) for line in read_lines(path) if keep(line)))
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        weakref.finalize(self, os.close, self._file)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one line, in one write."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_encode(line))
+        os.write(self._file, _encode(line).encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -59,7 +63,10 @@ def _decode(line: str, path: Path, number: int) -> dict[str, Any]:
 
 
 def _encode(line: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(line), allow_nan=False) + "\n"
+    try:
+        return _ENCODER.encode(line) + "\n"
+    except ValueError:
+        return _ENCODER.encode(_finite(line)) + "\n"
 
 
 def _finite(value: Any) -> Any:

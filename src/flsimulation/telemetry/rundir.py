@@ -186,6 +186,8 @@ def _description(event: RunStarted) -> dict[str, Any]:
             "arguments": dict(event.model_arguments),
             "parameters": event.parameters,
         },
+        "engine": event.engine,
+        "not-stacked": event.not_stacked,
     }
 
 

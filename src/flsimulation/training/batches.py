@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ class Batches:
         The client's examples.
     size : int
         Examples a batch; the last one may be smaller.
-    rng : numpy Generator, optional
-        Shuffles every epoch anew; without it the order is that of ``indices``.
+    rng : callable, optional
+        Gives the generator that shuffles every epoch anew; called when first needed. Without it
+        the order is that of ``indices``.
     """
 
     def __init__(
@@ -33,12 +34,13 @@ class Batches:
         y: Tensor,
         indices: np.ndarray,
         size: int,
-        rng: np.random.Generator | None = None,
+        rng: Callable[[], np.random.Generator] | None = None,
     ) -> None:
         self._x, self._y = x, y
         self._indices = indices
         self._size = size
         self._rng = rng
+        self._generator: np.random.Generator | None = None
 
     @property
     def examples(self) -> int:
@@ -49,6 +51,21 @@ class Batches:
         return -(-len(self._indices) // self._size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self._indices if self._rng is None else self._rng.permutation(self._indices)
-        for batch in torch.split(torch.from_numpy(order), self._size):
+        for rows in self.index_batches():
+            if (
+                self._rng is None
+                and rows[-1] - rows[0] == len(rows) - 1
+                and (np.diff(rows) == 1).all()
+            ):
+                batch: slice | Tensor = slice(int(rows[0]), int(rows[-1]) + 1)  # no copy
+            else:
+                batch = torch.from_numpy(rows)
             yield self._x[batch], self._y[batch]
+
+    def index_batches(self) -> list[np.ndarray]:
+        """Indices of one epoch's batches, int64 [size] each; a new order with each call."""
+        order = self._indices
+        if self._rng is not None:
+            self._generator = self._generator or self._rng()
+            order = self._generator.permutation(order)
+        return [order[i : i + self._size] for i in range(0, len(order), self._size)]

@@ -72,6 +72,11 @@ class LocalTrainer:
             raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
 
     @property
+    def uses_gpu(self) -> bool:
+        """Whether it trains on a GPU."""
+        return self._spec.device != "cpu" and torch.cuda.is_available()
+
+    @property
     def can_evaluate(self) -> bool:
         """Whether the module has a ``validation_step`` (or a ``test_step``)."""
         return any(is_overridden(step, self.module) for step in ("validation_step", "test_step"))

@@ -1,0 +1,95 @@
+"""What a round costs beside the training: clients that do nothing, in cohorts of several sizes.
+
+A round of FLSimulation as ``flsim run`` runs it (Flower's FedAvg, messages, events, the run
+directory), without an evaluation, with clients that give the global model back at once. The
+cohorts' rounds alternate. Printed are the median of each, and the line through them.
+
+    python benchmarks/overhead.py [--cohorts 10 100 1000] [--rounds 20] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import flsimulation  # noqa: F401 - before torch: it lets OpenMP's waiting threads sleep
+import numpy as np
+
+from flsimulation.apps.workspace import Workspace
+from flsimulation.events import RoundFinished
+from flsimulation.experiment import Experiment
+from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.telemetry.rundir import RunDirectory
+from flsimulation.training import Batches
+from flsimulation.training.wave import State, Trained, Wave
+
+_LEFT_OUT = 2  # rounds, in which things are done for the first time
+
+
+class Idle:
+    """Stands in for a `CohortTrainer`: gives every client's model back as it came."""
+
+    def fit(self, state: State, clients: Sequence[Batches], **_: Any) -> Iterator[Wave]:
+        for first in range(0, len(clients), 25):
+            places = tuple(range(first, min(first + 25, len(clients))))
+            examples = np.array([clients[place].examples for place in places])
+            results: list[Any] = [Trained({"loss": 1.0}, 1, 0.0) for _ in places]
+            yield Wave(places, results, state, frozenset(), examples)
+
+
+def experiment(cohort: int, rounds: int) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": "idle",
+            "data": {"clients": 5000, "validation-fraction": 0.0},
+            "strategy": {"rounds": rounds, "fraction-train": cohort / 5000},
+            "evaluate": {"clients": 0, "central-every": 0},
+        }
+    )
+
+
+def seconds(cohort: int, rounds: int) -> list[float]:
+    spec = experiment(cohort, rounds)
+    space = Workspace.load(spec)
+    vars(space)["cohort"] = Idle()
+    found: list[float] = []
+
+    def watch(event: Any) -> None:
+        if isinstance(event, RoundFinished):
+            found.append(event.seconds["total"])
+
+    with TemporaryDirectory() as folder:
+        run_in_process(spec, [RunDirectory(Path(folder), spec), watch], space)
+    return found[_LEFT_OUT:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cohorts", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rounds: dict[int, list[float]] = {cohort: [] for cohort in options.cohorts}
+    for _ in range(options.repeats):
+        for cohort in options.cohorts:
+            rounds[cohort] += seconds(cohort, options.rounds + _LEFT_OUT)
+    medians = {cohort: statistics.median(found) for cohort, found in rounds.items()}
+    slope, start = np.polyfit(list(medians), list(medians.values()), 1)
+    for cohort, median in medians.items():
+        print(
+            f"{cohort:6} clients: {1e3 * median:7.2f} ms a round, least {1e3 * min(rounds[cohort]):.2f}"
+        )
+    print(f"{1e3 * start:.2f} ms a round and {1e6 * slope:.0f} µs a client")
+    if options.json:
+        figures = {"median-seconds": medians, "round": float(start), "client": float(slope)}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

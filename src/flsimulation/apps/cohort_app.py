@@ -1,0 +1,92 @@
+"""A cohort's part in a round, answered together: many clients' training as one program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from flwr.app import Message
+
+from flsimulation.apps.client_app import expires, logged, number
+from flsimulation.apps.workspace import Workspace
+from flsimulation.cohort_messages import asks_average, cohort_reply
+from flsimulation.errors import ClientError
+from flsimulation.messages import config_of, failure, model_of, reply, state_of_record
+from flsimulation.training.cohort import CohortTrainer
+from flsimulation.training.wave import Trained, Wave
+
+
+class Asked(NamedTuple):
+    """A training message and the partition of its node."""
+
+    message: Message
+    partition: int
+
+
+def train_together(
+    asked: Sequence[Asked], space: Workspace, trainer: CohortTrainer
+) -> Iterator[list[Message]]:
+    """Answer training messages that carry the same model, some at a time.
+
+    Parameters
+    ----------
+    asked : sequence of Asked
+        At least one; the first one's model and settings are those of all.
+    space : Workspace
+        The clients' data.
+    trainer : CohortTrainer
+        Of the experiment's model.
+
+    Yields
+    ------
+    list of Message
+        The answers of the clients that were trained together; where the messages ask for the mean
+        model only, one answer for all.
+    """
+    first = asked[0].message
+    config, average = config_of(first), asks_average(first)
+    round = int(number(config, "server-round"))
+    waves = trainer.fit(
+        state_of_record(model_of(first)),
+        [space.train_batches(partition, round) for _, partition in asked],
+        proximal_mu=number(config, "proximal-mu"),
+        expires=expires(first, space),
+        average=average,
+    )
+    for wave in waves:
+        yield _answers(wave, asked, space, average=average)
+
+
+def _answers(
+    wave: Wave, asked: Sequence[Asked], space: Workspace, *, average: bool
+) -> list[Message]:
+    metrics, failures = dict[int, dict[str, float]](), dict[int, ClientError]()
+    answers = list[Message]()
+    for place, (client, result) in enumerate(zip(wave.clients, wave.results, strict=True)):
+        message, partition = asked[client]
+        try:
+            found = _metrics(result, int(wave.examples[place]), space)
+        except ClientError as error:
+            failures[partition] = error
+            answers += [] if average else [failure(message, error)]
+            continue
+        metrics[partition] = found
+        answers += [] if average else [reply(message, found, wave.state(place))]
+    if not average:
+        return answers
+    first = asked[wave.clients[0]].message
+    examples = sum(int(own["num-examples"]) for own in metrics.values())
+    return [cohort_reply(first, metrics, failures, wave.weights, examples)]
+
+
+def _metrics(result: Trained | ClientError, examples: int, space: Workspace) -> dict[str, float]:
+    """The numbers in a client's answer. Raises `ClientError`."""
+    if isinstance(result, ClientError):
+        raise result
+    return {
+        **logged(result.scores),
+        "num-examples": examples,
+        "epochs": space.experiment.train.epochs,
+        "steps": result.steps,
+        "seconds": result.seconds,
+    }

@@ -1,0 +1,83 @@
+"""Models as Flower's records, without a serialised copy as long as they stay in this process."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from torch import Tensor, from_numpy
+
+_SERIALIZED = "numpy.ndarray"  # Flower's name for the bytes of ``numpy.save``
+
+
+class HeldArray(Array):
+    """A Flower array that holds its values and serialises them only for whoever asks for bytes.
+
+    For messages within one process. What is held must not change: it may be shared by many messages.
+
+    Parameters
+    ----------
+    values : ndarray
+        Not copied.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.dtype, self.shape = str(values.dtype), tuple(values.shape)
+        self.stype = _SERIALIZED
+        self._values = values
+
+    def numpy(self) -> np.ndarray:
+        """The values themselves; not to be changed."""
+        return self._values
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The values as ``numpy.save`` writes them."""
+        return Array.from_numpy_ndarray(self._values).data
+
+    @property
+    def size(self) -> int:
+        """Bytes of `data`, without making them."""
+        return _header_bytes(self.dtype, self.shape) + self._values.nbytes
+
+
+def record_of(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """A state_dict as a record; its tensors are on the CPU, not copied and not to be changed."""
+    return joined({name: HeldArray(value.detach().numpy()) for name, value in state.items()})
+
+
+def joined(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """A record of these arrays themselves; ``ArrayRecord`` would copy them."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
+
+
+def held_state(record: ArrayRecord) -> dict[str, Tensor]:
+    """A record's model as a state_dict; a copy, so that nothing done to it reaches the record."""
+    return {name: from_numpy(np.array(array.numpy())) for name, array in record.items()}
+
+
+def size_of(record: Any) -> int:
+    """Bytes of any of Flower's records, as its ``count_bytes`` counts them."""
+    if not isinstance(record, ArrayRecord):
+        return int(record.count_bytes())
+    return sum(
+        len(name) + (array.size if isinstance(array, HeldArray) else len(array.data))
+        for name, array in record.items()
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _header_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes that ``numpy.save`` writes before the values."""
+    file = io.BytesIO()
+    kind = np.dtype(dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()

@@ -1,0 +1,91 @@
+"""A module's evaluation without a Trainer, whose start costs more than a small model's scores."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from flsimulation import seeds
+from flsimulation.errors import ClientError, describe_error
+from flsimulation.training.batches import Batches
+from flsimulation.training.local import State
+from flsimulation.training.logged import CannotTake, Log, reduced
+from flsimulation.training.scores import scores
+from flsimulation.training.stackable import overridden
+from flsimulation.training.step import NotStackable, watched
+
+_STEPS = ("validation_step", "test_step")  # the first that the module has is its evaluation
+
+
+class DirectEvaluator:
+    """Calls a module's own evaluation step batch by batch, as Lightning would.
+
+    Parameters
+    ----------
+    module : LightningModule
+        The model; never changed.
+    gpu : bool
+        Evaluate on the GPU.
+
+    Raises
+    ------
+    NotStackable
+        If the evaluation is more than its step.
+    """
+
+    def __init__(self, module: pl.LightningModule, *, gpu: bool = False) -> None:
+        own = [step for step in _STEPS if is_overridden(step, module)]
+        if not own:
+            raise NotStackable("the module has no validation_step")
+        stage = own[0].removesuffix("_step")
+        for name in sorted(overridden(type(module))):
+            if name.startswith(f"on_{stage}_") or name in ("setup", "forward_hooks"):
+                raise NotStackable(f"the module has a {name} of its own")
+        self._step, self._log = own[0], Log(training=False)
+        self._device = torch.device("cuda" if gpu else "cpu")
+        self._module = watched(copy.deepcopy(module).to(self._device).eval(), self._log)
+
+    def evaluate(
+        self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
+    ) -> dict[str, float]:
+        """Scores of a model: the means over examples of what its evaluation step logs.
+
+        Parameters
+        ----------
+        state, batches
+            The model and the examples.
+        seed : int
+            Of the random draws inside the module.
+        expires : float, optional
+            Unix time in seconds after which to give up.
+
+        Raises
+        ------
+        ClientError
+            If time is up.
+        NotStackable
+            If the step asks for what only a Trainer has.
+        """
+        self._module.load_state_dict(state)
+        values, sizes = list[list[float]](), list[int]()
+        with seeds.global_streams(seed), torch.inference_mode():
+            for number, (x, y) in enumerate(batches):
+                if expires is not None and time.time() > expires:
+                    raise ClientError("deadline", "it was not done before the round's deadline")
+                self._log.how.clear()
+                self._log.values.clear()
+                batch = x.to(self._device), y.to(self._device)
+                try:
+                    getattr(self._module, self._step)(batch, number)
+                except CannotTake as reason:
+                    raise NotStackable(f"{self._step} {reason}") from None
+                except Exception as error:
+                    raise ClientError("error", describe_error(error)) from error
+                values.append([float(value) for value in self._log.values])
+                sizes.append(len(x))
+        return scores(reduced(self._log.how, np.array(values), np.array(sizes)))

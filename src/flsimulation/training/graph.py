@@ -1,0 +1,210 @@
+"""Passes over the traced graph of a training step: what autograd and vmap leave is made short.
+
+A graph is a list of ATen calls. Its placeholders are first the stacked parameters, its outputs the
+losses, the logged values and then a gradient for each of those parameters (or None).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+
+_SAME = {aten.detach.default, aten.alias.default}
+_RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
+_VIEWS = _SAME | _RESHAPES | {
+    aten.transpose.int, aten.permute.default, aten.expand.default, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.squeeze.dims, aten.slice.Tensor, aten.select.int, aten.t.default,
+}  # fmt: skip
+
+
+def simplify(graph: Graph, gradients: int) -> None:
+    """Drop what changes nothing, what is computed twice and what nobody reads.
+
+    Parameters
+    ----------
+    graph : Graph
+        Without operations in place; every node has its example value in ``meta["val"]``.
+    gradients : int
+        How many of the last outputs are gradients; those that are the transpose of a batched
+        product become the product of the transposed, so that they are contiguous.
+    """
+    for node in list(graph.nodes):
+        if node.op == "call_function" and (same := _unchanged(node)) is not None:
+            node.replace_all_uses_with(same)
+    _merge_equal(graph)
+    graph.eliminate_dead_code()
+    output = _output(graph)
+    results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    for index in range(len(results) - gradients, len(results)):
+        results[index] = _untransposed(graph, results[index])
+    output.args = (tuple(results),)
+    graph.eliminate_dead_code()
+
+
+def descend_in_place(graph: Graph, rates: tuple[float, ...]) -> bool:
+    """Let the graph itself take the steps of plain SGD, and give no gradients any more.
+
+    A gradient that is a batched product is never written: the product is added to the parameter.
+
+    Parameters
+    ----------
+    graph : Graph
+        Simplified.
+    rates : tuple of float
+        Learning rate of each parameter.
+
+    Returns
+    -------
+    bool
+        False, and nothing is changed, if another output is a view of a parameter.
+    """
+    output = _output(graph)
+    results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    gradients, others = results[-len(rates) :], results[: -len(rates)]
+    parameters = [node for node in graph.nodes if node.op == "placeholder"][: len(rates)]
+    readers = [_readers(parameter) for parameter in parameters]
+    if any(output in found for found in readers) or len(set(gradients)) < len(gradients):
+        return False
+    for parameter, gradient, rate, read in zip(parameters, gradients, rates, readers, strict=True):
+        if gradient is None:
+            continue
+        product = gradient.target is aten.bmm.default and len(gradient.users) == 1
+        inputs = tuple(gradient.args) if product else (gradient,)
+        places = {node: place for place, node in enumerate(graph.nodes)}
+        last = max((*read, *inputs), key=lambda node: places[node])
+        with graph.inserting_after(last):
+            if product:
+                graph.call_function(aten.baddbmm_.default, (parameter, *inputs), {"alpha": -rate})
+            else:
+                graph.call_function(aten.sub_.Tensor, (parameter, gradient), {"alpha": rate})
+    output.args = ((*others, *(None for _ in rates)),)
+    graph.eliminate_dead_code(is_impure_node=_has_effect)
+    return True
+
+
+def draws_random_numbers(graph: Graph) -> bool:
+    """Whether a call depends on the state of a random generator."""
+    return any(torch.Tag.nondeterministic_seeded in _tags(node) for node in graph.nodes)
+
+
+def writes_in_place(graph: Graph) -> bool:
+    """Whether a call changes one of its arguments."""
+    return any(_is_mutable(node) for node in graph.nodes)
+
+
+def _unchanged(node: Node) -> Node | None:
+    """The argument that a call merely hands on."""
+    target, given = node.target, node.args
+    if not given or not isinstance(given[0], Node):
+        return None
+    first = given[0]
+    if target in _RESHAPES and first.target in _RESHAPES and isinstance(first.args[0], Node):
+        node.args = (first.args[0], given[1])  # a view of a view
+        first = first.args[0]
+    if target in _SAME:
+        return first
+    if target in _RESHAPES or target is aten.expand.default:
+        return first if _value(first).shape == _value(node).shape else None
+    if target is aten.permute.default:
+        return first if list(given[1]) == list(range(len(given[1]))) else None  # type: ignore[arg-type]
+    if target is aten.mul.Scalar:
+        return first if given[1] == 1 and _value(first).dtype == _value(node).dtype else None
+    if target is aten.clone.default:
+        return first if _value(first).stride() == _value(node).stride() else None
+    if target is aten._to_copy.default:
+        same = (
+            _value(first).dtype == _value(node).dtype
+            and _value(first).device == _value(node).device
+        )
+        return first if same else None
+    return None
+
+
+def _merge_equal(graph: Graph) -> None:
+    """Let a call whose like was made before be that one."""
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+        if (before := seen.setdefault(key, node)) is not node:
+            node.replace_all_uses_with(before)
+
+
+def _untransposed(graph: Graph, result: Any) -> Any:
+    if not isinstance(result, Node) or not _swaps_last(result):
+        return result
+    product = result.args[0]
+    if (
+        not isinstance(product, Node)
+        or product.target is not aten.bmm.default
+        or len(product.users) > 1
+    ):
+        return result
+    first, second = product.args
+    with graph.inserting_before(product):
+        factors = tuple(_swapped(graph, factor) for factor in (second, first))
+        turned = graph.call_function(aten.bmm.default, factors)
+    turned.meta["val"] = _value(result).contiguous()
+    return turned
+
+
+def _swapped(graph: Graph, node: Any) -> Node:
+    if _swaps_last(node):
+        turned: Node = node.args[0]
+        return turned
+    swapped = graph.call_function(aten.transpose.int, (node, 1, 2))
+    swapped.meta["val"] = _value(node).transpose(1, 2)
+    return swapped
+
+
+def _swaps_last(node: Any) -> bool:
+    return bool(node.target is aten.transpose.int and set(node.args[1:]) in ({1, 2}, {-1, -2}))
+
+
+def _readers(node: Node) -> set[Node]:
+    """All calls that read the node's memory, through views of it too."""
+    found = set()
+    for user in node.users:
+        found.add(user)
+        if user.target in _VIEWS:
+            found |= _readers(user)
+    return found
+
+
+def _output(graph: Graph) -> Node:
+    return next(node for node in reversed(graph.nodes) if node.op == "output")
+
+
+def _value(node: Node) -> torch.Tensor:
+    value: torch.Tensor = node.meta["val"]
+    return value
+
+
+def _schema(node: Node) -> Any:
+    return getattr(node.target, "_schema", None) if node.op == "call_function" else None
+
+
+def _is_mutable(node: Node) -> bool:
+    schema = _schema(node)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _has_effect(node: Node) -> bool:
+    return node.op in ("placeholder", "output") or _is_mutable(node)
+
+
+def _tags(node: Node) -> Any:
+    return getattr(node.target, "tags", ()) if node.op == "call_function" else ()
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, _frozen(item)) for key, item in value.items())
+    return (type(value), value) if isinstance(value, bool | int | float) else value

@@ -1,0 +1,129 @@
+"""What a step logs with ``self.log``, taken in without a Trainer and reduced as Lightning does it.
+
+Source of the rules: ``self.log`` in Lightning's documentation of logging. A value logged on steps
+is the last step's; a value logged on epochs is reduced over the epoch's batches, by default to the
+mean weighted by the batches' sizes; a value logged on both has both, under two more names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
+    "mean": np.mean,
+    "avg": np.mean,
+    "sum": np.sum,
+    "min": np.min,
+    "max": np.max,
+}
+_FUNCTIONS: dict[Any, str] = {
+    torch.mean: "mean", torch.sum: "sum", sum: "sum",
+    torch.min: "min", min: "min", torch.max: "max", max: "max",
+}  # fmt: skip
+_WITHOUT_EFFECT = {
+    "prog_bar", "logger", "enable_graph", "sync_dist", "sync_dist_group", "add_dataloader_idx",
+    "rank_zero_only",
+}  # fmt: skip
+
+
+class CannotTake(Exception):  # noqa: N818 - no error: whoever logs so is trained with a Trainer
+    """A way of logging that only Lightning's Trainer understands."""
+
+
+@dataclass(frozen=True)
+class Logged:
+    """How one name is logged."""
+
+    name: str
+    on_step: bool
+    on_epoch: bool
+    reduction: str
+    batch_size: int | None
+    """As the module gave it; None for the batch's own."""
+
+
+@dataclass
+class Log:
+    """Stands in for ``self.log`` during one step.
+
+    Parameters
+    ----------
+    training : bool
+        Whether the step is a training step, whose values are by default those of the last step.
+    """
+
+    training: bool
+    how: list[Logged] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        *positional: Any,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        **others: Any,
+    ) -> None:
+        """Take a value in. Raises `CannotTake`."""
+        if positional or metric_attribute or others.keys() - _WITHOUT_EFFECT:
+            raise CannotTake(f"logs {name!r} in a way of its own")
+        if isinstance(value, int | float):
+            value = torch.tensor(float(value))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise CannotTake(f"logs {name!r}, which is no number")
+        if any(known.name == name for known in self.how):
+            raise CannotTake(f"logs {name!r} twice in a step")
+        on_step = self.training if on_step is None else on_step
+        on_epoch = not self.training if on_epoch is None else on_epoch
+        reduction = _FUNCTIONS.get(reduce_fx, str(reduce_fx)).lower()
+        if reduction not in _REDUCTIONS or not (on_step or on_epoch):
+            raise CannotTake(f"logs {name!r} in a way of its own")
+        self.how.append(Logged(name, on_step, on_epoch, reduction, batch_size))
+        value = value.detach().reshape(())
+        self.values.append(value if value.is_floating_point() else value.float())
+
+    def log_dict(self, dictionary: Mapping[str, Any], *positional: Any, **how: Any) -> None:
+        """Take several values in. Raises `CannotTake`."""
+        for name, value in dictionary.items():
+            self.log(name, value, *positional, **how)
+
+
+def reduced(how: list[Logged], values: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+    """One client's logged values, by the names that Lightning gives them.
+
+    Parameters
+    ----------
+    how : list of Logged
+        One for each value.
+    values : float [batches, values]
+        Of each batch of the last epoch.
+    sizes : int [batches]
+        Examples of each batch.
+    """
+    found = {}
+    for column, logged in enumerate(how):
+        of_batches = values[:, column]
+        if logged.on_step:
+            found[f"{logged.name}_step" if logged.on_epoch else logged.name] = of_batches[-1]
+        if logged.on_epoch:
+            found[logged.name] = _over_epoch(logged, of_batches, sizes)
+            if logged.on_step:
+                found[f"{logged.name}_epoch"] = found[logged.name]
+    return {name: float(value) for name, value in found.items()}
+
+
+def _over_epoch(logged: Logged, values: np.ndarray, sizes: np.ndarray) -> float:
+    if logged.reduction in ("mean", "avg"):
+        weights = sizes if logged.batch_size is None else np.ones_like(sizes)
+        return float(np.sum(values * weights) / np.sum(weights))
+    return float(_REDUCTIONS[logged.reduction](values))
