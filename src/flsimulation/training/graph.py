@@ -163,7 +163,7 @@ def _swapped(graph: Graph, node: Any) -> Node:
 
 
 def _swaps_last(node: Any) -> bool:
-    return bool(node.target is aten.transpose.int and set(node.args[1:]) in ({1, 2}, {-1, -2}))
+    return node.target is aten.transpose.int and set(node.args[1:]) in ({1, 2}, {-1, -2})
 
 
 def _readers(node: Node) -> set[Node]:
@@ -177,7 +177,8 @@ def _readers(node: Node) -> set[Node]:
 
 
 def _output(graph: Graph) -> Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    output: Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return output
 
 
 def _value(node: Node) -> torch.Tensor:
