@@ -57,6 +57,9 @@ class ClientError(RunError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ClientError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
+
 
 class RoundError(RunError):
     """A round ended with fewer results than the experiment asks for."""

@@ -34,8 +34,9 @@ class Replies:
     """Answers that carry one client's result."""
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     """The numbers of all clients that succeeded."""
-    means: list[tuple[ArrayRecord, int]] = field(default_factory=list)
-    """Mean models of clients that answered together, with the examples behind each."""
+    means: dict[int, tuple[ArrayRecord, int]] = field(default_factory=dict)
+    """Mean models of clients that answered together, with the examples behind each, by the lowest
+    partition."""
     failures: dict[int, ClientError] = field(default_factory=dict)
     """Why the others do not."""
     bytes_down: int = 0
@@ -82,6 +83,10 @@ class PartitionedGrid(Grid):
     @abstractmethod
     def wait(self, least: int, seconds: float) -> bool:
         """Wait until so many clients are there; False if they do not come in time."""
+
+    def node_of(self, partition: int) -> int | None:
+        """The node that holds a partition now, or None."""
+        return next((node for node, held in self.partitions.items() if held == partition), None)
 
     def get_node_ids(self) -> Iterable[int]:
         """Nodes by partition, so that a seed samples the same clients in every runtime."""
@@ -176,11 +181,10 @@ class _Phase:
         return self._replies
 
     def _send(self) -> None:
-        nodes = {partition: node for node, partition in self._grid.partitions.items()}
         messages, asked = [], []
         for partition in sorted({p for errand in self._errands for p in errand.messages}):
             wanted = [i for i, e in enumerate(self._errands) if partition in e.messages]
-            if (node := nodes.get(partition)) is None:
+            if (node := self._grid.node_of(partition)) is None:
                 for index in wanted:
                     self._record(index, partition, ClientError("lost", "it is not connected"))
                 continue
@@ -231,7 +235,7 @@ class _Phase:
         (errand,), (replies,) = self._errands, self._replies
         model = 0
         if answer.mean is not None:
-            replies.means.append((answer.mean, answer.examples))
+            replies.means[min(answer.metrics)] = answer.mean, answer.examples
             model = size_of(answer.mean)
         for partition, metrics in answer.metrics.items():
             replies.metrics[partition] = dict(metrics)

@@ -22,6 +22,7 @@ from flsimulation.events import Checkpoint, Judged, Phase, RoundFinished, Scores
 from flsimulation.exchange import Errand, Exchange, Replies
 from flsimulation.experiment import Experiment
 from flsimulation.messages import set_model
+from flsimulation.sampling import offered
 from flsimulation.weights import weights_sha256, without
 
 _NAMED_FAILURES = 3  # clients whose errors stand in the message of a failed round
@@ -140,7 +141,8 @@ class Rounds:
         hook = getattr(self.strategy, f"configure_{phase}")
         seen = without(arrays, self.buffers) if self.buffers else arrays
         with seeds.python_random(self.experiment.seed, f"sample-{phase}", number):
-            messages = list(hook(number, seen, ConfigRecord(), self.exchange.grid))
+            grid = offered(self.exchange.grid, self.experiment, phase, number)
+            messages = list(hook(number, seen, ConfigRecord(), grid))
         if self.buffers:
             for message in messages:
                 set_model(message, arrays)

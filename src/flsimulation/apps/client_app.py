@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeAlias
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from flsimulation import seeds
+from flsimulation.apps.fitting import expires, fit, fit_metrics, logged, number, order_of
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError, RunError
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.messages import (
-    RESERVED,
     assigned_partition,
     config_of,
     evaluation_asked,
@@ -24,7 +24,6 @@ from flsimulation.messages import (
     state_of,
 )
 from flsimulation.packing import is_packed, pack, unpack
-from flsimulation.training import Batches, Fit
 
 Told: TypeAlias = Callable[[int, Message, Message], None]
 """Takes partition, message and answer."""
@@ -117,60 +116,15 @@ def _configured_partition(context: Context) -> int | None:
     return None if configured is None else int(configured)
 
 
-def _train(message: Message, config: ConfigRecord, partition: int, workspace: Workspace) -> Message:
-    round = int(number(config, "server-round"))
-    spec = workspace.experiment
-    batches = workspace.train_batches(partition, round)
-    fit = (_fit_stacked if spec.train.engine == "stacked" else _fit)(
-        message, workspace, partition, round, batches, number(config, "proximal-mu")
+def _train(message: Message, _: ConfigRecord, partition: int, workspace: Workspace) -> Message:
+    order = order_of(message, partition, workspace)
+    result = fit(workspace, state_of(message), order)
+    examples = workspace.train_batches(partition, order.round).examples
+    return reply(
+        message,
+        fit_metrics(workspace, result.scores, examples, result.steps, result.seconds),
+        result.state,
     )
-    metrics = {
-        **logged(fit.scores),
-        "num-examples": batches.examples,
-        "epochs": spec.train.epochs,
-        "steps": fit.steps,
-        "seconds": fit.seconds,
-    }
-    return reply(message, metrics, fit.state)
-
-
-def _fit(
-    message: Message,
-    workspace: Workspace,
-    partition: int,
-    round: int,
-    batches: Batches,
-    proximal_mu: float,
-) -> Fit:
-    spec = workspace.experiment
-    return workspace.trainer.fit(
-        state_of(message),
-        batches,
-        seed=seeds.integer(spec.seed, "fit", round, partition),
-        validation=workspace.validation_batches(partition) if spec.train.validate_ else None,
-        proximal_mu=proximal_mu,
-        expires=expires(message, workspace),
-    )
-
-
-def _fit_stacked(
-    message: Message,
-    workspace: Workspace,
-    partition: int,  # noqa: ARG001 - nothing random is left to seed
-    round: int,  # noqa: ARG001
-    batches: Batches,
-    proximal_mu: float,
-) -> Fit:
-    """One client as a cohort of its own: the program of many, for one."""
-    trainer = workspace.cohort
-    assert trainer is not None  # noqa: S101 - or the experiment was refused
-    (wave,) = trainer.fit(
-        state_of(message), [batches], proximal_mu=proximal_mu, expires=expires(message, workspace)
-    )
-    (result,) = wave.results
-    if isinstance(result, ClientError):
-        raise result
-    return Fit(wave.state(0), result.scores, result.steps, result.seconds)
 
 
 def _evaluate(
@@ -185,26 +139,6 @@ def _evaluate(
         expires=expires(message, workspace),
     )
     return reply(message, {**logged(scores), "num-examples": batches.examples})
-
-
-def logged(scores: Mapping[str, float]) -> Mapping[str, float]:
-    """What the module logged, unless it took a name that means something else in an answer."""
-    if taken := sorted(RESERVED & scores.keys()):
-        raise ClientError("error", f"the module logs {taken[0]!r}, a name in use; log another")
-    return scores
-
-
-def number(config: Mapping[str, object], key: str) -> float:
-    """A number among a message's settings; 0 if it is not there."""
-    value = config.get(key, 0.0)
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def expires(message: Message, workspace: Workspace) -> float | None:
-    """Unix time in seconds after which nobody waits for the answer, if there is a deadline."""
-    if workspace.experiment.round.deadline == 0:
-        return None
-    return message.metadata.created_at + message.metadata.ttl
 
 
 app = make_client_app()

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from flwr.app import Message
 
-from flsimulation.apps.client_app import expires, logged, number
+from flsimulation.apps.fitting import fit_metrics, order_of
 from flsimulation.apps.workspace import Workspace
 from flsimulation.cohort_messages import asks_average, cohort_reply
 from flsimulation.errors import ClientError
-from flsimulation.messages import config_of, failure, model_of, reply, state_of_record
+from flsimulation.messages import failure, model_of, reply, state_of_record
 from flsimulation.training.cohort import CohortTrainer
-from flsimulation.training.wave import Trained, Wave
+from flsimulation.training.wave import Wave
 
 
 class Asked(NamedTuple):
@@ -44,13 +44,12 @@ def train_together(
         model only, one answer for all.
     """
     first = asked[0].message
-    config, average = config_of(first), asks_average(first)
-    round = int(number(config, "server-round"))
+    order, average = order_of(*asked[0], space), asks_average(first)
     waves = trainer.fit(
         state_of_record(model_of(first)),
-        [space.train_batches(partition, round) for _, partition in asked],
-        proximal_mu=number(config, "proximal-mu"),
-        expires=expires(first, space),
+        [space.train_batches(partition, order.round) for _, partition in asked],
+        proximal_mu=order.proximal_mu,
+        expires=order.expires,
         average=average,
     )
     for wave in waves:
@@ -65,7 +64,10 @@ def _answers(
     for place, (client, result) in enumerate(zip(wave.clients, wave.results, strict=True)):
         message, partition = asked[client]
         try:
-            found = _metrics(result, int(wave.examples[place]), space)
+            if isinstance(result, ClientError):
+                raise result
+            examples = int(wave.examples[place])
+            found = fit_metrics(space, result.scores, examples, result.steps, result.seconds)
         except ClientError as error:
             failures[partition] = error
             answers += [] if average else [failure(message, error)]
@@ -77,16 +79,3 @@ def _answers(
     first = asked[wave.clients[0]].message
     examples = sum(int(own["num-examples"]) for own in metrics.values())
     return [cohort_reply(first, metrics, failures, wave.weights, examples)]
-
-
-def _metrics(result: Trained | ClientError, examples: int, space: Workspace) -> dict[str, float]:
-    """The numbers in a client's answer. Raises `ClientError`."""
-    if isinstance(result, ClientError):
-        raise result
-    return {
-        **logged(result.scores),
-        "num-examples": examples,
-        "epochs": space.experiment.train.epochs,
-        "steps": result.steps,
-        "seconds": result.seconds,
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def _announcement(space: Workspace) -> RunStarted:
         data_digest=data.dataset.digest,
         histogram=data.histogram() if listed else None,
         classes=data.dataset.classes,
-        train_examples=sum(len(part) for part in data.partitions),
+        train_examples=data.train_examples,
         test_examples=len(data.dataset.y_test),
         engine=space.engine,
         not_stacked=vars(space).get("not_stacked"),
@@ -188,8 +189,8 @@ def _evaluate_everyone(
 ) -> None:
     """Each client's score of the final model, for the spread; asked again only where unknown."""
     last, wanted = space.experiment.strategy.rounds, space.experiment.evaluate.clients
-    there = exchange.grid.partitions
-    targets = sorted((partition, node) for node, partition in there.items())[:wanted]
+    there = exchange.grid.partitions  # ascending by partition
+    targets = [(partition, node) for node, partition in itertools.islice(there.items(), wanted)]
     if {partition for partition, _ in targets} <= set(evaluated.cohort):
         for partition, _ in targets:
             emit(_as_final(last, partition, evaluated))

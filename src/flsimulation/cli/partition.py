@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flsimulation.atomic import write_atomic
 from flsimulation.data.federated import FederatedData
+from flsimulation.data.partitions import DrawnPartitions
 from flsimulation.errors import InputError
 from flsimulation.experiment import load_experiment
 from flsimulation.report import partition_figure
@@ -25,16 +26,18 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
     if not path.parent.is_dir():
         raise InputError(f"--png {path}: {path.parent} is no folder; name a place in one that is")
     data = FederatedData.load(experiment)
-    histogram, classes = data.histogram(), data.dataset.classes
+    drawn = isinstance(data.partitions, DrawnPartitions)  # as many as one likes, all of one size
+    histogram, classes = data.histogram(_SHOWN_CLIENTS if drawn else None), data.dataset.classes
     console, table = Console(), _table(histogram, classes)
     needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
     console.width = max(console.width, needed)  # names are not cut; a terminal wraps or scrolls
     console.print(table)
-    if len(histogram) > _SHOWN_CLIENTS:
-        typer.echo(f"... and {len(histogram) - _SHOWN_CLIENTS} more clients")
+    clients = len(data.partitions)
+    if clients > _SHOWN_CLIENTS:
+        typer.echo(f"... and {clients - _SHOWN_CLIENTS} more clients")
     sizes = [sum(counts) for counts in histogram.values()]
     typer.echo(
-        f"{len(sizes)} clients, {sum(sizes)} of {len(data.dataset.y_train)} training examples, "
+        f"{clients} clients, {data.train_examples} of {len(data.dataset.y_train)} training examples, "
         f"{min(sizes)} to {max(sizes)} a client"
     )
     write_atomic(path, as_png(partition_figure(histogram, classes)))

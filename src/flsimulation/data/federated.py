@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from flsimulation import seeds
 from flsimulation.data.dataset import Dataset
-from flsimulation.data.partitions import partition_examples
+from flsimulation.data.partitions import DrawnPartitions, partition_examples
 from flsimulation.data.sources import load_dataset
 from flsimulation.experiment import Experiment
 
@@ -20,8 +22,8 @@ class FederatedData:
     """A data set and who holds what of it."""
 
     dataset: Dataset
-    partitions: list[np.ndarray]
-    """Indices into the training set, int64, one array a client; pairwise disjoint."""
+    partitions: Sequence[np.ndarray]
+    """Indices into the training set, int64, one array a client."""
     validation_fraction: float
     """Share of its examples that each client holds out."""
     seed: int
@@ -53,14 +55,22 @@ class FederatedData:
         """Indices that the client holds out; none if ``validation_fraction`` is 0."""
         return self._shuffled(partition)[: self._held_out(partition)]
 
-    def histogram(self) -> dict[str, list[int]]:
-        """Examples of each class (or only how many) by partition."""
+    @property
+    def train_examples(self) -> int:
+        """Examples that the clients hold together, held-out parts included."""
+        if isinstance(self.partitions, DrawnPartitions):
+            return self.partitions.clients * self.partitions.size
+        return sum(map(len, self.partitions))
+
+    def histogram(self, clients: int | None = None) -> dict[str, list[int]]:
+        """Examples of each class (or only how many) by partition, of the first clients or of all."""
+        first = itertools.islice(self.partitions, clients)
         labels, classes = self.dataset.labels, len(self.dataset.classes)
         if labels is None:
-            return {str(i): [len(part)] for i, part in enumerate(self.partitions)}
+            return {str(i): [len(part)] for i, part in enumerate(first)}
         return {
             str(i): np.bincount(labels[part], minlength=classes).tolist()
-            for i, part in enumerate(self.partitions)
+            for i, part in enumerate(first)
         }
 
     def _shuffled(self, partition: int) -> np.ndarray:
@@ -76,5 +86,5 @@ class FederatedData:
         """Held-out examples: the fraction, but at least one, and at least one left to train on."""
         if self.validation_fraction == 0:
             return 0
-        size = len(self.partitions[partition])
+        size = len(self._shuffled(partition))
         return min(max(1, round(self.validation_fraction * size)), size - 1)

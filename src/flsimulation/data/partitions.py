@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from flsimulation import seeds
@@ -12,7 +16,7 @@ from flsimulation.experiment.spec import Data
 _BY_LABEL = ("dirichlet", "pathological", "shards")
 
 
-def partition_examples(dataset: Dataset, spec: Data, seed: int) -> list[np.ndarray]:
+def partition_examples(dataset: Dataset, spec: Data, seed: int) -> Sequence[np.ndarray]:
     """Divide the training set among the clients.
 
     The pool, all examples or ``data.examples-per-client`` for each client on average, is drawn
@@ -20,10 +24,11 @@ def partition_examples(dataset: Dataset, spec: Data, seed: int) -> list[np.ndarr
 
     Returns
     -------
-    list of np.ndarray
+    sequence of np.ndarray
         For each client its indices into the training set, int64, pairwise disjoint. Together
         they are the pool, except that ``shards`` drops what is left of equal shards and
-        ``pathological`` the classes that no client holds.
+        ``pathological`` the classes that no client holds. Those of ``drawn`` are drawn when they
+        are asked for, and may overlap.
 
     Raises
     ------
@@ -31,6 +36,8 @@ def partition_examples(dataset: Dataset, spec: Data, seed: int) -> list[np.ndarr
         If the data set cannot be divided so, or a client would hold fewer examples than
         ``data.min-examples``.
     """
+    if spec.partition == "drawn":
+        return _drawn(dataset, spec, seed)
     pool = _pool(dataset, spec, seed)
     if spec.partition == "iid":
         parts = np.array_split(pool, spec.clients)  # as IidPartitioner, without its 3 s of imports
@@ -41,6 +48,48 @@ def partition_examples(dataset: Dataset, spec: Data, seed: int) -> list[np.ndarr
         parts = [pool[rows] for rows in partition_rows(keys, dataset.name, spec, seed)]
     _check_sizes(parts, spec)
     return parts
+
+
+@dataclass(frozen=True)
+class DrawnPartitions(Sequence[np.ndarray]):
+    """Clients that each draw their examples from the whole training set, when asked for.
+
+    Parameters
+    ----------
+    clients : int
+        How many; they take no memory.
+    size : int
+        Examples of each.
+    examples : int
+        Examples of the training set.
+    seed : int
+        Of the draws; each client has a stream of its own.
+    """
+
+    clients: int
+    size: int
+    examples: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.clients
+
+    def __getitem__(self, partition: Any) -> Any:
+        if not 0 <= partition < self.clients:
+            raise IndexError(f"client {partition} of {self.clients}")
+        stream = seeds.rng(self.seed, "draw", partition=int(partition))
+        return stream.choice(self.examples, self.size, replace=False, shuffle=False)
+
+
+def _drawn(dataset: Dataset, spec: Data, seed: int) -> DrawnPartitions:
+    size, examples = spec.examples_per_client, len(dataset.y_train)
+    if not spec.min_examples <= size <= examples:
+        raise DataError(
+            f"data.partition 'drawn' needs data.examples-per-client between data.min-examples "
+            f"({spec.min_examples}) and the {examples} training examples of {dataset.name}, got "
+            f"{size}; set it to what each client shall draw"
+        )
+    return DrawnPartitions(spec.clients, size, examples, seed)
 
 
 def _pool(dataset: Dataset, spec: Data, seed: int) -> np.ndarray:

@@ -48,12 +48,22 @@ class Data(Section):
     clients: Count = 2
     """Number of clients; each is one partition of the training data."""
     partition: Literal[
-        "iid", "dirichlet", "pathological", "shards", "linear", "square", "exponential", "natural"
+        "iid",
+        "dirichlet",
+        "pathological",
+        "shards",
+        "linear",
+        "square",
+        "exponential",
+        "natural",
+        "drawn",
     ] = "iid"
     """How examples go to clients. `iid`: at random, equal sizes. `dirichlet`: label shares drawn
     with concentration `alpha`. `pathological`: `classes-per-client` classes each. `shards`:
     sorted by label, `shards-per-client` pieces each. `linear`, `square`, `exponential`: IID
-    labels, sizes growing with the client's number. `natural`: by the column `partition-column`."""
+    labels, sizes growing with the client's number. `natural`: by the column `partition-column`.
+    `drawn`: each client draws its own `examples-per-client` at random; clients may hold the same
+    examples, and there may be millions of clients."""
     alpha: float = Field(default=0.5, gt=0)
     """Concentration of the Dirichlet distribution; small means few labels a client."""
     classes_per_client: Count = 2
@@ -170,9 +180,20 @@ class Round(Section):
 class Runtime(Section):
     """Who carries the messages between the server and the clients."""
 
-    kind: Literal["inprocess", "network"] = "inprocess"
-    """`inprocess`: all in one process. `network`: over a Flower SuperLink, each client a program
-    of its own."""
+    kind: Literal["inprocess", "ray", "network"] = "inprocess"
+    """`inprocess`: all in one process. `ray`: on the actors of Flower's simulation runtime, each
+    with a share of the clients. `network`: over a Flower SuperLink, each client a program of its
+    own."""
+    ray_address: str = ""
+    """For `ray`: `host:port` or `ray://host:port` of a Ray that runs, or `auto` for the one that
+    this machine belongs to; empty starts one here and ends it with the run."""
+    actors: Annotated[int, Field(ge=0)] = 0
+    """For `ray`: how many actors share the clients; each holds the data and the model. 0 for as
+    many as there is room for, but not more than clients."""
+    actor_cpus: Annotated[float, Field(gt=0)] = 1.0
+    """For `ray`: CPUs, and so threads, of each actor; may be less than 1."""
+    actor_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """For `ray`: GPUs of each actor; 0.5 lets two share one. With 0 they train on CPUs."""
     superlink: str = "127.0.0.1:8080"
     """`host:port` of the SuperLink, for `network`."""
     client_wait: Annotated[float, Field(ge=0)] = 120.0
@@ -186,6 +207,20 @@ class Runtime(Section):
         if not re.fullmatch(r"[^\s/]+:[0-9]+", superlink):
             raise ValueError("must be host:port, for example superlink:8080")
         return superlink
+
+    @field_validator("ray_address")
+    @classmethod
+    def _ray_address(cls, address: str) -> str:
+        if not re.fullmatch(r"(auto|(ray://)?[^\s/]+:[0-9]+)?", address):
+            raise ValueError("must be empty, auto, host:port or ray://host:port")
+        return address
+
+    @field_validator("actor_cpus", "actor_gpus")
+    @classmethod
+    def _part_or_whole(cls, number: float) -> float:
+        if number > 1 and not number.is_integer():
+            raise ValueError("must be a whole number where it is more than 1")
+        return number
 
 
 class Experiment(Section):
@@ -241,3 +276,9 @@ class Experiment(Section):
         """Clients that train in a round, as Flower's strategies count them."""
         share = int(self.data.clients * self.strategy.fraction_train)
         return max(share, self.strategy.min_train_nodes)
+
+    @property
+    def evaluated_size(self) -> int:
+        """Clients that evaluate in a round, as Flower's strategies count them."""
+        share = int(self.data.clients * self.strategy.fraction_evaluate)
+        return max(share, self.strategy.min_evaluate_nodes)

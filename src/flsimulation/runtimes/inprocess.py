@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -16,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flsimulation.apps.client_app import make_client_app
 from flsimulation.apps.cohort_app import Asked, train_together
 from flsimulation.apps.server_app import Start, make_server_app
+from flsimulation.apps.workers import workers_for
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.events import Sink
@@ -24,11 +25,33 @@ from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.messages import config_of, failure, model_of
 
-_RUN_ID = 1
-_SERVER_NODE_ID = 1
+RUN_ID = 1
+SERVER_NODE_ID = 1
 _FIRST_NODE_ID = 2  # of partition 0
 
 Together: TypeAlias = Callable[[Sequence[Asked]], Iterator[list[Message]]]
+
+
+class _Nodes(Mapping[int, int]):
+    """Partition by node of any number of clients, without a table."""
+
+    def __init__(self, clients: int) -> None:
+        self._ids = range(_FIRST_NODE_ID, _FIRST_NODE_ID + clients)
+
+    def __getitem__(self, node: int) -> int:
+        if node not in self._ids:
+            raise KeyError(node)
+        return node - _FIRST_NODE_ID
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def values(self) -> Any:
+        """The partitions, ascending; not asked for one by one."""
+        return range(len(self._ids))
 
 
 class InProcessGrid(PartitionedGrid):
@@ -47,6 +70,8 @@ class InProcessGrid(PartitionedGrid):
         Given to every client in its context.
     together : callable, optional
         Answers training messages that carry the same model, some at a time.
+    averages : bool
+        Whether it can give the clients' mean model.
     """
 
     def __init__(
@@ -55,21 +80,34 @@ class InProcessGrid(PartitionedGrid):
         clients: int,
         run_config: Mapping[str, bool | float | int | str],
         together: Together | None = None,
+        *,
+        averages: bool = False,
     ) -> None:
         self._client_app = client_app
         self._together = together
+        self._averages = averages
         self._coming: Iterator[list[Message]] = iter(())
         self._run_config = dict(run_config)
-        self._run = Run.create_empty(_RUN_ID)
+        self._run = Run.create_empty(RUN_ID)
         self._waiting: dict[str, Message] = {}
         self._sent = 0
         self._states: dict[int, RecordDict] = {}
-        self._partitions = {_FIRST_NODE_ID + partition: partition for partition in range(clients)}
+        self._partitions = _Nodes(clients)
+        self._nodes = list(self._partitions)  # strategies list them twice a round
 
     @property
     def partitions(self) -> Mapping[int, int]:
         """Partition of every node id; all nodes are there."""
         return self._partitions
+
+    def node_of(self, partition: int) -> int | None:
+        """The node that holds a partition."""
+        node = _FIRST_NODE_ID + partition
+        return node if node in self._partitions else None
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Nodes by partition."""
+        return self._nodes
 
     @property
     def costs_time(self) -> bool:
@@ -82,7 +120,7 @@ class InProcessGrid(PartitionedGrid):
     @property
     def averages(self) -> bool:
         """Whether clients that train together can give their mean model."""
-        return self._together is not None
+        return self._averages
 
     def gather(self, seconds: float) -> int:  # noqa: ARG002 - nobody is away
         """All clients are there."""
@@ -166,7 +204,7 @@ class InProcessGrid(PartitionedGrid):
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         state = self._states.get(node, RecordDict())
-        context = Context(_RUN_ID, node, self._node_config(node), state, dict(self._run_config))
+        context = Context(RUN_ID, node, self._node_config(node), state, dict(self._run_config))
         try:
             answer = self._client_app(message, context)
         except Exception as error:
@@ -196,14 +234,25 @@ def run_in_process(
     """
     space = workspace or Workspace.load(experiment)
     run_config = flatten(experiment)
-    together: Together | None = None
-    if (trainer := space.cohort) is not None:
-        together = functools.partial(train_together, space=space, trainer=trainer)
-    clients = experiment.data.clients
-    grid = InProcessGrid(make_client_app(space), clients, run_config, together)
-    context = Context(_RUN_ID, _SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
-    with flower_identity(), quiet_flower():
+    context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
+    with flower_identity(), quiet_flower(), _together(space) as together:
+        clients = experiment.data.clients
+        grid = InProcessGrid(
+            make_client_app(space), clients, run_config, together, averages=space.cohort is not None
+        )
         make_server_app(sinks, space, start)(grid, context)
+
+
+@contextlib.contextmanager
+def _together(space: Workspace) -> Iterator[Together | None]:
+    """What trains a cohort inside the block: one program, several processes, or nothing of both."""
+    if (trainer := space.cohort) is not None:
+        yield functools.partial(train_together, space=space, trainer=trainer)
+    elif (workers := workers_for(space)) is not None:
+        with contextlib.closing(workers):
+            yield workers.train
+    else:
+        yield None
 
 
 @contextlib.contextmanager
@@ -216,7 +265,7 @@ def flower_identity() -> Iterator[None]:
     """
     names = ("task_id", "run_id", "node_id")
     before = {name: getattr(TaskIdentity, f"_{name}") for name in names}
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _SERVER_NODE_ID
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE_ID
     try:
         yield
     finally:

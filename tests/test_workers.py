@@ -1,0 +1,168 @@
+"""Clients that train one by one in several processes, where their model cannot be stacked."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flsimulation import run
+from flsimulation.apps.workers import workers_for
+from flsimulation.apps.workspace import Workspace
+from flsimulation.errors import ClientError, ModelError
+from flsimulation.events import ClientReplied, RunStarted
+from flsimulation.experiment import Experiment
+
+Make = Callable[..., Experiment]
+
+NET = """
+import os, signal, time
+import torch, pytorch_lightning as pl
+from torch import nn
+from torch.nn import functional
+
+class Net(pl.LightningModule):
+    def __init__(self, fail=""):
+        super().__init__()
+        self.fail = fail
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.log("process", float(os.getpid()))
+        if self.fail == "raise" and len(x) == 7:
+            raise ValueError("a strange batch")
+        if self.fail == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fail == "slow":
+            time.sleep(60)
+        return functional.cross_entropy(self(x), y)
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        self.log("val_loss", functional.cross_entropy(self(x), y))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+"""
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make(make_experiment: Make, own_modules: Callable[[str], Path]) -> Make:
+    def build(fail: str = "", **tables: Any) -> Experiment:
+        model = {"class": f"{own_modules(NET)}:Net", "args": {"fail": fail}}
+        return make_experiment(model=model, **tables)
+
+    return build
+
+
+def test_processes_give_what_one_process_gives(
+    make: Make, tmp_path: Path, recorder: Any, threads: Any
+) -> None:
+    experiment = make(strategy={"rounds": 3, "name": "fedprox", "proximal-mu": 0.1})
+    threads(1)
+    alone = run(experiment, tmp_path / "alone")
+    threads(2)
+    together = run(experiment, tmp_path / "together", [recorder])
+    assert together.weights_sha256 == alone.weights_sha256
+    (started,) = recorder.of(RunStarted)
+    assert (started.engine, started.not_stacked) == (
+        "sequential",
+        "BatchNorm1d keeps running statistics",
+    )
+    replies = [e for e in recorder.of(ClientReplied) if e.phase == "train"]
+    assert len({e.metrics["process"] for e in replies}) == 2  # none of them this one
+    assert [e.partition for e in replies] == [0, 1, 2, 3] * 3
+    manifest = json.loads((tmp_path / "together" / "manifest.json").read_text())
+    assert manifest["engine"] == "sequential"
+    assert manifest["not-stacked"] == "BatchNorm1d keeps running statistics"
+    assert multiprocessing.active_children() == []
+
+
+def test_a_client_that_raises_is_named_and_the_others_go_on(
+    make: Make, tmp_path: Path, recorder: Any, threads: Any
+) -> None:
+    threads(2)
+    experiment = make(
+        "raise",
+        data={"partition": "linear", "min-examples": 2, "validation-fraction": 0.0},
+        train={"batch-size": 17},  # 24, 48, 72 and 96 examples: the first client's second batch
+        evaluate={"clients": 0},
+        strategy={"rounds": 2},
+    )
+    run(experiment, tmp_path / "run", [recorder])
+    failed = [e for e in recorder.of(ClientReplied) if e.reason is not None]
+    assert {(e.partition, e.reason) for e in failed} == {(0, "error")}
+    assert all("ValueError: a strange batch (own.py:" in str(e.error) for e in failed)
+
+
+def test_a_process_that_is_killed_is_lost_and_there_are_new_ones(make: Make, threads: Any) -> None:
+    from flsimulation.errors import RoundError
+
+    threads(2)
+    with pytest.raises(RoundError, match="client 0: its process was killed, most likely for want"):
+        run(make("killed", strategy={"rounds": 1}))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_deadline_ends_clients_that_hang_and_their_processes(
+    make: Make, threads: Any, recorder: Any
+) -> None:
+    from flsimulation.errors import RoundError
+
+    threads(2)
+    began = time.monotonic()
+    with pytest.raises(
+        RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: .*deadline"
+    ):
+        run(make("slow", strategy={"rounds": 1}, round={"deadline": 1.0}), sinks=[recorder])
+    assert time.monotonic() - began < 30
+    assert {e.reason for e in recorder.of(ClientReplied)} == {"deadline"}
+    for process in multiprocessing.active_children():
+        process.join(5)
+    assert multiprocessing.active_children() == []
+
+
+def test_no_processes_where_they_are_of_no_use(make: Make, threads: Any) -> None:
+    threads(1)
+    assert workers_for(Workspace.load(make())) is None
+    threads(4)
+    one = make(strategy={"fraction-train": 0.25, "min-train-nodes": 1})
+    assert workers_for(Workspace.load(one)) is None
+    workers = workers_for(Workspace.load(make()))
+    assert workers is not None
+    assert workers._count == 4
+    workers.close()  # before any was started
+
+
+def test_an_engine_that_the_model_does_not_allow_is_refused(make: Make, tmp_path: Path) -> None:
+    text = (
+        "train.engine is 'stacked', but BatchNorm1d keeps running statistics; "
+        "use 'auto' or 'sequential'"
+    )
+    with pytest.raises(ModelError, match=text):
+        run(make(train={"engine": "stacked"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_clients_failure_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ClientError("diverged", "its loss is nan")))
+    assert (type(error), error.reason, str(error)) == (ClientError, "diverged", "its loss is nan")
