@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -172,8 +173,13 @@ def test_a_network_gives_what_one_process_gives() -> None:
     spec = experiment("data.clients=4", "strategy.fraction-train=0.5", "train.engine=sequential")
     here: list[Any] = []
     there: list[Any] = []
-    run_in_process(spec, [here.append])
-    federate(spec, network := network_of(spec, ["d", "a", "c", "b"]), there)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes that train one client each
+    try:
+        run_in_process(spec, [here.append])
+        federate(spec, network := network_of(spec, ["d", "a", "c", "b"]), there)
+    finally:
+        torch.set_num_threads(threads)
     for one, other in zip(of(here, RoundFinished), of(there, RoundFinished), strict=True):
         assert one.cohort == other.cohort
         assert one.weights_sha256 == other.weights_sha256

@@ -473,12 +473,14 @@ def test_types_of_the_saved_model_are_the_modules(
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(("threads", "process"), [(1, "os.getpid()"), (2, "os.getppid()")])
 def test_a_signal_between_clients_ends_the_run_cleanly(
-    experiment_file: Any, tmp_path: Path, own_modules: Any, name: str
+    experiment_file: Any, tmp_path: Path, own_modules: Any, name: str, threads: int, process: str
 ) -> None:
-    text = (
-        OWN
-        + f"\n    def __deepcopy__(self, memo):\n        import os, signal\n        os.kill(os.getpid(), signal.{name})\n"
+    """Sent by the first client that trains: to its own process, or to the one that forked it."""
+    text = OWN + (
+        f"\n    def __deepcopy__(self, memo):\n        import os, signal, time\n"
+        f"        os.kill({process}, signal.{name})\n        time.sleep(60 * {threads > 1})\n"
     )
     file = experiment_file(
         f'[model]\nclass = "{own_modules(text)}:Net"\n[train]\nengine = "sequential"\n'
@@ -498,6 +500,7 @@ def test_a_signal_between_clients_ends_the_run_cleanly(
         text=True,
         timeout=60,
         check=False,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         preexec_fn=listen_to_ctrl_c,
     )
     assert (done.returncode, done.stderr) == (130, "")

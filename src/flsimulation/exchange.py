@@ -164,6 +164,7 @@ class _Phase:
         self._errands = errands
         self._replies = [Replies(tuple(sorted(errand.messages))) for errand in errands]
         self._pending: dict[str, _Asked] = {}
+        self._sent: dict[int, str] = {}  # the last message to each partition
 
     def run(self) -> list[Replies]:
         for errand, replies in zip(self._errands, self._replies, strict=True):
@@ -200,6 +201,7 @@ class _Phase:
             if self._deadline:
                 message.metadata.ttl = self._deadline  # a client can see when to give up
         self._pending = dict(zip(self._grid.push_messages(messages), asked, strict=True))
+        self._sent = {to.partition: identifier for identifier, to in self._pending.items()}
 
     def _merged(
         self, partition: int, wanted: list[int]
@@ -245,8 +247,8 @@ class _Phase:
             )
         for partition, error in answer.failures.items():
             self._record(0, partition, error)
-        answered = answer.metrics.keys() | answer.failures.keys()
-        self._pending = {i: to for i, to in self._pending.items() if to.partition not in answered}
+        for partition in (*answer.metrics, *answer.failures):
+            self._pending.pop(self._sent[partition], None)
 
     def _give_up_lost(self) -> None:
         """Wait no longer for nodes that went away."""
