@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,8 +75,9 @@ class Aggregation:
             )
         return results
 
-    def _mean(self, means: list[tuple[ArrayRecord, int]]) -> ArrayRecord:
-        """The mean of means, each weighted by the examples behind it."""
+    def _mean(self, found: Mapping[int, tuple[ArrayRecord, int]]) -> ArrayRecord:
+        """The mean of means, each weighted by the examples behind it; in the order of partitions."""
+        means = [found[partition] for partition in sorted(found)]
         total, like = sum(examples for _, examples in means), means[0][0]
         arrays: dict[str, Array] = {}
         for name in like:

@@ -9,9 +9,10 @@ from typing import cast
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from flsimulation.arrays import record_of
+from flsimulation.arrays import held_state, joined, record_of
 from flsimulation.errors import ClientError
-from flsimulation.messages import ARRAYS, METRICS
+from flsimulation.messages import ARRAYS, METRICS, Record, message_of, records_of
+from flsimulation.weights import average_of, with_types_of
 
 _ASKS = "average"  # in a message: give the mean model of those that were asked together
 _COHORT = "cohort"  # in an answer: whose it is, and the examples behind its model
@@ -93,3 +94,49 @@ def cohort_answer(message: Message) -> CohortAnswer | None:
     }
     mean = cast(ArrayRecord | None, content.get(ARRAYS))
     return CohortAnswer(metrics, failures, mean, cast(int, told["examples"]))
+
+
+def merged(message: Message, answers: Sequence[Message]) -> list[Message]:
+    """Answers with those of several clients made one, as far as their numbers have the same names.
+
+    Parameters
+    ----------
+    message : Message
+        What the merged answer answers.
+    answers : sequence of Message
+        Of one client each, which stay as they are, or of several.
+    """
+    found = [(answer, cohort_answer(answer)) for answer in answers]
+    together = [part for _, part in found if part is not None]
+    names = {frozenset(own) for part in together for own in part.metrics.values()}
+    if not together or len(names) > 1:  # not the same names: the server says so, and needs to see
+        return list(answers)
+    return [answer for answer, part in found if part is None] + [_one_of(message, together)]
+
+
+def _one_of(message: Message, parts: Sequence[CohortAnswer]) -> Message:
+    metrics = {p: own for part in parts for p, own in part.metrics.items()}
+    failures = {p: error for part in parts for p, error in part.failures.items()}
+    models = [part.mean for part in parts if part.mean is not None]
+    weights = [part.examples for part in parts if part.mean is not None]
+    mean = ArrayRecord()
+    if models:
+        mean = with_types_of(joined(average_of(models[0], models, weights)), models[0])
+    return cohort_reply(message, metrics, failures, held_state(mean), sum(weights))
+
+
+def bundle(message: Message, answers: Mapping[int, Message]) -> Message:
+    """One answer that holds those of several clients, by partition."""
+    records: dict[str, Record] = {}
+    for partition, answer in answers.items():
+        records |= records_of(answer, f"{partition}:")
+    return Message(RecordDict(records), reply_to=message)
+
+
+def unbundle(answer: Message, messages: Mapping[int, Message]) -> list[Message]:
+    """The answers that a bundle holds, each to the message of its partition."""
+    parts: dict[int, dict[str, Record]] = {}
+    for name, record in answer.content.items():
+        partition, _, own = name.partition(":")
+        parts.setdefault(int(partition), {})[own] = record
+    return [message_of(records, messages[p]) for p, records in parts.items()]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TypeAlias, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from flsimulation.arrays import held_state, record_of, size_of
 from flsimulation.errors import FAILURE_REASONS, ClientError
+
+Record: TypeAlias = ArrayRecord | MetricRecord | ConfigRecord
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # Flower's own names of the records
 _PARTITION, _IDENTITY = "partition", "identity"  # records of our own
@@ -102,7 +104,7 @@ def evaluation_asked(message: Message) -> ConfigRecord | None:
 
 def reply_both(message: Message, trained: Message, evaluated: Message) -> Message:
     """The answer to a message of both phases: each phase's result or its failure."""
-    records = _records(trained, "") | _records(evaluated, _EVALUATE)
+    records = records_of(trained, "") | records_of(evaluated, _EVALUATE)
     return Message(RecordDict(records), reply_to=message)
 
 
@@ -119,12 +121,13 @@ def split(answer: Message, evaluate: Message) -> tuple[Message, Message]:
     if answer.has_error():
         return answer, Message(answer.error, reply_to=evaluate)
     records = {n: r for n, r in answer.content.items() if n.startswith(_EVALUATE)}
-    evaluated = _message({n.removeprefix(_EVALUATE): r for n, r in records.items()}, evaluate)
+    evaluated = message_of({n.removeprefix(_EVALUATE): r for n, r in records.items()}, evaluate)
     rest = {n: r for n, r in answer.content.items() if n not in records}
-    return _message(rest, evaluate), evaluated
+    return message_of(rest, evaluate), evaluated
 
 
-def _records(answer: Message, prefix: str) -> dict[str, ArrayRecord | MetricRecord | ConfigRecord]:
+def records_of(answer: Message, prefix: str) -> dict[str, Record]:
+    """An answer's records, or its failure as one, under names that begin with ``prefix``."""
     if answer.has_error():
         error = answer.error
         record = ConfigRecord({"code": error.code, "reason": error.reason or ""})
@@ -132,9 +135,8 @@ def _records(answer: Message, prefix: str) -> dict[str, ArrayRecord | MetricReco
     return {prefix + name: record for name, record in answer.content.items()}
 
 
-def _message(
-    records: Mapping[str, ArrayRecord | MetricRecord | ConfigRecord], reply_to: Message
-) -> Message:
+def message_of(records: Mapping[str, Record], reply_to: Message) -> Message:
+    """The answer, or the failure, that `records_of` took apart."""
     if (failed := cast(ConfigRecord | None, records.get(_FAILURE))) is not None:
         code, reason = cast(int, failed["code"]), str(failed["reason"])
         return Message(Error(code, reason), reply_to=reply_to)

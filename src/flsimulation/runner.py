@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from flwr.app import ArrayRecord
 
@@ -18,16 +18,15 @@ from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import InputError
 from flsimulation.events import Checkpoint, Event, RoundFinished, RunFinished, Scores, Sink
 from flsimulation.experiment import Experiment, load_run_experiment
-from flsimulation.report import write_report
+from flsimulation.report import load_plots, write_report
+from flsimulation.runtimes import Federate
 from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.runtimes.ray import ray_federation
 from flsimulation.telemetry.checkpoint import read_checkpoint
 from flsimulation.telemetry.jsonlines import read_lines
 from flsimulation.telemetry.process import peak_memory_bytes
 from flsimulation.telemetry.rundir import RunDirectory, create_run_directory
 from flsimulation.weights import weights_sha256
-
-Federate: TypeAlias = Callable[[Experiment, Iterable[Sink], Workspace | None, Start | None], None]
-"""Runs a federation: its experiment, who is told, the data and model, and where it goes on."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,9 @@ def run(
     out: str | Path | None = None,
     sinks: Iterable[Sink] = (),
     opened: Callable[[Path], None] | None = None,
-    federate: Federate = run_in_process,
+    federate: Federate | None = None,
 ) -> RunResult:
-    """Run an experiment in this process and leave a run directory with a report.
+    """Run an experiment and leave a run directory with a report.
 
     Parameters
     ----------
@@ -109,45 +108,83 @@ def run(
     opened : callable, optional
         Is told the run directory as soon as it exists.
     federate : callable, optional
-        Runs the federation; by default all of it in this process.
+        Runs the federation; by default on Ray if the experiment's ``runtime.kind`` says so, else
+        all of it in this process.
 
     Raises
     ------
     InputError
-        If the experiment's data or model cannot be had; no run directory is left then.
+        If the experiment's data, model or runtime cannot be had; no run directory is left then.
     RunError
         If the federation could not go on; the run directory says how far it came.
     """
     space = Workspace.load(experiment)  # before anything is written
-    if federate is run_in_process:
-        _ = space.cohort  # takes a while, and may refuse the experiment
-    path = create_run_directory(experiment.name, out)
-    if opened is not None:
-        opened(path)
-    outcome, directory = _Outcome(experiment, path), RunDirectory(path, experiment)
-    with _reported(path):
-        federate(experiment, [directory, outcome, *sinks], space, None)
+    _meanwhile(lambda: space.data.dataset.digest)
+    if (
+        federate is None and space.cohort is not None
+    ):  # takes a while, and may refuse the experiment
+        _meanwhile(load_plots)  # not beside processes that are forked
+    with _carried(experiment, federate) as carry:
+        path = create_run_directory(experiment.name, out)
+        if opened is not None:
+            opened(path)
+        outcome, directory = _Outcome(experiment, path), RunDirectory(path, experiment)
+        with _reported(path):
+            carry(experiment, [directory, outcome, *sinks], space, None)
     return outcome.result()
 
 
+def _meanwhile(work: Callable[[], object]) -> None:
+    """Do in another thread what will be needed later; whoever needs it sees what goes wrong."""
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            work()
+
+    threading.Thread(target=quietly, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _carried(experiment: Experiment, federate: Federate | None) -> Iterator[Federate]:
+    """What runs the federation: as given, or as the experiment says."""
+    if federate is None and experiment.runtime.kind == "ray":
+        with ray_federation(experiment) as on_ray:
+            yield on_ray
+    else:
+        yield federate or run_in_process
+
+
 def resume(
-    run_dir: str | Path, sinks: Iterable[Sink] = (), federate: Federate = run_in_process
+    run_dir: str | Path,
+    sinks: Iterable[Sink] = (),
+    federate: Federate | None = None,
+    experiment: Experiment | None = None,
 ) -> RunResult:
     """Go on with an unfinished run to the same model as if it had never stopped.
+
+    Parameters
+    ----------
+    run_dir : path
+        The run directory.
+    sinks, federate
+        As of `run`.
+    experiment : Experiment, optional
+        The run's, with another ``runtime``; by default as it was.
 
     Raises
     ------
     InputError
         If the directory is no run directory, or has no checkpoint.
     """
-    path, experiment = Path(run_dir), load_run_experiment(run_dir)
+    path, experiment = Path(run_dir), experiment or load_run_experiment(run_dir)
     saved = read_checkpoint(path / "checkpoint", len(read_lines(path / "rounds.jsonl")))
     space = Workspace.load(experiment)
-    directory = RunDirectory(path, experiment, done=saved.round)
-    outcome = _Outcome(experiment, path)
-    start = Start(saved.round, saved.arrays, saved.strategy)
-    with _reported(path):
-        federate(experiment, [directory, outcome, *sinks], space, start)
+    with _carried(experiment, federate) as carry:
+        directory = RunDirectory(path, experiment, done=saved.round)
+        outcome = _Outcome(experiment, path)
+        start = Start(saved.round, saved.arrays, saved.strategy)
+        with _reported(path):
+            carry(experiment, [directory, outcome, *sinks], space, start)
     return outcome.result()
 
 

@@ -10,9 +10,9 @@ from flwr.app import Message
 from flsimulation.apps.fitting import fit_metrics, order_of
 from flsimulation.apps.workspace import Workspace
 from flsimulation.cohort_messages import asks_average, cohort_reply
-from flsimulation.errors import ClientError
+from flsimulation.errors import ClientError, RunError
 from flsimulation.messages import failure, model_of, reply, state_of_record
-from flsimulation.training.cohort import CohortTrainer
+from flsimulation.training import CohortTrainer, NotStackable
 from flsimulation.training.wave import Wave
 
 
@@ -37,6 +37,11 @@ def train_together(
     trainer : CohortTrainer
         Of the experiment's model.
 
+    Raises
+    ------
+    RunError
+        If the model's step turns out not to be one program.
+
     Yields
     ------
     list of Message
@@ -52,8 +57,14 @@ def train_together(
         expires=order.expires,
         average=average,
     )
-    for wave in waves:
-        yield _answers(wave, asked, space, average=average)
+    try:
+        for wave in waves:
+            yield _answers(wave, asked, space, average=average)
+    except NotStackable as reason:
+        raise RunError(
+            f"the clients cannot be trained together after all: {reason}; set train.engine = "
+            f"'sequential'"
+        ) from reason
 
 
 def _answers(

@@ -68,7 +68,8 @@ def run(
     runtime: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", help="inprocess or network. [default: the experiment's runtime.kind]"
+            metavar="KIND",
+            help="inprocess, ray or network. [default: the experiment's runtime.kind]",
         ),
     ] = None,
     superlink: Annotated[
@@ -148,8 +149,16 @@ def verify(
         str | None,
         typer.Option(metavar="HOST:PORT", help="The SuperLink of the network."),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="What to compare with: ray or network. [default: network, unless the "
+            "experiment's runtime.kind is ray]",
+        ),
+    ] = None,
 ) -> None:
-    """Run an experiment in one process and on a network; compare them round by round.
+    """Run an experiment in one process and on a network or Ray; compare them round by round.
 
     FILE is an experiment file; without it the default experiment is compared. Exit status 1 if
     partitions, cohorts, scores or weights do not agree.
@@ -157,7 +166,7 @@ def verify(
     from flsimulation.cli.verify import verify_command
 
     where = [f"runtime.superlink={superlink}"] if superlink is not None else []
-    verify_command(file, [*(overrides or []), *where])
+    verify_command(file, [*(overrides or []), *where], runtime)
 
 
 @app.command()

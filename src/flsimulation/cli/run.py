@@ -42,7 +42,7 @@ def run_command(
         stack.callback(_say_where, console, folders)
         if not console.quiet:
             sinks.append(stack.enter_context(_view(console, experiment)))
-        run = _on_network if experiment.runtime.kind == "network" else _in_process
+        run = _on_network if experiment.runtime.kind == "network" else _from_here
         result = run(experiment, out, resume, sinks, folders.append)
     if json:
         typer.echo(dump_json(result))
@@ -51,13 +51,13 @@ def run_command(
 Opened: TypeAlias = Callable[[Path], None]
 
 
-def _in_process(
+def _from_here(
     experiment: Experiment, out: Path | None, resume: Path | None, sinks: list[Sink], opened: Opened
 ) -> dict[str, Any]:
     from flsimulation import runner  # Lightning: seconds, so after all cheap checks
 
     if resume is not None:
-        return asdict(runner.resume(resume, sinks))
+        return asdict(runner.resume(resume, sinks, experiment=experiment))
     return asdict(runner.run(experiment, out, sinks, opened))
 
 

@@ -1,4 +1,4 @@
-"""``flsim verify``: one process and a network, round by round."""
+"""``flsim verify``: one process and a network, or Ray, round by round."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from pathlib import Path
 
 import typer
 
-from flsimulation.errors import RunError
-from flsimulation.experiment import load_experiment
+from flsimulation.errors import InputError, RunError
+from flsimulation.experiment import Experiment, load_experiment
 
 
-def verify_command(file: Path | None, overrides: list[str]) -> None:
+def verify_command(file: Path | None, overrides: list[str], runtime: str | None) -> None:
     """Print how far the runtimes are apart in each round; raise if they do not agree."""
-    experiment = load_experiment(file, overrides)
-    from flsimulation.network.flower import flower
+    if runtime == "inprocess":
+        raise InputError("--runtime inprocess: one process is compared with ray or network")
+    kind = [f"runtime.kind={runtime}"] if runtime is not None else []
+    experiment = load_experiment(file, [*overrides, *kind])
+    where = _checked(experiment)
     from flsimulation.network.verify import RoundComparison, verify
 
-    with flower(experiment.runtime.superlink) as command:
-        command.check()  # before the minutes that the run in one process may take
-    typer.echo(f"{experiment.name}: in one process and on {experiment.runtime.superlink}")
+    typer.echo(f"{experiment.name}: in one process and on {where}")
     typer.echo("round   cohort   scores apart   weights apart")
     seen: list[RoundComparison] = []
 
@@ -36,3 +37,18 @@ def verify_command(file: Path | None, overrides: list[str]) -> None:
         f"agree: {len(seen)} rounds, "
         + ("bit for bit" if exact else f"apart by {max(r.weights for r in seen):.1e} at most")
     )
+
+
+def _checked(experiment: Experiment) -> str:
+    """Where the other runtime is; raises before the minutes that one process may take."""
+    runtime = experiment.runtime
+    if runtime.kind == "ray":
+        from flsimulation.runtimes.ray import check_ray
+
+        check_ray(runtime)
+        return f"Ray at {runtime.ray_address}" if runtime.ray_address else "a Ray of its own"
+    from flsimulation.network.flower import flower
+
+    with flower(runtime.superlink) as command:
+        command.check()
+    return runtime.superlink

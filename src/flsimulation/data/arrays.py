@@ -83,7 +83,7 @@ def inputs(spec: Data, array: np.ndarray) -> torch.Tensor:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[-1] in _CHANNELS:
         array = np.moveaxis(array, -1, 1)
-    return torch.from_numpy(np.divide(array, np.float32(255), dtype=np.float32, order="C"))
+    return torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32).div_(255)
 
 
 def _targets(

@@ -1,4 +1,4 @@
-"""Whether one process and a network give the same: partitions, cohorts, scores and weights.
+"""Whether one process and a network, or Ray, give the same: partitions, cohorts, scores, weights.
 
 Both run the same engine, so every round must agree to rounding: the runtimes differ in who carries
 the messages, and perhaps in the number of threads.
@@ -66,32 +66,39 @@ class RoundComparison:
 def verify(
     experiment: Experiment, compared: Callable[[RoundComparison], None] | None = None
 ) -> list[str]:
-    """Run an experiment in one process and on its network; give what differs, one line each.
+    """Run an experiment in one process and where it says; give what differs, one line each.
 
     Parameters
     ----------
     experiment : Experiment
-        Its ``runtime.superlink`` says where the network is.
+        Its ``runtime`` says what one process is compared with: Ray, or else the network.
     compared : callable, optional
         Is told each round's comparison.
 
     Raises
     ------
     InputError
-        If the experiment cannot be run, or no SuperLink answers.
+        If the experiment cannot be run, or no SuperLink or no Ray answers.
     RunError
         If one of the two runs could not go on.
     """
-    experiment = _with_one_engine(experiment)
+    on_ray = experiment.runtime.kind == "ray"
+    if not on_ray:
+        experiment = _with_one_engine(experiment)
+    runtime = experiment.runtime.model_copy(update={"kind": "inprocess"})
+    alone = experiment.model_copy(update={"runtime": runtime})
     here, there = Record(), Record()
     with tempfile.TemporaryDirectory(prefix="flsim-verify-") as folder:
-        runner.run(experiment, Path(folder) / "run", [here])
-    run_on_network(experiment, sinks=[there], models=there.models)
+        runner.run(alone, Path(folder) / "here", [here])
+        if on_ray:
+            runner.run(experiment, Path(folder) / "there", [there])
+    if not on_ray:
+        run_on_network(experiment, sinks=[there], models=there.models)
     return compare(here, there, compared)
 
 
 def _with_one_engine(experiment: Experiment) -> Experiment:
-    """The experiment with the engine that clients have everywhere, unless it asks for another."""
+    """The experiment with the engine that a network's clients have, unless it asks for another."""
     if experiment.train.engine != "auto":
         return experiment
     train = experiment.train.model_copy(update={"engine": "sequential"})
@@ -107,7 +114,7 @@ def compare(
         differences.append("the partitions differ: the two runtimes do not hold the same data")
     if len(here.rounds) != len(there.rounds):
         differences.append(
-            f"{len(here.rounds)} rounds in one process, {len(there.rounds)} on the network"
+            f"{len(here.rounds)} rounds in one process, {len(there.rounds)} in the other runtime"
         )
     for one, other in zip(here.rounds, there.rounds, strict=False):
         comparison = _compare_round(one, other, here.models, there.models)

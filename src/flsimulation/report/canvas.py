@@ -72,6 +72,12 @@ _STYLE: Any = {
 }
 
 
+def load_plots() -> None:
+    """Import what draws, which takes part of a second, before it is needed."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+
+
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw and store in the report's style, whatever the user's matplotlibrc says."""

@@ -26,6 +26,7 @@ from flsimulation.training.wave import Stack, State, Terms, Wave, WaveFit
 
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
+_POWERS = 10  # of 2, sizes of a batch
 _EXAMPLES = 32  # of the data set, enough to trace a step
 
 
@@ -53,6 +54,7 @@ class CohortTrainer:
         device = torch.device("cuda" if gpu else "cpu")
         module = copy.deepcopy(module).to(device)
         programs = StepPrograms(module, x[:_EXAMPLES].to(device), y[:_EXAMPLES].to(device))
+        programs.check_sizes(_probed(min(spec.batch_size, len(x))))
         named = dict(module.named_parameters())
         tensors = named | dict(module.named_buffers())
         self._stack = Stack(
@@ -138,6 +140,8 @@ class CohortTrainer:
         self, clients: Sequence[Batches], threads: int, *, in_place: bool
     ) -> list[list[int]]:
         """Clients that train together: as many as the caches hold, of like length."""
+        if not clients:
+            return []
         size = sum(p.numel() * p.element_size() for p in self._stack.parameters)
         most = max(1, _WAVE_BYTES // max(1, size * (1 if in_place else _COPIES)))
         turns = -(-len(clients) // (most * threads))
@@ -160,6 +164,13 @@ class CohortTrainer:
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)
         return rates if can else None
+
+
+def _probed(largest: int) -> list[int]:
+    """Sizes of a batch at which a step is looked at before it is needed."""
+    return [1 << power for power in range(_POWERS) if 1 << power < largest] + [
+        min(largest, 1 << _POWERS)
+    ]
 
 
 def _locked(function: Callable[[], tuple[torch.optim.Optimizer, list]]) -> Callable[[], tuple]:  # type: ignore[type-arg]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import time
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,12 +17,18 @@ from flsimulation import seeds
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.training.batches import Batches
 from flsimulation.training.local import State
-from flsimulation.training.logged import CannotTake, Log, reduced
+from flsimulation.training.logged import CannotTake, Log, Logged, reduced
 from flsimulation.training.scores import scores
 from flsimulation.training.stackable import overridden
 from flsimulation.training.step import NotStackable, watched
 
 _STEPS = ("validation_step", "test_step")  # the first that the module has is its evaluation
+
+_AROUND = {
+    *("setup", "teardown", "prepare_data", "configure_model", "configure_sharded_model"),
+    *("configure_callbacks", "transfer_batch_to_device", "on_before_batch_transfer"),
+    *("on_after_batch_transfer", "eval", "train", "to", "load_state_dict", "log", "log_dict"),
+}  # what Lightning calls around an evaluation step
 
 
 class DirectEvaluator:
@@ -44,11 +53,15 @@ class DirectEvaluator:
             raise NotStackable("the module has no validation_step")
         stage = own[0].removesuffix("_step")
         for name in sorted(overridden(type(module))):
-            if name.startswith(f"on_{stage}_") or name in ("setup", "forward_hooks"):
+            if name.startswith(f"on_{stage}_") or name in _AROUND:
                 raise NotStackable(f"the module has a {name} of its own")
         self._step, self._log = own[0], Log(training=False)
         self._device = torch.device("cuda" if gpu else "cpu")
         self._module = watched(copy.deepcopy(module).to(self._device).eval(), self._log)
+        self._tensors: dict[int, Any] = {
+            id(tensor): tensor for tensor in self._module.state_dict(keep_vars=True).values()
+        }
+        self._takes_number = len(inspect.signature(getattr(module, self._step)).parameters) > 1
 
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
@@ -72,7 +85,8 @@ class DirectEvaluator:
             If the step asks for what only a Trainer has.
         """
         self._module.load_state_dict(state)
-        values, sizes = list[list[float]](), list[int]()
+        module = copy.deepcopy(self._module, dict(self._tensors))  # as new: a step may change it
+        how, values, sizes = list[Logged](), list[list[float]](), list[list[int]]()
         with seeds.global_streams(seed), torch.inference_mode():
             for number, (x, y) in enumerate(batches):
                 if expires is not None and time.time() > expires:
@@ -81,11 +95,17 @@ class DirectEvaluator:
                 self._log.values.clear()
                 batch = x.to(self._device), y.to(self._device)
                 try:
-                    getattr(self._module, self._step)(batch, number)
-                except CannotTake as reason:
+                    getattr(module, self._step)(batch, *([number] if self._takes_number else []))
+                except (CannotTake, NotStackable) as reason:
                     raise NotStackable(f"{self._step} {reason}") from None
                 except Exception as error:
                     raise ClientError("error", describe_error(error)) from error
+                found = [dataclasses.replace(logged, batch_size=None) for logged in self._log.how]
+                if number and found != how:
+                    raise NotStackable(f"{self._step} logs something else for other batches")
+                how = found
                 values.append([float(value) for value in self._log.values])
-                sizes.append(len(x))
-        return scores(reduced(self._log.how, np.array(values), np.array(sizes)))
+                sizes.append([logged.batch_size or len(x) for logged in self._log.how])
+        if not how:
+            return {}
+        return scores(reduced(how, np.array(values), np.array(sizes), training=False))

@@ -6,6 +6,7 @@ losses, the logged values and then a gradient for each of those parameters (or N
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -15,10 +16,6 @@ aten = torch.ops.aten
 
 _SAME = {aten.detach.default, aten.alias.default}
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
-_VIEWS = _SAME | _RESHAPES | {
-    aten.transpose.int, aten.permute.default, aten.expand.default, aten.unsqueeze.default,
-    aten.squeeze.dim, aten.squeeze.dims, aten.slice.Tensor, aten.select.int, aten.t.default,
-}  # fmt: skip
 
 
 def simplify(graph: Graph, gradients: int) -> None:
@@ -60,19 +57,26 @@ def descend_in_place(graph: Graph, rates: tuple[float, ...]) -> bool:
     Returns
     -------
     bool
-        False, and nothing is changed, if another output is a view of a parameter.
+        False, and nothing is changed, if an output is a view of a parameter or twice a gradient.
     """
     output = _output(graph)
     results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
     gradients, others = results[-len(rates) :], results[: -len(rates)]
     parameters = [node for node in graph.nodes if node.op == "placeholder"][: len(rates)]
-    readers = [_readers(parameter) for parameter in parameters]
-    if any(output in found for found in readers) or len(set(gradients)) < len(gradients):
+    views = [_views(parameter) for parameter in parameters]
+    memory = set[Node]().union(*views)
+    given = [gradient for gradient in gradients if gradient is not None]
+    if memory & set(results) or len(set(given)) < len(given):
         return False
+    readers = [{user for view in found for user in view.users} for found in views]
     for parameter, gradient, rate, read in zip(parameters, gradients, rates, readers, strict=True):
         if gradient is None:
             continue
-        product = gradient.target is aten.bmm.default and len(gradient.users) == 1
+        product = (
+            gradient.target is aten.bmm.default
+            and len(gradient.users) == 1
+            and not memory & set(gradient.args)  # which may have moved by then
+        )
         inputs = tuple(gradient.args) if product else (gradient,)
         places = {node: place for place, node in enumerate(graph.nodes)}
         last = max((*read, *inputs), key=lambda node: places[node])
@@ -166,14 +170,20 @@ def _swaps_last(node: Any) -> bool:
     return node.target is aten.transpose.int and set(node.args[1:]) in ({1, 2}, {-1, -2})
 
 
-def _readers(node: Node) -> set[Node]:
-    """All calls that read the node's memory, through views of it too."""
-    found = set()
+def _views(node: Node) -> set[Node]:
+    """The node and all that may share its memory."""
+    found = {node}
     for user in node.users:
-        found.add(user)
-        if user.target in _VIEWS:
-            found |= _readers(user)
+        if user.op == "call_function" and _may_alias(user):
+            found |= _views(user)
     return found
+
+
+def _may_alias(node: Node) -> bool:
+    if node.target is operator.getitem or node.target in _RESHAPES:
+        return True
+    schema = _schema(node)
+    return schema is None or any(argument.alias_info is not None for argument in schema.arguments)
 
 
 def _output(graph: Graph) -> Node:

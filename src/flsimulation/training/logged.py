@@ -7,6 +7,7 @@ mean weighted by the batches' sizes; a value logged on both has both, under two 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,10 @@ class Logged:
     batch_size: int | None
     """As the module gave it; None for the batch's own."""
 
+    def for_size(self, examples: int) -> Logged:
+        """The same, without a size that is that of the batch."""
+        return dataclasses.replace(self, batch_size=None) if self.batch_size == examples else self
+
 
 @dataclass
 class Log:
@@ -78,7 +83,7 @@ class Log:
         if positional or metric_attribute or others.keys() - _WITHOUT_EFFECT:
             raise CannotTake(f"logs {name!r} in a way of its own")
         if isinstance(value, int | float):
-            value = torch.tensor(float(value))
+            value = torch.full((), float(value))  # a call, so that a graph has the number
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise CannotTake(f"logs {name!r}, which is no number")
         if any(known.name == name for known in self.how):
@@ -98,8 +103,10 @@ class Log:
             self.log(name, value, *positional, **how)
 
 
-def reduced(how: list[Logged], values: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
-    """One client's logged values, by the names that Lightning gives them.
+def reduced(
+    how: list[Logged], values: np.ndarray, sizes: np.ndarray, *, training: bool = True
+) -> dict[str, float]:
+    """One client's logged values, by the names that Lightning gives them and in its order.
 
     Parameters
     ----------
@@ -107,16 +114,22 @@ def reduced(how: list[Logged], values: np.ndarray, sizes: np.ndarray) -> dict[st
         One for each value.
     values : float [batches, values]
         Of each batch of the last epoch.
-    sizes : int [batches]
-        Examples of each batch.
+    sizes : int [batches] or [batches, values]
+        Weights in a mean: the examples of each batch.
+    training : bool
+        Whether the steps were training steps: of others, the values on steps are not kept.
     """
     found = {}
-    for column, logged in enumerate(how):
-        of_batches = values[:, column]
-        if logged.on_step:
-            found[f"{logged.name}_step" if logged.on_epoch else logged.name] = of_batches[-1]
+    if training:
+        for logged, of_batches in zip(how, values.T, strict=True):
+            if logged.on_step:
+                found[logged.name] = of_batches[-1]
+                if logged.on_epoch:
+                    found[f"{logged.name}_step"] = of_batches[-1]
+    weights = np.broadcast_to(sizes.reshape(len(sizes), -1), values.shape)
+    for logged, of_batches, weight in zip(how, values.T, weights.T, strict=True):
         if logged.on_epoch:
-            found[logged.name] = _over_epoch(logged, of_batches, sizes)
+            found[logged.name] = _over_epoch(logged, of_batches, weight)
             if logged.on_step:
                 found[f"{logged.name}_epoch"] = found[logged.name]
     return {name: float(value) for name, value in found.items()}

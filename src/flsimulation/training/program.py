@@ -10,29 +10,32 @@ from __future__ import annotations
 
 import copy
 import functools
-import random
+import itertools
 import threading
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
-from torch.fx import Graph, GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
+from torch.fx import Graph
 
+from flsimulation import seeds
 from flsimulation.errors import describe_error
 from flsimulation.training import graph as passes
+from flsimulation.training.effects import random_states
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.script import compiled
-from flsimulation.training.step import NotStackable, stacked_step, watched
+from flsimulation.training.step import NotStackable, alone_step, loss_of, stacked_step, watched
 from flsimulation.training.template import template_of, written
+from flsimulation.training.trace import explained, traced
 
-_TRACED = ((2, 5), (3, 7))  # clients and examples; primes, so that products tell their factors
+_TRACED = ((2, 11), (3, 13))
+"""Clients and examples: primes, so that products tell their factors, and such that the numbers
+beside them (10 and 12, say) are in no ratio that these could have."""
 _TINY = 1e-6
 _APART = 1e-3  # relative difference from autograd at which a program is not the step's
+_ROUNDINGS = 32  # as many, where a type is coarser than that
 
 
 class Step(NamedTuple):
@@ -64,7 +67,7 @@ class StepPrograms:
     """
 
     def __init__(self, module: pl.LightningModule, x: Tensor, y: Tensor) -> None:
-        self._module = copy.deepcopy(module).train()
+        self._module = copy.deepcopy(module)
         self._x, self._y = x, y
         parameters = dict(self._module.named_parameters())
         self.trained = [name for name, p in parameters.items() if p.requires_grad]
@@ -76,10 +79,10 @@ class StepPrograms:
         """How the logged values are logged."""
         self._programs: dict[Any, Callable[..., Any]] = {}
         self._lock = threading.RLock()
-        self._sound: dict[tuple[int, int], bool] = {}
         self._templates: dict[tuple[float, ...] | None, list[Any] | None] = {}
         self._graphs = [self._traced(*sizes) for sizes in _TRACED]
         self._template(None)  # or NotStackable, now
+        self._check_alone(*_TRACED[0])
 
     def program(
         self, clients: int, examples: int, rates: tuple[float, ...] | None = None
@@ -97,6 +100,11 @@ class StepPrograms:
         -------
         callable
             Of the stacked parameters, the shared tensors, x [clients, examples, ...] and y.
+
+        Raises
+        ------
+        NotStackable
+            If the step fails or logs something else for this size.
         """
         key = clients, examples, rates
         if (known := self._programs.get(key)) is None:
@@ -113,13 +121,35 @@ class StepPrograms:
     def eager(
         self, trained: Sequence[Tensor], shared: Sequence[Tensor], x: Tensor, y: Tensor
     ) -> Step:
-        """The same step by vmap and autograd, for any sizes."""
+        """The same step by vmap and autograd, for any sizes. Raises `NotStackable`."""
+        log = Log(training=True)
         with self._lock, torch.enable_grad():  # no two threads may be in vmap at once
             leaves = [tensor.detach().requires_grad_() for tensor in trained]
-            log = Log(training=True)
             module = watched(copy.deepcopy(self._module), log)
-            values = stacked_step(module, self.trained, self.shared, leaves, shared, x, y)
+            try:
+                values = stacked_step(module, self.trained, self.shared, leaves, shared, x, y)
+            except (Exception, SystemExit) as error:
+                raise NotStackable(explained(error)) from error
+        self._check_same(log.how, x.shape[1])
         return self._as_step(values)
+
+    def check_sizes(self, sizes: Iterable[int]) -> None:
+        """Raise `NotStackable` if the step fails, logs otherwise or draws for one of these sizes."""
+        for examples in sizes:
+            *_, x, y = self._inputs(1, examples)
+            log = Log(training=True)
+            with seeds.global_streams(0), torch.no_grad():
+                before = random_states()
+                try:
+                    loss_of(watched(copy.deepcopy(self._module), log), x[0], y[0])
+                except (NotStackable, CannotTake) as reason:
+                    raise NotStackable(explained(reason)) from None
+                except (Exception, SystemExit) as error:
+                    text = f"fails for a batch of {examples} ({describe_error(error)})"
+                    raise NotStackable(f"training_step {text}") from error
+                if random_states() != before:
+                    raise NotStackable("training_step draws random numbers")
+            self._check_same(log.how, examples)
 
     # --- from here on: how a program is made ---
 
@@ -127,10 +157,11 @@ class StepPrograms:
         self, clients: int, examples: int, rates: tuple[float, ...] | None
     ) -> Callable[..., Step]:
         template = self._template(rates)
-        if template is None or not self._is_sound(clients, examples):
-            return functools.partial(self._by_autograd, rates)
-        run = compiled(written(template, clients, examples))
-        return functools.partial(self._run, run)
+        if template is not None:
+            run = functools.partial(self._run, compiled(written(template, clients, examples)))
+            if self._is_step(run, clients, examples, rates):
+                return run
+        return functools.partial(self._by_autograd, rates)
 
     def _run(
         self,
@@ -158,36 +189,38 @@ class StepPrograms:
                 tensor.sub_(gradient, alpha=rate)
         return step._replace(gradients=[None] * len(trained))
 
-    def _is_sound(self, clients: int, examples: int) -> bool:
+    def _is_step(
+        self,
+        run: Callable[..., Step],
+        clients: int,
+        examples: int,
+        rates: tuple[float, ...] | None,
+    ) -> bool:
         """Whether the program for these sizes is the step's, by a comparison with autograd.
 
         A step may well do something else for other sizes than those it was traced for.
         """
-        if (known := self._sound.get((clients, examples))) is not None:
-            return known
-        template, inputs, split = (
-            self._template(None),
-            self._inputs(clients, examples),
-            len(self.trained),
-        )
-        assert template is not None  # noqa: S101 - only steps in place may have none
-        ours = self._as_step(compiled(written(template, clients, examples))(*inputs))
-        theirs = self.eager(inputs[:split], inputs[split:-2], inputs[-2], inputs[-1])
-        sound = len(ours.logged) == len(theirs.logged) and all(
+        *tensors, x, y = self._inputs(clients, examples)
+        trained, shared = tensors[: len(self.trained)], tensors[len(self.trained) :]
+        moved = [tensor.clone() for tensor in trained]
+        theirs = self._by_autograd(rates, moved, shared, x, y)
+        try:
+            with torch.no_grad():
+                ours = run(trained, shared, x, y)
+        except Exception:  # numbers that no size but the traced ones allows
+            return False
+        return all(
             _are_close(one, other)
             for one, other in zip(
-                (ours.losses, *ours.logged, *ours.gradients),
-                (theirs.losses, *theirs.logged, *theirs.gradients),
+                (ours.losses, *ours.logged, *ours.gradients, *trained),
+                (theirs.losses, *theirs.logged, *theirs.gradients, *moved),
                 strict=True,
             )
         )
-        self._sound[clients, examples] = sound
-        return sound
 
     def _as_step(self, values: Sequence[Any]) -> Step:
         losses, *rest = values
-        logged, gradients = rest[: len(self.how)], rest[len(self.how) :]
-        return Step(losses, logged, gradients)
+        return Step(losses, rest[: len(self.how)], rest[len(self.how) :])
 
     def _template(self, rates: tuple[float, ...] | None) -> list[Any] | None:
         if rates not in self._templates:
@@ -202,7 +235,7 @@ class StepPrograms:
         """Arguments of a program: the module's own weights for all clients, real examples."""
         named = dict(self._module.named_parameters()) | dict(self._module.named_buffers())
         rows = torch.arange(clients * examples) % len(self._x)
-        trained = [_repeated(named[name].detach(), clients) for name in self.trained]
+        trained = [torch.stack([named[name].detach()] * clients) for name in self.trained]
         shared = [named[name].detach() for name in self.shared]
         x, y = (t[rows].view(clients, examples, *t.shape[1:]) for t in (self._x, self._y))
         return [*trained, *shared, x, y]
@@ -218,79 +251,50 @@ class StepPrograms:
                 module, self.trained, self.shared, leaves, tensors[split:-2], *tensors[-2:]
             )
 
-        before, python, legacy = _attributes(module), random.getstate(), _numpy_state()
-        tensors = [*(t.requires_grad_() for t in inputs[:split]), *inputs[split:]]
-        try:
-            with warnings.catch_warnings(), torch.enable_grad():
-                warnings.simplefilter("ignore")
-                traced = make_fx(step)(*tensors)
-                if passes.writes_in_place(traced.graph):
-                    pure = torch.func.functionalize(traced, remove="mutations")
-                    traced = make_fx(pure)(*(t.detach() for t in tensors))
-        except (NotStackable, CannotTake) as reason:
-            raise NotStackable(f"training_step {reason}") from None
-        except (Exception, SystemExit) as error:
-            raise NotStackable(_explained(error)) from error
-        if (random.getstate(), _numpy_state()) != (python, legacy) or passes.draws_random_numbers(
-            traced.graph
-        ):
-            raise NotStackable("training_step draws random numbers")
-        if passes.writes_in_place(traced.graph) or _attributes(module) != before:
-            raise NotStackable("training_step changes the module itself")
-        self._remember(log, examples)
-        passes.simplify(traced.graph, split)
-        return _with_constants(traced)
+        graph = traced(step, module, inputs, split)
+        if self.how:
+            self._check_same(log.how, examples)
+        else:
+            self.how = [logged.for_size(examples) for logged in log.how]
+        return graph
 
-    def _remember(self, log: Log, examples: int) -> None:
-        """Keep how values are logged; it must be the same for every size."""
-        how = [
-            Logged(h.name, h.on_step, h.on_epoch, h.reduction, None)
-            if h.batch_size == examples
-            else h
-            for h in log.how
-        ]
-        if self.how and how != self.how:
+    def _check_same(self, how: list[Logged], examples: int) -> None:
+        """Values must be logged in the same way for every size."""
+        if self.how != how and self.how != [logged.for_size(examples) for logged in how]:
             raise NotStackable("training_step logs something else for other sizes of a batch")
-        self.how = how
+
+    def _check_alone(self, clients: int, examples: int) -> None:
+        """Compare the stacked step with each client's own, for weights that are not the module's.
+
+        A module may hold its weights in more ways than those that are stacked.
+        """
+        *tensors, x, y = self._inputs(clients, examples)
+        trained, shared = tensors[: len(self.trained)], tensors[len(self.trained) :]
+        for place, tensor in itertools.product(range(clients), trained):
+            tensor[place] *= 1.01 + 0.01 * place
+        stacked = self.eager(trained, shared, x, y)
+        for place in range(clients):
+            log = Log(training=True)
+            module = watched(copy.deepcopy(self._module), log)
+            own = [tensor[place] for tensor in trained]
+            try:
+                found = self._as_step(alone_step(module, self.trained, own, x[place], y[place]))
+            except CannotTake as reason:
+                raise NotStackable(f"training_step {reason}") from None
+            pairs = zip(
+                (stacked.losses, *stacked.logged, *stacked.gradients),
+                (found.losses, *found.logged, *found.gradients),
+                strict=True,
+            )
+            if not all(_are_close(one if one is None else one[place], two) for one, two in pairs):
+                raise NotStackable("training_step does something else for many clients at once")
 
 
 def _are_close(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
-    apart = torch.linalg.vector_norm((one - other).double())
-    return bool(apart <= _APART * torch.linalg.vector_norm(other.double()) + _TINY)
-
-
-def _repeated(tensor: Tensor, clients: int) -> Tensor:
-    return tensor.expand(clients, *tensor.shape).clone(memory_format=torch.contiguous_format)
-
-
-def _attributes(module: nn.Module) -> list[Any]:
-    """What a step might change of a module beside its tensors."""
-    found: list[Any] = []
-    for part in module.modules():
-        for name, value in vars(part).items():
-            size = len(value) if isinstance(value, list | dict | set) else None
-            found.append((name, id(value), size, value if isinstance(value, int | float) else None))
-    return found
-
-
-def _numpy_state() -> Any:
-    return [str(part) for part in np.random.get_state()]  # noqa: NPY002 - the global stream
-
-
-def _explained(error: BaseException) -> str:
-    text = str(error)
-    if "random operation" in text or "randomness" in text:
-        return "training_step draws random numbers"
-    if "in-place" in text or "inplace" in text:
-        return "training_step changes buffers of the module"
-    return f"training_step cannot be traced ({describe_error(error)})"
-
-
-def _with_constants(traced: GraphModule) -> Graph:
-    """The graph, with the tensors that it holds as arguments of their calls' meta."""
-    for node in traced.graph.nodes:
-        if node.op == "get_attr":
-            node.meta["constant"] = getattr(traced, str(node.target))
-    return traced.graph
+    most = max(_APART, _ROUNDINGS * torch.finfo(other.dtype).eps)
+    one, other = one.double(), other.double()
+    differ = ~((one == other) | (one.isnan() & other.isnan()))
+    apart = torch.linalg.vector_norm((one - other)[differ])
+    return bool(apart <= most * torch.linalg.vector_norm(other[~other.isnan()]) + _TINY)

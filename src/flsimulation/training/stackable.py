@@ -21,6 +21,7 @@ _ELEMENTWISE = (
     torch.optim.RAdam,
 )
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+_LARGEST = torch.finfo(torch.float32).max
 _OWN = {"training_step", "validation_step", "test_step", "predict_step", "forward"} | {
     "configure_optimizers"
 }
@@ -48,7 +49,8 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
             raise NotStackable(f"{type(part).__name__} keeps running statistics")
-    optimization(module)
+    if optimization(module)[0] is optimization(module)[0]:
+        raise NotStackable("configure_optimizers gives the same optimizer each time")
 
 
 def overridden(cls: type) -> set[str]:
@@ -72,6 +74,8 @@ def optimization(module: pl.LightningModule) -> tuple[Optimizer, list[Scheduler]
     optimizer, schedulers = _parsed(configured)
     if type(optimizer) not in _ELEMENTWISE:
         raise NotStackable(f"{type(optimizer).__name__} does not work element by element")
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise NotStackable("the optimizer has hooks")
     return optimizer, schedulers
 
 
@@ -84,7 +88,7 @@ def plain_rates(
     rates: dict[int, float] = {}
     for group in optimizer.param_groups:
         extras = group["momentum"], group["weight_decay"], group["maximize"]
-        if any(extras) or isinstance(group["lr"], Tensor):
+        if any(extras) or isinstance(group["lr"], Tensor) or not abs(group["lr"]) < _LARGEST:
             return None
         rates |= {id(parameter): float(group["lr"]) for parameter in group["params"]}
     if any(id(parameter) not in rates for parameter in parameters):
@@ -111,7 +115,7 @@ def stack_optimizer(optimizer: Optimizer, stacked: Mapping[int, nn.Parameter]) -
                 own = stacked[id(parameter)]
                 optimizer.state[own] = {
                     name: value.expand(own.shape).clone(memory_format=torch.contiguous_format)
-                    if isinstance(value, Tensor) and value.shape == parameter.shape
+                    if isinstance(value, Tensor) and name != "step"
                     else value
                     for name, value in state[parameter].items()
                 }
@@ -121,11 +125,36 @@ def stack_optimizer(optimizer: Optimizer, stacked: Mapping[int, nn.Parameter]) -
             group["fused"] = all(p.is_floating_point() for p in group["params"])
 
 
+def clipped(gradients: list[Tensor | None], most: float) -> list[Tensor | None]:
+    """Each client's gradient with a norm of at most ``most``, as ``clip_grad_norm_`` does it.
+
+    Parameters
+    ----------
+    gradients : list of Tensor or None
+        [clients, ...] for each parameter; all of them make the norm.
+    most : float
+        Largest norm.
+    """
+    norms = torch.stack(
+        [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients if g is not None]
+    )
+    share = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    return [
+        None if g is None else g * share.to(g.dtype).view(-1, *[1] * (g.ndim - 1))
+        for g in gradients
+    ]
+
+
 def _parsed(configured: Any) -> tuple[Optimizer, list[Scheduler]]:
     """What ``configure_optimizers`` may return, as Lightning documents it."""
     schedulers: Any = []
-    if isinstance(configured, tuple) and len(configured) == 2 and isinstance(configured[0], list):
+    if (
+        isinstance(configured, list | tuple)
+        and len(configured) == 2
+        and isinstance(configured[0], list)
+    ):
         configured, schedulers = configured
+        schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
     if isinstance(configured, list | tuple):
         if len(configured) != 1:
             raise NotStackable("the module has several optimizers or none")

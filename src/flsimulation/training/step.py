@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -45,14 +45,22 @@ class _Whole(nn.Module):
         self._also: tuple[Any, ...] = (_BatchIndex(),) if len(takes) > 1 else ()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        before = _tensors_of(self.module)
         output: Any = self.module.training_step((x, y), *self._also)
-        loss = output.get("loss") if isinstance(output, dict) else output
+        loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise NotStackable("returns no loss")
-        return loss
+        if _tensors_of(self.module) != before:  # put back after a functional call
+            raise NotStackable("changes buffers of the module")
+        return loss.reshape(())
 
 
-class _BatchIndex(int):
+def _tensors_of(module: nn.Module) -> list[tuple[str, int]]:
+    named = (*module.named_parameters(), *module.named_buffers())
+    return [(name, id(tensor)) for name, tensor in named]
+
+
+class _BatchIndex:
     """A batch's number, which a program for all batches cannot know."""
 
 
@@ -60,11 +68,13 @@ def _refuse_index(*_: Any) -> Any:
     raise NotStackable("uses batch_idx")
 
 
-for _name in (
-    *("eq", "ne", "lt", "le", "gt", "ge", "bool", "index", "int", "float", "hash", "str", "repr"),
-    *("add", "radd", "sub", "rsub", "mul", "rmul", "mod", "rmod", "floordiv", "truediv", "format"),
-):
-    setattr(_BatchIndex, f"__{_name}__", _refuse_index)
+for _name in {"__getattr__", *dir(int)} - {
+    *("__new__", "__init__", "__class__", "__dir__", "__doc__", "__init_subclass__"),
+    *("__getattribute__", "__setattr__", "__delattr__", "__subclasshook__", "__sizeof__"),
+    *("__reduce__", "__reduce_ex__", "__getnewargs__", "__getstate__"),
+}:
+    if _name.startswith("__"):
+        setattr(_BatchIndex, _name, _refuse_index)
 
 
 def _refusing(name: str) -> Callable[[Any], Any]:
@@ -99,3 +109,25 @@ def stacked_step(
     seeds = torch.ones(len(x), dtype=losses.dtype, device=losses.device)
     gradients = torch.autograd.grad(losses, leaves, seeds, allow_unused=True)
     return (losses.detach(), *(value.detach() for value in logged), *gradients)
+
+
+def loss_of(module: pl.LightningModule, x: Tensor, y: Tensor) -> Tensor:
+    """The loss of one client's batch, a scalar; the module is `watched`."""
+    loss: Tensor = _Whole(module)(x, y)
+    return loss
+
+
+def alone_step(
+    module: pl.LightningModule, trained: Sequence[str], own: Sequence[Tensor], x: Tensor, y: Tensor
+) -> tuple[Any, ...]:
+    """One client's loss, logged values and gradients without vmap; the module takes its weights."""
+    log: Log = module.log.__self__  # type: ignore[attr-defined]
+    named = dict(module.named_parameters())
+    leaves = [named[name] for name in trained]
+    with torch.no_grad():
+        for leaf, value in zip(leaves, own, strict=True):
+            leaf.copy_(value)
+    with torch.enable_grad():
+        loss = loss_of(module, x, y)
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return (loss.detach(), *(value.detach() for value in log.values), *gradients)

@@ -27,15 +27,15 @@ class Sized(NamedTuple):
     factor: float
     clients: int
     examples: int
+    whole: bool
+    """Whether it is an integer: a size."""
 
     def at(self, clients: int, examples: int) -> int | float:
-        """The number for so many clients and examples."""
+        """The number for so many clients and examples. Raises `NotStackable`."""
         value = self.factor * float(clients) ** self.clients * float(examples) ** self.examples
-        return (
-            round(value)
-            if min(self.clients, self.examples) >= 0 and value == round(value)
-            else value
-        )
+        if self.whole and value != round(value):
+            raise NotStackable(_OTHER)
+        return round(value) if self.whole else value
 
 
 def template_of(first: Graph, second: Graph, traced: tuple[Sizes, Sizes]) -> list[Any]:
@@ -96,10 +96,10 @@ class _Place(int):
 def _sized(one: int | float, other: int | float, traced: tuple[Sizes, Sizes]) -> Sized:
     for clients in _POWERS:
         for examples in _POWERS:
-            factor = one / Sized(1.0, clients, examples).at(*traced[0])
-            found = Sized(round(factor, 12), clients, examples)
+            factor = one / Sized(1.0, clients, examples, whole=False).at(*traced[0])
+            found = Sized(round(factor, 12), clients, examples, whole=False)
             if math.isclose(found.at(*traced[1]), other, rel_tol=1e-12):
-                return found
+                return found._replace(whole=isinstance(one, int))
     raise NotStackable(_OTHER)
 
 

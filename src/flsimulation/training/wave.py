@@ -17,7 +17,7 @@ from flsimulation.training.logged import reduced
 from flsimulation.training.plan import Plan
 from flsimulation.training.program import Step, StepPrograms
 from flsimulation.training.scores import scores
-from flsimulation.training.stackable import Scheduler, stack_optimizer
+from flsimulation.training.stackable import Scheduler, clipped, stack_optimizer
 
 State = dict[str, Tensor]
 
@@ -72,7 +72,7 @@ class Wave:
         weights = {}
         for name, value in self.weights.items():
             if name in self.own:
-                rows = (value if whole else value[sound]).flatten(1)
+                rows = (value if whole else value[sound]).reshape(len(sound), -1)
                 value = (mean.to(rows.dtype) @ rows).view(value.shape[1:])
             weights[name] = value
         return Wave(self.clients, self.results, weights, frozenset(), self.examples)
@@ -222,11 +222,21 @@ class WaveFit:
     def _descend(self, optimizer: Optimizer, gradients: list[Tensor | None], step: int) -> None:
         """One step of the optimizer, for all clients that are not done."""
         if (mu := self._terms.proximal_mu) > 0:
-            for gradient, leaf, origin in zip(gradients, self._leaves, self._origin, strict=True):
-                if gradient is not None:
-                    gradient.add_(leaf - origin, alpha=mu)
+            gradients = [  # anew: two parameters may have one gradient
+                None if gradient is None else gradient.add(leaf - origin, alpha=mu)
+                for gradient, leaf, origin in zip(
+                    gradients, self._leaves, self._origin, strict=True
+                )
+            ]
         if (most := self._stack.gradient_clip) > 0:
-            _clip([g for g in gradients if g is not None], most)
+            moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            gradients = clipped(
+                [
+                    g if id(p) in moved else None
+                    for p, g in zip(self._leaves, gradients, strict=True)
+                ],
+                most,
+            )
         for leaf, gradient in zip(self._leaves, gradients, strict=True):
             leaf.grad = gradient
         optimizer.step()
@@ -238,13 +248,18 @@ class WaveFit:
 
     def _results(self, own: State, seconds: float) -> list[Trained | ClientError]:
         values, weights = self._values.numpy(), self._plan.last_epoch
-        losses = (values[0] * weights).sum(0) / weights.sum(0)
+        taken = np.where(weights > 0, values[0], 0)  # others may not be finite
+        losses = (taken * weights).sum(0) / np.maximum(weights.sum(0), 1)
         unsound = _not_finite(own)
         found: list[Trained | ClientError] = []
         for place in range(len(self._clients)):
             if self._late[place]:
                 late = "it was not done before the round's deadline"
                 found.append(ClientError("deadline", late))
+                continue
+            if self._plan.lasts[place] == 0:
+                text = "it made no optimizer step; training_step must return the loss"
+                found.append(ClientError("error", text))
                 continue
             if not np.isfinite(losses[place]):
                 text = f"its training loss is {losses[place]}; lower the learning rate"
@@ -263,21 +278,13 @@ class WaveFit:
         return found
 
 
-def _clip(gradients: list[Tensor], most: float) -> None:
-    """Each client's gradient to a norm of at most ``most``, as ``clip_grad_norm_`` does it."""
-    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
-    share = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(share.view(-1, *[1] * (gradient.ndim - 1)))
-
-
 def _not_finite(own: State) -> dict[int, str]:
     """Clients with a weight that is not finite, and its name."""
     found: dict[int, str] = {}
     for name, value in own.items():
         if not value.is_floating_point() or bool(value.sum().isfinite()):
             continue
-        sound = value.isfinite().flatten(1).all(1)
+        sound = value.isfinite().reshape(len(value), -1).all(1)
         for place in (~sound).nonzero().flatten().tolist():
             found.setdefault(place, name)
     return found

@@ -1,0 +1,249 @@
+"""Ray, and Flower's actors on it. Whoever imports this module has Ray installed.
+
+Two names of Flower and one of Ray are not public: docs/decisions/0013 says why they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import ray
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
+from ray._private import worker as ray_worker
+from ray.exceptions import RayError, RayTaskError
+
+from flsimulation.errors import ClientError, InputError, RunError, describe_error
+from flsimulation.experiment.spec import Runtime
+from flsimulation.experiment.strategy import quiet_flower
+
+_CONNECT_SECONDS = 5.0
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
+
+
+class Actors:
+    """Flower's actors: which are idle, and what the others work on.
+
+    An actor whose process or machine is lost is started anew by Ray, where there is room.
+
+    Parameters
+    ----------
+    handles : list
+        The actors.
+    patience : float
+        Seconds to wait for one of them when all are lost.
+    """
+
+    def __init__(self, handles: list[Any], patience: float) -> None:
+        self._idle = deque(handles)
+        self._running: dict[Any, tuple[Any, Any]] = {}
+        self._returning: dict[Any, Any] = {}
+        self._patience = patience
+        self._lost = 0.0
+
+    @property
+    def count(self) -> int:
+        """Actors that are there."""
+        return len(self._idle) + len(self._running)
+
+    @property
+    def are_gone(self) -> bool:
+        """Whether all are lost and none came back in time."""
+        waited = time.monotonic() - self._lost
+        return not self.count and (not self._returning or waited > self._patience)
+
+    def put(self, message: Message) -> Any:
+        """Hand Ray a message that several actors get; each machine receives it once."""
+        return ray.put(message)
+
+    def begin(
+        self, app: Callable[[], ClientApp], message: Any, context: Context, task: Any
+    ) -> bool:
+        """Let an idle actor answer a message that was `put`; False if there is none."""
+        if not self._idle:
+            return False
+        actor = self._idle.popleft()
+        self._running[actor.run.remote(app, message, "", context)] = actor, task
+        return True
+
+    def finished(self, seconds: float) -> list[tuple[Any, Message | ClientError]]:
+        """What was answered, task and answer; waits so long if there is nothing yet."""
+        waiting = [*self._running, *self._returning]
+        if not waiting:
+            return []
+        if not ray.wait(waiting, timeout=seconds)[0]:
+            return []
+        done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        found = []
+        for reference in done:
+            if reference in self._returning:
+                self._welcome(reference)
+                continue
+            actor, task = self._running.pop(reference)
+            found.append((task, self._answer(reference, actor)))
+        return found
+
+    def _answer(self, reference: Any, actor: Any) -> Message | ClientError:
+        try:
+            _, answer, _ = ray.get(reference)
+        except RayTaskError as error:
+            self._idle.append(actor)
+            return ClientError("error", describe_error(error.cause))
+        except RayError:
+            self._returning[actor.__ray_ready__.remote()] = actor
+            self._lost = time.monotonic()
+            return ClientError("lost", "its Ray actor, or the machine of it, was lost")
+        self._idle.append(actor)
+        assert isinstance(answer, Message)  # noqa: S101 - what our app gave
+        return answer
+
+    def _welcome(self, reference: Any) -> None:
+        """Take an actor back that was started anew, unless it was lost for good."""
+        actor = self._returning.pop(reference)
+        with contextlib.suppress(RayError):
+            ray.get(reference)
+            self._idle.append(actor)
+
+
+@contextlib.contextmanager
+def actors(spec: Runtime, most: int, prepare: Callable[[], None]) -> Iterator[Actors]:
+    """Ray with Flower's actors on it; a Ray that was started for it ends with the block.
+
+    Parameters
+    ----------
+    spec : Runtime
+        Where Ray is, and how many actors of which size.
+    most : int
+        More actors than this would have nothing to do.
+    prepare : callable
+        Every actor calls it as it starts.
+
+    Raises
+    ------
+    InputError
+        If no Ray is there, or it has no room.
+    """
+    with connected(spec.ray_address), quiet_flower():
+        yield Actors(_started(spec, most, prepare), spec.return_wait)
+
+
+def _started(spec: Runtime, most: int, prepare: Callable[[], None]) -> list[Any]:
+    size = {"num_cpus": spec.actor_cpus, "num_gpus": spec.actor_gpus}
+    try:
+        room = pool_size_from_resources(dict(size))
+    except ValueError:  # for none
+        room = 0
+    count = spec.actors or min(room, most)
+    if not 0 < count <= room:
+        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        raise InputError(
+            f"runtime.actors: {spec.actors or 'not even 1'} of {spec.actor_cpus:g} CPUs and "
+            f"{spec.actor_gpus:g} GPUs do not fit, Ray has {there.get('CPU', 0):g} CPUs and "
+            f"{there.get('GPU', 0):g} GPUs, room for {room}; lower runtime.actors, "
+            f"runtime.actor-cpus or runtime.actor-gpus"
+        )
+    actor: Any = ClientAppActor  # Ray's decorator gives it `options`, unseen by type checkers
+    handles = [
+        actor.options(**size, max_restarts=-1).remote(on_actor_init_fn=prepare)
+        for _ in range(count)
+    ]
+    ready = [handle.__ray_ready__.remote() for handle in handles]
+    done, late = ray.wait(ready, num_returns=count, timeout=spec.client_wait)
+    if late:
+        raise InputError(
+            f"runtime.actors: {len(done)} of {count} started within {spec.client_wait:g} s, "
+            f"others use this Ray's CPUs or GPUs; lower runtime.actors, or raise "
+            f"runtime.client-wait"
+        )
+    try:
+        ray.get(ready)
+    except RayError as error:
+        raise RunError(f"a Ray actor did not start: {_line(error)}") from None
+    return handles
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Make this process part of Ray: of the one at the address, unless it is part of one already."""
+    if ray.is_initialized():
+        yield
+        return
+    if ":" in address:
+        _require_listener(address)
+    before = vars(ray_worker)["print_to_stdstream"]
+    try:
+        with _quiet():
+            _connect(address)
+        # Ray prints that an actor was lost, whatever `log_to_driver` says; our events tell it.
+        vars(ray_worker)["print_to_stdstream"] = lambda *_, **__: None
+        yield
+    finally:
+        vars(ray_worker)["print_to_stdstream"] = before
+        with _quiet():
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if not address:
+        options["include_dashboard"] = False
+    try:
+        ray.init(address=address or "local", **options)
+    except SystemExit:  # on SIGTERM, which Ray handles meanwhile
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        if not address:
+            raise RunError(f"Ray did not start here: {_line(error)}") from None
+        raise InputError(
+            f"runtime.ray-address {address!r}: {_line(error)}; name a Ray that runs, or leave it "
+            f"empty for one on this machine"
+        ) from None
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself would try for minutes."""
+    target = address.removeprefix("ray://")
+    with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise InputError(
+                f"runtime.ray-address {address!r}: no Ray answers there; start one with "
+                f"`ray start --head`, or leave it empty for one on this machine"
+            ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Ray say nothing, and leave this process's handling of SIGTERM as it is."""
+    before = {name: os.environ.get(name) for name in _QUIET}
+    handler = signal.getsignal(signal.SIGTERM)
+    os.environ.update(_QUIET)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _line(error: BaseException) -> str:
+    """What Ray says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

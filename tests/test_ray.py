@@ -1,0 +1,416 @@
+"""A federation on Ray: the same as one process, for real, on actors of two CPUs of this machine."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+pytest.importorskip("ray", reason="Ray is not installed; pip install 'flsimulation[ray]'")
+
+import ray
+from flwr.simulation.ray_transport import ray_actor
+
+from flsimulation import run
+from flsimulation.apps import share_app
+from flsimulation.cli.main import main
+from flsimulation.data.federated import FederatedData
+from flsimulation.errors import InputError, RoundError
+from flsimulation.events import ClientReplied, RunStarted
+from flsimulation.experiment import Experiment
+from flsimulation.experiment.spec import Runtime
+from flsimulation.network.verify import TOLERANCE, Record, compare
+from flsimulation.runtimes import ray_actors
+from flsimulation.runtimes.inprocess import flower_identity, run_in_process
+from flsimulation.runtimes.ray import RayGrid, run_on_actors
+from flsimulation.runtimes.ray_actors import Actors, actors
+
+Make = Callable[..., Experiment]
+
+OWN = """
+import os, pathlib, signal, time
+import torch, pytorch_lightning as pl
+from torch import nn
+from torch.nn import functional
+
+class Net(pl.LightningModule):
+    def __init__(self, raises="", dies="", slow=0.0):
+        super().__init__()
+        self.raises, self.dies, self.slow = raises, dies, slow
+        self.layer = nn.Linear(6, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.layer(x))
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        time.sleep(self.slow)
+        if self.raises and bool((x[:, 0] == float(self.raises)).any()):
+            raise ValueError("a strange example")
+        if self.dies and not pathlib.Path(self.dies).exists():
+            pathlib.Path(self.dies).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return functional.cross_entropy(self(x), y)
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        self.log("val_loss", functional.cross_entropy(self(x), y))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+"""
+
+
+def ray_processes() -> set[int]:
+    """Rays of this machine."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().split(b"\0")[0].endswith(b"/raylet"):
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Actors]:
+    """Two actors on a Ray of three CPUs, which runs of this process use as well."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(
+            address="local", num_cpus=3, include_dashboard=False, log_to_driver=False,
+            logging_level="CRITICAL",
+        )  # fmt: skip
+        try:
+            spec = Runtime(actors=2, return_wait=20.0)
+            with actors(spec, 4, functools.partial(share_app.prepare, {})) as ready:
+                yield ready
+        finally:
+            ray.shutdown()
+            gc.collect()  # Ray drops its processes' handles; Python warns of them here and now
+
+
+def on_ray(pool: Actors, spec: Experiment, *sinks: Any) -> None:
+    run_on_actors(pool, spec, sinks, None, None)
+
+
+def own_net(make_experiment: Make, path: Path, args: dict[str, Any], **tables: Any) -> Experiment:
+    tree = make_experiment(**tables).model_dump(by_alias=True)
+    return Experiment.model_validate({**tree, "model": {"class": f"{path}:Net", "args": args}})
+
+
+def test_stacked_actors_give_what_one_process_gives(
+    pool: Actors, make_experiment: Make, recorder: Any
+) -> None:
+    spec = make_experiment(
+        data={"clients": 7, "partition": "linear"},
+        strategy={"rounds": 3, "fraction-train": 0.75},
+        evaluate={"clients": 3},
+    )
+    here, there = Record(), Record()
+    run_in_process(spec, [here])
+    on_ray(pool, spec, there, recorder)
+    assert here.started is not None
+    assert there.started is not None
+    assert (here.started.engine, there.started.engine) == ("stacked", "stacked")
+    apart: list[Any] = []
+    assert compare(here, there, apart.append) == []
+    assert len(apart) == 3
+    assert max(r.weights for r in apart) <= TOLERANCE
+    cohorts = [e.cohort for e in there.rounds]
+    assert cohorts == [e.cohort for e in here.rounds]
+    assert {len(cohort) for cohort in cohorts} == {5}
+    told = recorder.of(ClientReplied)
+    assert all(e.reason is None for e in told)
+    for e in there.rounds:
+        trained = [t.partition for t in told if (t.round, t.phase) == (e.round, "train")]
+        assert sorted(trained) == list(e.cohort)
+    assert sorted(e.partition for e in told if e.phase == "final") == [0, 1, 2]
+    assert [e.bytes for e in there.rounds] == [e.bytes for e in here.rounds]
+
+
+def test_two_runs_on_as_many_actors_are_the_same_bit_for_bit(
+    pool: Actors, make_experiment: Make
+) -> None:
+    first, second = Record(), Record()
+    for record in (first, second):
+        on_ray(pool, make_experiment(data={"clients": 6}), record)
+    digests = [e.weights_sha256 for e in first.rounds]
+    assert digests == [e.weights_sha256 for e in second.rounds]
+    assert len(set(digests)) == 2
+
+
+def test_each_actor_gets_one_message_for_its_share_of_a_stacked_cohort(
+    pool: Actors, make_experiment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[str] = []
+    begin = pool.begin
+
+    def watch(app: Any, message: Any, context: Context, task: Any) -> bool:
+        if begun := begin(app, message, context, task):
+            shares.append(str(context.node_config["partition-ids"]))
+        return begun
+
+    monkeypatch.setattr(pool, "begin", watch)
+    spec = make_experiment(
+        data={"clients": 5}, strategy={"rounds": 1, "fraction-evaluate": 0.0},
+        evaluate={"clients": 0},
+    )  # fmt: skip
+    on_ray(pool, spec)
+    assert sorted(shares[:2]) == ["0,2,4", "1,3"]
+
+
+def test_a_strategy_that_needs_each_clients_model_gets_it(
+    pool: Actors, make_experiment: Make
+) -> None:
+    spec = make_experiment(strategy={"name": "fedadam"})
+    here, there = Record(), Record()
+    run_in_process(spec, [here])
+    on_ray(pool, spec, there)
+    assert compare(here, there) == []
+    assert len(there.models) == 2
+
+
+def test_one_by_one_where_a_module_cannot_be_stacked_and_one_that_raises_is_named(
+    pool: Actors,
+    make_experiment: Make,
+    own_modules: Any,
+    recorder: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # a process that is connected to Ray had better not be forked
+    monkeypatch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda space: None)
+    path = own_modules(OWN)
+    data = FederatedData.load(make_experiment())
+    strange = repr(float(data.dataset.x_train[data.train_indices(2)[0], 0]))
+    spec = own_net(make_experiment, path, {"raises": strange})
+    here, there = Record(), Record()
+    run_in_process(spec, [here])
+    on_ray(pool, spec, there, recorder)
+    assert [e.engine for e in recorder.of(RunStarted)] == ["sequential"]
+    assert compare(here, there) == []
+    assert [e.failures for e in there.rounds] == [{"error": 1}] * 2
+    failed = [e for e in recorder.of(ClientReplied) if e.reason]
+    assert {(e.partition, e.reason) for e in failed} == {(2, "error")}
+    assert failed[0].error is not None
+    assert failed[0].error.startswith("ValueError: a strange example (own.py:")
+
+
+def test_clients_that_are_not_done_by_the_deadline_are_left_out(
+    pool: Actors, make_experiment: Make, own_modules: Any
+) -> None:
+    # two actors, 12 clients, 2 batches of 0.3 s each: about three clients an actor are done
+    spec = own_net(
+        make_experiment, own_modules(OWN), {"slow": 0.3},
+        data={"clients": 12, "validation-fraction": 0.0, "examples-per-client": 20},
+        train={"batch-size": 10}, round={"deadline": 2.5}, strategy={"rounds": 1},
+    )  # fmt: skip
+    record, began = Record(), time.monotonic()
+    on_ray(pool, spec, record)
+    assert time.monotonic() - began < 15
+    (finished,) = record.rounds
+    assert set(finished.failures) == {"deadline"}
+    assert 2 <= finished.failures["deadline"] <= 10
+
+
+def test_a_lost_actors_clients_are_lost_and_the_next_round_has_the_actor_again(
+    pool: Actors, make_experiment: Make, own_modules: Any, recorder: Any, tmp_path: Path
+) -> None:
+    flag = tmp_path / "died"
+    spec = own_net(make_experiment, own_modules(OWN), {"dies": str(flag)})
+    record = Record()
+    on_ray(pool, spec, record, recorder)
+    assert flag.exists()
+    first, second = record.rounds
+    assert first.failures == {"lost": 1}
+    assert second.failures == {}
+    (lost,) = (e for e in recorder.of(ClientReplied) if e.reason)
+    assert (lost.round, lost.reason) == (1, "lost")
+    assert lost.error == "its Ray actor, or the machine of it, was lost"
+    while pool.count < 2:  # Ray starts it anew
+        pool.finished(20.0)
+
+
+def test_without_any_actor_all_clients_are_lost(make_experiment: Make) -> None:
+    spec = make_experiment()
+    with pytest.raises(RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: no Ray"):
+        on_ray(NoActors(), spec)
+
+
+class NoActors(Actors):
+    """All of them gone."""
+
+    def __init__(self) -> None:
+        super().__init__([], 0.0)
+
+    def put(self, message: Message) -> Any:
+        return message
+
+
+def test_messages_with_settings_of_their_own_go_to_actors_apart(make_experiment: Make) -> None:
+    grid = RayGrid(NoActors(), 4, {}, together=True)
+    with flower_identity():
+        shared = RecordDict({"config": ConfigRecord({"a": 1})})
+        other = RecordDict({"config": ConfigRecord({"a": 2})})
+        nodes = list(grid.get_node_ids())
+        contents = (shared, other, shared, shared)
+        grid.push_messages([Message(c, n, "train") for c, n in zip(contents, nodes)])
+    assert [list(share.messages) for share in grid._shares] == [[0, 2, 3], [1]]
+
+
+def test_what_flower_has_for_its_actors_is_still_what_we_use() -> None:
+    assert ray_actor.ClientAppActor.__ray_metadata__.class_name == "ClientAppActor"
+    own = ray_actor.VirtualClientEngineActor()
+    with flower_identity():
+        message = Message(RecordDict(), 2, "query")
+    answer = Message(RecordDict({"m": MetricRecord({"n": 1})}), reply_to=message)
+    context = Context(1, 2, {}, RecordDict(), {})
+    given = own.run(lambda: lambda message, context: answer, message, "cid", context)
+    assert given == ("cid", answer, context)
+
+
+def test_flower_still_counts_how_many_actors_there_is_room_for(pool: Actors) -> None:
+    room = ray_actor.pool_size_from_resources
+    assert room({"num_cpus": 0.5, "num_gpus": 0.0}) == 6
+    with pytest.raises(ValueError, match="ActorPool is empty"):
+        room({"num_cpus": 1.0, "num_gpus": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"actors": 4}, "4 of 1 CPUs and 0 GPUs do not fit, Ray has 3 CPUs and 0 GPUs, room for 3"),
+        ({"actor-gpus": 0.5}, "not even 1 of 1 CPUs and 0.5 GPUs do not fit, Ray has 3 CPUs and 0"),
+        (
+            {"actors": 1, "actor-cpus": 2, "client-wait": 0.5},
+            "0 of 1 started within 0.5 s, others use this Ray's CPUs or GPUs; lower",
+        ),
+    ],
+)
+def test_too_many_actors_are_refused(
+    pool: Actors, make_experiment: Make, tmp_path: Path, keys: dict[str, Any], line: str
+) -> None:
+    spec = make_experiment(runtime={"kind": "ray", **keys})
+    with pytest.raises(InputError) as caught:
+        run(spec, tmp_path / "run")
+    assert str(caught.value).startswith(f"runtime.actors: {line}")
+    assert not (tmp_path / "run").exists()
+
+
+def status_of(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as done:
+        main(list(arguments))
+    assert isinstance(done.value.code, int)
+    return done.value.code
+
+
+@pytest.mark.parametrize("verb", ["run", "verify"])
+def test_without_ray_one_line_says_what_to_install(
+    verb: str,
+    experiment_file: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    file = str(experiment_file())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for name in [n for n in sys.modules if n.endswith(("runtimes.ray_actors", ".ray_actor"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("flsimulation.runtimes.ray_actors")
+    assert status_of(verb, file, "--runtime", "ray") == 2
+    assert capsys.readouterr().err == (
+        "flsim: runtime.kind 'ray' needs Ray, which is not installed; "
+        "pip install 'flsimulation[ray]', or choose 'inprocess'\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["experiment.toml"]
+
+
+def test_ray_is_imported_only_where_it_is_asked_for() -> None:
+    code = (
+        "import sys, flsimulation.runner, flsimulation.cli.verify;"
+        "assert 'flsimulation.runtimes.ray' in sys.modules; assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_an_address_where_no_ray_answers_is_named(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{free_port}"
+    monkeypatch.setattr(ray_actors, "_CONNECT_SECONDS", 0.5)
+    with pytest.raises(InputError) as caught:
+        ray_actors._require_listener(f"ray://{address}")
+    assert str(caught.value) == (
+        f"runtime.ray-address 'ray://{address}': no Ray answers there; start one with "
+        f"`ray start --head`, or leave it empty for one on this machine"
+    )
+
+
+@pytest.mark.parametrize("address", ["here", "http://10.0.0.1:1", "10.0.0.1"])
+def test_what_is_no_address_is_refused(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("run", "--set", f"runtime.ray-address={address}") == 2
+    assert capsys.readouterr().err == (
+        f"flsim: --set runtime.ray-address={address}: runtime.ray-address must be empty, auto, "
+        f"host:port or ray://host:port, got {address!r}\n"
+    )
+
+
+def test_one_process_is_not_compared_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("verify", "--runtime", "inprocess") == 2
+    assert capsys.readouterr().err == (
+        "flsim: --runtime inprocess: one process is compared with ray or network\n"
+    )
+
+
+def flsim(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flsimulation", *arguments],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def test_verify_compares_one_process_with_ray_round_by_round(
+    pool: Actors, experiment_file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = experiment_file("[strategy]\nrounds = 2\n[runtime]\nactors = 1")
+    assert status_of("verify", str(file), "--runtime", "ray") == 0
+    said = capsys.readouterr()
+    head, _, first, second, last = said.out.splitlines()
+    assert (head, said.err) == ("test: in one process and on a Ray of its own", "")
+    assert [line.split()[:2] for line in (first, second)] == [["1", "same"], ["2", "same"]]
+    assert last.startswith("agree: 2 rounds, ")
+
+
+def test_ctrl_c_ends_run_and_ray_and_the_run_goes_on_in_one_process(
+    experiment_file: Any, tmp_path: Path
+) -> None:
+    before = ray_processes()
+    file = experiment_file("[strategy]\nrounds = 20000\n[runtime]\nactors = 1")
+    out = tmp_path / "run"
+    going = flsim("run", str(file), "--runtime", "ray", "--out", str(out), folder=tmp_path)
+    until = time.monotonic() + 90
+    while not (out / "rounds.jsonl").exists() or not (out / "rounds.jsonl").stat().st_size:
+        assert going.poll() is None, going.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert ray_processes() > before
+    os.killpg(going.pid, signal.SIGINT)  # as a terminal does: to Ray's processes too
+    stdout, stderr = going.communicate(timeout=60)
+    assert (going.returncode, stderr) == (130, "")
+    assert stdout.splitlines()[-1] == f"Go on   flsim run --resume {out}"
+    assert ray_processes() == before
