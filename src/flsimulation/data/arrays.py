@@ -83,7 +83,8 @@ def inputs(spec: Data, array: np.ndarray) -> torch.Tensor:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[-1] in _CHANNELS:
         array = np.moveaxis(array, -1, 1)
-    return torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32).div_(255)
+    pixels = np.require(array, requirements=["C", "W"])  # PyTorch warns of what it cannot write to
+    return torch.from_numpy(pixels).to(torch.float32).div_(255)
 
 
 def _targets(

@@ -22,7 +22,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
 from ray._private import worker as ray_worker
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from flsimulation.errors import ClientError, InputError, RunError, describe_error
 from flsimulation.experiment.spec import Runtime
@@ -101,18 +101,26 @@ class Actors:
             self._idle.append(actor)
             return ClientError("error", describe_error(error.cause))
         except RayError:
-            self._returning[actor.__ray_ready__.remote()] = actor
+            self._await(actor)
             self._lost = time.monotonic()
             return ClientError("lost", "its Ray actor, or the machine of it, was lost")
         self._idle.append(actor)
         assert isinstance(answer, Message)  # noqa: S101 - what our app gave
         return answer
 
+    def _await(self, actor: Any) -> None:
+        self._returning[actor.__ray_ready__.remote()] = actor
+
     def _welcome(self, reference: Any) -> None:
         """Take an actor back that was started anew, unless it was lost for good."""
         actor = self._returning.pop(reference)
-        with contextlib.suppress(RayError):
+        try:
             ray.get(reference)
+        except ActorUnavailableError:  # not yet
+            self._await(actor)
+        except RayError:
+            pass
+        else:
             self._idle.append(actor)
 
 
