@@ -36,6 +36,9 @@ from flsimulation.runtimes.inprocess import flower_identity, run_in_process
 from flsimulation.runtimes.ray import RayGrid, run_on_actors
 from flsimulation.runtimes.ray_actors import Actors, actors
 
+# Ray drops the handles of its processes as it ends them
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
 Make = Callable[..., Experiment]
 
 OWN = """
@@ -48,7 +51,7 @@ class Net(pl.LightningModule):
     def __init__(self, raises="", dies="", slow=0.0):
         super().__init__()
         self.raises, self.dies, self.slow = raises, dies, slow
-        self.layer = nn.Linear(6, 3)
+        self.layer = nn.Linear(6, 3, bias=False)  # before a norm its gradient is rounding only
         self.norm = nn.BatchNorm1d(3)
 
     def forward(self, x):
@@ -100,7 +103,7 @@ def pool() -> Iterator[Actors]:
                 yield ready
         finally:
             ray.shutdown()
-            gc.collect()  # Ray drops its processes' handles; Python warns of them here and now
+            gc.collect()
 
 
 def on_ray(pool: Actors, spec: Experiment, *sinks: Any) -> None:
@@ -399,7 +402,7 @@ def test_verify_compares_one_process_with_ray_round_by_round(
     assert last.startswith("agree: 2 rounds, ")
 
 
-def test_ctrl_c_ends_run_and_ray_and_the_run_goes_on_in_one_process(
+def test_ctrl_c_ends_the_run_and_the_ray_that_it_started(
     experiment_file: Any, tmp_path: Path
 ) -> None:
     before = ray_processes()

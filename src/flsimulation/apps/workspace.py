@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flsimulation import seeds
 from flsimulation.data.federated import FederatedData
-from flsimulation.errors import ModelError
+from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model
 from flsimulation.training import (
@@ -58,12 +58,14 @@ class Workspace:
             return None
         try:
             return CohortTrainer(self.trainer.module, spec, dataset.x_train, dataset.y_train)
-        except NotStackable as reason:
+        except Exception as error:  # whatever a user's module does when it is copied and traced
+            known = isinstance(error, NotStackable)
+            reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
             if spec.engine == "stacked":
                 raise ModelError(
                     f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'"
                 ) from None
-            vars(self)["not_stacked"] = str(reason)
+            vars(self)["not_stacked"] = reason
             return None
 
     @property
