@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import gc
 import os
@@ -9,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ pytest.importorskip("ray", reason="Ray is not installed; pip install 'flsimulati
 import ray
 from flwr.simulation.ray_transport import ray_actor
 
+import flsimulation
 from flsimulation import run
 from flsimulation.apps import share_app
 from flsimulation.cli.main import main
@@ -39,6 +40,7 @@ from flsimulation.runtimes.ray_actors import Actors, actors
 # Ray drops the handles of its processes as it ends them
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 
+PACKAGE = Path(flsimulation.__file__).parent
 Make = Callable[..., Experiment]
 
 OWN = """
@@ -91,19 +93,12 @@ def ray_processes() -> set[int]:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Actors]:
     """Two actors on a Ray of three CPUs, which runs of this process use as well."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(
-            address="local", num_cpus=3, include_dashboard=False, log_to_driver=False,
-            logging_level="CRITICAL",
-        )  # fmt: skip
-        try:
-            spec = Runtime(actors=2, return_wait=20.0)
-            with actors(spec, 4, functools.partial(share_app.prepare, {})) as ready:
-                yield ready
-        finally:
-            ray.shutdown()
-            gc.collect()
+    spec = Runtime(actors=2, return_wait=20.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "init", functools.partial(ray.init, num_cpus=3))
+        with actors(spec, 4, functools.partial(share_app.prepare, {})) as ready:
+            yield ready
+    gc.collect()
 
 
 def on_ray(pool: Actors, spec: Experiment, *sinks: Any) -> None:
@@ -230,7 +225,12 @@ def test_clients_that_are_not_done_by_the_deadline_are_left_out(
 
 
 def test_a_lost_actors_clients_are_lost_and_the_next_round_has_the_actor_again(
-    pool: Actors, make_experiment: Make, own_modules: Any, recorder: Any, tmp_path: Path
+    pool: Actors,
+    make_experiment: Make,
+    own_modules: Any,
+    recorder: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     flag = tmp_path / "died"
     spec = own_net(make_experiment, own_modules(OWN), {"dies": str(flag)})
@@ -248,6 +248,7 @@ def test_a_lost_actors_clients_are_lost_and_the_next_round_has_the_actor_again(
         pool.finished(1.0)
         time.sleep(0.1)
     assert pool.count == 2  # Ray started it anew
+    assert capfd.readouterr() == ("", "")
 
 
 def test_without_any_actor_all_clients_are_lost(make_experiment: Make) -> None:
@@ -261,13 +262,14 @@ class NoActors(Actors):
 
     def __init__(self) -> None:
         super().__init__([], 0.0)
+        self.sent: list[Message] = []
 
     def put(self, message: Message) -> Any:
-        return message
+        self.sent.append(message)
 
 
 def test_messages_with_settings_of_their_own_go_to_actors_apart(make_experiment: Make) -> None:
-    grid = RayGrid(NoActors(), 4, {}, together=True)
+    grid = RayGrid(nobody := NoActors(), 4, {}, together=True)
     with flower_identity():
         shared = RecordDict({"config": ConfigRecord({"a": 1})})
         other = RecordDict({"config": ConfigRecord({"a": 2})})
@@ -275,6 +277,30 @@ def test_messages_with_settings_of_their_own_go_to_actors_apart(make_experiment:
         contents = (shared, other, shared, shared)
         grid.push_messages([Message(c, n, "train") for c, n in zip(contents, nodes)])
     assert [list(share.messages) for share in grid._shares] == [[0, 2, 3], [1]]
+    assert [message.content for message in nobody.sent] == [shared, other]
+
+
+@pytest.mark.parametrize(("ttl", "told"), [(100.0, 99.0), (5.0, 4.5)])
+def test_actors_give_up_in_time_for_their_answer_to_arrive(ttl: float, told: float) -> None:
+    grid = RayGrid(nobody := NoActors(), 1, {}, together=True)
+    with flower_identity():
+        (node,) = grid.get_node_ids()
+        grid.push_messages([Message(RecordDict(), node, "train", ttl=ttl)])
+    assert [message.metadata.ttl for message in nobody.sent] == [told]
+
+
+@pytest.mark.parametrize(
+    ("clients", "sizes"), [(3, [1, 1, 1]), (9, [2, 2, 2, 2, 1]), (100, [10] * 10)]
+)
+def test_one_by_one_clients_go_in_shares_that_let_no_actor_wait_long(
+    clients: int, sizes: list[int]
+) -> None:
+    grid = RayGrid(NoActors(), clients, {}, together=False)
+    with flower_identity():
+        content = RecordDict({"config": ConfigRecord()})
+        grid.push_messages([Message(content, node, "train") for node in grid.get_node_ids()])
+    assert [len(share.messages) for share in grid._shares] == sizes
+    assert [p for share in grid._shares for p in share.messages] == list(range(clients))
 
 
 def test_what_flower_has_for_its_actors_is_still_what_we_use() -> None:
@@ -345,12 +371,18 @@ def test_without_ray_one_line_says_what_to_install(
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.toml"]
 
 
-def test_ray_is_imported_only_where_it_is_asked_for() -> None:
-    code = (
-        "import sys, flsimulation.runner, flsimulation.cli.verify;"
-        "assert 'flsimulation.runtimes.ray' in sys.modules; assert 'ray' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+def test_ray_is_imported_by_one_module_only_and_that_one_only_inside_a_function() -> None:
+    needing = []
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        if any(name.split(".")[0] == "ray" or "ray_transport" in name for name in names):
+            needing.append(path.name)
+        at_once = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
+        assert not [n for n in at_once if (n.module or "").endswith("ray_actors")], path
+        assert not [n for n in at_once if "ray_actors" in [a.name for a in n.names]], path
+    assert needing == ["ray_actors.py"]
 
 
 def test_an_address_where_no_ray_answers_is_named(

@@ -41,7 +41,7 @@ def test_every_command_and_python_block_runs(
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     monkeypatch.chdir(tmp_path)
     commands = [words[1:] for words in COMMANDS if words[0] == "flsim"]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for arguments in commands:
         with pytest.raises(SystemExit) as caught:
             main(arguments)

@@ -42,7 +42,10 @@ def global_streams(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
+        if torch.cuda.is_available():
+            torch.manual_seed(seed)
+        else:  # which would note a stack trace for a GPU that may come, a millisecond each time
+            torch.default_generator.manual_seed(seed)
         try:
             yield
         finally:

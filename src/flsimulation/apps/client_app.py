@@ -19,6 +19,7 @@ from flsimulation.messages import (
     evaluation_asked,
     failure,
     identity_reply,
+    model_of,
     reply,
     reply_both,
     state_of,
@@ -133,7 +134,7 @@ def _evaluate(
     round = int(number(config, "server-round"))
     batches = workspace.validation_batches(partition)
     scores = workspace.evaluate(
-        state_of(message),
+        workspace.state_of(model_of(message)),
         batches,
         seed=seeds.integer(workspace.experiment.seed, "evaluate", round, partition),
         expires=expires(message, workspace),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from flwr.app import ArrayRecord
+
 from flsimulation import seeds
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment import Experiment
+from flsimulation.messages import state_of_record
 from flsimulation.models import build_model
 from flsimulation.training import (
     Batches,
@@ -83,6 +86,16 @@ class Workspace:
         return {
             name: value.detach().clone() for name, value in self.trainer.module.state_dict().items()
         }
+
+    def state_of(self, record: ArrayRecord) -> State:
+        """A global model as a state_dict, not to be changed; that of the last record is kept.
+
+        Many clients evaluate one model.
+        """
+        last: tuple[ArrayRecord, State] | None = vars(self).get("_last_state")
+        if last is None or last[0] is not record:
+            vars(self)["_last_state"] = last = record, state_of_record(record)
+        return last[1]
 
     def train_batches(self, partition: int, round: int) -> Batches:
         """The client's training part, shuffled anew in every epoch of every round."""
