@@ -27,7 +27,7 @@ from flsimulation.events import (
 from flsimulation.network import drive, lines
 from flsimulation.network.client_app import _tell
 from flsimulation.network.flower import write_app
-from flsimulation.network.verify import Record, compare
+from flsimulation.network.verify import Record, compare, verify_engines
 from flsimulation.telemetry.client_metrics import ClientMetrics
 from flsimulation.telemetry.wire import from_json, to_json
 
@@ -290,7 +290,7 @@ def test_verify_says_which_round_differs_and_how() -> None:
     assert differences[1].startswith("round 2: scores differ by 1.7e-01")
     other = record(finished(1, cohort=(0, 2)), m1=[1, 1])
     assert compare(here, other) == [
-        "2 rounds in one process, 1 on the network",
+        "2 rounds in one process, 1 in the other runtime",
         "round 1: cohort (0, 1) and (0, 2)",
     ]
     import dataclasses
@@ -300,3 +300,33 @@ def test_verify_says_which_round_differs_and_how() -> None:
     assert compare(here, moved)[0].startswith("the partitions differ")
     missing = record(finished(1), finished(2), m1=[1, 1])
     assert "round 2" in compare(here, missing)[0]
+
+
+@pytest.mark.parametrize(
+    "strategy", [{"name": "fedavg"}, {"name": "fedavgm", "server-momentum": 0.9}]
+)
+def test_engines_agree_round_by_round(make_experiment: Any, strategy: dict[str, Any]) -> None:
+    seen: list[Any] = []
+    experiment = make_experiment(
+        strategy={"rounds": 4, **strategy}, evaluate={"central-every": 3, "clients": 2}
+    )
+    assert verify_engines(experiment, seen.append) == []
+    assert [round.round for round in seen] == [1, 2, 3, 4]
+    assert all(round.same_cohort and round.tolerance == 1e-5 for round in seen)
+    assert all(0 < round.weights < 1e-5 and not round.identical for round in seen)
+
+
+def test_engines_that_part_are_named_with_the_round(
+    make_experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flsimulation.training.local import LocalTrainer
+
+    fit = LocalTrainer.fit
+
+    def other(self: LocalTrainer, state: Any, *given: Any, **named: Any) -> Any:
+        return fit(self, {name: value * 1.001 for name, value in state.items()}, *given, **named)
+
+    monkeypatch.setattr(LocalTrainer, "fit", other)
+    differences = verify_engines(make_experiment(strategy={"rounds": 2}))
+    assert [line.split(":")[0] for line in differences] == ["round 1", "round 2"]
+    assert all(line.endswith("at most 1e-05 is rounding") for line in differences)

@@ -157,6 +157,12 @@ def verify(
             "experiment's runtime.kind is ray]",
         ),
     ] = None,
+    engines: Annotated[
+        bool,
+        typer.Option(
+            "--engines", help="Compare clients trained stacked with clients trained one by one."
+        ),
+    ] = False,
 ) -> None:
     """Run an experiment in one process and on a network or Ray; compare them round by round.
 
@@ -166,7 +172,7 @@ def verify(
     from flsimulation.cli.verify import verify_command
 
     where = [f"runtime.superlink={superlink}"] if superlink is not None else []
-    verify_command(file, [*(overrides or []), *where], runtime)
+    verify_command(file, [*(overrides or []), *where], runtime, engines=engines)
 
 
 @app.command()

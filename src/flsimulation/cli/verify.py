@@ -10,16 +10,20 @@ from flsimulation.errors import InputError, RunError
 from flsimulation.experiment import Experiment, load_experiment
 
 
-def verify_command(file: Path | None, overrides: list[str], runtime: str | None) -> None:
-    """Print how far the runtimes are apart in each round; raise if they do not agree."""
+def verify_command(
+    file: Path | None, overrides: list[str], runtime: str | None, *, engines: bool
+) -> None:
+    """Print how far two ways to run are apart in each round; raise if they do not agree."""
+    if engines and runtime is not None:
+        raise InputError(f"--engines compares within one process; leave out --runtime {runtime}")
     if runtime == "inprocess":
         raise InputError("--runtime inprocess: one process is compared with ray or network")
     kind = [f"runtime.kind={runtime}"] if runtime is not None else []
     experiment = load_experiment(file, [*overrides, *kind])
-    where = _checked(experiment)
-    from flsimulation.network.verify import RoundComparison, verify
+    ways = "stacked and sequential" if engines else f"in one process and on {_checked(experiment)}"
+    from flsimulation.network.verify import RoundComparison, verify, verify_engines
 
-    typer.echo(f"{experiment.name}: in one process and on {where}")
+    typer.echo(f"{experiment.name}: {ways}")
     typer.echo("round   cohort   scores apart   weights apart")
     seen: list[RoundComparison] = []
 
@@ -29,9 +33,10 @@ def verify_command(file: Path | None, overrides: list[str], runtime: str | None)
         weights = "identical" if round.identical else f"{round.weights:.1e}"
         typer.echo(f"{round.round:5}{cohort:>9}{round.scores:15.1e}{weights:>16}")
 
-    differences = verify(experiment, show)
+    differences = (verify_engines if engines else verify)(experiment, show)
     if differences:
-        raise RunError("\n".join(["the runtimes do not agree", *differences]))
+        what = "engines" if engines else "runtimes"
+        raise RunError("\n".join([f"the {what} do not agree", *differences]))
     exact = all(round.identical for round in seen)
     typer.echo(
         f"agree: {len(seen)} rounds, "

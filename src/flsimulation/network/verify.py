@@ -1,11 +1,13 @@
 """Whether one process and a network, or Ray, give the same: partitions, cohorts, scores, weights.
 
 Both run the same engine, so every round must agree to rounding: the runtimes differ in who carries
-the messages, and perhaps in the number of threads.
+the messages, and perhaps in the number of threads. And whether the two engines give the same.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,12 +17,17 @@ import numpy as np
 from flwr.app import ArrayRecord
 
 from flsimulation import runner
+from flsimulation.apps.server_app import Start
+from flsimulation.apps.workspace import Workspace
 from flsimulation.events import Checkpoint, Event, RoundFinished, RunStarted, Scores
 from flsimulation.experiment import Experiment
 from flsimulation.network.drive import run_on_network
+from flsimulation.runtimes.inprocess import run_in_process
 
 TOLERANCE = 1e-6
 """Largest relative difference of scores and weights in any round, with the same engine."""
+BETWEEN_ENGINES = 1e-5
+"""The same between engines, where each round begins with the same global model."""
 
 Model = Mapping[str, np.ndarray]
 
@@ -56,11 +63,12 @@ class RoundComparison:
     """Relative difference of the global models: ``|a - b| / |a|`` over all weights."""
     identical: bool
     """Whether the global models are the same bit for bit."""
+    tolerance: float = TOLERANCE
 
     @property
     def agrees(self) -> bool:
         """Whether the round is the same to rounding."""
-        return self.same_cohort and self.scores <= TOLERANCE and self.weights <= TOLERANCE
+        return self.same_cohort and max(self.scores, self.weights) <= self.tolerance
 
 
 def verify(
@@ -105,10 +113,69 @@ def _with_one_engine(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"train": train})
 
 
-def compare(
-    here: Record, there: Record, compared: Callable[[RoundComparison], None] | None = None
+def verify_engines(
+    experiment: Experiment, compared: Callable[[RoundComparison], None] | None = None
 ) -> list[str]:
-    """What differs between two runs, one line each; none if they agree."""
+    """Run an experiment stacked, and each of its rounds again sequentially; give what differs.
+
+    Every sequential round begins with the model and the strategy's state that the stacked one began
+    with: over many rounds rounding grows, which is no engine's fault.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Run in this process, whatever its ``runtime``.
+    compared : callable, optional
+        Is told each round's comparison.
+
+    Raises
+    ------
+    InputError
+        If the experiment cannot be run, or its model not be trained stacked.
+    RunError
+        If a run could not go on.
+    """
+    here, there, starts = Record(), Record(), dict[int, Start]()
+
+    def keep(event: Event) -> None:
+        if isinstance(event, Checkpoint):
+            state = copy.deepcopy(vars(event.strategy))
+            starts[event.round] = Start(event.round, event.arrays, state)
+
+    space = Workspace.load(_changed(experiment, engine="stacked"))
+    run_in_process(space.experiment, [here, keep], space)
+    for round in here.rounds:
+        spec = _changed(experiment, engine="sequential", rounds=round.round)
+        again = dataclasses.replace(space, experiment=spec)
+        record = Record()
+        run_in_process(spec, [record], again, starts.get(round.round - 1))
+        (done,) = record.rounds
+        if round.central is None:  # the last round of a run is judged, whatever the schedule
+            done = dataclasses.replace(done, central=None)
+        there.started = record.started
+        there.rounds.append(done)
+        there.models[done.round] = record.models[done.round]  # not the one that it began with
+    return compare(here, there, compared, BETWEEN_ENGINES)
+
+
+def _changed(experiment: Experiment, engine: str, rounds: int | None = None) -> Experiment:
+    """The experiment with an engine, perhaps cut short, and without the evaluation at the end."""
+    train = experiment.train.model_copy(update={"engine": engine})
+    strategy = experiment.strategy
+    if rounds is not None:
+        strategy = strategy.model_copy(update={"rounds": rounds})
+    evaluate = experiment.evaluate.model_copy(update={"clients": 0})
+    changes = {"train": train, "strategy": strategy, "evaluate": evaluate}
+    return experiment.model_copy(update=changes)
+
+
+def compare(
+    here: Record,
+    there: Record,
+    compared: Callable[[RoundComparison], None] | None = None,
+    tolerance: float = TOLERANCE,
+) -> list[str]:
+    """What differs between two runs, one line each; none if they agree to the tolerance."""
     differences = []
     if _data(here) != _data(there):
         differences.append("the partitions differ: the two runtimes do not hold the same data")
@@ -117,7 +184,7 @@ def compare(
             f"{len(here.rounds)} rounds in one process, {len(there.rounds)} in the other runtime"
         )
     for one, other in zip(here.rounds, there.rounds, strict=False):
-        comparison = _compare_round(one, other, here.models, there.models)
+        comparison = _compare_round(one, other, here.models, there.models, tolerance)
         if compared is not None:
             compared(comparison)
         if not comparison.same_cohort:
@@ -125,7 +192,7 @@ def compare(
         elif not comparison.agrees:
             differences.append(
                 f"round {one.round}: scores differ by {comparison.scores:.1e}, weights by "
-                f"{comparison.weights:.1e}; at most {TOLERANCE:.0e} is rounding"
+                f"{comparison.weights:.1e}; at most {tolerance:.0e} is rounding"
             )
     return differences
 
@@ -147,6 +214,7 @@ def _compare_round(
     other: RoundFinished,
     ours: Mapping[int, Model],
     theirs: Mapping[int, Model],
+    tolerance: float,
 ) -> RoundComparison:
     scores = max(
         _difference_of_scores(one.central, other.central),
@@ -159,6 +227,7 @@ def _compare_round(
         scores=scores,
         weights=weights,
         identical=one.weights_sha256 == other.weights_sha256,
+        tolerance=tolerance,
     )
 
 
