@@ -22,7 +22,9 @@ from flsimulation.apps.workspace import Workspace
 from flsimulation.events import Checkpoint, Event, RoundFinished, RunStarted, Scores
 from flsimulation.experiment import Experiment
 from flsimulation.network.drive import run_on_network
+from flsimulation.runtimes import Federate
 from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.runtimes.ray import ray_federation
 
 TOLERANCE = 1e-6
 """Largest relative difference of scores and weights in any round, with the same engine."""
@@ -90,19 +92,27 @@ def verify(
     RunError
         If one of the two runs could not go on.
     """
-    on_ray = experiment.runtime.kind == "ray"
-    if not on_ray:
-        experiment = _with_one_engine(experiment)
-    runtime = experiment.runtime.model_copy(update={"kind": "inprocess"})
-    alone = experiment.model_copy(update={"runtime": runtime})
+    if experiment.runtime.kind == "ray":
+        return compare(*_with_ray(experiment), compared)
+    experiment = _with_one_engine(experiment)
     here, there = Record(), Record()
     with tempfile.TemporaryDirectory(prefix="flsim-verify-") as folder:
-        runner.run(alone, Path(folder) / "here", [here])
-        if on_ray:
-            runner.run(experiment, Path(folder) / "there", [there])
-    if not on_ray:
-        run_on_network(experiment, sinks=[there], models=there.models)
+        runner.run(experiment, Path(folder) / "run", [here])
+    run_on_network(experiment, sinks=[there], models=there.models)
     return compare(here, there, compared)
+
+
+def _with_ray(experiment: Experiment) -> tuple[Record, Record]:
+    """A run in one process, and each of its rounds again on Ray, from the same model.
+
+    Actors average their shares' models in other groups than one process: what that rounds off grows
+    over many rounds.
+    """
+    spec = _changed(experiment, experiment.train.engine)
+    space = Workspace.load(spec)
+    here, starts = _run_here(space)
+    with ray_federation(spec) as on_ray:
+        return here, _each_again(here, starts, space, on_ray)
 
 
 def _with_one_engine(experiment: Experiment) -> Experiment:
@@ -135,38 +145,52 @@ def verify_engines(
     RunError
         If a run could not go on.
     """
-    here, there, starts = Record(), Record(), dict[int, Start]()
+    space = Workspace.load(_changed(experiment, "stacked"))
+    here, starts = _run_here(space)
+    again = dataclasses.replace(space, experiment=_changed(experiment, "sequential"))
+    there = _each_again(here, starts, again, run_in_process)
+    return compare(here, there, compared, BETWEEN_ENGINES)
+
+
+def _run_here(space: Workspace) -> tuple[Record, dict[int, Start]]:
+    """A run in this process, and where the round after each of its rounds began."""
+    record, starts = Record(), dict[int, Start]()
 
     def keep(event: Event) -> None:
         if isinstance(event, Checkpoint):
             state = copy.deepcopy(vars(event.strategy))
             starts[event.round] = Start(event.round, event.arrays, state)
 
-    space = Workspace.load(_changed(experiment, engine="stacked"))
-    run_in_process(space.experiment, [here, keep], space)
+    run_in_process(space.experiment, [record, keep], space)
+    return record, starts
+
+
+def _each_again(
+    here: Record, starts: Mapping[int, Start], space: Workspace, federate: Federate
+) -> Record:
+    """Every round of a run once more, from where it began."""
+    there = Record()
     for round in here.rounds:
-        spec = _changed(experiment, engine="sequential", rounds=round.round)
-        again = dataclasses.replace(space, experiment=spec)
+        strategy = space.experiment.strategy.model_copy(update={"rounds": round.round})
+        spec = space.experiment.model_copy(update={"strategy": strategy})
+        short = copy.copy(space)  # with what it has built
+        vars(short)["experiment"] = spec
         record = Record()
-        run_in_process(spec, [record], again, starts.get(round.round - 1))
+        federate(spec, [record], short, starts.get(round.round - 1))
         (done,) = record.rounds
         if round.central is None:  # the last round of a run is judged, whatever the schedule
             done = dataclasses.replace(done, central=None)
         there.started = record.started
         there.rounds.append(done)
         there.models[done.round] = record.models[done.round]  # not the one that it began with
-    return compare(here, there, compared, BETWEEN_ENGINES)
+    return there
 
 
-def _changed(experiment: Experiment, engine: str, rounds: int | None = None) -> Experiment:
-    """The experiment with an engine, perhaps cut short, and without the evaluation at the end."""
+def _changed(experiment: Experiment, engine: str) -> Experiment:
+    """The experiment with an engine, and without the evaluation at the end."""
     train = experiment.train.model_copy(update={"engine": engine})
-    strategy = experiment.strategy
-    if rounds is not None:
-        strategy = strategy.model_copy(update={"rounds": rounds})
     evaluate = experiment.evaluate.model_copy(update={"clients": 0})
-    changes = {"train": train, "strategy": strategy, "evaluate": evaluate}
-    return experiment.model_copy(update=changes)
+    return experiment.model_copy(update={"train": train, "evaluate": evaluate})
 
 
 def compare(

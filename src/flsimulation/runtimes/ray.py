@@ -176,9 +176,10 @@ def ray_federation(experiment: Experiment) -> Iterator[Federate]:
     InputError
         If Ray is not installed, not where the experiment says, or has no room.
     """
-    prepare = functools.partial(share_app.prepare, flatten(experiment))
+    run_config = flatten(experiment)  # the same for all runs in the block: actors keep their data
+    prepare = functools.partial(share_app.prepare, run_config)
     with _ray().actors(experiment.runtime, experiment.data.clients, prepare) as ready:
-        yield functools.partial(run_on_actors, ready)
+        yield functools.partial(run_on_actors, ready, run_config)
 
 
 def check_ray(spec: Runtime) -> None:
@@ -205,6 +206,7 @@ def _ray() -> ModuleType:
 
 def run_on_actors(
     actors: Actors,
+    run_config: Mapping[str, bool | float | int | str],
     experiment: Experiment,
     sinks: Iterable[Sink],
     workspace: Workspace | None,
@@ -212,7 +214,6 @@ def run_on_actors(
 ) -> None:
     """Run the experiment's ServerApp in this process and its clients on the actors."""
     space = workspace or Workspace.load(experiment)
-    run_config = flatten(experiment)
     together = space.cohort is not None
     grid = RayGrid(actors, experiment.data.clients, run_config, together=together)
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
