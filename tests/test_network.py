@@ -175,13 +175,15 @@ def last_run(network: Network) -> Path:
 
 
 def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(
-    network: Network, tmp_path: Path
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = network.run("--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["state"], result["rounds"], result["name"]) == ("completed", 3, "default")
-    here = run(load_experiment(None, SMALL), tmp_path / "here")
+    monkeypatch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda _: None)
+    one_by_one = load_experiment(None, [*SMALL, "train.engine=sequential"])  # as clients do there
+    here = run(one_by_one, tmp_path / "here")
     assert result["weights_sha256"] == here.weights_sha256
     assert result["accuracy"] == here.accuracy
     directory = network.folder / result["run_dir"]
