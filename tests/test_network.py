@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flsimulation import load_experiment, run
+from flsimulation import RunResult, load_experiment, run
 from flsimulation.telemetry.jsonlines import read_lines
 
 SMALL = ("data.examples-per-client=200", "train.device=cpu")
@@ -174,6 +174,12 @@ def last_run(network: Network) -> Path:
     return max((network.folder / "runs").glob("2*"), key=lambda path: path.stat().st_mtime_ns)
 
 
+def run_one_by_one(out: Path, monkeypatch: pytest.MonkeyPatch) -> RunResult:
+    """The small experiment in this process, its clients trained as those of a network are."""
+    monkeypatch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda _: None)
+    return run(load_experiment(None, [*SMALL, "train.engine=sequential"]), out)
+
+
 def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,9 +187,7 @@ def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["state"], result["rounds"], result["name"]) == ("completed", 3, "default")
-    monkeypatch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda _: None)
-    one_by_one = load_experiment(None, [*SMALL, "train.engine=sequential"])  # as clients do there
-    here = run(one_by_one, tmp_path / "here")
+    here = run_one_by_one(tmp_path / "here", monkeypatch)
     assert result["weights_sha256"] == here.weights_sha256
     assert result["accuracy"] == here.accuracy
     directory = network.folder / result["run_dir"]
@@ -395,8 +399,10 @@ def test_ctrl_c_stops_the_run_and_leaves_the_network_in_order(network: Network) 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_an_unfinished_run_goes_on_to_the_same_result(network: Network, tmp_path: Path) -> None:
-    whole = run(load_experiment(None, SMALL), tmp_path / "whole")
+def test_an_unfinished_run_goes_on_to_the_same_result(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_one_by_one(tmp_path / "whole", monkeypatch)
     first = network.run("--set=strategy.rounds=2", "--out=runs/part", "--json")
     assert json.loads(first.stdout)["run_dir"] == "runs/part"
     toml = network.folder / "runs" / "part" / "experiment.toml"
