@@ -20,7 +20,7 @@ from typing import Any
 import flsimulation  # noqa: F401 - before torch: it lets OpenMP's waiting threads sleep
 import torch
 from torch.nn import functional
-from workloads import experiment
+from workloads import WORKLOADS, experiment
 
 from flsimulation.apps.workspace import Workspace
 from flsimulation.training import program as programs
@@ -41,7 +41,7 @@ def bare(space: Workspace, cohort: range, state: dict[str, torch.Tensor]) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workload", nargs="?", default="W2")
+    parser.add_argument("workload", nargs="?", default="W2", choices=WORKLOADS)
     parser.add_argument("--clients-at-once", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()

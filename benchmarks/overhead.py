@@ -20,7 +20,7 @@ from typing import Any
 import flsimulation  # noqa: F401 - before torch: it lets OpenMP's waiting threads sleep
 import numpy as np
 
-from flsimulation.apps.workspace import Workspace
+from flsimulation.apps.workspace import Stacking, Workspace
 from flsimulation.events import RoundFinished
 from flsimulation.experiment import Experiment
 from flsimulation.runtimes.inprocess import run_in_process
@@ -56,7 +56,7 @@ def experiment(cohort: int, rounds: int) -> Experiment:
 def seconds(cohort: int, rounds: int) -> list[float]:
     spec = experiment(cohort, rounds)
     space = Workspace.load(spec)
-    vars(space)["cohort"] = Idle()
+    vars(space)["stacking"] = Stacking(Idle())  # type: ignore[arg-type]
     found: list[float] = []
 
     def watch(event: Any) -> None:

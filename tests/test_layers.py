@@ -10,7 +10,7 @@ import flsimulation
 PACKAGE = Path(flsimulation.__file__).parent
 
 LAYERS = (
-    ("errors", "seeds", "atomic"),
+    ("errors", "seeds", "atomic", "processes"),
     ("importing",),
     ("experiment",),
     ("data",),
@@ -30,6 +30,7 @@ LAYERS = (
     ("report",),
     ("runner",),
     ("network",),
+    ("verify",),
     ("cli",),
     ("__main__",),
 )

@@ -31,11 +31,11 @@ from flsimulation.errors import InputError, RoundError
 from flsimulation.events import ClientReplied, RunStarted
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
-from flsimulation.network.verify import Record, compare
 from flsimulation.runtimes import ray_actors
 from flsimulation.runtimes.inprocess import flower_identity, run_in_process
 from flsimulation.runtimes.ray import RayGrid, run_on_actors
 from flsimulation.runtimes.ray_actors import Actors, actors
+from flsimulation.verify import Record, compare
 
 # Ray drops the handles of its processes as it ends them
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")

@@ -27,9 +27,9 @@ from flsimulation.events import (
 from flsimulation.network import drive, lines
 from flsimulation.network.client_app import _tell
 from flsimulation.network.flower import write_app
-from flsimulation.network.verify import Record, compare, verify_engines
 from flsimulation.telemetry.client_metrics import ClientMetrics
 from flsimulation.telemetry.wire import from_json, to_json
+from flsimulation.verify import Record, compare, verify_engines
 
 STARTED = RunStarted(
     experiment=load_experiment(None, ["model.args={hidden = [8, 8]}"]),

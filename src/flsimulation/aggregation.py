@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +9,11 @@ from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from flsimulation.arrays import HeldArray, joined
+from flsimulation.arrays import joined
 from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.exchange import Replies
 from flsimulation.messages import model_of, set_model
-from flsimulation.weights import average_of, first_not_finite, with_types_of, without
+from flsimulation.weights import average_of, first_not_finite, mean_of, with_types_of, without
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,10 @@ class Aggregation:
         try:
             if trained.means:
                 results: tuple[ArrayRecord, MetricRecord | None]
-                results = self._mean(trained.means), MetricRecord({**mean_metrics(trained)})
+                means, examples = zip(
+                    *(mean for _, mean in sorted(trained.means.items())), strict=True
+                )
+                results = mean_of(means, examples), MetricRecord({**mean_metrics(trained)})
             else:
                 results = self._by_strategy(number, trained)
         except RoundError:
@@ -74,16 +76,6 @@ class Aggregation:
                 f"lower the server's or the clients' learning rate"
             )
         return results
-
-    def _mean(self, found: Mapping[int, tuple[ArrayRecord, int]]) -> ArrayRecord:
-        """The mean of means, each weighted by the examples behind it; in the order of partitions."""
-        means = [found[partition] for partition in sorted(found)]
-        total, like = sum(examples for _, examples in means), means[0][0]
-        arrays: dict[str, Array] = {}
-        for name in like:
-            value = sum(mean[name].numpy() * (examples / total) for mean, examples in means)
-            arrays[name] = HeldArray(value)  # type: ignore[arg-type]
-        return with_types_of(joined(arrays), like)
 
     def _by_strategy(
         self, number: int, trained: Replies

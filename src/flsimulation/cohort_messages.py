@@ -9,10 +9,10 @@ from typing import cast
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from flsimulation.arrays import held_state, joined, record_of
+from flsimulation.arrays import held_state, record_of
 from flsimulation.errors import ClientError
 from flsimulation.messages import ARRAYS, METRICS, Record, message_of, records_of
-from flsimulation.weights import average_of, with_types_of
+from flsimulation.weights import mean_of
 
 _ASKS = "average"  # in a message: give the mean model of those that were asked together
 _COHORT = "cohort"  # in an answer: whose it is, and the examples behind its model
@@ -23,7 +23,7 @@ _FAILURES = "failures"
 class CohortAnswer:
     """What clients that were trained together answer."""
 
-    metrics: Mapping[int, Mapping[str, float]]
+    metrics: Mapping[int, dict[str, float]]
     """Numbers of those that succeeded, by partition; the same names for all."""
     failures: Mapping[int, ClientError]
     """Why the others did not, by partition."""
@@ -119,9 +119,7 @@ def _one_of(message: Message, parts: Sequence[CohortAnswer]) -> Message:
     failures = {p: error for part in parts for p, error in part.failures.items()}
     models = [part.mean for part in parts if part.mean is not None]
     weights = [part.examples for part in parts if part.mean is not None]
-    mean = ArrayRecord()
-    if models:
-        mean = with_types_of(joined(average_of(models[0], models, weights)), models[0])
+    mean = mean_of(models, weights) if models else ArrayRecord()
     return cohort_reply(message, metrics, failures, held_state(mean), sum(weights))
 
 

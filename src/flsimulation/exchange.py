@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from flsimulation.arrays import size_of
@@ -20,7 +20,6 @@ from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, Phase, PhaseStarted, Sink
 from flsimulation.messages import failure_of, merge, metrics_of, payload_bytes, split
 
-_NUMBER = 8  # bytes, as Flower counts them
 _POLL_SECONDS = 0.2  # between two looks for answers, where the grid has none ready
 
 
@@ -235,16 +234,14 @@ class _Phase:
     def _take_together(self, answer: CohortAnswer) -> None:
         """Take in what several clients answer in one message."""
         (errand,), (replies,) = self._errands, self._replies
-        model = 0
-        if answer.mean is not None:
+        if answer.mean is not None:  # each client would have sent its own model and numbers
             replies.means[min(answer.metrics)] = answer.mean, answer.examples
-            model = size_of(answer.mean)
+            numbers = MetricRecord({**next(iter(answer.metrics.values()))})
+            each = size_of(answer.mean) + size_of(numbers)
+            replies.bytes_up += each * len(answer.metrics)
         for partition, metrics in answer.metrics.items():
-            replies.metrics[partition] = dict(metrics)
-            replies.bytes_up += model + _NUMBER * len(metrics) + sum(map(len, metrics))
-            self._emit(
-                ClientReplied(errand.round, errand.phase, partition, replies.metrics[partition])
-            )
+            replies.metrics[partition] = metrics
+            self._emit(ClientReplied(errand.round, errand.phase, partition, metrics))
         for partition, error in answer.failures.items():
             self._record(0, partition, error)
         for partition in (*answer.metrics, *answer.failures):

@@ -55,6 +55,11 @@ def average_of(
     return {name: HeldArray(np.asarray(mean)) for name, mean in means.items()}
 
 
+def mean_of(models: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:
+    """The weighted mean of models, in the types of the first."""
+    return with_types_of(joined(average_of(models[0], models, weights)), models[0])
+
+
 def with_types_of(arrays: ArrayRecord, model: ArrayRecord) -> ArrayRecord:
     """``arrays`` in the types of ``model``; integers are rounded.
 

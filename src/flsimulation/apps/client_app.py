@@ -120,12 +120,7 @@ def _configured_partition(context: Context) -> int | None:
 def _train(message: Message, _: ConfigRecord, partition: int, workspace: Workspace) -> Message:
     order = order_of(message, partition, workspace)
     result = fit(workspace, state_of(message), order)
-    examples = workspace.train_batches(partition, order.round).examples
-    return reply(
-        message,
-        fit_metrics(workspace, result.scores, examples, result.steps, result.seconds),
-        result.state,
-    )
+    return reply(message, fit_metrics(workspace, partition, result), result.state)
 
 
 def _evaluate(

@@ -77,8 +77,7 @@ def _answers(
         try:
             if isinstance(result, ClientError):
                 raise result
-            examples = int(wave.examples[place])
-            found = fit_metrics(space, result.scores, examples, result.steps, result.seconds)
+            found = fit_metrics(space, partition, result)
         except ClientError as error:
             failures[partition] = error
             answers += [] if average else [failure(message, error)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from flwr.app import Message
 
@@ -22,6 +22,22 @@ class Order(NamedTuple):
     proximal_mu: float
     expires: float | None
     """Unix time in seconds after which nobody waits for the answer, if there is a deadline."""
+
+
+class Done(Protocol):
+    """What a client's training gave, as far as its numbers go; see `Fit`."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """By name."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
 
 
 def order_of(message: Message, partition: int, space: Workspace) -> Order:
@@ -59,16 +75,14 @@ def fit(space: Workspace, state: State, order: Order) -> Fit:
     return Fit(wave.state(0), result.scores, result.steps, result.seconds)
 
 
-def fit_metrics(
-    space: Workspace, scores: Mapping[str, float], examples: int, steps: int, seconds: float
-) -> dict[str, float]:
+def fit_metrics(space: Workspace, partition: int, done: Done) -> dict[str, float]:
     """The numbers in a trained client's answer. Raises `ClientError`."""
     return {
-        **logged(scores),
-        "num-examples": examples,
+        **logged(done.scores),
+        "num-examples": len(space.data.train_indices(partition)),
         "epochs": space.experiment.train.epochs,
-        "steps": steps,
-        "seconds": seconds,
+        "steps": done.steps,
+        "seconds": done.seconds,
     }
 
 

@@ -161,8 +161,8 @@ def _announcement(space: Workspace) -> RunStarted:
         classes=data.dataset.classes,
         train_examples=data.train_examples,
         test_examples=len(data.dataset.y_test),
-        engine=space.engine,
-        not_stacked=vars(space).get("not_stacked"),
+        engine="sequential" if space.decided.trainer is None else "stacked",
+        not_stacked=space.decided.why_not,
     )
 
 

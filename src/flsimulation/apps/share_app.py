@@ -68,7 +68,7 @@ def _answers(asked: Sequence[Asked], context: Context, space: Workspace) -> Iter
         yield from merged(first, [answer for wave in waves for answer in wave])
         return
     if asks_average(first):
-        raise RunError(f"this machine cannot train them together: {vars(space).get('not_stacked')}")
+        raise RunError(f"this machine cannot train them together: {space.stacking.why_not}")
     client = make_client_app(space)
     for message, partition in asked:
         node = {**context.node_config, "partition-id": partition}

@@ -6,8 +6,6 @@ one: they have its data and model already, and keep their Trainer from one clien
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -26,9 +24,10 @@ from flsimulation.apps.fitting import Order, fit, fit_metrics, order_of
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.messages import failure, model_of, reply, state_of_record
+from flsimulation.processes import end_with_parent
 from flsimulation.training import State
+from flsimulation.training.failures import too_late
 
-_PR_SET_PDEATHSIG = 1
 _space: Workspace | None = None
 _model: State | None = None
 """Of a forked process: what it has from the one that forked it. The model is shared memory."""
@@ -116,16 +115,13 @@ class Workers:
         except (TimeoutError, BrokenProcessPool, CancelledError):
             self.close()  # nobody waits for one who hangs; the next cohort gets new processes
             if order.expires is not None and time.time() >= order.expires:
-                late = "it was not done before the round's deadline"
-                return failure(message, ClientError("deadline", late))
+                return failure(message, too_late())
             lost = "its process was killed, most likely for want of memory"
             return failure(message, ClientError("lost", lost))
         if isinstance(result, ClientError):
             return failure(message, result)
-        space, scores = self._space, result.scores
-        examples = space.train_batches(order.partition, order.round).examples
         try:
-            metrics = fit_metrics(space, scores, examples, result.steps, result.seconds)
+            metrics = fit_metrics(self._space, order.partition, result)
         except ClientError as error:
             return failure(message, error)
         state = {name: torch.from_numpy(array) for name, array in result.arrays.items()}
@@ -147,8 +143,7 @@ def _begin(space: Workspace, model: State, parent: int) -> None:
     torch.set_num_threads(1)  # a fork waits for ever for threads that its parent had
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # of Linux
+    end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     _space, _model = space, model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord
 
@@ -23,6 +24,15 @@ from flsimulation.training import (
 )
 
 _EVALUATION_BATCH = 1000  # examples; bounds the memory of a forward pass, changes no score
+
+
+class Stacking(NamedTuple):
+    """Whether and why."""
+
+    trainer: CohortTrainer | None
+    """Trains many clients at once; None where clients train one by one."""
+    why_not: str | None = None
+    """The reason, where stacking was tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +57,8 @@ class Workspace:
         return cls(experiment, data, LocalTrainer(module, experiment.train))
 
     @functools.cached_property
-    def cohort(self) -> CohortTrainer | None:
-        """What trains many clients at once; None where clients train one by one.
+    def stacking(self) -> Stacking:
+        """Whether many clients train at once, decided when first asked, which takes a while.
 
         Raises
         ------
@@ -56,11 +66,12 @@ class Workspace:
             If the experiment asks for it and the model does not allow it.
         """
         spec, dataset = self.experiment.train, self.data.dataset
-        vars(self)["not_stacked"] = None
         if spec.engine == "sequential":
-            return None
+            return Stacking(None)
         try:
-            return CohortTrainer(self.trainer.module, spec, dataset.x_train, dataset.y_train)
+            return Stacking(
+                CohortTrainer(self.trainer.module, spec, dataset.x_train, dataset.y_train)
+            )
         except Exception as error:  # whatever a user's module does when it is copied and traced
             known = isinstance(error, NotStackable)
             reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
@@ -68,13 +79,18 @@ class Workspace:
                 raise ModelError(
                     f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'"
                 ) from None
-            vars(self)["not_stacked"] = reason
-            return None
+            return Stacking(None, reason)
 
     @property
-    def engine(self) -> str:
-        """``stacked`` if clients train many at once, as far as this process has decided on it."""
-        return "stacked" if vars(self).get("cohort") is not None else "sequential"
+    def cohort(self) -> CohortTrainer | None:
+        """What trains many clients at once; None where they train one by one. See `stacking`."""
+        return self.stacking.trainer
+
+    @property
+    def decided(self) -> Stacking:
+        """`stacking` as far as this process has asked for it: a network's server never does."""
+        decided: Stacking = vars(self).get("stacking", Stacking(None))
+        return decided
 
     @property
     def can_evaluate_clients(self) -> bool:
@@ -129,7 +145,7 @@ class Workspace:
     @functools.cached_property
     def _evaluator(self) -> DirectEvaluator | LocalTrainer:
         """Evaluates without a Trainer where clients are trained stacked and the module allows it."""
-        if self.engine != "stacked":
+        if self.decided.trainer is None:
             return self.trainer
         try:
             return DirectEvaluator(self.trainer.module, gpu=self.trainer.uses_gpu)

@@ -21,7 +21,7 @@ def verify_command(
     kind = [f"runtime.kind={runtime}"] if runtime is not None else []
     experiment = load_experiment(file, [*overrides, *kind])
     ways = "stacked and sequential" if engines else f"in one process and on {_checked(experiment)}"
-    from flsimulation.network.verify import RoundComparison, verify, verify_engines
+    from flsimulation.verify import RoundComparison, verify, verify_engines
 
     typer.echo(f"{experiment.name}: {ways}")
     typer.echo("round   cohort   scores apart   weights apart")

@@ -11,6 +11,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from flsimulation.processes import end_with_parent
+
 
 def main() -> None:
     """Import what the role needs, then serve."""
@@ -18,10 +20,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
     from flsimulation.network import client_app, shims, threads, waits, warm
 
-    warm.end_with_parent()
+    end_with_parent()
 
     def keep(command: str) -> None:
-        warm.end_with_parent()
+        end_with_parent()
         shims.run_command(command, arguments)
 
     threads.hold()

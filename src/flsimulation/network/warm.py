@@ -26,6 +26,7 @@ from typing import Any
 from flsimulation.network import sockets
 from flsimulation.network.names import CLIENT_APP
 from flsimulation.network.shims import run_command
+from flsimulation.processes import end_with_parent
 
 _SUPEREXEC = "flower-superexec"
 _SOON_SECONDS = 10.0  # a program that ends so soon has something wrong
@@ -33,7 +34,6 @@ _LATEST_SECONDS = 30.0  # between two starts of such a program
 _LOOK_SECONDS = 0.05  # between two looks whether the data is there, and at a program that is to end
 _HOLD_SECONDS = 20.0  # that a launch waits for the data; Flower gives a task up after a minute
 _AGAIN_SECONDS = 1.0  # before the long-running program is started again
-_PR_SET_PDEATHSIG = 1
 _END_SECONDS = 6.0  # that it has to end by itself; Docker allows ten for all
 
 
@@ -274,12 +274,6 @@ class _Prepared:
     def forget(self) -> None:
         """Leave it alone, in a fork."""
         self._ready.close()
-
-
-def end_with_parent() -> None:
-    """Let this process be ended when the one that started it is gone, however that ended."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # of Linux
 
 
 def _end(*_: object) -> None:

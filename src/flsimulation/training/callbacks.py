@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from flsimulation.errors import ClientError
+from flsimulation.training.failures import too_late
 
 
 class TrainingLoss(pl.Callback):
@@ -83,6 +83,6 @@ class Deadline(pl.Callback):
 
     def _check(self, *_: Any, **__: Any) -> None:
         if time.time() > self._expires:
-            raise ClientError("deadline", "it was not done before the round's deadline")
+            raise too_late()
 
     on_train_batch_start = on_validation_batch_start = on_test_batch_start = _check

@@ -20,9 +20,15 @@ from torch import Tensor, nn
 
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
+from flsimulation.training.local import State
 from flsimulation.training.program import StepPrograms
-from flsimulation.training.stackable import check_stackable, optimization, plain_rates
-from flsimulation.training.wave import Stack, State, Terms, Wave, WaveFit
+from flsimulation.training.stackable import (
+    Optimization,
+    check_stackable,
+    optimization,
+    plain_rates,
+)
+from flsimulation.training.wave import Stack, Terms, Wave, WaveFit
 
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
@@ -173,11 +179,11 @@ def _probed(largest: int) -> list[int]:
     ]
 
 
-def _locked(function: Callable[[], tuple[torch.optim.Optimizer, list]]) -> Callable[[], tuple]:  # type: ignore[type-arg]
+def _locked(function: Callable[[], Optimization]) -> Callable[[], Optimization]:
     """The function, for one thread at a time: it calls the user's module."""
     lock = threading.Lock()
 
-    def locked() -> tuple:  # type: ignore[type-arg]
+    def locked() -> Optimization:
         with lock:
             return function()
 

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from flsimulation import seeds
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.training.batches import Batches
+from flsimulation.training.failures import too_late
 from flsimulation.training.local import State
 from flsimulation.training.logged import CannotTake, Log, Logged, reduced
 from flsimulation.training.scores import scores
@@ -66,21 +67,10 @@ class DirectEvaluator:
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
     ) -> dict[str, float]:
-        """Scores of a model: the means over examples of what its evaluation step logs.
-
-        Parameters
-        ----------
-        state, batches
-            The model and the examples.
-        seed : int
-            Of the random draws inside the module.
-        expires : float, optional
-            Unix time in seconds after which to give up.
+        """What `LocalTrainer.evaluate` gives for the same, and raises.
 
         Raises
         ------
-        ClientError
-            If time is up.
         NotStackable
             If the step asks for what only a Trainer has.
         """
@@ -90,7 +80,7 @@ class DirectEvaluator:
         with seeds.global_streams(seed), torch.inference_mode():
             for number, (x, y) in enumerate(batches):
                 if expires is not None and time.time() > expires:
-                    raise ClientError("deadline", "it was not done before the round's deadline")
+                    raise too_late()
                 self._log.how.clear()
                 self._log.values.clear()
                 batch = x.to(self._device), y.to(self._device)

@@ -23,6 +23,7 @@ from flsimulation.errors import ClientError, InputError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.callbacks import Deadline, Proximal, TrainingLoss
+from flsimulation.training.failures import loss_not_finite, no_step, weights_not_finite
 from flsimulation.training.quiet import quiet_lightning
 from flsimulation.training.scores import scores
 
@@ -123,9 +124,7 @@ class LocalTrainer:
             extra.append(Deadline(expires))
         trainer = self._run("fit", module, batches, validation, extra, seed)
         if module.automatic_optimization and loss.mean is None:
-            raise ClientError(
-                "error", "it made no optimizer step; training_step must return the loss"
-            )
+            raise no_step()
         result = {name: value.detach().cpu() for name, value in module.state_dict().items()}
         logged = scores(trainer.callback_metrics, {} if loss.mean is None else {"loss": loss.mean})
         _check_finite(logged.get("loss", 0.0), result)
@@ -237,9 +236,7 @@ def _was_interrupted(error: BaseException) -> bool:
 
 def _check_finite(loss: float, state: State) -> None:
     if not np.isfinite(loss):
-        raise ClientError("diverged", f"its training loss is {loss}; lower the learning rate")
+        raise loss_not_finite(loss)
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ClientError(
-                "diverged", f"its weights {name} are not finite; lower the learning rate"
-            )
+            raise weights_not_finite(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pytorch_lightning as pl
 import torch
@@ -37,6 +37,10 @@ class Scheduler(NamedTuple):
     frequency: int
 
 
+Optimization: TypeAlias = tuple[Optimizer, list[Scheduler]]
+"""An optimizer and its schedulers."""
+
+
 def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     """Raise `NotStackable` if a fit of the module is more than its step and its optimizer's."""
     if spec.validate_:
@@ -63,7 +67,7 @@ def overridden(cls: type) -> set[str]:
     return {name for name in own if callable(getattr(pl.LightningModule, name, None))}
 
 
-def optimization(module: pl.LightningModule) -> tuple[Optimizer, list[Scheduler]]:
+def optimization(module: pl.LightningModule) -> Optimization:
     """The module's own optimizer and schedulers. Raises `NotStackable`."""
     try:
         configured: Any = module.configure_optimizers()
@@ -145,7 +149,7 @@ def clipped(gradients: list[Tensor | None], most: float) -> list[Tensor | None]:
     ]
 
 
-def _parsed(configured: Any) -> tuple[Optimizer, list[Scheduler]]:
+def _parsed(configured: Any) -> Optimization:
     """What ``configure_optimizers`` may return, as Lightning documents it."""
     schedulers: Any = []
     if (

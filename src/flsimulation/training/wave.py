@@ -13,13 +13,18 @@ from torch.optim import Optimizer
 
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches
+from flsimulation.training.failures import (
+    loss_not_finite,
+    no_step,
+    too_late,
+    weights_not_finite,
+)
+from flsimulation.training.local import State
 from flsimulation.training.logged import reduced
 from flsimulation.training.plan import Plan
 from flsimulation.training.program import Step, StepPrograms
 from flsimulation.training.scores import scores
-from flsimulation.training.stackable import Scheduler, clipped, stack_optimizer
-
-State = dict[str, Tensor]
+from flsimulation.training.stackable import Optimization, Scheduler, clipped, stack_optimizer
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Stack:
     """Type of each tensor of the module's state_dict, in its order."""
     fixed: State
     """The module's frozen parameters and buffers."""
-    optimization: Callable[[], tuple[Optimizer, list[Scheduler]]]
+    optimization: Callable[[], Optimization]
     """A new optimizer over `parameters`, and its schedulers."""
     epochs: int
     gradient_clip: float
@@ -254,28 +259,23 @@ class WaveFit:
         found: list[Trained | ClientError] = []
         for place in range(len(self._clients)):
             if self._late[place]:
-                late = "it was not done before the round's deadline"
-                found.append(ClientError("deadline", late))
-                continue
-            if self._plan.lasts[place] == 0:
-                text = "it made no optimizer step; training_step must return the loss"
-                found.append(ClientError("error", text))
-                continue
-            if not np.isfinite(losses[place]):
-                text = f"its training loss is {losses[place]}; lower the learning rate"
-                found.append(ClientError("diverged", text))
-                continue
-            if (name := unsound.get(place)) is not None:
-                text = f"its weights {name} are not finite; lower the learning rate"
-                found.append(ClientError("diverged", text))
-                continue
-            batches = np.flatnonzero(weights[:, place])
-            logged = reduced(
-                self._programs.how, values[1:, batches, place].T, weights[batches, place]
-            )
-            named = scores(logged, {"loss": float(losses[place])})
-            found.append(Trained(named, int(self._plan.lasts[place]), seconds))
+                found.append(too_late())
+            elif self._plan.lasts[place] == 0:
+                found.append(no_step())
+            elif not np.isfinite(losses[place]):
+                found.append(loss_not_finite(losses[place]))
+            elif (name := unsound.get(place)) is not None:
+                found.append(weights_not_finite(name))
+            else:
+                found.append(self._trained(place, float(losses[place]), seconds))
         return found
+
+    def _trained(self, place: int, loss: float, seconds: float) -> Trained:
+        weights = self._plan.last_epoch[:, place]
+        batches = np.flatnonzero(weights)
+        values = self._values.numpy()[1:, batches, place].T
+        logged = reduced(self._programs.how, values, weights[batches])
+        return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds)
 
 
 def _not_finite(own: State) -> dict[int, str]:
