@@ -24,7 +24,9 @@ from flsimulation.errors import InputError, RoundError, RunError
 from flsimulation.events import ClientReplied, RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import Experiment
 from flsimulation.experiment.strategy import STRATEGIES
+from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.strategies import MOVING_THE_MODEL
+from flsimulation.telemetry.rundir import RunDirectory
 
 Make = Callable[..., Experiment]
 
@@ -478,9 +480,13 @@ def test_a_signal_between_clients_ends_the_run_cleanly(
     experiment_file: Any, tmp_path: Path, own_modules: Any, name: str, threads: int, process: str
 ) -> None:
     """Sent by the first client that trains: to its own process, or to the one that forked it."""
+    once = tmp_path / "sent"
     text = OWN + (
         f"\n    def __deepcopy__(self, memo):\n        import os, signal, time\n"
-        f"        os.kill({process}, signal.{name})\n        time.sleep(60 * {threads > 1})\n"
+        f"        if not os.path.exists({str(once)!r}):\n"
+        f"            open({str(once)!r}, 'x').close()\n"
+        f"            os.kill({process}, signal.{name})\n"
+        f"        time.sleep(60 * {threads > 1})\n"
     )
     file = experiment_file(
         f'[model]\nclass = "{own_modules(text)}:Net"\n[train]\nengine = "sequential"\n'
@@ -507,6 +513,19 @@ def test_a_signal_between_clients_ends_the_run_cleanly(
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["state"] == "interrupted"
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_second_ctrl_c_does_not_keep_the_end_from_being_written(
+    make_experiment: Make, tmp_path: Path
+) -> None:
+    def impatient(event: Any) -> None:
+        if isinstance(event, RoundFinished | RunFinished):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        # before the run directory, which then has its end still to write
+        run_in_process(make_experiment(), [impatient, RunDirectory(tmp_path, make_experiment())])
+    assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "interrupted"
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(experiment_file: Any, tmp_path: Path) -> None:

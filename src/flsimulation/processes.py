@@ -1,10 +1,12 @@
-"""What forked processes owe the one that forked them."""
+"""Signals: a process that ends with its parent, and work that Ctrl-C does not cut off."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import signal
+import threading
+from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1
 
@@ -19,3 +21,16 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)  # of Linux
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let no Ctrl-C, or no second one, cut off the little that is done inside the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

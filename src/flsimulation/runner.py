@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import InputError
 from flsimulation.events import Checkpoint, Event, RoundFinished, RunFinished, Scores, Sink
 from flsimulation.experiment import Experiment, load_run_experiment
+from flsimulation.processes import undisturbed
 from flsimulation.report import load_plots, write_report
 from flsimulation.runtimes import Federate
 from flsimulation.runtimes.inprocess import run_in_process
@@ -194,24 +194,11 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(InputError, OSError), _undisturbed():
+        with contextlib.suppress(InputError, OSError), undisturbed():
             write_report(path)
         raise
-    with _undisturbed():
+    with undisturbed():
         write_report(path)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let no second Ctrl-C cut off the half second that the report takes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def load_model(run_dir: str | Path) -> Any:

@@ -33,6 +33,7 @@ from flsimulation.exchange import Exchange, PartitionedGrid, Replies
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.messages import ARRAYS, CONFIG, metrics_of, state_of_record
 from flsimulation.models import model_arguments
+from flsimulation.processes import undisturbed
 from flsimulation.rounds import Rounds
 from flsimulation.strategies import MOVING_THE_MODEL, build_strategy
 
@@ -95,7 +96,8 @@ def make_server_app(
             finish("failed", str(error) if ours else describe_error(error))
             raise
         except BaseException:  # Ctrl-C, or a sink that ends the process
-            finish("interrupted")
+            with undisturbed():
+                finish("interrupted")
             raise
         finish("completed")
 

@@ -96,6 +96,7 @@ class Workers:
         for process in multiprocessing.active_children():
             if process not in self._others:
                 process.kill()
+                process.join()
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
