@@ -18,7 +18,7 @@ from flsimulation.errors import ClientError, RoundError, RunError
 from flsimulation.events import Checkpoint, ClientReplied, PhaseStarted, RoundFinished
 from flsimulation.exchange import Exchange
 from flsimulation.experiment import Experiment
-from flsimulation.messages import failure
+from flsimulation.messages import evaluation_asked, failure, reply_both
 from flsimulation.rounds import Rounds
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
 from flsimulation.weights import first_not_finite, weights_sha256, with_types_of
@@ -47,7 +47,11 @@ def client_app(behave: Behaviour, more: dict[int, dict[str, float]] | None = Non
         content = RecordDict({"metrics": MetricRecord(metrics)})
         if message.metadata.message_type == "train":
             content["arrays"] = ArrayRecord({"w": Array(model + np.float32(gain))})
-        return Message(content, reply_to=message)
+        trained = Message(content, reply_to=message)
+        if evaluation_asked(message) is None:
+            return trained
+        scores = RecordDict({"metrics": MetricRecord(metrics)})
+        return reply_both(message, trained, Message(scores, reply_to=message))
 
     app.train()(answer)
     app.evaluate()(answer)
@@ -83,7 +87,7 @@ def federation(
 
 
 def test_a_round_averages_by_examples_and_tells_what_happened(recorder: Any) -> None:
-    final, _ = federation(recorder, rounds=2).run(arrays(10.0))
+    final, *_ = federation(recorder, rounds=2).run(arrays(10.0))
     # partitions 0..3 add 0, 1, 2, 3 with weights 1, 2, 3, 4: (0 + 2 + 6 + 12) / 10 = 2 a round
     assert final["w"].numpy().tolist() == pytest.approx([14.0, 14.0])
     first, second = recorder.of(RoundFinished)
@@ -123,7 +127,7 @@ def test_a_failed_client_is_named_counted_and_left_out(recorder: Any) -> None:
             raise ClientError("diverged", "its loss is nan")
         return float(partition)
 
-    final, _ = federation(recorder, behave, rounds=1).run(arrays(0.0))
+    final, *_ = federation(recorder, behave, rounds=1).run(arrays(0.0))
     assert final["w"].numpy()[0] == pytest.approx(3 * 4 / 5)
     failed = [e for e in recorder.of(ClientReplied) if e.phase == "train" and e.reason]
     assert [(e.partition, e.reason) for e in failed] == [(1, "error"), (2, "diverged")]
@@ -265,6 +269,40 @@ def test_central_evaluation_keeps_to_its_interval_and_never_misses_the_last(reco
     assert [e.central for e in recorder.of(RoundFinished)] == [None, None]
 
 
+def towards(recorder: Any, target: float, reached_in: int, costs_time: bool = False) -> Any:
+    """Five rounds at most with a test accuracy of round / 10, or none where that is 0."""
+
+    class Costly(InProcessGrid):
+        @property
+        def costs_time(self) -> bool:
+            return costs_time
+
+    base = federation(recorder, rounds=5, evaluate={"target-accuracy": target})
+    exchange = Exchange(Costly(client_app(lambda p, m: 1.0), 4, {}), 0.0, recorder)
+    judge = lambda record: {"accuracy": float(record["w"].numpy()[0]) / 10} if reached_in else {}  # noqa: E731
+    return Rounds(base.experiment, base.strategy, exchange, judge, recorder)
+
+
+@pytest.mark.parametrize("costs_time", [False, True])
+def test_a_run_ends_with_the_round_that_reaches_the_target(recorder: Any, costs_time: bool) -> None:
+    ended = towards(recorder, 0.3, 3, costs_time).run(arrays(0.0))  # each round adds 1
+    rounds = recorder.of(RoundFinished)
+    assert [line.round for line in rounds] == [1, 2, 3]
+    assert (ended.round, ended.arrays["w"].numpy().tolist()) == (3, [3.0, 3.0])
+    assert rounds[-1].central == {"accuracy": pytest.approx(0.3)}
+    assert rounds[-1].federated == {"loss": pytest.approx(1.0)}
+    assert set(ended.evaluated.cohort) == {0, 1, 2, 3}
+
+
+def test_a_target_that_is_not_reached_changes_nothing(recorder: Any) -> None:
+    assert towards(recorder, 0.9, 9).run(arrays(0.0)).round == 5
+
+
+def test_a_target_that_nothing_can_reach_is_refused(recorder: Any) -> None:
+    with pytest.raises(RunError, match=r"target-accuracy is 0\.5, but the model logs no accuracy"):
+        towards(recorder, 0.5, 0).run(arrays(0.0))
+
+
 class Refusing(FedAvg):
     def aggregate_train(self, server_round: int, replies: Any) -> Any:
         raise ValueError("too few results for me")
@@ -337,7 +375,7 @@ def test_the_models_types_stay_what_the_clients_send(recorder: Any) -> None:
     typed = with_types_of(Wide().aggregate_train(1, [])[0], start)
     assert (typed["w"].dtype, typed["w"].numpy().tolist()) == ("float32", [1.25, 2.5])
     assert (typed["n"].dtype, typed["n"].numpy().tolist()) == ("int64", 7)
-    final, _ = Rounds(base.experiment, Wide(), base.exchange, base.judge, recorder).run(start)
+    final, *_ = Rounds(base.experiment, Wide(), base.exchange, base.judge, recorder).run(start)
     assert final["w"].dtype == "float32"
 
 

@@ -541,6 +541,22 @@ def test_a_reader_that_goes_away_does_not_end_the_run(experiment_file: Any, tmp_
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "completed"
 
 
+def test_a_run_that_reached_its_target_is_over(make_experiment: Make, tmp_path: Path) -> None:
+    experiment = make_experiment(
+        strategy={"rounds": 9}, evaluate={"target-accuracy": 0.5}, train={"epochs": 3}
+    )
+    found = run(experiment, tmp_path / "run")
+    rounds = lines(tmp_path / "run" / "rounds.jsonl")
+    accuracies = [line["central"]["accuracy"] for line in rounds]
+    assert [a >= 0.5 for a in accuracies] == [False] * (len(rounds) - 1) + [True]
+    assert (found.state, found.rounds) == ("completed", len(rounds))
+    assert 1 <= len(rounds) < 9
+    again = resume(tmp_path / "run")
+    assert (again.rounds, again.weights_sha256) == (len(rounds), found.weights_sha256)
+    final = [line for line in lines(tmp_path / "run" / "clients.jsonl") if line["phase"] == "final"]
+    assert [line["round"] for line in final] == [len(rounds)] * 4
+
+
 def test_what_cannot_be_resumed_is_refused(make_experiment: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no run directory"):
         resume(tmp_path)

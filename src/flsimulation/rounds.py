@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
@@ -59,8 +60,8 @@ class Rounds:
     def _aggregation(self) -> Aggregation:
         return Aggregation(self.strategy, self.experiment.strategy.name, self.buffers)
 
-    def run(self, arrays: ArrayRecord, first: int = 1) -> tuple[ArrayRecord, Replies]:
-        """Run round ``first`` to the last; give the global model and the last evaluation.
+    def run(self, arrays: ArrayRecord, first: int = 1) -> Ended:
+        """Run round ``first`` to the last: that of the experiment, or where its target is reached.
 
         Raises
         ------
@@ -68,15 +69,27 @@ class Rounds:
             If a round has too few results, the strategy fails, or the model diverges.
         """
         due: _Due | None = None
-        evaluated = Replies(())
-        for number in range(first, self.experiment.strategy.rounds + 1):
+        evaluated, number = Replies(()), first - 1
+        while number < self.experiment.strategy.rounds:
+            number += 1
             due = self._round(number, arrays, due)
-            arrays = due.arrays
-            if not self._shares(number):
+            arrays, reached = due.arrays, self._reached(due.central)
+            if reached or not self._shares(number):
                 (evaluated,) = self.exchange.run(due.errand)
                 self._finish(due, evaluated)
                 due = None
-        return arrays, evaluated
+            if reached:
+                break
+        return Ended(arrays, evaluated, number)
+
+    def _reached(self, central: Scores | None) -> bool:
+        target = self.experiment.evaluate.target_accuracy
+        if central is not None and target and "accuracy" not in central:
+            raise RunError(
+                f"evaluate.target-accuracy is {target}, but the model logs no accuracy on the test "
+                f"set; log val_accuracy in its validation_step, or set the key to 0"
+            )
+        return is_reached(target, central)
 
     def _round(self, number: int, arrays: ArrayRecord, before: _Due | None) -> _Due:
         clock = _Clock()
@@ -189,6 +202,22 @@ class Rounds:
     def _judged(self, number: int) -> bool:
         every = self.experiment.evaluate.central_every
         return every > 0 and (number % every == 0 or number == self.experiment.strategy.rounds)
+
+
+class Ended(NamedTuple):
+    """What the rounds came to."""
+
+    arrays: ArrayRecord
+    """The global model."""
+    evaluated: Replies
+    """Its evaluation by clients."""
+    round: int
+    """The last one."""
+
+
+def is_reached(target: float, central: Scores | None) -> bool:
+    """Whether a model with these scores on the test set ends a run with this target accuracy."""
+    return target > 0 and central is not None and central.get("accuracy", 0.0) >= target
 
 
 @dataclass(frozen=True)

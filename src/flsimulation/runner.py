@@ -19,6 +19,7 @@ from flsimulation.events import Checkpoint, Event, RoundFinished, RunFinished, S
 from flsimulation.experiment import Experiment, load_run_experiment
 from flsimulation.processes import undisturbed
 from flsimulation.report import load_plots, write_report
+from flsimulation.rounds import is_reached
 from flsimulation.runtimes import Federate
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.runtimes.ray import ray_federation
@@ -177,12 +178,15 @@ def resume(
         If the directory is no run directory, or has no checkpoint.
     """
     path, experiment = Path(run_dir), experiment or load_run_experiment(run_dir)
-    saved = read_checkpoint(path / "checkpoint", len(read_lines(path / "rounds.jsonl")))
+    rounds = read_lines(path / "rounds.jsonl")
+    saved = read_checkpoint(path / "checkpoint", len(rounds))
     space = Workspace.load(experiment)
     with _carried(experiment, federate) as carry:
         directory = RunDirectory(path, experiment, done=saved.round)
         outcome = _Outcome(experiment, path)
-        start = Start(saved.round, saved.arrays, saved.strategy)
+        last = rounds[saved.round - 1].get("central")
+        reached = is_reached(experiment.evaluate.target_accuracy, last)
+        start = Start(saved.round, saved.arrays, saved.strategy, reached)
         with _reported(path):
             carry(experiment, [directory, outcome, *sinks], space, start)
     return outcome.result()

@@ -34,7 +34,7 @@ from flsimulation.experiment import Experiment, unflatten
 from flsimulation.messages import ARRAYS, CONFIG, metrics_of, state_of_record
 from flsimulation.models import model_arguments
 from flsimulation.processes import undisturbed
-from flsimulation.rounds import Rounds
+from flsimulation.rounds import Ended, Rounds
 from flsimulation.strategies import MOVING_THE_MODEL, build_strategy
 
 _LISTED_CLIENTS = 1000  # a histogram of more clients than this is not written out
@@ -50,6 +50,8 @@ class Start:
     """The global model after them."""
     strategy: Mapping[str, Any]
     """Attributes of the strategy object after them."""
+    reached: bool = False
+    """Whether the target accuracy was reached in them, so that none is to come."""
 
 
 def make_server_app(
@@ -127,9 +129,12 @@ def _federate(
         emit=emit,
         buffers=_averaged_buffers(space),
     )
-    arrays, evaluated = rounds.run(arrays, first=start.round + 1 if start else 1)
+    if start is not None and start.reached:
+        ended = Ended(arrays, Replies(()), start.round)
+    else:
+        ended = rounds.run(arrays, first=start.round + 1 if start else 1)
     if space.can_evaluate_clients:
-        _evaluate_everyone(exchange, arrays, evaluated, space, emit)
+        _evaluate_everyone(exchange, ended, space, emit)
 
 
 def _partitioned(
@@ -186,11 +191,10 @@ def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
         raise RunError(f"evaluation on the test set failed: {error}") from error
 
 
-def _evaluate_everyone(
-    exchange: Exchange, arrays: ArrayRecord, evaluated: Replies, space: Workspace, emit: Sink
-) -> None:
+def _evaluate_everyone(exchange: Exchange, ended: Ended, space: Workspace, emit: Sink) -> None:
     """Each client's score of the final model, for the spread; asked again only where unknown."""
-    last, wanted = space.experiment.strategy.rounds, space.experiment.evaluate.clients
+    arrays, evaluated, last = ended
+    wanted = space.experiment.evaluate.clients
     there = exchange.grid.partitions  # ascending by partition
     targets = [(partition, node) for node, partition in itertools.islice(there.items(), wanted)]
     if {partition for partition, _ in targets} <= set(evaluated.cohort):

@@ -101,6 +101,8 @@ class PlainView:
 
     def _summary(self, event: RunFinished) -> str:
         parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]
+        if event.state == "completed" and event.rounds < self.rounds:
+            parts.append("target accuracy reached")
         scores = (self._last.central or self._last.federated or {}) if self._last else {}
         parts += [f"{name} {scores[name]:.4f}" for name in ("accuracy", "loss") if name in scores]
         if len(self._final) > 1:

@@ -162,6 +162,9 @@ class Evaluate(Section):
 
     central_every: Annotated[int, Field(ge=0)] = 1
     """Evaluate on the test set every so many rounds, and after the last; 0 for never."""
+    target_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """End the run after the round whose model reaches this accuracy on the test set, if that is
+    before the last; 0 for never."""
     clients: Annotated[int, Field(ge=0)] = 1000
     """After the last round, evaluate on this many clients' held-out parts (the first ones, all
     where there are fewer) to show how accuracy spreads; 0 for none."""
@@ -250,6 +253,11 @@ class Experiment(Section):
             raise ValueError(
                 f"round.min-results must be at most the {self.cohort_size} clients that train in "
                 f"a round, got {self.round.min_results}"
+            )
+        if self.evaluate.target_accuracy and not self.evaluate.central_every:
+            raise ValueError(
+                f"evaluate.target-accuracy {self.evaluate.target_accuracy} is reached on the test "
+                f"set; set evaluate.central-every to 1 or more"
             )
         self._check_robustness()
         return self
