@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Any
 
@@ -13,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation import run
 from flsimulation.messages import failure_of
-from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
+from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity, run_in_process
 
 
 @pytest.fixture
@@ -114,3 +115,16 @@ def test_flower_is_quiet_inside_a_run_and_as_before_after_it(
     run(make_experiment(), tmp_path / "run")
     assert logger.level == level
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_garbage_collector_passes_over_imports_during_a_run_only(make_experiment: Any) -> None:
+    frozen: list[int] = []
+    run_in_process(make_experiment(), [lambda _: frozen.append(gc.get_freeze_count())])
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # somebody else's: left alone
+    try:
+        run_in_process(make_experiment(strategy={"rounds": 1}))
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

@@ -61,6 +61,7 @@ def test_drawn_clients_draw_for_themselves_and_the_same_each_time() -> None:
 def test_drawn_clients_hold_out_a_part_and_are_counted_without_being_drawn() -> None:
     data = FederatedData.load(million("data.validation-fraction=0.25"))
     assert data.train_examples == 12 * MILLION
+    assert data.train_size(7) == 9
     held, rest = data.validation_indices(7), data.train_indices(7)
     assert (len(held), len(rest)) == (3, 9)
     assert sorted([*held, *rest]) == sorted(data.partitions[7])

@@ -22,7 +22,7 @@ def test_the_held_out_part_and_the_training_part_share_nothing(
     data = FederatedData.divide(dataset, make_experiment(data={"validation-fraction": fraction}))
     for partition in range(4):
         train, validation = data.train_indices(partition), data.validation_indices(partition)
-        assert len(validation) == held_out
+        assert (len(validation), len(train)) == (held_out, data.train_size(partition))
         both = np.concatenate([train, validation])
         assert sorted(both) == sorted(data.partitions[partition])
         assert len(set(both)) == 60

@@ -182,8 +182,9 @@ class _Phase:
 
     def _send(self) -> None:
         messages, asked = [], []
-        for partition in sorted({p for errand in self._errands for p in errand.messages}):
-            wanted = [i for i, e in enumerate(self._errands) if partition in e.messages]
+        every = [0] * (len(self._errands) == 1)
+        for partition in sorted(set().union(*(errand.messages for errand in self._errands))):
+            wanted = every or [i for i, e in enumerate(self._errands) if partition in e.messages]
             if (node := self._grid.node_of(partition)) is None:
                 for index in wanted:
                     self._record(index, partition, ClientError("lost", "it is not connected"))

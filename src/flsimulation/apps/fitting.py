@@ -79,7 +79,7 @@ def fit_metrics(space: Workspace, partition: int, done: Done) -> dict[str, float
     """The numbers in a trained client's answer. Raises `ClientError`."""
     return {
         **logged(done.scores),
-        "num-examples": len(space.data.train_indices(partition)),
+        "num-examples": space.data.train_size(partition),
         "epochs": space.experiment.train.epochs,
         "steps": done.steps,
         "seconds": done.seconds,

@@ -55,6 +55,10 @@ class FederatedData:
         """Indices that the client holds out; none if ``validation_fraction`` is 0."""
         return self._shuffled(partition)[: self._held_out(partition)]
 
+    def train_size(self, partition: int) -> int:
+        """Examples that the client trains on."""
+        return self._size(partition) - self._held_out(partition)
+
     @property
     def train_examples(self) -> int:
         """Examples that the clients hold together, held-out parts included."""
@@ -73,6 +77,10 @@ class FederatedData:
             for i, part in enumerate(first)
         }
 
+    def _size(self, partition: int) -> int:
+        drawn = self.partitions  # by whom a client's number is known without a draw
+        return drawn.size if isinstance(drawn, DrawnPartitions) else len(drawn[partition])
+
     def _shuffled(self, partition: int) -> np.ndarray:
         if (known := self._orders.get(partition)) is not None:
             return known
@@ -86,5 +94,5 @@ class FederatedData:
         """Held-out examples: the fraction, but at least one, and at least one left to train on."""
         if self.validation_fraction == 0:
             return 0
-        size = len(self._shuffled(partition))
+        size = self._size(partition)
         return min(max(1, round(self.validation_fraction * size)), size - 1)

@@ -24,6 +24,7 @@ from flsimulation.exchange import PartitionedGrid
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.messages import config_of, failure, model_of
+from flsimulation.processes import imports_kept
 
 RUN_ID = 1
 SERVER_NODE_ID = 1
@@ -236,7 +237,7 @@ def run_in_process(
     space = workspace or Workspace.load(experiment)
     run_config = flatten(experiment)
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
-    with flower_identity(), quiet_flower(), _together(space) as together:
+    with imports_kept(), flower_identity(), quiet_flower(), _together(space) as together:
         clients = experiment.data.clients
         grid = InProcessGrid(
             make_client_app(space), clients, run_config, together, averages=space.cohort is not None
