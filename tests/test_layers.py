@@ -29,6 +29,7 @@ LAYERS = (
     ("telemetry",),
     ("report",),
     ("runner",),
+    ("papers",),
     ("network",),
     ("verify",),
     ("cli",),

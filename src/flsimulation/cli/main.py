@@ -176,56 +176,31 @@ def verify(
 
 
 @app.command()
-def client(
-    superlink: Annotated[
-        str, typer.Option(metavar="HOST:PORT", envvar="SUPERLINK", help="The SuperLink to join.")
-    ] = "127.0.0.1:8080",
+def paper(
     name: Annotated[
         str | None,
-        typer.Option(
-            help="By which the server knows this client again. [default: the host's name]"
-        ),
+        typer.Argument(metavar="[PAPER]", help="A paper of the list, or a .toml file."),
     ] = None,
-    partition: Annotated[
-        int | None,
-        typer.Option(
-            min=0, envvar="PARTITION", help="The partition to hold. [default: the server gives one]"
-        ),
+    rows: Annotated[str, typer.Option(help="Only rows whose names hold this.")] = "",
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Run what fits; the same command goes on.")
+    ] = 30.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row with its best value.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the runs go. [default: runs/papers/PAPER]")
     ] = None,
-    metrics_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
-    ] = 8000,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
 ) -> None:
-    """Run one client of a network until it is stopped."""
-    from flsimulation.network.node import run_client
+    """Run a paper's experiments; print its figures and ours.
 
-    run_client(superlink, name, partition, metrics_port)
+    Without PAPER the papers are listed.
+    """
+    from flsimulation.cli.paper import list_papers, paper_command
 
-
-@app.command()
-def superlink(
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8080,
-    memory: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where to remember who holds which partition. [default: runs/.partitions.json]"
-        ),
-    ] = None,
-    metrics_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
-    ] = 8000,
-    as_owner_of: Annotated[
-        Path | None,
-        typer.Option(help="If started as root: go on as the user who owns this folder."),
-    ] = None,
-) -> None:
-    """Run a network's SuperLink and its runs until it is stopped; run directories go to ./runs."""
-    from flsimulation.network.node import become_owner_of, run_superlink
-
-    if as_owner_of is not None:
-        become_owner_of(as_owner_of)
-    run_superlink(host, port, memory or Path("runs") / ".partitions.json", metrics_port)
+    if name is None:
+        list_papers()
+    else:
+        paper_command(name, rows, minutes, seeds, out, json)
 
 
 register(app)

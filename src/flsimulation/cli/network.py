@@ -1,4 +1,4 @@
-"""``flsim up``, ``down``, ``status``, ``logs``, ``doctor``: the network of containers."""
+"""The network's verbs: one client or SuperLink, and the whole of it in containers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,59 @@ Clients = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the network's verbs to the command."""
-    for verb in (up, down, status, logs, doctor):
+    for verb in (client, superlink, up, down, status, logs, doctor):
         app.command()(verb)
+
+
+def client(
+    superlink: Annotated[
+        str, typer.Option(metavar="HOST:PORT", envvar="SUPERLINK", help="The SuperLink to join.")
+    ] = "127.0.0.1:8080",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="By which the server knows this client again. [default: the host's name]"
+        ),
+    ] = None,
+    partition: Annotated[
+        int | None,
+        typer.Option(
+            min=0, envvar="PARTITION", help="The partition to hold. [default: the server gives one]"
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
+    ] = 8000,
+) -> None:
+    """Run one client of a network until it is stopped."""
+    from flsimulation.network.node import run_client
+
+    run_client(superlink, name, partition, metrics_port)
+
+
+def superlink(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8080,
+    memory: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to remember who holds which partition. [default: runs/.partitions.json]"
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
+    ] = 8000,
+    as_owner_of: Annotated[
+        Path | None,
+        typer.Option(help="If started as root: go on as the user who owns this folder."),
+    ] = None,
+) -> None:
+    """Run a network's SuperLink and its runs until it is stopped; run directories go to ./runs."""
+    from flsimulation.network.node import become_owner_of, run_superlink
+
+    if as_owner_of is not None:
+        become_owner_of(as_owner_of)
+    run_superlink(host, port, memory or Path("runs") / ".partitions.json", metrics_port)
 
 
 def up(

@@ -1,12 +1,18 @@
 """The experiment file: the frozen, validated description of a run."""
 
 from flsimulation.experiment.flat import flatten, unflatten
-from flsimulation.experiment.load import dump_toml, load_experiment, load_run_experiment
+from flsimulation.experiment.load import (
+    dump_toml,
+    experiment_of,
+    load_experiment,
+    load_run_experiment,
+)
 from flsimulation.experiment.spec import Experiment
 
 __all__ = [
     "Experiment",
     "dump_toml",
+    "experiment_of",
     "flatten",
     "load_experiment",
     "load_run_experiment",

@@ -38,10 +38,23 @@ def load_experiment(path: str | Path | None = None, overrides: Iterable[str] = (
     source = str(path) if path is not None else "default experiment"
     _resolve_paths(table, Path(path).parent if path is not None else Path())
     changed = _override(table, list(overrides))
+    return experiment_of(table, source, changed)
+
+
+def experiment_of(
+    table: dict[str, Any], source: str, changed: dict[str, str] | None = None
+) -> Experiment:
+    """Validate an experiment's table; ``source`` and the overrides of ``changed`` keys are named.
+
+    Raises
+    ------
+    ExperimentError
+        As of `load_experiment`.
+    """
     try:
         return Experiment.model_validate(table)
     except ValidationError as error:
-        lines = [_explain(item, source, changed) for item in error.errors()]
+        lines = [_explain(item, source, changed or {}) for item in error.errors()]
         raise ExperimentError("\n".join(lines)) from None
 
 

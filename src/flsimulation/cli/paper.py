@@ -1,0 +1,121 @@
+"""``flsim paper``: a paper's figures and ours."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from flsimulation.atomic import write_atomic
+from flsimulation.errors import InputError
+from flsimulation.events import Event, RoundFinished, RunFinished
+
+if TYPE_CHECKING:
+    from flsimulation.papers.reproduce import Found
+
+
+def list_papers() -> None:
+    """Print the papers that ship with the package."""
+    from flsimulation.papers.spec import load_paper, names
+
+    for name in names():
+        typer.echo(f"{name:16}{load_paper(name).cite}")
+
+
+def paper_command(
+    name: str, wanted: str, minutes: float, seeds: int, out: Path | None, json: Path | None
+) -> None:
+    """Run what fits in the time; print paper beside ours."""
+    from flsimulation.papers.spec import load_paper
+
+    paper = load_paper(name)
+    rows = [row for row in paper.row if wanted.lower() in row.name.lower()]
+    if not rows:
+        known = "; ".join(row.name for row in paper.row)
+        raise InputError(f"--rows {wanted}: no row's name holds it; the rows are: {known}")
+    if json is not None and not json.parent.is_dir():
+        raise InputError(f"--json {json}: {json.parent} is no folder; name a place in one that is")
+    from flsimulation.papers.reproduce import Reproduction, Trial
+
+    console = Console()
+    folder = out or Path("runs") / "papers" / Path(name).stem
+    console.print(f"{paper.title}\n{paper.cite}", highlight=False, soft_wrap=True)
+    with console.status("loading") as status:
+        view = _View(console, status)
+
+        def told(trial: Trial) -> Callable[[Event], None]:
+            value = "" if trial.value is None else f", {trial.value:g}"
+            return view.follow(f"{trial.row}{value}, seed {trial.seed}", trial.rounds)
+
+        reproduction = Reproduction(paper, folder, rows, seeds, 60 * minutes, told)
+        whole = reproduction.run()
+    console.print(_table(reproduction.found))
+    if paper.note:
+        console.print(paper.note, highlight=False)
+    if not whole:
+        console.print(
+            f"{minutes:g} minutes are over; the same command goes on from here", highlight=False
+        )
+    if json is not None:
+        result = {
+            "paper": Path(name).stem,
+            "command": f"flsim paper {name} --seeds {seeds}",
+            **paper.model_dump(include={"title", "cite", "url", "note"}),
+            "rows": [found.record() for found in reproduction.found],
+        }
+        write_atomic(json, jsonlib.dumps(result, indent=2) + "\n")
+    console.print(f"Runs  {folder}", highlight=False, soft_wrap=True)
+
+
+class _View:
+    """A moving line on a terminal, and a line for each run that ended."""
+
+    def __init__(self, console: Console, status: Status) -> None:
+        self._console, self._status = console, status
+
+    def follow(self, what: str, rounds: int) -> Callable[[Event], None]:
+        """A sink for the events of one run."""
+        best = 0.0
+        self._status.update(f"{what}: loading")
+
+        def sink(event: Event) -> None:
+            nonlocal best
+            if isinstance(event, RoundFinished):
+                best = max(best, (event.central or {}).get("accuracy", 0.0))
+                self._status.update(f"{what}: round {event.round}/{rounds}, accuracy {best:.4f}")
+            elif isinstance(event, RunFinished):
+                self._console.print(
+                    f"  {what}: {event.state} after {event.rounds} rounds and "
+                    f"{event.seconds:.0f} s, accuracy {best:.4f}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+        return sink
+
+
+def _table(found: Sequence[Found]) -> Table:
+    from flsimulation.papers.measures import MEASURES
+
+    table = Table("", "measure", "paper", "ours", "seeds", "chosen", box=None, header_style="bold")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for one in found:
+        for place, (name, published) in enumerate(one.row.published.items()):
+            measure, middle = MEASURES[name], one.median(name)
+            seeds = [figure for figure in one.figures.get(name, []) if figure is not None]
+            table.add_row(
+                one.row.name if place == 0 else "",
+                measure.title,
+                measure.shown(published),
+                measure.shown(middle) if middle is not None else "-",
+                ", ".join(measure.shown(figure) for figure in seeds) if len(seeds) > 1 else "",
+                f"{one.value:g}" if place == 0 and one.value is not None else "",
+            )
+    return table

@@ -1,0 +1,361 @@
+"""Published figures: reading them, the search of a tuned key, and what is made of the runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flsimulation.cli.main import main
+from flsimulation.errors import InputError
+from flsimulation.experiment import Experiment, dump_toml
+from flsimulation.papers import MEASURES, Paper, Reproduction, load_paper, names, rounds_to
+from flsimulation.papers import reproduce as reproducing
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("curve", "target", "rounds"),
+    [
+        ([(1, 0.5), (2, 0.9), (3, 0.98)], 0.97, 2.875),  # 2 + (0.97 - 0.9) / (0.98 - 0.9)
+        ([(1, 0.5), (2, 0.9), (3, 0.7), (4, 1.0)], 0.95, 3.5),  # monotone: 0.9 in round 3
+        ([(10, 0.2), (20, 0.4)], 0.3, 15.0),
+        ([(1, 0.99), (2, 0.1)], 0.97, 1.0),
+        ([(1, 0.5), (2, 0.9)], 0.9, 2.0),
+        ([(1, 0.5), (2, 0.9)], 0.97, None),
+        ([], 0.97, None),
+    ],
+)
+def test_the_target_is_crossed_on_the_monotone_curve(
+    curve: list[tuple[int, float]], target: float, rounds: float | None
+) -> None:
+    assert rounds_to(curve, target) == (None if rounds is None else pytest.approx(rounds))
+
+
+def run_directory(path: Path, accuracies: list[float], clients: list[float], target: float) -> Path:
+    """What a run would have left."""
+    path.mkdir(parents=True)
+    spec = Experiment.model_validate({"evaluate": {"target-accuracy": target}})
+    (path / "experiment.toml").write_text(dump_toml(spec))
+    rounds = [{"round": n + 1, "central": {"accuracy": a}} for n, a in enumerate(accuracies)]
+    lines = [{"round": 1, "phase": "evaluate", "partition": 0, "accuracy": 0.0}]
+    lines += [{"round": 2, "phase": "final", "partition": 0, "reason": "error", "error": "x"}]
+    lines += [{"round": 2, "phase": "final", "partition": 1, "accuracy": a} for a in clients]
+    for name, found in (("rounds", rounds), ("clients", lines)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    return path
+
+
+def test_measures_are_read_from_a_run_directory(tmp_path: Path) -> None:
+    clients = [0.9] * 9 + [0.1, 0.3] + [1.0] * 9  # 20: the worst tenth are two, the best two
+    path = run_directory(tmp_path / "run", [0.5, 0.7], clients, 0.6)
+    found = {name: measure.read(path) for name, measure in MEASURES.items()}
+    mean = (9 * 0.9 + 0.4 + 9) / 20
+    assert found == {
+        "rounds": pytest.approx(1.5),
+        "accuracy": 0.7,
+        "clients-mean": pytest.approx(mean),
+        "clients-worst": pytest.approx(0.2),
+        "clients-best": pytest.approx(1.0),
+        "clients-variance": pytest.approx((9 * 0.81 + 0.01 + 0.09 + 9) / 20 - mean**2),
+    }
+    empty = run_directory(tmp_path / "empty", [], [], 0.6)
+    assert {measure.read(empty) for measure in MEASURES.values()} == {None}
+
+
+def paper(**changes: Any) -> Paper:
+    table = {
+        "title": "On Averages",
+        "cite": "A, B 2017",
+        "url": "https://example.org",
+        "experiment": {"strategy": {"rounds": 50}, "evaluate": {"target-accuracy": 0.6}},
+        "search": {"key": "model.args.learning_rate", "start": 0.1, "per-decade": 3},
+        "row": [{"name": "All, C = 1", "published": {"rounds": 10.0}}],
+    }
+    return Paper.model_validate(table | changes)
+
+
+Speed = Callable[[float, int], float]
+"""Rounds to the target, by learning rate and seed."""
+
+
+@pytest.fixture
+def reproduce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A reproduction whose runs take no time and reach their target as a function says."""
+
+    def make(speed: Speed, of: Paper | None = None, seeds: int = 1, **options: Any) -> Any:
+        def run(spec: Experiment, path: Path, sinks: Any) -> None:
+            rate = spec.model.args["learning_rate"]
+            needed = speed(float(rate), spec.seed)  # type: ignore[arg-type]
+            ran.append((rate, spec.seed, spec.strategy.rounds))
+            reached = needed <= spec.strategy.rounds
+            rounds = math.ceil(needed) if reached else spec.strategy.rounds
+            run_directory(path, [0.0] * (rounds - 1) + [0.6 * reached], [], 0.6)
+            (path / "manifest.json").write_text('{"state": "completed"}')
+
+        monkeypatch.setattr(reproducing.runner, "run", run)
+        given = of or paper()
+        reproduction = Reproduction(
+            given,
+            tmp_path,
+            given.row,
+            seeds,
+            options.get("seconds", 60.0),
+            lambda _: lambda _: None,
+        )
+        return reproduction, reproduction.run()
+
+    ran: list[tuple[Any, ...]] = []
+    make.ran = ran  # type: ignore[attr-defined]
+    return make
+
+
+def test_the_search_climbs_until_both_neighbours_are_worse(reproduce: Any) -> None:
+    rounds = {0.04642: 40, 0.1: 30, 0.2154: 20, 0.4642: 12, 1.0: 25, 2.154: 49}
+    reproduction, whole = reproduce(lambda rate, _: rounds[rate])
+    (found,) = reproduction.found
+    assert whole
+    assert (found.value, found.searched, found.figures) == (0.4642, True, {"rounds": [12.0]})
+    # each later rate runs for as long as the best before it, which is all that can matter
+    assert reproduce.ran == [(0.1, 0, 50), (0.2154, 0, 30), (0.4642, 0, 20), (1.0, 0, 12)]
+    assert [(trial.value, figure) for trial, figure in found.tried] == [
+        (0.1, 30.0),
+        (0.2154, 20.0),
+        (0.4642, 12.0),
+        (1.0, None),
+    ]
+
+
+def test_the_search_goes_down_too(reproduce: Any) -> None:
+    reproduction, _ = reproduce(lambda rate, _: 10 + 100 * abs(rate - 0.0464))
+    assert reproduction.found[0].value == 0.04642
+    assert [rate for rate, *_ in reproduce.ran] == [0.1, 0.2154, 0.04642, 0.02154]
+
+
+def test_where_no_rate_reaches_the_target_the_search_ends(reproduce: Any) -> None:
+    reproduction, whole = reproduce(lambda rate, _: 99)
+    (found,) = reproduction.found
+    assert whole
+    assert sorted(rate for rate, *_ in reproduce.ran) == [
+        *(0.01, 0.02154, 0.04642, 0.1, 0.2154, 0.4642, 1.0)
+    ]
+    assert (found.value, found.figures, found.median("rounds")) == (None, {}, None)
+
+
+def test_more_seeds_take_what_the_first_found(reproduce: Any) -> None:
+    reproduction, _ = reproduce(lambda rate, seed: 10 + 5 * seed + 100 * abs(rate - 0.1), seeds=3)
+    (found,) = reproduction.found
+    assert reproduce.ran[-2:] == [(0.1, 1, 50), (0.1, 2, 50)]
+    assert (found.figures, found.median("rounds")) == ({"rounds": [10.0, 15.0, 20.0]}, 15.0)
+
+
+def test_a_seed_that_gives_nothing_counts_as_worst(reproduce: Any) -> None:
+    reproduction, _ = reproduce(lambda rate, seed: 99 if seed else 10 + abs(rate - 0.1), seeds=2)
+    (found,) = reproduction.found
+    assert (found.figures, found.median("rounds")) == ({"rounds": [10.0, None]}, None)
+    found.figures = {"rounds": [10.0, None, 30.0], "accuracy": [0.1, None, 0.3]}
+    assert (found.median("rounds"), found.median("accuracy")) == (30.0, 0.1)
+
+
+def test_what_is_done_is_read_and_not_run_again(reproduce: Any) -> None:
+    reproduce(lambda rate, _: 10 + 100 * abs(rate - 0.1))
+    before = len(reproduce.ran)
+    again, _ = reproduce(lambda rate, _: 1 / 0)
+    assert (len(reproduce.ran), again.found[0].figures) == (before, {"rounds": [10.0]})
+    other = paper(experiment={"train": {"epochs": 2}, "evaluate": {"target-accuracy": 0.6}})
+    reproduce(lambda rate, _: 3, of=other)  # another experiment: run anew
+    assert len(reproduce.ran) > before
+
+
+def test_without_time_nothing_begins(reproduce: Any) -> None:
+    reproduction, whole = reproduce(lambda rate, _: 10, seconds=-1.0)
+    assert (whole, reproduce.ran, reproduction.found[0].tried) == (False, [], [])
+
+
+def test_without_a_search_a_row_runs_once(reproduce: Any) -> None:
+    fixed = paper(search=None, experiment={"model": {"args": {"learning_rate": 0.5}}})
+    fixed = fixed.model_copy(update={"experiment": {**fixed.experiment, "evaluate": {"target-accuracy": 0.6}}})  # fmt: skip
+    reproduction, _ = reproduce(lambda rate, _: 2, of=fixed)
+    assert [rate for rate, *_ in reproduce.ran] == [0.5]
+    assert reproduction.found[0].figures == {"rounds": [2.0]}
+
+
+FILE = """
+title = "On Averages"
+cite = "A, B 2017"
+url = "https://example.org"
+note = "Blobs in place of digits."
+[experiment]
+data = {{ dataset = "file:{data}", clients = 4, min-examples = 2 }}
+model = {{ class = "mlp", args = {{ hidden = [8, 8], optimizer = "sgd" }} }}
+strategy = {{ rounds = 30 }}
+evaluate = {{ target-accuracy = 0.9 }}
+[search]
+start = 0.1
+per-decade = 1
+[[row]]
+name = "C = 1"
+published = {{ rounds = 3, clients-mean = 0.95 }}
+[[row]]
+name = "C = 0.5"
+published = {{ rounds = 5 }}
+set = {{ strategy.fraction-train = 0.5 }}
+"""
+
+
+@pytest.fixture
+def paper_file(tmp_path: Path, blobs_npz: Path) -> Path:
+    path = tmp_path / "averages.toml"
+    path.write_text(FILE.format(data=blobs_npz))
+    return path
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_runs_a_paper_and_stands_its_figures_beside_ours(
+    paper_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("paper", paper_file, "--out", tmp_path / "out", "--json", tmp_path / "found.json")
+    assert call(*command, "--rows", "c = 1") == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    (row,) = found["rows"]
+    assert (found["paper"], row["row"]) == ("averages", "C = 1")
+    assert row["published"] == {"rounds": 3, "clients-mean": 0.95}
+    best = min((run for run in row["runs"] if run["figure"] is not None), key=lambda r: r["figure"])
+    assert (row["ours"]["rounds"], row["value"]) == (best["figure"], best["value"])
+    lines = (Path(best["run_dir"]) / "rounds.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["central"]["accuracy"] >= 0.9
+    assert len(lines) - 1 < row["ours"]["rounds"] <= len(lines) or len(lines) == 1
+    table = [line.split() for line in printed.splitlines() if line.lstrip().startswith("C = 1  ")]
+    assert [cells[3:6] for cells in table] == [["rounds", "3", f"{row['ours']['rounds']:.0f}"]]
+    assert f"{100 * row['ours']['clients-mean']:.1f} %" in printed
+    assert "Blobs in place of digits." in printed
+    assert printed.count("seed 0: completed after") == len(row["runs"])
+    assert call(*command, "--rows", "c = 1") == 0
+    assert "completed after" not in capsys.readouterr().out  # all of it was there
+    assert json.loads((tmp_path / "found.json").read_text()) == found
+
+
+def test_a_run_that_time_cuts_short_goes_on(
+    paper_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paper = load_paper(str(paper_file))
+    paper = paper.model_copy(update={"search": None})
+    slow = paper.experiment | {"evaluate": {"target-accuracy": 1.0}, "strategy": {"rounds": 4}}
+    paper = paper.model_copy(update={"experiment": slow})
+    seen: list[int] = []
+
+    def reproduce(seconds: float) -> bool:
+        def told(trial: Any) -> Any:
+            def sink(event: Any) -> None:
+                if type(event).__name__ == "RoundFinished":
+                    seen.append(event.round)
+                    if len(seen) == 2:
+                        reproduction._expires = 0.0
+
+            return sink
+
+        reproduction = Reproduction(paper, tmp_path / "out", paper.row[:1], 1, seconds, told)
+        return reproduction.run()
+
+    assert not reproduce(60.0)
+    assert seen == [1, 2]
+    seen.append(0)
+    assert reproduce(60.0)
+    assert seen == [1, 2, 0, 3, 4]
+    (path,) = (tmp_path / "out" / "c-1").iterdir()
+    assert json.loads((path / "manifest.json").read_text())["rounds"] == 4
+
+
+def test_a_run_that_fails_is_no_figure_and_not_the_end(paper_file: Path, tmp_path: Path) -> None:
+    text = paper_file.read_text().replace("start = 0.1\nper-decade = 1", "start = 1e30")
+    paper_file.write_text(text.replace("rounds = 30", "rounds = 2"))
+    assert call("paper", paper_file, "--out", tmp_path, "--rows", "C = 1", "--json", tmp_path / "f") == 0  # fmt: skip
+    (row,) = json.loads((tmp_path / "f").read_text())["rows"]
+    assert (row["ours"], row["value"]) == ({"rounds": None, "clients-mean": None}, None)
+    assert {json.loads((Path(r["run_dir"]) / "manifest.json").read_text())["state"] for r in row["runs"]} == {"failed"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("rounds = 5", "speed = 5"), "row.1.published: must name rounds, accuracy"),
+        (('title = "On Averages"', ""), "title: Field required"),
+        (("fraction-train = 0.5", "fraction-train = 5"), "strategy.fraction-train must be less"),
+        (("start = 0.1", "start = 0"), "search.start: Input should be greater than 0"),
+        (("[search]", "[search"), "not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_anything_runs(
+    paper_file: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str
+) -> None:
+    paper_file.write_text(paper_file.read_text().replace(*change))
+    assert call("paper", paper_file, "--out", paper_file.parent / "out") == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+    assert not (paper_file.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody2099"], "nobody2099: no such paper; choose from "),
+        (["missing.toml"], "missing.toml: no such paper"),
+        (["mcmahan2017", "--rows", "GRU"], "--rows GRU: no row's name holds it; the rows are: 2NN"),
+        (["mcmahan2017", "--json", "/nowhere/x.json"], "/nowhere is no folder"),
+    ],
+)
+def test_what_is_not_there_is_said(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert call("paper", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_papers_that_ship_are_listed_and_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("paper") == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == names()
+    for name in names():
+        assert load_paper(name).row
+    shown = {path.stem for path in (ROOT / "experiments" / "papers").glob("*.toml")}
+    assert shown == set(names())
+
+
+def test_mcmahans_table_is_as_published() -> None:
+    found = load_paper("mcmahan2017")
+    rounds = {row.name: row.published["rounds"] for row in found.row}
+    assert rounds == {
+        "2NN, IID, C = 0.1": 87,
+        "2NN, 2 shards, C = 0.1": 664,
+        "2NN, IID, C = 0.2": 77,
+        "2NN, 2 shards, C = 0.2": 619,
+        "2NN, IID, C = 1": 70,
+        "2NN, 2 shards, C = 1": 380,
+        "CNN, IID, C = 0.1, E = 5": 18,
+        "CNN, 2 shards, C = 0.1, E = 5": 206,
+    }
+    for row in found.row:
+        spec = found.experiment_of(row, found.table_of(row, 2, 0))
+        cnn = row.name.startswith("CNN")
+        assert (spec.data.clients, spec.train.batch_size, spec.seed) == (100, 10, 2)
+        assert spec.data.partition == ("shards" if "shards" in row.name else "iid")
+        assert f"C = {spec.strategy.fraction_train:g}" in row.name
+        assert (spec.model.class_, spec.train.epochs) == (("cnn", 5) if cnn else ("2nn", 1))
+        assert spec.evaluate.target_accuracy == (0.99 if cnn else 0.97)
+
+
+def test_an_unknown_paper_file_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such paper"):
+        load_paper(str(tmp_path / "none.toml"))
