@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
 
 from flsimulation.errors import ClientError
 from flsimulation.experiment.spec import Train
-from flsimulation.models import CNN, MLP, TwoNN
+from flsimulation.models import CNN, MLP, Logistic, TwoNN
 from flsimulation.training import Batches, CohortTrainer, LocalTrainer, NotStackable, State
 from flsimulation.training import script as script_module
 from flsimulation.training.program import StepPrograms
@@ -240,6 +240,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "mlp": lambda **a: MLP(FEATURES, CLASSES, hidden=(7, 5), **a),
     "2nn": lambda **a: TwoNN(FEATURES, CLASSES, **a),
     "cnn": lambda **a: CNN(side=8, classes=CLASSES, width=2, hidden=6, **a),
+    "logistic": lambda **a: Logistic(FEATURES, CLASSES, **a),
 }
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from flsimulation.errors import ClientError
 from flsimulation.experiment.spec import Train
-from flsimulation.models import CNN, MLP, TwoNN
+from flsimulation.models import CNN, MLP, Logistic, TwoNN
 from flsimulation.training import Batches, DirectEvaluator, LocalTrainer, NotStackable
 
 X = torch.tensor(np.random.default_rng(0).normal(size=(23, 6)), dtype=torch.float32)
@@ -45,6 +45,7 @@ def test_shipped_models_score_as_with_the_trainer(size: int) -> None:
     assert_equal(MLP(6, 3, hidden=(5, 4)), lambda: batches(size))
     if size == 5:
         assert_equal(TwoNN(6, 3), lambda: batches(size))
+        assert_equal(Logistic(6, 3), lambda: batches(size))
         images = torch.tensor(np.random.default_rng(1).normal(size=(23, 1, 8, 8))).float()
         assert_equal(CNN(side=8, classes=3, width=2), lambda: batches(size, images))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from flsimulation.apps.workspace import Workspace
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import ModelError
 from flsimulation.experiment.spec import Model
-from flsimulation.models import CNN, MLP, TwoNN, build_model, model_arguments
+from flsimulation.models import CNN, MLP, Logistic, TwoNN, build_model, model_arguments
 
 
 @pytest.mark.parametrize(("fraction", "held_out"), [(0.0, 0), (0.001, 1), (0.1, 6), (0.99, 59)])
@@ -75,6 +76,7 @@ def test_shipped_models_take_their_sizes_from_the_data_unless_told(dataset: Any)
         # McMahan et al. (2017), section 3: "199,210 total parameters" and "1,663,370"
         (TwoNN(), ["layer_1", "layer_2", "layer_3"], 199_210),
         (CNN(), ["conv_1", "conv_2", "layer_1", "layer_2"], 1_663_370),
+        (Logistic(), ["layer_1"], 7_850),  # 784 x 10 + 10
     ],
 )
 def test_the_shipped_models_are_those_of_the_papers(
@@ -83,6 +85,22 @@ def test_the_shipped_models_are_those_of_the_papers(
     assert [name for name, _ in model.named_children()] == layers
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_a_step_of_logistic_regression_by_hand(dataset: Any) -> None:
+    assert model_arguments(Model(class_="logistic"), dataset) == {"inputs": 6, "classes": 3}
+    model = Logistic(2, 2, learning_rate=0.5)
+    with torch.no_grad():
+        model.layer_1.weight.zero_()
+        model.layer_1.bias.zero_()
+    optimizer = model.configure_optimizers()
+    loss = model.training_step((torch.tensor([[1.0, -2.0]]), torch.tensor([1])), 0)
+    assert loss.item() == pytest.approx(math.log(2))
+    loss.backward()
+    optimizer.step()
+    # p - onehot = (0.5, -0.5); a step of half of it
+    assert model.layer_1.weight.tolist() == [[-0.25, 0.5], [0.25, -0.5]]
+    assert model.layer_1.bias.tolist() == [-0.25, 0.25]
 
 
 OWN = """

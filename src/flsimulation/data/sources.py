@@ -10,12 +10,14 @@ from flsimulation.data.dataset import Dataset
 from flsimulation.data.files import load_file
 from flsimulation.data.own import load_own
 from flsimulation.data.shipped import load_fashion_mnist, load_mnist
+from flsimulation.data.synthetic import load_synthetic
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
 _NAMED: dict[str, Callable[[Data, int], Dataset]] = {
     "mnist": load_mnist,
     "fashion-mnist": load_fashion_mnist,
+    "synthetic": load_synthetic,
 }
 _FORMS = (
     f"{', '.join(_NAMED)}, file:PATH, hf:OWNER/NAME, module:function or path/to/file.py:function"
@@ -30,7 +32,8 @@ def load_dataset(spec: Data, seed: int) -> Dataset:
     spec : Data
         The experiment's section ``data``.
     seed : int
-        The experiment's seed; it decides which examples ``data.test-fraction`` sets aside.
+        The experiment's seed; it decides which examples ``data.test-fraction`` sets aside, and
+        what ``synthetic`` draws.
 
     Raises
     ------
@@ -44,7 +47,7 @@ def load_dataset(spec: Data, seed: int) -> Dataset:
         return load_hub(spec, seed)
     if ":" in name and not name.startswith("file:"):
         return load_own(spec)
-    if spec.args:
+    if spec.args and name != "synthetic":
         raise DataError(f"data.args {spec.args!r} has no meaning for {name!r}; remove it")
     if name.startswith("file:"):
         return load_file(spec, seed)

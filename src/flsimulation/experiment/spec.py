@@ -41,8 +41,8 @@ class Data(Section):
     """The data set and how it is divided among the clients."""
 
     dataset: str = "mnist"
-    """`mnist` (ships with the package), `fashion-mnist` (from a local copy),
-    `file:PATH` (a folder of IDX files, a folder of images, a `.csv` or a `.npz`),
+    """`mnist` (ships with the package), `fashion-mnist` (from a local copy), `synthetic` (made
+    here), `file:PATH` (a folder of IDX files, a folder of images, a `.csv` or a `.npz`),
     `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
     `path/to/file.py:function`. Paths are relative to the experiment file."""
     clients: Count = 2
@@ -84,17 +84,19 @@ class Data(Section):
     partition_column: str = "client"
     """Column that names each example's client under `natural`."""
     test_fraction: Fraction = 0.2
-    """Share set aside as the test set where the data set brings none of its own."""
+    """Share set aside as the test set where the data set brings none of its own; of `synthetic`,
+    a share of each client's examples."""
     args: dict[str, JsonValue] = {}
-    """Keyword arguments of your own data function."""
+    """Keyword arguments of your own data function or of `synthetic`, for example `beta = 0.5`."""
 
 
 class Model(Section):
     """The model, a LightningModule."""
 
     class_: str = "mlp"
-    """`mlp` (784-128-256-10), `2nn` (784-200-200-10), `cnn` (two 5x5 convolutions), or your own
-    `module:Class` or `path/to/file.py:Class`. Paths are relative to the experiment file."""
+    """`mlp` (784-128-256-10), `2nn` (784-200-200-10), `cnn` (two 5x5 convolutions), `logistic`
+    (784-10), or your own `module:Class` or `path/to/file.py:Class`. Paths are relative to the
+    experiment file."""
     args: dict[str, JsonValue] = {}
     """Keyword arguments of the class, for example `learning_rate = 0.001`."""
 

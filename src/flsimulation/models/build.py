@@ -17,9 +17,15 @@ from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment.spec import Model
 from flsimulation.importing import import_object
 from flsimulation.models.cnn import CNN
+from flsimulation.models.logistic import Logistic
 from flsimulation.models.mlp import MLP, TwoNN
 
-MODELS: dict[str, type[pl.LightningModule]] = {"mlp": MLP, "2nn": TwoNN, "cnn": CNN}
+MODELS: dict[str, type[pl.LightningModule]] = {
+    "mlp": MLP,
+    "2nn": TwoNN,
+    "cnn": CNN,
+    "logistic": Logistic,
+}
 """The shipped models by name."""
 
 _SENDABLE = (
