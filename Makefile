@@ -6,10 +6,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCE := $(shell find src -type f -not -name '*.pyc') README.md LICENSE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format docs bench clean
+.PHONY: help run test lint format docs bench bench-all clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/installed  ## Run the default experiment in this process; FILE=... for another
 	$(BIN)/flsim run $(FILE)
@@ -32,6 +32,10 @@ docs: $(VENV)/installed  ## Write the generated pages, dashboards and alerts ane
 
 bench: $(VENV)/installed  ## Compare seconds a round with a bare PyTorch loop
 	$(BIN)/python benchmarks/rounds.py
+
+bench-all: $(VENV)/installed  ## Measure everything anew into benchmarks/results, for hours
+	for name in rounds peers engine overhead command network threads; do \
+	  $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit; done
 
 clean:  ## Remove the virtual environment and what tools left
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from results import command_line, json_file, write
 from workloads import experiment
 
 from flsimulation.experiment import Experiment, dump_toml
@@ -77,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", help=", ".join(RUNS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_file)
     options = parser.parse_args()
     chosen = options.runs or list(RUNS)
     if unknown := sorted(set(chosen) - RUNS.keys()):
@@ -96,7 +97,7 @@ def main() -> None:
             f"{middle['peak-bytes'] / 2**20:12.0f}"
         )
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        write(options.json, command_line(), results)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ stacked clients by vmap and autograd; the traced step replayed by Python; the sa
 whose replay does not hold Python's lock. The last two on one core and on two, with the optimizer
 outside, and for plain SGD with its steps taken in the graph.
 
-    python benchmarks/engine.py [W1 | W2] [--clients-at-once 5 10 20] [--repeats 7]
+    python benchmarks/engine.py [W1 | W2] [--clients-at-once 5 10 20] [--repeats 7] [--json FILE]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import flsimulation  # noqa: F401 - before torch: it lets OpenMP's waiting threads sleep
 import torch
 from torch.nn import functional
+from results import command_line, json_file, write
 from workloads import WORKLOADS, experiment
 
 from flsimulation.apps.workspace import Workspace
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("workload", nargs="?", default="W2", choices=WORKLOADS)
     parser.add_argument("--clients-at-once", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=json_file, help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     spec = experiment(options.workload, 1, "stacked")
@@ -103,9 +105,20 @@ def main() -> None:
                 run()
                 if repeat:  # the first time things are made
                     seconds[name].append(time.perf_counter() - began)
-    loop = statistics.median(seconds["bare loop"])
-    for name, found in seconds.items():
-        print(f"{name:50}{statistics.median(found):7.3f} s{statistics.median(found) / loop:6.2f}")
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    ratios = {name: median / medians["bare loop"] for name, median in medians.items()}
+    for name, median in medians.items():
+        print(f"{name:50}{median:7.3f} s{ratios[name]:6.2f}")
+    if options.json:
+        results = {
+            "workload": options.workload,
+            "repeats": options.repeats,
+            "ways": [
+                {"way": name, "median-seconds": medians[name], "ratio": ratios[name]}
+                for name in medians
+            ],
+        }
+        write(options.json, command_line(), results)
 
 
 if __name__ == "__main__":

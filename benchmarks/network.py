@@ -17,7 +17,6 @@ import contextlib
 import itertools
 import json
 import os
-import platform
 import shutil
 import socket
 import statistics
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from results import command_line, json_file, write
 
 from flsimulation.experiment import Experiment, flatten, load_experiment
 from flsimulation.network.flower import Flower
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=5000, help="in all clients together")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--without-stock", action="store_true", help="only FLSimulation")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_file)
     options = parser.parse_args()
     results = []
     print(
@@ -230,8 +230,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": CORES}
-        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+        write(options.json, command_line(), results)
 
 
 if __name__ == "__main__":

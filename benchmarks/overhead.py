@@ -10,7 +10,6 @@ cohorts' rounds alternate. Printed are the median of each, and the line through 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import flsimulation  # noqa: F401 - before torch: it lets OpenMP's waiting threads sleep
 import numpy as np
+from results import command_line, json_file, write
 
 from flsimulation.apps.workspace import Stacking, Workspace
 from flsimulation.events import RoundFinished
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--cohorts", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_file)
     options = parser.parse_args()
     rounds: dict[int, list[float]] = {cohort: [] for cohort in options.cohorts}
     for _ in range(options.repeats):
@@ -88,7 +88,7 @@ def main() -> None:
     print(f"{1e3 * start:.2f} ms a round and {1e6 * slope:.0f} µs a client")
     if options.json:
         figures = {"median-seconds": medians, "round": float(start), "client": float(slope)}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write(options.json, command_line(), figures)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ first two rounds of each side are left out. The command stops if the two sides' 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import threading
 import time
@@ -25,6 +22,7 @@ from typing import Any
 import flsimulation  # noqa: F401 - before torch: it lets OpenMP's waiting threads sleep
 import torch
 from torch.nn import functional
+from results import command_line, json_file, write
 from workloads import WORKLOADS, experiment
 
 from flsimulation.apps.workspace import Workspace
@@ -142,7 +140,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--engine", default="auto", help="train.engine of FLSimulation")
     parser.add_argument("--threads", type=int, help="PyTorch threads of FLSimulation")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=json_file, help="also write the figures here")
     options = parser.parse_args()
     if unknown := sorted(set(options.workloads) - WORKLOADS.keys()):
         parser.error(f"{unknown[0]} is no workload; choose from {', '.join(WORKLOADS)}")
@@ -173,15 +171,7 @@ def main() -> None:
         )
     print(f"peak {peak_memory_bytes() / 2**20:.0f} MiB with both sides")
     if options.json:
-        machine = {
-            "system": platform.platform(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        options.json.write_text(
-            json.dumps({"machine": machine, "results": results}, indent=2) + "\n"
-        )
+        write(options.json, command_line(), results)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 600 made-up examples, batch 32, Adam, PyTorch's own number of threads. Each measurement is a process
 of its own, since OpenMP reads the policy when it is loaded; the policies alternate.
 
-    python benchmarks/threads.py [--repeats 3]
+    python benchmarks/threads.py [--repeats 3] [--json FILE]
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import os
 import statistics
 import subprocess
 import sys
+from typing import Any
+
+from results import command_line, json_file, write
 
 EPOCHS = """
 import time, torch
@@ -55,17 +58,24 @@ def milliseconds(policy: str, processes: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--json", type=json_file, help="also write the figures here")
+    options = parser.parse_args()
+    results: list[dict[str, Any]] = []
     for processes in (1, 2):
         found: dict[str, list[float]] = {"default": [], "PASSIVE": [], "1 thread": []}
-        for _ in range(repeats):
+        for _ in range(options.repeats):
             for policy, values in found.items():
                 values.append(milliseconds(policy, processes))
         for policy, values in found.items():
             median = statistics.median(values)
+            results.append(
+                {"processes": processes, "policy": policy, "median-ms": median, "all-ms": values}
+            )
             print(
                 f"{processes} at once, {policy:8s} {median:8.1f} ms an epoch  (all: {[round(v, 1) for v in values]})"
             )
+    if options.json:
+        write(options.json, command_line(), results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Write docs/experiment.md and docs/metrics.md from the code that they describe.
+"""Write docs/experiment.md and docs/metrics.md from the code that they describe, docs/benchmarks.md
+from the figures of benchmarks/results.
 
 ``python docs/generate.py`` writes them; with ``--check`` it only says whether they are current.
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
+from benchmarks_page import benchmarks_page
+from fidelity_page import fidelity_page
 from pydantic.fields import FieldInfo
 
 from flsimulation.errors import FAILURE_REASONS
@@ -164,7 +167,22 @@ def metrics_page() -> str:
     )
 
 
-PAGES: dict[str, Callable[[], str]] = {"experiment.md": experiment_page, "metrics.md": metrics_page}
+def figures_page() -> str:
+    """Text of docs/benchmarks.md."""
+    return f"{NOTICE}\n\n{benchmarks_page()}"
+
+
+def papers_page() -> str:
+    """Text of docs/fidelity.md."""
+    return f"{NOTICE}\n\n{fidelity_page()}"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "experiment.md": experiment_page,
+    "metrics.md": metrics_page,
+    "benchmarks.md": figures_page,
+    "fidelity.md": papers_page,
+}
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = DOCS) -> int:

@@ -8,12 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from flsimulation import run
 from flsimulation.cli.main import main
+from flsimulation.data import load_dataset
 from flsimulation.errors import InputError
 from flsimulation.experiment import Experiment, dump_toml
-from flsimulation.papers import MEASURES, Paper, Reproduction, load_paper, names, rounds_to
+from flsimulation.experiment.spec import Data
+from flsimulation.papers import (
+    Paper,
+    Reproduction,
+    flbenchmark,
+    li2020fair,
+    load_paper,
+    measure_of,
+    names,
+    palihawadana2022,
+    rounds_to,
+)
 from flsimulation.papers import reproduce as reproducing
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +57,12 @@ def run_directory(path: Path, accuracies: list[float], clients: list[float], tar
     path.mkdir(parents=True)
     spec = Experiment.model_validate({"evaluate": {"target-accuracy": target}})
     (path / "experiment.toml").write_text(dump_toml(spec))
-    rounds = [{"round": n + 1, "central": {"accuracy": a}} for n, a in enumerate(accuracies)]
+    rounds: list[Any] = [
+        {"round": n + 1, "central": {"accuracy": a, "shirt": a / 10}}
+        for n, a in enumerate(accuracies)
+    ]
+    if rounds:
+        rounds.append({"round": len(rounds) + 1, "central": None})  # not judged
     lines = [{"round": 1, "phase": "evaluate", "partition": 0, "accuracy": 0.0}]
     lines += [{"round": 2, "phase": "final", "partition": 0, "reason": "error", "error": "x"}]
     lines += [{"round": 2, "phase": "final", "partition": 1, "accuracy": a} for a in clients]
@@ -51,21 +71,54 @@ def run_directory(path: Path, accuracies: list[float], clients: list[float], tar
     return path
 
 
+CLIENTS = ("clients-mean", "clients-worst", "clients-best", "clients-variance")
+
+
 def test_measures_are_read_from_a_run_directory(tmp_path: Path) -> None:
     clients = [0.9] * 9 + [0.1, 0.3] + [1.0] * 9  # 20: the worst tenth are two, the best two
-    path = run_directory(tmp_path / "run", [0.5, 0.7], clients, 0.6)
-    found = {name: measure.read(path) for name, measure in MEASURES.items()}
+    path = run_directory(tmp_path / "run", [0.5, 0.7, 0.8], clients, 0.6)
     mean = (9 * 0.9 + 0.4 + 9) / 20
-    assert found == {
-        "rounds": pytest.approx(1.5),
-        "accuracy": 0.7,
-        "clients-mean": pytest.approx(mean),
-        "clients-worst": pytest.approx(0.2),
-        "clients-best": pytest.approx(1.0),
-        "clients-variance": pytest.approx((9 * 0.81 + 0.01 + 0.09 + 9) / 20 - mean**2),
+    expected = {
+        "rounds": 1.5,
+        "accuracy": 0.8,
+        "accuracy@2": 0.7,
+        "accuracy@9": None,
+        "test-shirt": 0.08,
+        "test-hat": None,
+        "clients-mean": mean,
+        "clients-worst": 0.2,
+        "clients-best": 1.0,
+        "clients-variance": (9 * 0.81 + 0.01 + 0.09 + 9) / 20 - mean**2,
     }
+    found = {name: measure_of(name).read(path, 1) for name in expected}
+    assert found == {
+        name: None if value is None else pytest.approx(value) for name, value in expected.items()
+    }
+    last_two = {name: measure_of(name).read(path, 2) for name in expected}
+    assert last_two["accuracy"] == pytest.approx(0.75)
+    assert last_two["test-shirt"] == pytest.approx(0.075)
+    assert {last_two[name] for name in CLIENTS} == {found[name] for name in CLIENTS}
     empty = run_directory(tmp_path / "empty", [], [], 0.6)
-    assert {measure.read(empty) for measure in MEASURES.values()} == {None}
+    assert {measure_of(name).read(empty, 1) for name in expected} == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("rounds", 86.6, "87"),
+        ("accuracy", 0.8187, "81.9 %"),
+        ("test-shirt", 0.5, "50.0 %"),
+        ("clients-variance", 0.0724, "724"),
+    ],
+)
+def test_figures_are_shown_as_papers_show_them(name: str, value: float, shown: str) -> None:
+    assert measure_of(name).shown(value) == shown
+
+
+@pytest.mark.parametrize("name", ["speed", "test-", "accuracy@", "accuracy@x"])
+def test_a_measure_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no measure; it takes rounds, accuracy, .*test-NAME"):
+        measure_of(name)
 
 
 def paper(**changes: Any) -> Paper:
@@ -233,7 +286,7 @@ def test_the_command_runs_a_paper_and_stands_its_figures_beside_ours(
     assert row["published"] == {"rounds": 3, "clients-mean": 0.95}
     best = min((run for run in row["runs"] if run["figure"] is not None), key=lambda r: r["figure"])
     assert (row["ours"]["rounds"], row["value"]) == (best["figure"], best["value"])
-    lines = (Path(best["run_dir"]) / "rounds.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out" / best["run_dir"] / "rounds.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["central"]["accuracy"] >= 0.9
     assert len(lines) - 1 < row["ours"]["rounds"] <= len(lines) or len(lines) == 1
     table = [line.split() for line in printed.splitlines() if line.lstrip().startswith("C = 1  ")]
@@ -277,19 +330,26 @@ def test_a_run_that_time_cuts_short_goes_on(
     assert json.loads((path / "manifest.json").read_text())["rounds"] == 4
 
 
-def test_a_run_that_fails_is_no_figure_and_not_the_end(paper_file: Path, tmp_path: Path) -> None:
+def test_a_run_that_fails_is_no_figure_and_not_the_end(
+    paper_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = paper_file.read_text().replace("start = 0.1\nper-decade = 1", "start = 1e30")
     paper_file.write_text(text.replace("rounds = 30", "rounds = 2"))
-    assert call("paper", paper_file, "--out", tmp_path, "--rows", "C = 1", "--json", tmp_path / "f") == 0  # fmt: skip
+    command = ("paper", paper_file, "--out", tmp_path, "--rows", "C = 1", "--json", tmp_path / "f")
+    assert call(*command) == 0
     (row,) = json.loads((tmp_path / "f").read_text())["rows"]
     assert (row["ours"], row["value"]) == ({"rounds": None, "clients-mean": None}, None)
-    assert {json.loads((Path(r["run_dir"]) / "manifest.json").read_text())["state"] for r in row["runs"]} == {"failed"}  # fmt: skip
+    runs = [tmp_path / run["run_dir"] / "manifest.json" for run in row["runs"]]
+    assert {json.loads(path.read_text())["state"] for path in runs} == {"failed"}
+    assert capsys.readouterr().out.count("failed after 0 rounds") == len(runs) == 7
+    assert call(*command) == 0
+    assert "failed after" not in capsys.readouterr().out  # it would fail again
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("rounds = 5", "speed = 5"), "row.1.published: must name rounds, accuracy"),
+        (("rounds = 5", "speed = 5"), "row.1.published: 'speed' is no measure; it takes rounds"),
         (('title = "On Averages"', ""), "title: Field required"),
         (("fraction-train = 0.5", "fraction-train = 5"), "strategy.fraction-train must be less"),
         (("start = 0.1", "start = 0"), "search.start: Input should be greater than 0"),
@@ -354,6 +414,102 @@ def test_mcmahans_table_is_as_published() -> None:
         assert f"C = {spec.strategy.fraction_train:g}" in row.name
         assert (spec.model.class_, spec.train.epochs) == (("cnn", 5) if cnn else ("2nn", 1))
         assert spec.evaluate.target_accuracy == (0.99 if cnn else 0.97)
+
+
+def test_three_fashions_are_three_clients_and_their_labels() -> None:
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("Fashion-MNIST is not here")
+    data = li2020fair.three_classes()
+    assert data["classes"] == ("t-shirt", "pullover", "shirt")
+    assert np.bincount(data["y_train"]).tolist() == [6000] * 3
+    assert np.bincount(data["y_test"]).tolist() == [1000] * 3
+    assert (data["owners"] == data["y_train"]).all()
+    whole = load_dataset(Data(dataset="fashion-mnist"), 0)
+    x = 255 * whole.x_train.flatten(1).numpy().astype(np.float64)
+    first = int(np.flatnonzero(whole.y_train.numpy() == 0)[0])
+    place = int(np.flatnonzero(data["y_train"] == 0)[0])
+    expected = (x[first] - x.mean(0)) / (x.std(0) + 0.001)
+    np.testing.assert_allclose(data["x_train"][place], expected, atol=2e-4)
+
+
+def test_a_classs_accuracy_is_of_its_own_images() -> None:
+    model = li2020fair.Fashions(inputs=3, classes=3)
+    logged: dict[str, float] = {}
+    model.log = lambda name, value: logged.__setitem__(name, value.item())  # type: ignore[assignment]
+    model.layer_1.weight.data, model.layer_1.bias.data = torch.eye(3), torch.zeros(3)
+    answers, labels = torch.tensor([0, 1, 1, 1, 2, 0]), torch.tensor([0, 0, 1, 1, 2, 2])
+    model.validation_step((torch.eye(3)[answers], labels), 0)
+    assert {n: logged[f"val_{n}"] for n in ("t-shirt", "pullover", "shirt")} == pytest.approx(
+        {"t-shirt": 0.5, "pullover": 1.0, "shirt": 0.5}
+    )
+    assert logged["val_accuracy"] == pytest.approx(4 / 6)
+
+
+def test_the_power_law_gives_each_client_two_digits() -> None:
+    data = palihawadana2022.power_law(seed=1, clients=100)
+    x = np.concatenate([data["x_train"], data["x_test"]])
+    assert x.std(0).max() == pytest.approx(1, abs=0.02)  # but for the images that nobody got
+    assert len(x) > 69_000
+    sizes = np.bincount(data["owners"])
+    assert sizes.min() >= 9  # 0.9 of ten and more
+    assert sizes.max() > 10 * np.median(sizes)
+    for client in (0, 9, 57):
+        digits = set(data["y_train"][data["owners"] == client].tolist())
+        assert digits <= {client % 10, (client + 1) % 10}
+    assert len(data["y_test"]) / len(x) == pytest.approx(0.1, abs=0.01)
+    again = palihawadana2022.power_law(seed=1, clients=100)
+    assert (again["x_train"] == data["x_train"]).all()
+    assert len(palihawadana2022.power_law(seed=2, clients=100)["owners"]) != len(data["owners"])
+
+
+def test_the_cubes_parties_hold_octants_that_face_each_other() -> None:
+    data = flbenchmark.fcube(seed=3)
+    x, owners = data["x_train"], data["owners"]
+    octants = [{tuple(signs) for signs in np.sign(x[owners == party])} for party in range(4)]
+    assert octants == [
+        {(1, 1, 1), (-1, -1, -1)},
+        {(1, 1, -1), (-1, -1, 1)},
+        {(1, -1, 1), (-1, 1, -1)},
+        {(1, -1, -1), (-1, 1, 1)},
+    ]
+    assert (data["y_train"] == (x[:, 0] < 0)).all()
+    assert data["y_train"].mean() == pytest.approx(0.5)
+    assert np.abs(x).max() == pytest.approx(1, abs=1e-3)
+    assert len({tuple(signs) for signs in np.sign(data["x_test"])}) == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "shape"),
+    [
+        (flbenchmark.Perceptron, 3 * 32 + 32 + 32 * 16 + 16 + 16 * 8 + 8 + 8 * 2 + 2, (5, 3)),
+        (flbenchmark.LeNet, 156 + 2416 + 30_840 + 10_164 + 850, (5, 1, 28, 28)),
+    ],
+)
+def test_the_benchmarks_models(model: Any, parameters: int, shape: tuple[int, ...]) -> None:
+    made = model()
+    assert sum(p.numel() for p in made.parameters()) == parameters
+    assert made(torch.rand(shape)).shape == (5, 2 if len(shape) == 2 else 10)
+    (group,) = made.configure_optimizers().param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.9, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["flbenchmark", "palihawadana2022"])
+def test_the_other_papers_rows_begin(name: str, tmp_path: Path) -> None:
+    found = load_paper(name)
+    for row in found.row[:2]:
+        table = found.table_of(row, 0, 0, most=1)
+        table["train"] = table["train"] | {"epochs": 1}
+        assert run(found.experiment_of(row, table), tmp_path / row.name).state == "completed"
+
+
+def test_q_fedavgs_loss_is_that_of_the_model_before_its_step(tmp_path: Path) -> None:
+    """With one step of full batch; the strategy then is what the paper describes."""
+    found = load_paper("li2020fair")
+    for row in found.row:
+        spec = found.experiment_of(row, found.table_of(row, 0, 0))
+        rate = spec.strategy.parameters["client-learning-rate"]
+        assert (spec.train.epochs, spec.train.batch_size) == (1, 6000)
+        assert spec.model.args["learning_rate"] == rate
 
 
 def test_an_unknown_paper_file_is_an_input_error(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ def list_papers() -> None:
     """Print the papers that ship with the package."""
     from flsimulation.papers.spec import load_paper, names
 
+    width = max(map(len, names()))
     for name in names():
-        typer.echo(f"{name:16}{load_paper(name).cite}")
+        typer.echo(f"{name:{width}}  {load_paper(name).title}")
 
 
 def paper_command(
@@ -101,14 +102,14 @@ class _View:
 
 
 def _table(found: Sequence[Found]) -> Table:
-    from flsimulation.papers.measures import MEASURES
+    from flsimulation.papers.measures import measure_of
 
     table = Table("", "measure", "paper", "ours", "seeds", "chosen", box=None, header_style="bold")
     for column in table.columns[2:]:
         column.justify = "right"
     for one in found:
         for place, (name, published) in enumerate(one.row.published.items()):
-            measure, middle = MEASURES[name], one.median(name)
+            measure, middle = measure_of(name), one.median(name)
             seeds = [figure for figure in one.figures.get(name, []) if figure is not None]
             table.add_row(
                 one.row.name if place == 0 else "",

@@ -16,8 +16,9 @@ class Measure:
     """A figure of a run."""
 
     title: str
-    read: Callable[[Path], float | None]
-    """From a run directory; None where the run does not give it."""
+    read: Callable[[Path, int], float | None]
+    """From a run directory, scores as means of so many last rounds; None where the run does not
+    give it."""
     shown: Callable[[float], str]
     least: bool = False
     """Whether less is better."""
@@ -52,20 +53,30 @@ def rounds_to(curve: Sequence[tuple[int, float]], target: float) -> float | None
     return None
 
 
-def _rounds(run_dir: Path) -> float | None:
+def _rounds(run_dir: Path, last: int) -> float | None:  # noqa: ARG001 - of the whole curve
     target = load_run_experiment(run_dir).evaluate.target_accuracy
-    return rounds_to(_central(run_dir), target)
+    return rounds_to(list(_central(run_dir, "accuracy").items()), target)
 
 
-def _accuracy(run_dir: Path) -> float | None:
-    curve = _central(run_dir)
-    return curve[-1][1] if curve else None
+def _of_test(name: str) -> Callable[[Path, int], float | None]:
+    """The mean of a score on the test set over the last rounds in which it was judged."""
+
+    def measure(run_dir: Path, last: int) -> float | None:
+        found = list(_central(run_dir, name).values())[-last:]
+        return statistics.fmean(found) if found else None
+
+    return measure
 
 
-def _central(run_dir: Path) -> list[tuple[int, float]]:
-    """Rounds and the test set's accuracy after them."""
+def _after(round: int) -> Callable[[Path, int], float | None]:
+    return lambda run_dir, last: _central(run_dir, "accuracy").get(round)  # noqa: ARG005
+
+
+def _central(run_dir: Path, name: str) -> dict[int, float]:
+    """A score on the test set by round, ascending."""
     lines = read_lines(run_dir / "rounds.jsonl")
-    return [(line["round"], line["central"]["accuracy"]) for line in lines if line["central"]]
+    scores = {line["round"]: line["central"] or {} for line in lines}
+    return {round: own[name] for round, own in scores.items() if name in own}
 
 
 def _clients(run_dir: Path) -> list[float]:
@@ -76,8 +87,8 @@ def _clients(run_dir: Path) -> list[float]:
     )
 
 
-def _of_clients(read: Callable[[list[float]], float]) -> Callable[[Path], float | None]:
-    def measure(run_dir: Path) -> float | None:
+def _of_clients(read: Callable[[list[float]], float]) -> Callable[[Path, int], float | None]:
+    def measure(run_dir: Path, last: int) -> float | None:  # noqa: ARG001 - of the final model
         found = _clients(run_dir)
         return read(found) if found else None
 
@@ -92,9 +103,9 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-MEASURES = {
+_MEASURES = {
     "rounds": Measure("rounds", _rounds, lambda value: f"{value:.0f}", least=True),
-    "accuracy": Measure("test accuracy", _accuracy, _percent),
+    "accuracy": Measure("test accuracy", _of_test("accuracy"), _percent),
     "clients-mean": Measure("mean of the clients", _of_clients(statistics.fmean), _percent),
     "clients-worst": Measure(
         "worst 10 %", _of_clients(lambda found: statistics.fmean(found[: _tenth(found)])), _percent
@@ -109,4 +120,25 @@ MEASURES = {
         least=True,
     ),
 }
-"""By the name in a paper's file."""
+
+
+def measure_of(name: str) -> Measure:
+    """A measure by its name in a paper's file.
+
+    ``rounds`` to the target accuracy; ``accuracy`` and ``test-NAME``, scores on the test set;
+    ``accuracy@N``, after round N; ``clients-mean``, ``-worst``, ``-best`` and ``-variance`` of the
+    clients' accuracies under the final model.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if name in _MEASURES:
+        return _MEASURES[name]
+    if (score := name.removeprefix("test-")) != name and score:
+        return Measure(f"test {score}", _of_test(score), _percent)
+    if (round := name.removeprefix("accuracy@")) != name and round.isdecimal():
+        return Measure(f"test accuracy, round {round}", _after(int(round)), _percent)
+    known = ", ".join([*_MEASURES, "test-NAME", "accuracy@ROUND"])
+    raise ValueError(f"{name!r} is no measure; it takes {known}")

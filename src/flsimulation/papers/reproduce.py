@@ -18,7 +18,7 @@ from flsimulation import runner
 from flsimulation.errors import RunError
 from flsimulation.events import Event, RoundFinished
 from flsimulation.experiment import Experiment
-from flsimulation.papers.measures import MEASURES
+from flsimulation.papers.measures import measure_of
 from flsimulation.papers.spec import Paper, Row
 
 _FURTHEST = 3  # grid points from the start that are tried where none has given a figure yet
@@ -39,6 +39,7 @@ class Trial:
     rounds: int
     """To run at most."""
     run_dir: str
+    """Under the folder of all runs."""
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Found:
         found = self.figures.get(measure)
         if not found:
             return None
-        worst = math.inf if MEASURES[measure].least else -math.inf
+        worst = math.inf if measure_of(measure).least else -math.inf
         middle = statistics.median(worst if figure is None else figure for figure in found)
         return middle if math.isfinite(middle) else None
 
@@ -129,7 +130,7 @@ class Reproduction:
 
     def _search(self, found: Found) -> int | None:
         """Try the start and its neighbours, and theirs while that is better; give the best step."""
-        measure = MEASURES[next(iter(found.row.published))]
+        measure = measure_of(next(iter(found.row.published)))
         scores: dict[int, tuple[float, Path]] = {}
         best: int | None = None
         for step in self._steps(found, scores):
@@ -160,7 +161,7 @@ class Reproduction:
 
     def _note(self, found: Found, path: Path) -> None:
         for name in found.row.published:
-            found.figures.setdefault(name, []).append(MEASURES[name].read(path))
+            found.figures.setdefault(name, []).append(measure_of(name).read(path, self.paper.last))
 
     def _try(
         self, found: Found, seed: int, step: int, most: int | None
@@ -170,12 +171,12 @@ class Reproduction:
         table = self.paper.table_of(row, seed, step, most)
         spec, value = self.paper.experiment_of(row, table), self._value(row, step)
         path = self.out / _slug(row.name) / _run_name(table, seed, value)
-        trial = Trial(row.name, seed, value, spec.strategy.rounds, str(path))
+        trial = Trial(row.name, seed, value, spec.strategy.rounds, str(path.relative_to(self.out)))
         if _state(path) not in ("completed", "failed"):
             if time.monotonic() > self._expires:
                 raise _TimeIsUp
             self._run(spec, path, self._told(trial))
-        figure = MEASURES[next(iter(row.published))].read(path)
+        figure = measure_of(next(iter(row.published))).read(path, self.paper.last)
         found.tried.append((trial, figure))
         return path, figure
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from flsimulation.errors import ExperimentError, InputError
 from flsimulation.experiment import Experiment, experiment_of
 from flsimulation.experiment.spec import Count, Section
-from flsimulation.papers.measures import MEASURES
+from flsimulation.papers.measures import measure_of
 
 
 class Search(Section):
@@ -47,8 +47,7 @@ class Row(Section):
     @classmethod
     def _known(cls, published: dict[str, float]) -> dict[str, float]:
         for name in published:
-            if name not in MEASURES:
-                raise ValueError(f"must name {', '.join(MEASURES)}")
+            measure_of(name)
         return published
 
 
@@ -61,6 +60,8 @@ class Paper(Section):
     url: str
     note: str = ""
     """In what the settings here differ from the paper's, or what it leaves open."""
+    last: Count = 1
+    """Scores are means over so many last rounds."""
     experiment: dict[str, Any] = {}
     """The experiment that all rows begin with."""
     search: Search | None = None

@@ -1,0 +1,299 @@
+"""FLSimulation beside its peers: the same workloads in other simulators of federated learning.
+
+Workloads W1 and W2 of workloads.py. Each run is a program of its own; the peers alternate. ``bare``
+is a plain PyTorch loop, the others run their own simulator as their documentation means it, with
+the settings that suit this many cores (each says which, in ``peers/<name>.py``); ``flsimulation``
+is ``flsim run`` with its evaluation, logs and run directory. Every peer has its own virtual
+environment with the packages of ``peers/<name>.txt``, made the first time.
+
+A round is from the start of local training to the end of aggregation, and of the evaluation where
+there is one, as seen from inside; the first two are left out. The command is all of the program with
+its imports; the peak is the memory of all its processes together. A peer that took another number
+of optimizer steps than the workload has, or whose model is not as good as that of the bare loop, is
+marked: it did other work. (With few rounds, while models still gain much in each, chance does so too.)
+
+    python benchmarks/peers.py [W1 W2] [--peers bare flower ...] [--rounds 20] [--repeats 3]
+                               [--environments DIR] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from results import command_line, json_file, write
+from workloads import WORKLOADS, experiment
+
+import environments
+import process_tree
+from flsimulation.data import load_dataset
+from flsimulation.experiment import Experiment, dump_toml
+
+HERE = Path(__file__).resolve().parent / "peers"
+PEERS = ("bare", "flsimulation", "flower", "flower-lightning", "pfl", "fluke", "fedlab")
+COMPARED = ("W1", "W2")
+CACHE = Path.home() / ".cache" / "flsim-bench"
+BAND = 0.03  # of the final accuracy, around that of the bare loop
+_LEFT_OUT = 2  # rounds, in which things are done for the first time
+_LIMIT_SECONDS = 3600.0  # of one run
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One peer, once."""
+
+    rounds: list[float]
+    """Seconds of each round."""
+    command_seconds: float
+    peak_bytes: int
+    accuracy: float
+    """Of the last model, on the test images."""
+    steps: int
+    """Of all clients' optimizers in all rounds."""
+    versions: dict[str, str]
+
+    @property
+    def round_seconds(self) -> float:
+        return statistics.median(self.rounds[_LEFT_OUT:] or self.rounds)
+
+
+def steps(spec: Experiment) -> int:
+    """Optimizer steps that the workload has."""
+    batches = math.ceil(60_000 // spec.data.clients / spec.train.batch_size)
+    return spec.strategy.rounds * spec.cohort_size * spec.train.epochs * batches
+
+
+def described(spec: Experiment, data: Path) -> dict[str, Any]:
+    """The workload as peers/shared/peer.py reads it."""
+    model = {"optimizer": "adam", "learning_rate": 1e-3} | spec.model.args
+    return {
+        "clients": spec.data.clients,
+        "cohort": spec.cohort_size,
+        "batch": spec.train.batch_size,
+        "optimizer": model["optimizer"],
+        "learning_rate": model["learning_rate"],
+        "evaluate_every": spec.evaluate.central_every,
+        "rounds": spec.strategy.rounds,
+        "seed": spec.seed,
+        "data": str(data),
+    }
+
+
+def write_data(path: Path) -> None:
+    """The shipped MNIST as bytes, for every peer."""
+    spec = experiment("W1", 1)
+    mnist = load_dataset(spec.data, spec.seed)
+    parts = {
+        name: getattr(mnist, name).numpy() for name in ("x_train", "y_train", "x_test", "y_test")
+    }
+    images = {name: np.rint(255 * parts[name]).astype(np.uint8) for name in ("x_train", "x_test")}
+    np.savez(path, **(parts | images))
+
+
+def run_peer(peer: str, python: Path, spec: Experiment, data: Path) -> Run:
+    """Run the peer in an empty folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="flsim-peers-") as name:
+        folder = Path(name)
+        if peer == "flsimulation":
+            (folder / "experiment.toml").write_text(dump_toml(spec))
+            command = [str(python), "-m", "flsimulation", "run", "experiment.toml"]
+            return _measured(peer, [*command, "--quiet", "--out", "run"], folder, dict(os.environ))
+        (folder / "workload.json").write_text(json.dumps(described(spec, data)))
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            f"{os.cpu_count()}",
+        ]
+        command = [str(python), *(launcher if peer == "pfl" else []), str(HERE / f"{peer}.py")]
+        environment = os.environ | _QUIET
+        environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(HERE / "shared")}
+        environment.pop("OMP_WAIT_POLICY", None)  # which FLSimulation sets when it is imported
+        return _measured(peer, [*command, "workload.json", "result.json"], folder, environment)
+
+
+def _measured(peer: str, command: list[str], folder: Path, environment: dict[str, str]) -> Run:
+    try:
+        status, seconds, peak = process_tree.run(command, folder, environment, _LIMIT_SECONDS)
+    except TimeoutError:
+        raise SystemExit(f"{peer}: not done after {_LIMIT_SECONDS:.0f} s") from None
+    if status:
+        lines = (folder / "log").read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        raise SystemExit(f"{peer}: ended with status {status}: {last}")
+    return Run(**_inside(folder), command_seconds=seconds, peak_bytes=peak)
+
+
+def _inside(folder: Path) -> dict[str, Any]:
+    """What the run says of itself: a peer's result, or FLSimulation's run directory."""
+    if (result := folder / "result.json").is_file():
+        found = json.loads(result.read_text())
+        return {key: found[key] for key in ("rounds", "accuracy", "steps", "versions")}
+    rounds, clients = (
+        [json.loads(line) for line in (folder / "run" / name).read_text().splitlines()]
+        for name in ("rounds.jsonl", "clients.jsonl")
+    )
+    manifest = json.loads((folder / "run" / "manifest.json").read_text())
+    return {
+        "rounds": [line["seconds"]["total"] for line in rounds],
+        "accuracy": [line["central"]["accuracy"] for line in rounds if line["central"]][-1],
+        "steps": sum(line["steps"] for line in clients if line["phase"] == "train"),
+        "versions": {name: manifest["versions"][name] for name in ("torch", "flsimulation")},
+    }
+
+
+def compared(found: dict[str, list[Run]], expected_steps: int) -> list[dict[str, Any]]:
+    """A row for each peer: medians over its runs, and what is odd about them.
+
+    ``ratio`` is the median round over that of the bare loop, None without one.
+    """
+    medians = {
+        peer: statistics.median(run.round_seconds for run in runs) for peer, runs in found.items()
+    }
+    good = [run.accuracy for run in found.get("bare", [])]
+    rows = []
+    for peer, runs in found.items():
+        accuracy = statistics.median(run.accuracy for run in runs)
+        odd = []
+        if got := [run.steps for run in runs if run.steps != expected_steps]:
+            odd.append(f"{got[0]} steps, not {expected_steps}")
+        if good and any(abs(run.accuracy - statistics.median(good)) > BAND for run in runs):
+            odd.append(f"accuracy not within {BAND} of bare's")
+        rows.append(
+            {
+                "peer": peer,
+                "versions": runs[0].versions,
+                "median-seconds": medians[peer],
+                "least-seconds": min(run.round_seconds for run in runs),
+                "ratio": medians[peer] / medians["bare"] if "bare" in medians else None,
+                "command-seconds": statistics.median(run.command_seconds for run in runs),
+                "peak-bytes": round(statistics.median(run.peak_bytes for run in runs)),
+                "accuracy": accuracy,
+                "steps": runs[0].steps,
+                "odd": "; ".join(odd),
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    heads = ("round, s", "least", "ratio", "command, s", "peak, MiB", "accuracy")
+    lines = [f"{'peer':18}" + "".join(f"{head:>12}" for head in heads)]
+    for row in rows:
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        lines.append(
+            f"{row['peer']:18}{row['median-seconds']:12.3f}{row['least-seconds']:12.3f}{ratio:>12}"
+            f"{row['command-seconds']:12.1f}{row['peak-bytes'] / 2**20:12.0f}"
+            f"{row['accuracy']:12.4f}" + (f"  OTHER WORK: {row['odd']}" if row["odd"] else "")
+        )
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def refuse(problem: str) -> NoReturn:
+    say(f"peers.py: {problem}")
+    raise SystemExit(2)
+
+
+def pythons(peers: Sequence[str], folder: Path) -> dict[str, Path]:
+    """The Python of each peer's environment; ``flsimulation`` has this one."""
+    return {
+        peer: Path(sys.executable)
+        if peer == "flsimulation"
+        else environments.prepare(folder / peer, HERE / f"{peer}.txt", say)
+        for peer in peers
+    }
+
+
+def _terminated(*_: Any) -> NoReturn:
+    raise SystemExit(143)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workloads", nargs="*", metavar="W", help=", ".join(COMPARED))
+    parser.add_argument("--peers", nargs="+", metavar="PEER", help=", ".join(PEERS))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--environments", type=Path, default=CACHE, metavar="DIR")
+    parser.add_argument("--json", type=json_file, help="also write the figures here")
+    options = parser.parse_args()
+    names, peers = options.workloads or list(COMPARED), options.peers or list(PEERS)
+    for kind, given, known in (("workload", names, COMPARED), ("peer", peers, PEERS)):
+        if unknown := sorted(set(given) - set(known)):
+            refuse(f"{unknown[0]} is no {kind}; choose from {', '.join(known)}")
+    if options.rounds < 1 or options.repeats < 1:
+        refuse("--rounds and --repeats must be at least 1")
+    if missing := environments.missing_tools():
+        refuse(f"this Python lacks {missing}, which makes the peers' environments")
+    signal.signal(signal.SIGTERM, _terminated)
+    process_tree.adopt_orphans()
+    try:
+        python = pythons(peers, options.environments.resolve())
+        written = measure(names, peers, python, options.rounds, options.repeats)
+    except environments.InstallError as error:
+        raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:
+        process_tree.end_all()
+    if options.json:
+        write(options.json, command_line(), written)
+
+
+def measure(
+    names: Sequence[str],
+    peers: Sequence[str],
+    python: dict[str, Path],
+    rounds: int,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """Run every peer on every workload, and print a table for each; give them as results."""
+    found: dict[str, dict[str, list[Run]]] = {name: {peer: [] for peer in peers} for name in names}
+    specs = {name: experiment(name, rounds) for name in names}
+    with tempfile.TemporaryDirectory(prefix="flsim-peers-") as folder:
+        data = Path(folder) / "mnist.npz"
+        write_data(data)
+        for repeat in range(1, repeats + 1):
+            for name in names:
+                for peer in peers:
+                    run = run_peer(peer, python[peer], specs[name], data)
+                    found[name][peer].append(run)
+                    say(
+                        f"{name} {peer}, {repeat} of {repeats}: {run.round_seconds:.3f} s a round, "
+                        f"{run.command_seconds:.0f} s in all"
+                    )
+    written = []
+    for name in names:
+        rows = compared(found[name], steps(specs[name]))
+        print(f"{name}: {WORKLOADS[name]['what']}\n{table(rows)}\n", flush=True)
+        for row in rows:
+            runs = [vars(run) for run in found[name][row["peer"]]]
+            written.append(
+                {"workload": name, "rounds": rounds, "repeats": repeats, **row, "all": runs}
+            )
+    return written
+
+
+if __name__ == "__main__":
+    main()

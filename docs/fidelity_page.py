@@ -1,0 +1,75 @@
+"""docs/fidelity.md: published figures beside ours, from the files that ``flsim paper --json`` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flsimulation.papers import measure_of, names
+
+FOLDER = Path(__file__).parent / "fidelity"
+
+HEAD = """\
+# Fidelity to the papers
+
+What papers report, and what FLSimulation gives for the same experiment. The settings of each paper stand
+in [`experiments/papers`](../experiments/papers). One command runs a paper's rows and prints these tables:
+
+```console
+$ flsim paper mcmahan2017 --minutes 30
+```
+
+It runs what fits in the time; the same command again goes on from there. `--rows` takes some rows only,
+`--seeds 3` runs each row with three seeds, `--json` keeps the figures, and `flsim paper` alone lists the
+papers. A file of your own in the same form is run by its path.
+
+Where a paper tuned a key, most often the clients' learning rate, it is tuned here on the same kind of
+grid: from a first value to its neighbours on either side and on while that is better, with seed 0. The
+other seeds take the value found. A rate is given up after as many rounds as the best before it took, which
+changes no result. Rounds to a target are read from the curve of the test set's accuracy, made monotone,
+with linear interpolation between rounds (McMahan et al. 2017, section 3). Every run is an ordinary run
+directory, with its experiment, its seed and its report.
+
+"ours" is the median of the seeds.
+"""
+
+
+def fidelity_page() -> str:
+    """The whole page; papers without results are named as such."""
+    return HEAD + "".join("\n" + section for section in _sections())
+
+
+def _sections() -> Iterator[str]:
+    for name in names():
+        path = FOLDER / f"{name}.json"
+        if path.is_file():
+            yield _section(name, json.loads(path.read_text(encoding="utf-8")))
+
+
+def _section(name: str, found: dict[str, Any]) -> str:
+    lines = [f"## {name}", "", f"[{found['title']}]({found['url']}), {found['cite']}.", ""]
+    lines += ["| row | measure | paper | ours | seeds | chosen |", "| --- " * 6 + "|"]
+    lines += [f"| {' | '.join(cells)} |" for row in found["rows"] for cells in _cells(row)]
+    lines += ["", f"`{found['command']}` gave these, in {_runs(found)} runs."]
+    lines += ["", found["note"]] if found["note"] else []
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for place, (name, published) in enumerate(row["published"].items()):
+        measure, ours = measure_of(name), row["ours"][name]
+        seeds = row["seeds"].get(name, [])
+        yield (
+            row["row"] if place == 0 else "",
+            measure.title,
+            measure.shown(published),
+            "not run" if not row["runs"] else "-" if ours is None else measure.shown(ours),
+            ", ".join("-" if seed is None else measure.shown(seed) for seed in seeds),
+            f"{row['value']:g}" if place == 0 and row["value"] is not None else "",
+        )
+
+
+def _runs(found: dict[str, Any]) -> int:
+    return sum(len(row["runs"]) for row in found["rows"])
