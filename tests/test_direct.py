@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -74,6 +75,21 @@ def count(module: Any, x: Tensor, loss: Tensor, number: int) -> None:
     module.log("count", float(module.count + len(module.kept["seen"])), reduce_fx="max")
 
 
+def keep(module: Any, x: Tensor, loss: Tensor, number: int) -> None:
+    module.kept.setdefault("losses", []).append(loss)
+    module.log("losses", float(len(module.kept["losses"])), reduce_fx="max")
+
+
+def add_up(module: Any, x: Tensor, loss: Tensor, number: int) -> None:
+    module.layer[0].running_mean += 1
+    module.log("mean", module.layer[0].running_mean.mean())
+
+
+def move(module: Any, x: Tensor, loss: Tensor, number: int) -> None:
+    module.layer[2].bias.mul_(2.0)
+    module.log("loss", loss)
+
+
 SCORES: dict[str, Callable[..., Any]] = {
     "mean": lambda m, x, v, i: m.log("val_loss", v),
     "names": lambda m, x, v, i: m.log_dict({"valid/loss": v, "acc": v / 2, "f1": 0.25}),
@@ -98,6 +114,9 @@ SCORES: dict[str, Callable[..., Any]] = {
     "random": lambda m, x, v, i: m.log("r", torch.rand(()) + np.random.rand()),
     "nothing": lambda m, x, v, i: None,
     "its own count": count,
+    "kept tensors": keep,
+    "a buffer in place": add_up,
+    "a weight in place": move,
     "mode": lambda m, x, v, i: m.log("m", float(m.training) + float(torch.is_grad_enabled())),
 }
 
@@ -143,6 +162,25 @@ def test_the_module_and_the_model_stay_as_they_are() -> None:
     for name, value in module.state_dict().items():
         assert torch.equal(value, state[name])
         assert torch.equal(other[name], value + 1)
+
+
+def test_a_module_is_copied_anew_only_for_another_model_or_if_its_step_changed_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copies, deepcopy = list[object](), copy.deepcopy
+
+    def counted(value: Any, *memo: Any) -> Any:
+        copies.append(value)
+        return deepcopy(value, *memo)
+
+    pure, impure = (DirectEvaluator(Scored(SCORES[name])) for name in ("mean", "its own count"))
+    state = Scored(SCORES["mean"]).state_dict()
+    monkeypatch.setattr("flsimulation.training.direct.copy", SimpleNamespace(deepcopy=counted))
+    for evaluator, expected in ((pure, [1, 1, 2]), (impure, [1, 2, 3])):
+        copies.clear()
+        for model, so_far in zip((state, state, dict(state)), expected, strict=True):
+            evaluator.evaluate(model, batches())
+            assert len(copies) == so_far
 
 
 def with_hook(name: str) -> type[Scored]:

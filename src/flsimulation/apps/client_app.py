@@ -8,8 +8,8 @@ from typing import TypeAlias
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from flsimulation import seeds
-from flsimulation.apps.fitting import expires, fit, fit_metrics, logged, number, order_of
+from flsimulation.apps.cohort_app import Asked, evaluate_together
+from flsimulation.apps.fitting import fit, fit_metrics, order_of
 from flsimulation.apps.workspace import Workspace
 from flsimulation.errors import ClientError, RunError
 from flsimulation.experiment import Experiment, unflatten
@@ -19,7 +19,6 @@ from flsimulation.messages import (
     evaluation_asked,
     failure,
     identity_reply,
-    model_of,
     reply,
     reply_both,
     state_of,
@@ -126,15 +125,8 @@ def _train(message: Message, _: ConfigRecord, partition: int, workspace: Workspa
 def _evaluate(
     message: Message, config: ConfigRecord, partition: int, workspace: Workspace
 ) -> Message:
-    round = int(number(config, "server-round"))
-    batches = workspace.validation_batches(partition)
-    scores = workspace.evaluate(
-        workspace.state_of(model_of(message)),
-        batches,
-        seed=seeds.integer(workspace.experiment.seed, "evaluate", round, partition),
-        expires=expires(message, workspace),
-    )
-    return reply(message, {**logged(scores), "num-examples": batches.examples})
+    ((answered,),) = evaluate_together([Asked(message, partition)], workspace, config)
+    return answered
 
 
 app = make_client_app()

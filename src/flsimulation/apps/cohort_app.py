@@ -1,23 +1,23 @@
-"""A cohort's part in a round, answered together: many clients' training as one program."""
+"""A cohort's part in a round, answered together: many clients' training, or their evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
-from flsimulation.apps.fitting import fit_metrics, order_of
+from flsimulation.apps.fitting import evaluation_metrics, expires, fit_metrics, number, order_of
 from flsimulation.apps.workspace import Workspace
 from flsimulation.cohort_messages import asks_average, cohort_reply
 from flsimulation.errors import ClientError, RunError
-from flsimulation.messages import failure, model_of, reply, state_of_record
-from flsimulation.training import CohortTrainer, NotStackable
+from flsimulation.messages import config_of, failure, model_of, reply, state_of_record
+from flsimulation.training import CohortTrainer, NotStackable, Scored
 from flsimulation.training.wave import Wave
 
 
 class Asked(NamedTuple):
-    """A training message and the partition of its node."""
+    """A message of training or evaluation, and the partition of its node."""
 
     message: Message
     partition: int
@@ -65,6 +65,48 @@ def train_together(
             f"the clients cannot be trained together after all: {reason}; set train.engine = "
             f"'sequential'"
         ) from reason
+
+
+def evaluate_together(
+    asked: Sequence[Asked], space: Workspace, config: ConfigRecord | None = None
+) -> Iterator[list[Message]]:
+    """Answer messages to evaluate the same model, some at a time.
+
+    Parameters
+    ----------
+    asked : sequence of Asked
+        At least one; the first one's model and settings are those of all.
+    space : Workspace
+        The clients' data.
+    config : ConfigRecord, optional
+        The settings, where they are not those of the first message.
+
+    Yields
+    ------
+    list of Message
+        The answers of the clients that were evaluated together.
+    """
+    first, messages = asked[0].message, {partition: message for message, partition in asked}
+    settings = config_of(first) if config is None else config
+    found = space.client_scores(
+        space.state_of(model_of(first)),
+        list(messages),
+        round=int(number(settings, "server-round")),
+        expires=expires(first, space),
+    )
+    for some in found:
+        yield [
+            _evaluated(messages[partition], partition, some[partition], space) for partition in some
+        ]
+
+
+def _evaluated(message: Message, partition: int, scored: Scored, space: Workspace) -> Message:
+    try:
+        if isinstance(scored, ClientError):
+            raise scored
+        return reply(message, evaluation_metrics(space, partition, scored))
+    except ClientError as error:
+        return failure(message, error)
 
 
 def _answers(

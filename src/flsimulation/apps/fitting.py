@@ -86,6 +86,13 @@ def fit_metrics(space: Workspace, partition: int, done: Done) -> dict[str, float
     }
 
 
+def evaluation_metrics(
+    space: Workspace, partition: int, scores: Mapping[str, float]
+) -> dict[str, float]:
+    """The numbers in an evaluated client's answer. Raises `ClientError`."""
+    return {**logged(scores), "num-examples": len(space.data.validation_indices(partition))}
+
+
 def logged(scores: Mapping[str, float]) -> Mapping[str, float]:
     """What the module logged, unless it took a name that means something else in an answer.
 

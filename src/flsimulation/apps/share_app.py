@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from flsimulation.apps.client_app import make_client_app
-from flsimulation.apps.cohort_app import Asked, train_together
+from flsimulation.apps.cohort_app import Asked, evaluate_together, train_together
 from flsimulation.apps.workspace import Workspace
 from flsimulation.cohort_messages import asks_average, bundle, merged
 from flsimulation.errors import ClientError, RunError, describe_error
@@ -32,7 +33,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Let the clients of the share evaluate, one by one."""
+    """Let the clients of the share evaluate: together where the model allows it, else one by one."""
     return _answer(message, context)
 
 
@@ -66,6 +67,9 @@ def _answers(asked: Sequence[Asked], context: Context, space: Workspace) -> Iter
     if first.metadata.message_type == MessageType.TRAIN and (trainer := space.cohort) is not None:
         waves = train_together(asked, space, trainer)
         yield from merged(first, [answer for wave in waves for answer in wave])
+        return
+    if first.metadata.message_type == MessageType.EVALUATE:
+        yield from itertools.chain.from_iterable(evaluate_together(asked, space))
         return
     if asks_average(first):
         raise RunError(f"this machine cannot train them together: {space.stacking.why_not}")

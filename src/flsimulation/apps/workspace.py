@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,16 +11,18 @@ from flwr.app import ArrayRecord
 
 from flsimulation import seeds
 from flsimulation.data.federated import FederatedData
-from flsimulation.errors import ModelError, describe_error
+from flsimulation.errors import ClientError, ModelError, describe_error
 from flsimulation.experiment import Experiment
 from flsimulation.messages import state_of_record
 from flsimulation.models import build_model
 from flsimulation.training import (
     Batches,
+    CohortEvaluator,
     CohortTrainer,
     DirectEvaluator,
     LocalTrainer,
     NotStackable,
+    Scored,
     State,
 )
 
@@ -131,6 +134,39 @@ class Workspace:
         batches = Batches(dataset.x_test, dataset.y_test, dataset.test_indices, _EVALUATION_BATCH)
         return self.evaluate(state, batches, seed=seeds.integer(self.experiment.seed, "test"))
 
+    def client_scores(
+        self, state: State, partitions: Sequence[int], round: int, expires: float | None
+    ) -> Iterator[dict[int, Scored]]:
+        """Scores of a model on clients' held-out parts, by partition, as they come.
+
+        Parameters
+        ----------
+        state : dict of Tensor
+            The model; not changed.
+        partitions : sequence of int
+            The clients'.
+        round : int
+            The model's; seeds what the module draws.
+        expires : float, optional
+            Unix time in seconds after which to give up.
+        """
+        parts = [self.validation_batches(partition) for partition in partitions]
+
+        def alone(place: int) -> Scored:
+            seed = seeds.integer(self.experiment.seed, "evaluate", round, partitions[place])
+            try:
+                return self.evaluate(state, parts[place], seed=seed, expires=expires)
+            except ClientError as error:
+                return error
+            except Exception as error:
+                return ClientError("error", describe_error(error))
+
+        if len(parts) > 1 and (together := self._cohort_evaluator) is not None:
+            for found in together.evaluate(state, parts, alone, expires):
+                yield {partitions[place]: scored for place, scored in found.items()}
+        else:
+            yield from ({partition: alone(place)} for place, partition in enumerate(partitions))
+
     def evaluate(
         self, state: State, batches: Batches, *, seed: int, expires: float | None = None
     ) -> dict[str, float]:
@@ -151,3 +187,11 @@ class Workspace:
             return DirectEvaluator(self.trainer.module, gpu=self.trainer.uses_gpu)
         except NotStackable:
             return self.trainer
+
+    @functools.cached_property
+    def _cohort_evaluator(self) -> CohortEvaluator | None:
+        """Evaluates many clients at once; None where a Trainer evaluates them."""
+        direct, dataset = self._evaluator, self.data.dataset
+        if not isinstance(direct, DirectEvaluator):
+            return None
+        return CohortEvaluator(direct, dataset.x_train, dataset.y_train)

@@ -14,7 +14,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation.apps.client_app import make_client_app
-from flsimulation.apps.cohort_app import Asked, train_together
+from flsimulation.apps.cohort_app import Asked, evaluate_together, train_together
 from flsimulation.apps.server_app import Start, make_server_app
 from flsimulation.apps.workers import workers_for
 from flsimulation.apps.workspace import Workspace
@@ -69,8 +69,8 @@ class InProcessGrid(PartitionedGrid):
         Number of nodes, one a partition.
     run_config : mapping
         Given to every client in its context.
-    together : callable, optional
-        Answers training messages that carry the same model, some at a time.
+    together : mapping, optional
+        By type of message, what answers those that carry the same model, some at a time.
     averages : bool
         Whether it can give the clients' mean model.
     """
@@ -80,12 +80,12 @@ class InProcessGrid(PartitionedGrid):
         client_app: ClientApp,
         clients: int,
         run_config: Mapping[str, bool | float | int | str],
-        together: Together | None = None,
+        together: Mapping[str, Together] | None = None,
         *,
         averages: bool = False,
     ) -> None:
         self._client_app = client_app
-        self._together = together
+        self._together = together or {}
         self._averages = averages
         self._coming: Iterator[list[Message]] = iter(())
         self._run_config = dict(run_config)
@@ -161,7 +161,7 @@ class InProcessGrid(PartitionedGrid):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Let the first waiting client answer, or those that are trained together with it.
+        """Let the first waiting client answer, or those that answer together with it.
 
         So every answer can be seen as it comes.
         """
@@ -169,25 +169,27 @@ class InProcessGrid(PartitionedGrid):
             return answers
         for identifier in message_ids:
             if (message := self._waiting.pop(identifier, None)) is not None:
-                if self._together is None or message.metadata.message_type != MessageType.TRAIN:
+                together = self._together.get(message.metadata.message_type)
+                if together is None:
                     return [self._answer(message)]
-                return self._first_together(message, message_ids)
+                return self._first_together(together, message, message_ids)
         return []
 
-    def _first_together(self, first: Message, message_ids: Iterable[str]) -> list[Message]:
-        """Begin to train all clients that were asked for the same; gives the first answers."""
-        assert self._together is not None  # noqa: S101 - whoever calls has looked
+    def _first_together(
+        self, together: Together, first: Message, message_ids: Iterable[str]
+    ) -> list[Message]:
+        """Let all clients that were asked for the same begin; gives the first answers."""
         asked = [Asked(first, self.partitions[first.metadata.dst_node_id])]
         model, config = model_of(first), config_of(first)
         for identifier in message_ids:
             message = self._waiting.get(identifier)
-            if message is None or message.metadata.message_type != MessageType.TRAIN:
+            if message is None or message.metadata.message_type != first.metadata.message_type:
                 continue
             same = message.content is first.content  # as strategies build them
             if same or (model_of(message) is model and config_of(message) is config):
                 asked.append(Asked(message, self.partitions[message.metadata.dst_node_id]))
                 del self._waiting[identifier]
-        self._coming = self._together(asked)
+        self._coming = together(asked)
         return next(self._coming, [])
 
     def send_and_receive(
@@ -246,15 +248,20 @@ def run_in_process(
 
 
 @contextlib.contextmanager
-def _together(space: Workspace) -> Iterator[Together | None]:
-    """What trains a cohort inside the block: one program, several processes, or nothing of both."""
+def _together(space: Workspace) -> Iterator[Mapping[str, Together]]:
+    """What answers for a cohort inside the block, by type of message.
+
+    Clients are trained by one program, by several processes, or by nothing of both.
+    """
+    evaluate = {MessageType.EVALUATE: functools.partial(evaluate_together, space=space)}
     if (trainer := space.cohort) is not None:
-        yield functools.partial(train_together, space=space, trainer=trainer)
+        train = functools.partial(train_together, space=space, trainer=trainer)
+        yield {MessageType.TRAIN: train, **evaluate}
     elif (workers := workers_for(space)) is not None:
         with contextlib.closing(workers):
-            yield workers.train
+            yield {MessageType.TRAIN: workers.train, **evaluate}
     else:
-        yield None
+        yield evaluate
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -69,3 +69,22 @@ class Batches:
             self._generator = self._generator or self._rng()
             order = self._generator.permutation(order)
         return [order[i : i + self._size] for i in range(0, len(order), self._size)]
+
+
+def gathered(tensors: Sequence[Tensor], rows: np.ndarray, device: torch.device) -> list[Tensor]:
+    """Each tensor's rows, [clients, batch, ...].
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        Of the data set, [n, ...].
+    rows : int64 [clients, batch]
+        Indices of each client's batch.
+    device : device
+        Where the result shall be.
+    """
+    index = torch.from_numpy(rows.reshape(-1))
+    return [
+        tensor.index_select(0, index).view(*rows.shape, *tensor.shape[1:]).to(device)
+        for tensor in tensors
+    ]

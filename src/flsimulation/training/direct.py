@@ -6,16 +6,19 @@ import copy
 import dataclasses
 import inspect
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.training.batches import Batches
+from flsimulation.training.effects import attributes
 from flsimulation.training.failures import too_late
 from flsimulation.training.local import State
 from flsimulation.training.logged import CannotTake, Log, Logged, reduced
@@ -30,6 +33,17 @@ _AROUND = {
     *("configure_callbacks", "transfer_batch_to_device", "on_before_batch_transfer"),
     *("on_after_batch_transfer", "eval", "train", "to", "load_state_dict", "log", "log_dict"),
 }  # what Lightning calls around an evaluation step
+
+
+class Step(NamedTuple):
+    """What an evaluation step logged of one batch."""
+
+    how: list[Logged]
+    """Without the sizes."""
+    sizes: list[int]
+    """Weight of each value in a mean over batches: the batch's examples, unless the module says."""
+    values: list[Any]
+    """Numbers, or tensors that hold them."""
 
 
 class DirectEvaluator:
@@ -57,45 +71,71 @@ class DirectEvaluator:
             if name.startswith(f"on_{stage}_") or name in _AROUND:
                 raise NotStackable(f"the module has a {name} of its own")
         self._step, self._log = own[0], Log(training=False)
-        self._device = torch.device("cuda" if gpu else "cpu")
-        self._module = watched(copy.deepcopy(module).to(self._device).eval(), self._log)
+        self.device = torch.device("cuda" if gpu else "cpu")
+        self._module = watched(copy.deepcopy(module).to(self.device).eval(), self._log)
         self._tensors: dict[int, Any] = {
             id(tensor): tensor for tensor in self._module.state_dict(keep_vars=True).values()
         }
         self._takes_number = len(inspect.signature(getattr(module, self._step)).parameters) > 1
+        self._used, self._state, self._new = self._module, State(), list[Any]()
 
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
     ) -> dict[str, float]:
         """What `LocalTrainer.evaluate` gives for the same, and raises.
 
+        The model is looked at anew only if ``state`` is another one than that of the last call.
+
         Raises
         ------
         NotStackable
             If the step asks for what only a Trainer has.
         """
-        self._module.load_state_dict(state)
-        module = copy.deepcopy(self._module, dict(self._tensors))  # as new: a step may change it
-        how, values, sizes = list[Logged](), list[list[float]](), list[list[int]]()
+        self.load(state)
+        steps = list[Step]()
         with seeds.global_streams(seed), torch.inference_mode():
             for number, (x, y) in enumerate(batches):
                 if expires is not None and time.time() > expires:
                     raise too_late()
-                self._log.how.clear()
-                self._log.values.clear()
-                batch = x.to(self._device), y.to(self._device)
                 try:
-                    getattr(module, self._step)(batch, *([number] if self._takes_number else []))
+                    step = self.step(x.to(self.device), y.to(self.device), number)
                 except (CannotTake, NotStackable) as reason:
                     raise NotStackable(f"{self._step} {reason}") from None
                 except Exception as error:
                     raise ClientError("error", describe_error(error)) from error
-                found = [dataclasses.replace(logged, batch_size=None) for logged in self._log.how]
-                if number and found != how:
-                    raise NotStackable(f"{self._step} logs something else for other batches")
-                how = found
-                values.append([float(value) for value in self._log.values])
-                sizes.append([logged.batch_size or len(x) for logged in self._log.how])
+                steps.append(step._replace(values=[float(value) for value in step.values]))
+        return self.scores(steps)
+
+    def load(self, state: State) -> None:
+        """Have the module as new, with this model: a step may have changed it."""
+        if state is self._state and self.is_new:
+            return
+        self._module.load_state_dict(state)
+        self._used = copy.deepcopy(self._module, dict(self._tensors))
+        self._state, self._new = state, attributes(self._used, strict=True)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the steps that were taken since the model was loaded have changed nothing."""
+        return attributes(self._used, strict=True) == self._new
+
+    def step(self, x: Tensor, y: Tensor, number: int = 0) -> Step:
+        """Take the module's step for a batch, which is on the device."""
+        self._log.how.clear()
+        self._log.values.clear()
+        getattr(self._used, self._step)((x, y), *([number] if self._takes_number else []))
+        how = [dataclasses.replace(logged, batch_size=None) for logged in self._log.how]
+        sizes = [logged.batch_size or len(x) for logged in self._log.how]
+        return Step(how, sizes, list(self._log.values))
+
+    def scores(self, steps: Sequence[Step]) -> dict[str, float]:
+        """Scores over all batches of a client. Raises `NotStackable`."""
+        how = steps[0].how if steps else []
+        if any(step.how != how for step in steps):
+            raise NotStackable(f"{self._step} logs something else for other batches")
         if not how:
             return {}
-        return scores(reduced(how, np.array(values), np.array(sizes), training=False))
+        values, sizes = (
+            np.array(kind) for kind in ([s.values for s in steps], [s.sizes for s in steps])
+        )
+        return scores(reduced(how, values, sizes, training=False))

@@ -1,4 +1,4 @@
-"""What a training step changes beside its results, which a program of it would not change."""
+"""What a step changes beside its results, which a program of it would not change."""
 
 from __future__ import annotations
 
@@ -16,22 +16,31 @@ from torch import Tensor, nn
 _BY_IDENTITY = (nn.Module, type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
 
 
-def random_states() -> list[str]:
+def random_states() -> list[Any]:
     """The states of the global random streams of Python, NumPy and PyTorch."""
-    legacy = np.random.get_state()  # noqa: NPY002 - the global stream
-    return [str(random.getstate()), str(legacy), str(torch.random.get_rng_state().tolist())]
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global stream
+    own = torch.random.get_rng_state().numpy().tobytes()
+    return [random.getstate(), (name, np.asarray(keys).tobytes(), *rest), own]
 
 
-def attributes(module: nn.Module) -> list[Any]:
+def attributes(module: nn.Module, *, strict: bool = False) -> list[Any]:
     """All that a module keeps, in a form that differs once a step has changed it.
 
-    What cannot be pickled counts as changed only where it is replaced.
+    Parameters
+    ----------
+    module : Module
+        With all its parts.
+    strict : bool
+        Whether what cannot be looked into counts as changed always, and not only where it is
+        replaced: then equal forms are a proof.
     """
+    parts = list(module.modules())
+    known = {id(part) for part in parts} if strict else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some iterators can be pickled, but not for long
         return [
-            (place, name, _form(value))
-            for place, part in enumerate(module.modules())
+            (place, name, _form(value, known))
+            for place, part in enumerate(parts)
             for name, value in vars(part).items()
         ]
 
@@ -39,16 +48,25 @@ def attributes(module: nn.Module) -> list[Any]:
 class _Pickler(pickle.Pickler):
     """Writes down what is inside of lists, dictionaries and objects; tensors by their version."""
 
+    def __init__(self, written: io.BytesIO, known: set[int] | None) -> None:
+        super().__init__(written)
+        self._known = known
+
     def persistent_id(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return id(value), value._version
-        return id(value) if isinstance(value, _BY_IDENTITY) else None
+        if not isinstance(value, _BY_IDENTITY):
+            return None
+        seen = self._known is None or not isinstance(value, nn.Module) or id(value) in self._known
+        if not seen:
+            raise pickle.PicklingError("a module that is no part of this one")
+        return id(value)
 
 
-def _form(value: Any) -> Any:
+def _form(value: Any, known: set[int] | None) -> Any:
     written = io.BytesIO()
     try:
-        _Pickler(written).dump(value)
+        _Pickler(written, known).dump(value)
     except Exception:
-        return id(value)
+        return id(value) if known is None else object()
     return written.getvalue()

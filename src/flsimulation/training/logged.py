@@ -136,6 +136,8 @@ def reduced(
 
 
 def _over_epoch(logged: Logged, values: np.ndarray, sizes: np.ndarray) -> float:
+    if len(values) == 1:
+        return float(values[0])
     if logged.reduction in ("mean", "avg"):
         weights = sizes if logged.batch_size is None else np.ones_like(sizes)
         return float(np.sum(values * weights) / np.sum(weights))

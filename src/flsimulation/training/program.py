@@ -26,16 +26,20 @@ from flsimulation.training import graph as passes
 from flsimulation.training.effects import random_states
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.script import compiled
-from flsimulation.training.step import NotStackable, alone_step, loss_of, stacked_step, watched
+from flsimulation.training.step import (
+    NotStackable,
+    alone_step,
+    are_close,
+    loss_of,
+    stacked_step,
+    watched,
+)
 from flsimulation.training.template import template_of, written
 from flsimulation.training.trace import explained, traced
 
 _TRACED = ((2, 11), (3, 13))
 """Clients and examples: primes, so that products tell their factors, and such that the numbers
 beside them (10 and 12, say) are in no ratio that these could have."""
-_TINY = 1e-6
-_APART = 1e-3  # relative difference from autograd at which a program is not the step's
-_ROUNDINGS = 32  # as many, where a type is coarser than that
 
 
 class Step(NamedTuple):
@@ -210,7 +214,7 @@ class StepPrograms:
         except Exception:  # numbers that no size but the traced ones allows
             return False
         return all(
-            _are_close(one, other)
+            are_close(one, other)
             for one, other in zip(
                 (ours.losses, *ours.logged, *ours.gradients, *trained),
                 (theirs.losses, *theirs.logged, *theirs.gradients, *moved),
@@ -286,15 +290,5 @@ class StepPrograms:
                 (found.losses, *found.logged, *found.gradients),
                 strict=True,
             )
-            if not all(_are_close(one if one is None else one[place], two) for one, two in pairs):
+            if not all(are_close(one if one is None else one[place], two) for one, two in pairs):
                 raise NotStackable("training_step does something else for many clients at once")
-
-
-def _are_close(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    most = max(_APART, _ROUNDINGS * torch.finfo(other.dtype).eps)
-    one, other = one.double(), other.double()
-    differ = ~((one == other) | (one.isnan() & other.isnan()))
-    apart = torch.linalg.vector_norm((one - other)[differ])
-    return bool(apart <= most * torch.linalg.vector_norm(other[~other.isnan()]) + _TINY)

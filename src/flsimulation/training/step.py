@@ -13,6 +13,10 @@ from torch.func import functional_call, vmap
 
 from flsimulation.training.logged import Log
 
+_TINY = 1e-6
+_APART = 1e-3  # relative difference at which two results are not of the same step
+_ROUNDINGS = 32  # as many, where a type is coarser than that
+
 
 class NotStackable(Exception):  # noqa: N818 - no error: the module is trained client by client
     """Why a module's clients cannot be trained as one program, as the end of a sentence."""
@@ -131,3 +135,14 @@ def alone_step(
         loss = loss_of(module, x, y)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     return (loss.detach(), *(value.detach() for value in log.values), *gradients)
+
+
+def are_close(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two results of one step differ by no more than their roundings."""
+    if one is None or other is None:
+        return one is other
+    most = max(_APART, _ROUNDINGS * torch.finfo(other.dtype).eps)
+    one, other = one.double(), other.double()
+    differ = ~((one == other) | (one.isnan() & other.isnan()))
+    apart = torch.linalg.vector_norm((one - other)[differ])
+    return bool(apart <= most * torch.linalg.vector_norm(other[~other.isnan()]) + _TINY)

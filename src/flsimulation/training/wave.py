@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flsimulation.errors import ClientError
-from flsimulation.training.batches import Batches
+from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.failures import (
     loss_not_finite,
     no_step,
@@ -199,13 +199,7 @@ class WaveFit:
 
     def _take_step(self, first: int, last: int, rows: np.ndarray) -> Step:
         """Losses and gradients of neighbouring clients; without an optimizer also their step."""
-        index = torch.from_numpy(rows.reshape(-1))
-        x, y = (
-            tensor.index_select(0, index)
-            .view(*rows.shape, *tensor.shape[1:])
-            .to(self._stack.device)
-            for tensor in (self._stack.x, self._stack.y)
-        )
+        x, y = gathered((self._stack.x, self._stack.y), rows, self._stack.device)
         whole = last - first == len(self._clients)
         leaves = self._leaves if whole else [leaf[first:last] for leaf in self._leaves]
         program = self._programs.program(last - first, rows.shape[1], self._terms.rates)
