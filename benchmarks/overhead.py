@@ -2,7 +2,7 @@
 
 A round of FLSimulation as ``flsim run`` runs it (Flower's FedAvg, messages, events, the run
 directory), without an evaluation, with clients that give the global model back at once. The
-cohorts' rounds alternate. Printed are the median of each, and the line through them.
+cohorts' rounds alternate. Printed are the median and the least of each, and the lines through them.
 
     python benchmarks/overhead.py [--cohorts 10 100 1000] [--rounds 20] [--json FILE]
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,16 +79,20 @@ def main() -> None:
     for _ in range(options.repeats):
         for cohort in options.cohorts:
             rounds[cohort] += seconds(cohort, options.rounds + _LEFT_OUT)
-    medians = {cohort: statistics.median(found) for cohort, found in rounds.items()}
-    slope, start = np.polyfit(list(medians), list(medians.values()), 1)
-    for cohort, median in medians.items():
-        print(
-            f"{cohort:6} clients: {1e3 * median:7.2f} ms a round, least {1e3 * min(rounds[cohort]):.2f}"
-        )
-    print(f"{1e3 * start:.2f} ms a round and {1e6 * slope:.0f} µs a client")
+    figures = {"median": line(rounds, statistics.median), "least": line(rounds, min)}
+    for name, found in figures.items():
+        for cohort, value in found["seconds"].items():
+            print(f"{cohort:6} clients: {1e3 * value:7.2f} ms a round, {name}")
+        print(f"{1e3 * found['round']:.2f} ms a round and {1e6 * found['client']:.0f} µs a client")
     if options.json:
-        figures = {"median-seconds": medians, "round": float(start), "client": float(slope)}
         write(options.json, command_line(), figures)
+
+
+def line(rounds: dict[int, list[float]], of: Callable[[list[float]], float]) -> dict[str, Any]:
+    """Seconds by cohort, and the straight line through them."""
+    values = {cohort: of(found) for cohort, found in rounds.items()}
+    client, start = np.polyfit(list(values), list(values.values()), 1)
+    return {"seconds": values, "round": float(start), "client": float(client)}
 
 
 if __name__ == "__main__":

@@ -127,9 +127,17 @@ def _engine(results: Any) -> str:
 
 
 def _overhead(results: Any) -> str:
-    rows = [(cohort, f"{1e3 * median:.2f}") for cohort, median in results["median-seconds"].items()]
-    line = f"{1e3 * results['round']:.2f} ms a round and {1e6 * results['client']:.0f} µs a client"
-    return table(("clients a round", "ms a round"), rows) + f"\nThe line through them: {line}.\n"
+    median, least = (results[name]["seconds"] for name in ("median", "least"))
+    rows = [
+        (cohort, f"{1e3 * median[cohort]:.2f}", f"{1e3 * least[cohort]:.2f}") for cohort in median
+    ]
+    lines = " and ".join(
+        f"{1e3 * results[name]['round']:.2f} ms a round and {1e6 * results[name]['client']:.0f} µs "
+        f"a client ({name})"
+        for name in ("median", "least")
+    )
+    heads = ("clients a round", "ms a round", "least, ms")
+    return table(heads, rows) + f"\nThe straight lines through them: {lines}.\n"
 
 
 def _command(results: Any) -> str:

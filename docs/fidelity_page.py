@@ -23,7 +23,11 @@ $ flsim paper mcmahan2017 --minutes 30
 
 It runs what fits in the time; the same command again goes on from there. `--rows` takes some rows only,
 `--seeds 3` runs each row with three seeds, `--json` keeps the figures, and `flsim paper` alone lists the
-papers. A file of your own in the same form is run by its path.
+papers. A file of your own in the same form is run by its path: an experiment for all rows, the keys in
+which each differs, and its published figures by measure. Measures are `rounds` (to
+`evaluate.target-accuracy`), `accuracy` and `test-NAME` (scores on the test set, means of the `last`
+rounds), `accuracy@N` (after round N), and `clients-mean`, `clients-worst`, `clients-best` and
+`clients-variance` (of the clients' accuracies under the final model).
 
 Where a paper tuned a key, most often the clients' learning rate, it is tuned here on the same kind of
 grid: from a first value to its neighbours on either side and on while that is better, with seed 0. The
@@ -32,7 +36,7 @@ changes no result. Rounds to a target are read from the curve of the test set's 
 with linear interpolation between rounds (McMahan et al. 2017, section 3). Every run is an ordinary run
 directory, with its experiment, its seed and its report.
 
-"ours" is the median of the seeds.
+"ours" is the median of the seeds, "chosen" the value that the search found.
 """
 
 

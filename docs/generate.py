@@ -92,7 +92,9 @@ What to know about some of them:
   the learning rate of the model (`model.args`), whatever `eta-l` says.
 - `qfedavg`: `client-learning-rate` must be given, and should be the learning rate that the model
   trains with. The model's state must hold floating-point numbers only; the counters of batch
-  normalisation are integers, so a model with it is refused in the first round.
+  normalisation are integers, so a model with it is refused in the first round. A client is weighted
+  by its mean loss over the last local epoch. The paper's is the loss of the global model before the
+  client trains; with one step on all of a client's examples the two are the same.
 - `krum`, `multikrum`, `bulyan`: `num-malicious-nodes` is the number of clients that the strategy
   defends against. `bulyan` needs at least 4 times as many clients a round, and 3 more.
 - Flower's constructors ask for two clients at least. Here `min-train-nodes` and

@@ -20,7 +20,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 PEERS = BENCHMARKS / "peers"
-MODULES = ("results", "workloads", "environments", "process_tree", "peers", "benchmarks_page")
+MODULES = (
+    *("results", "workloads", "environments", "process_tree", "peers", "overhead"),
+    "benchmarks_page",
+)
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +430,18 @@ def test_page_shows_peers_and_what_is_odd(modules: Any) -> None:
 
 
 def test_page_shows_what_a_round_costs(modules: Any) -> None:
-    results = {"median-seconds": {"10": 0.005, "100": 0.0109}, "round": 0.00436, "client": 65e-6}
+    results = {
+        "median": {"seconds": {"10": 0.005, "100": 0.0109}, "round": 0.00436, "client": 65e-6},
+        "least": {"seconds": {"10": 0.004, "100": 0.0085}, "round": 0.0035, "client": 5e-5},
+    }
     text = modules.benchmarks_page._overhead(results)
-    assert "| 10 | 5.00 |\n| 100 | 10.90 |\n" in text
-    assert text.endswith("The line through them: 4.36 ms a round and 65 µs a client.\n")
+    assert "| 10 | 5.00 | 4.00 |\n| 100 | 10.90 | 8.50 |\n" in text
+    assert text.endswith(
+        "4.36 ms a round and 65 µs a client (median) and 3.50 ms a round and 50 µs a client (least).\n"
+    )
+
+
+def test_the_line_through_the_cohorts_is_straight(modules: Any) -> None:
+    found = modules.overhead.line({10: [0.003, 0.005], 110: [0.008, 0.01]}, min)
+    assert found["seconds"] == {10: 0.003, 110: 0.008}
+    assert (found["round"], found["client"]) == (pytest.approx(0.0025), pytest.approx(5e-5))

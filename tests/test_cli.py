@@ -235,6 +235,24 @@ def test_report_is_made_again_with_plots(flsim: Any, experiment_file: Any, tmp_p
     assert all(path.is_file() for path in written)
 
 
+def test_imports_and_the_end_are_not_slowed_by_the_garbage_collector() -> None:
+    imports = (
+        "import gc, flsimulation\nfull = lambda: gc.get_stats()[2]['collections']\n"
+        "before = full()\nflsimulation.run\nprint(full() - before, gc.isenabled())"
+    )
+    end = (
+        "import atexit, gc, sys\nfrom flsimulation.cli.main import program\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))\n"
+        "sys.argv[1:] = ['--version']\nprogram()"
+    )
+    found = [
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        for code in (imports, end)
+    ]
+    assert found[0].stdout == "0 True\n"
+    assert found[1].stdout.splitlines()[1:] == ["True"]
+
+
 def test_help_and_version_are_quick_and_import_nothing_heavy() -> None:
     code = (
         "import sys\nfrom flsimulation.cli.main import main\n"

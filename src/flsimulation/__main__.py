@@ -1,5 +1,5 @@
 """``python -m flsimulation`` is ``flsim``."""
 
-from flsimulation.cli.main import main
+from flsimulation.cli.main import program
 
-main()
+program()

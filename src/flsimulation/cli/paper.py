@@ -15,6 +15,7 @@ from rich.table import Table
 from flsimulation.atomic import write_atomic
 from flsimulation.errors import InputError
 from flsimulation.events import Event, RoundFinished, RunFinished
+from flsimulation.processes import uncollected
 
 if TYPE_CHECKING:
     from flsimulation.papers.reproduce import Found
@@ -42,7 +43,8 @@ def paper_command(
         raise InputError(f"--rows {wanted}: no row's name holds it; the rows are: {known}")
     if json is not None and not json.parent.is_dir():
         raise InputError(f"--json {json}: {json.parent} is no folder; name a place in one that is")
-    from flsimulation.papers.reproduce import Reproduction, Trial
+    with uncollected():
+        from flsimulation.papers.reproduce import Reproduction, Trial
 
     console = Console()
     folder = out or Path("runs") / "papers" / Path(name).stem

@@ -17,6 +17,7 @@ from rich.console import Console
 from flsimulation.cli.view import LiveView, PlainView
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, load_experiment, load_run_experiment
+from flsimulation.processes import uncollected
 
 
 def run_command(
@@ -54,7 +55,8 @@ Opened: TypeAlias = Callable[[Path], None]
 def _from_here(
     experiment: Experiment, out: Path | None, resume: Path | None, sinks: list[Sink], opened: Opened
 ) -> dict[str, Any]:
-    from flsimulation import runner  # Lightning: seconds, so after all cheap checks
+    with uncollected():
+        from flsimulation import runner  # Lightning: seconds, so after all cheap checks
 
     if resume is not None:
         return asdict(runner.resume(resume, sinks, experiment=experiment))
