@@ -233,8 +233,7 @@ SGD's steps outside or inside.
 """,
         _engine,
         """\
-Python's replay holds its lock between the operations, TorchScript's does not: only the latter gains from a
-thread on each core.
+Both replays gain from a thread on each core, though Python's holds its lock between the operations.
 """,
     ),
     Section(
