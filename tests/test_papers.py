@@ -299,6 +299,27 @@ def test_the_command_runs_a_paper_and_stands_its_figures_beside_ours(
     assert json.loads((tmp_path / "found.json").read_text()) == found
 
 
+def test_a_long_run_tells_how_far_it_is_where_no_line_can_move(
+    paper_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = paper_file.read_text().replace("target-accuracy = 0.9", "")
+    paper_file.write_text(
+        text.replace("rounds = 3, ", "").replace("{ rounds = 5", "{ accuracy = 1")
+    )
+    command = ("paper", paper_file, "--rows", "0.5", "--minutes", "60", "--out")
+    paper_file.write_text(paper_file.read_text().replace("rounds = 30", "rounds = 2"))
+    assert call(*command, tmp_path / "quick") == 0
+    assert "round 1/2" not in capsys.readouterr().out  # it took no minute
+    monkeypatch.setattr("flsimulation.cli.paper._SAID_SECONDS", 0.0)
+    assert call(*command, tmp_path / "slow") == 0
+    printed = capsys.readouterr().out
+    assert "  C = 0.5, 0.1, seed 0: round 1/2, accuracy " in printed
+    assert printed.index("round 1/2") < printed.index("completed after 2 rounds")
+
+
 def test_a_run_that_time_cuts_short_goes_on(
     paper_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -354,6 +375,7 @@ def test_a_run_that_fails_is_no_figure_and_not_the_end(
         (("fraction-train = 0.5", "fraction-train = 5"), "strategy.fraction-train must be less"),
         (("start = 0.1", "start = 0"), "search.start: Input should be greater than 0"),
         (("[search]", "[search"), "not valid TOML"),
+        (("target-accuracy = 0.9", ""), "row 'C = 1': 'rounds' are those to evaluate.target-acc"),
     ],
 )
 def test_a_wrong_file_is_refused_before_anything_runs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from flsimulation.atomic import write_atomic
 from flsimulation.errors import InputError
 from flsimulation.events import Event, RoundFinished, RunFinished
 from flsimulation.processes import uncollected
+
+_SAID_SECONDS = 60.0  # from one line of progress to the next, where nothing moves
 
 if TYPE_CHECKING:
     from flsimulation.papers.reproduce import Found
@@ -77,30 +80,35 @@ def paper_command(
 
 
 class _View:
-    """A moving line on a terminal, and a line for each run that ended."""
+    """A moving line on a terminal, else one now and then, and a line for each run that ended."""
 
     def __init__(self, console: Console, status: Status) -> None:
         self._console, self._status = console, status
 
     def follow(self, what: str, rounds: int) -> Callable[[Event], None]:
         """A sink for the events of one run."""
-        best = 0.0
+        best, told = 0.0, time.monotonic()
         self._status.update(f"{what}: loading")
 
         def sink(event: Event) -> None:
-            nonlocal best
+            nonlocal best, told
             if isinstance(event, RoundFinished):
                 best = max(best, (event.central or {}).get("accuracy", 0.0))
-                self._status.update(f"{what}: round {event.round}/{rounds}, accuracy {best:.4f}")
+                line = f"{what}: round {event.round}/{rounds}, accuracy {best:.4f}"
+                self._status.update(line)
+                if not self._console.is_terminal and time.monotonic() - told > _SAID_SECONDS:
+                    self._say(line)
+                    told = time.monotonic()
             elif isinstance(event, RunFinished):
-                self._console.print(
-                    f"  {what}: {event.state} after {event.rounds} rounds and "
-                    f"{event.seconds:.0f} s, accuracy {best:.4f}",
-                    highlight=False,
-                    soft_wrap=True,
+                self._say(
+                    f"{what}: {event.state} after {event.rounds} rounds and "
+                    f"{event.seconds:.0f} s, accuracy {best:.4f}"
                 )
 
         return sink
+
+    def _say(self, line: str) -> None:
+        self._console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
 def _table(found: Sequence[Found]) -> Table:

@@ -125,7 +125,12 @@ def load_paper(name: str) -> Paper:
     except ValidationError as error:
         raise ExperimentError("\n".join(_explain(item, name) for item in error.errors())) from None
     for row in paper.row:
-        paper.experiment_of(row, paper.table_of(row, 0, 0))  # told now, not after hours
+        spec = paper.experiment_of(row, paper.table_of(row, 0, 0))  # told now, not after hours
+        if "rounds" in row.published and not spec.evaluate.target_accuracy:
+            raise ExperimentError(
+                f"{name}: row {row.name!r}: 'rounds' are those to evaluate.target-accuracy, got 0; "
+                f"set it in the experiment"
+            )
     return paper
 
 
