@@ -30,6 +30,7 @@ from flsimulation.papers import (
     rounds_to,
 )
 from flsimulation.papers import reproduce as reproducing
+from flsimulation.processes import alone
 
 ROOT = Path(__file__).parent.parent
 
@@ -320,6 +321,18 @@ def test_a_long_run_tells_how_far_it_is_where_no_line_can_move(
     assert printed.index("round 1/2") < printed.index("completed after 2 rounds")
 
 
+def test_two_at_once_do_not_run_in_one_folder(
+    paper_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with alone(tmp_path / "out" / ".lock") as first, alone(tmp_path / "out" / ".lock") as second:
+        assert (first, second) == (True, False)
+        assert call("paper", paper_file, "--out", tmp_path / "out") == 2
+    assert f"--out {tmp_path / 'out'}: another flsim paper runs there" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    with alone(tmp_path / "out" / ".lock") as third:
+        assert third
+
+
 def test_a_run_that_time_cuts_short_goes_on(
     paper_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -396,6 +409,7 @@ def test_a_wrong_file_is_refused_before_anything_runs(
         (["missing.toml"], "missing.toml: no such paper"),
         (["mcmahan2017", "--rows", "GRU"], "--rows GRU: no row's name holds it; the rows are: 2NN"),
         (["mcmahan2017", "--json", "/nowhere/x.json"], "/nowhere is no folder"),
+        (["mcmahan2017", "--out", "/proc/x"], "--out /proc/x: cannot be made (No such file"),
     ],
 )
 def test_what_is_not_there_is_said(

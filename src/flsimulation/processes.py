@@ -1,13 +1,15 @@
-"""A process's end with its parent, work that Ctrl-C does not cut off, and its garbage collector."""
+"""A process's end with its parent, work that Ctrl-C or another process does not disturb, its garbage."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,6 +37,19 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[bool]:
+    """Whether no other process is inside such a block with the same file, which is made."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 @contextlib.contextmanager

@@ -51,6 +51,10 @@ def paper_command(
 
     console = Console()
     folder = out or Path("runs") / "papers" / Path(name).stem
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made ({error.strerror})") from None
     console.print(f"{paper.title}\n{paper.cite}", highlight=False, soft_wrap=True)
     with console.status("loading") as status:
         view = _View(console, status)

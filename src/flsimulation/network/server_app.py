@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from flsimulation.experiment import Experiment, unflatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.network import lines, sockets, threads
 from flsimulation.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME, SERVER_APP
+from flsimulation.processes import alone
 from flsimulation.telemetry.wire import to_json
 
 app = ServerApp()
@@ -48,14 +48,11 @@ def _alone(memory: Path | None) -> Iterator[None]:
     if memory is None:
         yield
         return
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with memory.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with alone(memory.with_suffix(".lock")) as here:
+        if not here:
             message = "another run goes on here; wait for its end, or stop it"
             lines.tell_error(message, input=False)
-            raise RunError(message) from None
+            raise RunError(message)
         yield
 
 

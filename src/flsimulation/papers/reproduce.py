@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from flsimulation import runner
-from flsimulation.errors import RunError
+from flsimulation.errors import InputError, RunError
 from flsimulation.events import Event, RoundFinished
 from flsimulation.experiment import Experiment
 from flsimulation.papers.measures import measure_of
 from flsimulation.papers.spec import Paper, Row
+from flsimulation.processes import alone
 
 _FURTHEST = 3  # grid points from the start that are tried where none has given a figure yet
 
@@ -115,6 +116,15 @@ class Reproduction:
 
     def run(self) -> bool:
         """Fill `found`, all rows with the first seed before any with the next; False if cut short."""
+        with alone(self.out / ".lock") as here:
+            if not here:
+                raise InputError(
+                    f"--out {self.out}: another flsim paper runs there; wait for its end, or name "
+                    f"another folder"
+                )
+            return self._run_all()
+
+    def _run_all(self) -> bool:
         best: dict[str, int] = {}
         try:
             for found in self.found:
