@@ -71,7 +71,7 @@ def _cells(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             measure.shown(published),
             "not run" if not row["runs"] else "-" if ours is None else measure.shown(ours),
             ", ".join("-" if seed is None else measure.shown(seed) for seed in seeds),
-            f"{row['value']:g}" if place == 0 and row["value"] is not None else "",
+            row["chosen"] if place == 0 else "",
         )
 
 

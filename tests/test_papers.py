@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,28 @@ def test_what_is_done_is_read_and_not_run_again(reproduce: Any) -> None:
 def test_without_time_nothing_begins(reproduce: Any) -> None:
     reproduction, whole = reproduce(lambda rate, _: 10, seconds=-1.0)
     assert (whole, reproduce.ran, reproduction.found[0].tried) == (False, [], [])
+
+
+def test_a_row_that_is_cut_short_does_not_hide_the_others(reproduce: Any) -> None:
+    rows = [{"name": n, "published": {"rounds": 10.0}} for n in ("one", "two")]
+    both = paper(row=rows)
+    reproduce(lambda rate, _: 10 + 100 * abs(rate - 0.1), of=paper(row=rows[1:]), seeds=2)
+    before = len(reproduce.ran)
+    reproduction, whole = reproduce(lambda rate, _: 1 / 0, of=both, seeds=2, seconds=-1.0)
+    first, second = reproduction.found
+    assert (whole, len(reproduce.ran)) == (False, before)
+    assert (first.tried, first.chosen, first.searched) == ([], "", False)
+    assert (second.figures, second.chosen) == ({"rounds": [10.0, 10.0]}, "0.1")
+
+
+def test_a_search_that_is_cut_short_says_so(reproduce: Any, monkeypatch: Any) -> None:
+    ticks = iter([0.0, 0.0, 1.0, 99.0, 99.0, 99.0])  # of the start, then before each run
+    monkeypatch.setattr(reproducing, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    reproduction, whole = reproduce(lambda rate, _: 20 - 10 * rate, seconds=50.0)
+    (found,) = reproduction.found
+    assert (whole, [rate for rate, *_ in reproduce.ran]) == (False, [0.1, 0.2154])
+    assert found.chosen == "0.2154, search unfinished"
+    assert found.record()["chosen"] == found.chosen
 
 
 def test_without_a_search_a_row_runs_once(reproduce: Any) -> None:

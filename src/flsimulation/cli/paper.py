@@ -131,6 +131,6 @@ def _table(found: Sequence[Found]) -> Table:
                 measure.shown(published),
                 measure.shown(middle) if middle is not None else "-",
                 ", ".join(measure.shown(figure) for figure in seeds) if len(seeds) > 1 else "",
-                f"{one.value:g}" if place == 0 and one.value is not None else "",
+                one.chosen if place == 0 else "",
             )
     return table

@@ -48,6 +48,8 @@ class Found:
     """What a row's runs gave."""
 
     row: Row
+    step: int | None = None
+    """On the grid of the searched key."""
     value: float | None = None
     """The best of the searched key; None where nothing is searched or found."""
     searched: bool = False
@@ -66,6 +68,13 @@ class Found:
         middle = statistics.median(worst if figure is None else figure for figure in found)
         return middle if math.isfinite(middle) else None
 
+    @property
+    def chosen(self) -> str:
+        """The searched key's value in words."""
+        if self.value is None:
+            return ""
+        return f"{self.value:g}" + ("" if self.searched else ", search unfinished")
+
     def record(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
@@ -75,6 +84,7 @@ class Found:
             "seeds": self.figures,
             "value": self.value,
             "searched": self.searched,
+            "chosen": self.chosen,
             "runs": [{**asdict(trial), "figure": figure} for trial, figure in self.tried],
         }
 
@@ -125,36 +135,43 @@ class Reproduction:
             return self._run_all()
 
     def _run_all(self) -> bool:
-        best: dict[str, int] = {}
+        in_time = [self._in_time(self._search, found) for found in self.found]
+        for seed in range(1, self.seeds):
+            in_time += [
+                self._in_time(self._repeat, found, seed)
+                for found in self.found
+                if found.searched and found.step is not None
+            ]
+        return all(in_time)
+
+    def _in_time(self, work: Callable[..., None], *arguments: Any) -> bool:
+        """Do it, as far as there is time; what is done already is read whether or not there is."""
         try:
-            for found in self.found:
-                if (step := self._search(found)) is not None:
-                    best[found.row.name] = step
-            for seed in range(1, self.seeds):
-                for found in self.found:
-                    if (step := best.get(found.row.name)) is not None:
-                        self._note(found, self._try(found, seed, step, None)[0])
+            work(*arguments)
         except _TimeIsUp:
             return False
         return True
 
-    def _search(self, found: Found) -> int | None:
-        """Try the start and its neighbours, and theirs while that is better; give the best step."""
+    def _repeat(self, found: Found, seed: int) -> None:
+        assert found.step is not None  # noqa: S101 - or there is nothing to repeat
+        self._note(found, self._try(found, seed, found.step, None)[0])
+
+    def _search(self, found: Found) -> None:
+        """Try the start and its neighbours, and theirs while that is better."""
         measure = measure_of(next(iter(found.row.published)))
         scores: dict[int, tuple[float, Path]] = {}
-        best: int | None = None
         for step in self._steps(found, scores):
-            most = math.ceil(scores[best][0]) if measure.least and best is not None else None
+            best = None if found.step is None else scores[found.step][0]
+            most = math.ceil(best) if measure.least and best is not None else None
             path, figure = self._try(found, 0, step, most)
             score = math.inf if figure is None else figure if measure.least else -figure
             scores[step] = score, path
-            if score < math.inf and (best is None or score < scores[best][0]):
-                best = step
+            if score < math.inf and (best is None or score < best):
+                found.step = step
                 found.value = self._value(found.row, step)
                 found.figures.clear()
                 self._note(found, path)
         found.searched = True
-        return best
 
     def _steps(self, found: Found, scores: dict[int, tuple[float, Path]]) -> Iterator[int]:
         yield 0
