@@ -522,9 +522,15 @@ def test_a_second_ctrl_c_does_not_keep_the_end_from_being_written(
         if isinstance(event, RoundFinished | RunFinished):
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        # before the run directory, which then has its end still to write
-        run_in_process(make_experiment(), [impatient, RunDirectory(tmp_path, make_experiment())])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            # before the run directory, which then has its end still to write
+            run_in_process(
+                make_experiment(), [impatient, RunDirectory(tmp_path, make_experiment())]
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "interrupted"
 
 
