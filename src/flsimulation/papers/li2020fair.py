@@ -55,4 +55,4 @@ class Fashions(Logistic):
         right: Tensor = self(x).argmax(dim=1) == y
         for number, name in enumerate(CLASSES):
             own = (right & (y == number)).float().mean()
-            self.log(f"val_{name}", len(CLASSES) * own)
+            self.log(name, len(CLASSES) * own)
