@@ -419,6 +419,7 @@ def flsim(*arguments: str, folder: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "flsimulation", *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # see "&" of a shell
     )  # fmt: skip
 
 

@@ -340,7 +340,13 @@ class Interrupt:
 
 
 @pytest.mark.parametrize(
-    "strategy", [{}, {"name": "fedadam", "eta": 0.03}, {"name": "fedavgm", "server-momentum": 0.5}]
+    "strategy",
+    [
+        {},
+        {"name": "fedadam", "eta": 0.03},
+        {"name": "fedavgm", "server-momentum": 0.5},
+        {"name": "qfedavg", "client-learning-rate": 0.01, "q": 1.0},  # goes by the arrays' order
+    ],
 )
 @pytest.mark.parametrize("stopped_in", [2, 4])
 def test_an_interrupted_run_goes_on_to_the_same_result(

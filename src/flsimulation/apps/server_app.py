@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, R
 from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.apps.workspace import Workspace
-from flsimulation.arrays import record_of
+from flsimulation.arrays import joined, record_of
 from flsimulation.assigned_grid import AssignedGrid
 from flsimulation.assignment import PartitionTable
 from flsimulation.errors import FLSimulationError, RunError, describe_error
@@ -116,7 +116,8 @@ def _federate(
     arrays = record_of(space.initial_state())
     if start is not None:
         vars(strategy).update(start.strategy)
-        arrays = start.arrays
+        # in the clients' order, by which strategies may go; a file has another
+        arrays = joined({name: start.arrays[name] for name in arrays})
         emit(Checkpoint(start.round, arrays, strategy))
     exchange = Exchange(
         _partitioned(grid, experiment, emit, memory), experiment.round.deadline, emit
