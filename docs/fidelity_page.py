@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flsimulation.papers import measure_of, names
+from flsimulation.papers import HEADS, cells, names
 
 FOLDER = Path(__file__).parent / "fidelity"
 
@@ -54,25 +54,11 @@ def _sections() -> Iterator[str]:
 
 def _section(name: str, found: dict[str, Any]) -> str:
     lines = [f"## {name}", "", f"[{found['title']}]({found['url']}), {found['cite']}.", ""]
-    lines += ["| row | measure | paper | ours | seeds | chosen |", "| --- " * 6 + "|"]
-    lines += [f"| {' | '.join(cells)} |" for row in found["rows"] for cells in _cells(row)]
+    lines += [f"| {' | '.join(HEADS)} |", "| --- " * len(HEADS) + "|"]
+    lines += [f"| {' | '.join(line)} |" for row in found["rows"] for line in cells(row)]
     lines += ["", f"`{found['command']}` gave these, in {_runs(found)} runs."]
     lines += ["", found["note"]] if found["note"] else []
     return "\n".join(lines) + "\n"
-
-
-def _cells(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    for place, (name, published) in enumerate(row["published"].items()):
-        measure, ours = measure_of(name), row["ours"][name]
-        seeds = row["seeds"].get(name, [])
-        yield (
-            row["row"] if place == 0 else "",
-            measure.title,
-            measure.shown(published),
-            "not run" if not row["runs"] else "-" if ours is None else measure.shown(ours),
-            ", ".join("-" if seed is None else measure.shown(seed) for seed in seeds),
-            row["chosen"] if place == 0 else "",
-        )
 
 
 def _runs(found: dict[str, Any]) -> int:

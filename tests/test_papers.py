@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,7 +179,7 @@ def test_the_search_climbs_until_both_neighbours_are_worse(reproduce: Any) -> No
     assert (found.value, found.searched, found.figures) == (0.4642, True, {"rounds": [12.0]})
     # each later rate runs for as long as the best before it, which is all that can matter
     assert reproduce.ran == [(0.1, 0, 50), (0.2154, 0, 30), (0.4642, 0, 20), (1.0, 0, 12)]
-    assert [(trial.value, figure) for trial, figure in found.tried] == [
+    assert [(tried.trial.value, tried.figure) for tried in found.tried] == [
         (0.1, 30.0),
         (0.2154, 20.0),
         (0.4642, 12.0),
@@ -398,18 +399,27 @@ def test_a_run_that_fails_is_no_figure_and_not_the_end(
     assert (row["ours"], row["value"]) == ({"rounds": None, "clients-mean": None}, None)
     runs = [tmp_path / run["run_dir"] / "manifest.json" for run in row["runs"]]
     assert {json.loads(path.read_text())["state"] for path in runs} == {"failed"}
-    assert capsys.readouterr().out.count("failed after 0 rounds") == len(runs) == 7
+    printed = capsys.readouterr().out
+    assert printed.count("failed after 0 rounds") == len(runs) == 7
     assert call(*command) == 0
-    assert "failed after" not in capsys.readouterr().out  # it would fail again
+    again = capsys.readouterr().out
+    assert "failed after" not in again  # it would fail again
+    assert [len(re.findall("failed: round 1: ", text)) for text in (printed, again)] == [7, 7]
+    error = json.loads(runs[0].read_text())["error"]
+    told = f"{runs[0].parent} failed: {error}; remove it to run it again"
+    assert told in printed
+    assert told in again
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("rounds = 5", "speed = 5"), "row.1.published: 'speed' is no measure; it takes rounds"),
-        (('title = "On Averages"', ""), "title: Field required"),
+        (("rounds = 5", "speed = 5"), "row.1.published 'speed' is no measure; it takes rounds"),
+        (('title = "On Averages"', ""), "averages.toml: title is missing; add it"),
+        (("per-decade = 1", "per-decad = 1"), "search.per-decad is not a key, got 1; did you mean"),
+        (('[[row]]\nname = "C = 1"', '[[row]]\nnam = "C = 1"'), "row.0.nam is not a key"),
         (("fraction-train = 0.5", "fraction-train = 5"), "strategy.fraction-train must be less"),
-        (("start = 0.1", "start = 0"), "search.start: Input should be greater than 0"),
+        (("start = 0.1", "start = 0"), "search.start must be greater than 0, got 0"),
         (("[search]", "[search"), "not valid TOML"),
         (("target-accuracy = 0.9", ""), "row 'C = 1': 'rounds' are those to evaluate.target-acc"),
     ],

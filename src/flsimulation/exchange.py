@@ -182,9 +182,11 @@ class _Phase:
 
     def _send(self) -> None:
         messages, asked = [], []
-        every = [0] * (len(self._errands) == 1)
-        for partition in sorted(set().union(*(errand.messages for errand in self._errands))):
-            wanted = every or [i for i, e in enumerate(self._errands) if partition in e.messages]
+        wanted_by: dict[int, list[int]] = {}
+        for index, errand in enumerate(self._errands):
+            for partition in errand.messages:
+                wanted_by.setdefault(partition, []).append(index)
+        for partition, wanted in sorted(wanted_by.items()):
             if (node := self._grid.node_of(partition)) is None:
                 for index in wanted:
                     self._record(index, partition, ClientError("lost", "it is not connected"))

@@ -6,7 +6,7 @@ import json as jsonlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -19,9 +19,6 @@ from flsimulation.events import Event, RoundFinished, RunFinished
 from flsimulation.processes import uncollected
 
 _SAID_SECONDS = 60.0  # from one line of progress to the next, where nothing moves
-
-if TYPE_CHECKING:
-    from flsimulation.papers.reproduce import Found
 
 
 def list_papers() -> None:
@@ -65,7 +62,10 @@ def paper_command(
 
         reproduction = Reproduction(paper, folder, rows, seeds, 60 * minutes, told)
         whole = reproduction.run()
-    console.print(_table(reproduction.found))
+    found = [row.record() for row in reproduction.found]
+    console.print(_table(found))
+    for line in _failures(found, folder):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True, markup=False)
     if paper.note:
         console.print(paper.note, highlight=False)
     if not whole:
@@ -77,7 +77,7 @@ def paper_command(
             "paper": Path(name).stem,
             "command": f"flsim paper {name} --seeds {seeds}",
             **paper.model_dump(include={"title", "cite", "url", "note"}),
-            "rows": [found.record() for found in reproduction.found],
+            "rows": found,
         }
         write_atomic(json, jsonlib.dumps(result, indent=2) + "\n")
     console.print(f"Runs  {folder}", highlight=False, soft_wrap=True)
@@ -115,22 +115,23 @@ class _View:
         self._console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
-def _table(found: Sequence[Found]) -> Table:
-    from flsimulation.papers.measures import measure_of
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    from flsimulation.papers.table import HEADS, cells
 
-    table = Table("", "measure", "paper", "ours", "seeds", "chosen", box=None, header_style="bold")
+    table = Table(*HEADS, box=None, header_style="bold")
     for column in table.columns[2:]:
         column.justify = "right"
-    for one in found:
-        for place, (name, published) in enumerate(one.row.published.items()):
-            measure, middle = measure_of(name), one.median(name)
-            seeds = [figure for figure in one.figures.get(name, []) if figure is not None]
-            table.add_row(
-                one.row.name if place == 0 else "",
-                measure.title,
-                measure.shown(published),
-                measure.shown(middle) if middle is not None else "-",
-                ", ".join(measure.shown(figure) for figure in seeds) if len(seeds) > 1 else "",
-                one.chosen if place == 0 else "",
-            )
+    for row in rows:
+        for line in cells(row):
+            table.add_row(*line)
     return table
+
+
+def _failures(rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+    """Runs that failed, why, and how to have them again."""
+    return [
+        f"{folder / run['run_dir']} failed: {run['error']}; remove it to run it again"
+        for row in rows
+        for run in row["runs"]
+        if run["error"] is not None
+    ]

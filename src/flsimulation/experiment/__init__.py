@@ -4,6 +4,7 @@ from flsimulation.experiment.flat import flatten, unflatten
 from flsimulation.experiment.load import (
     dump_toml,
     experiment_of,
+    explain,
     load_experiment,
     load_run_experiment,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "Experiment",
     "dump_toml",
     "experiment_of",
+    "explain",
     "flatten",
     "load_experiment",
     "load_run_experiment",

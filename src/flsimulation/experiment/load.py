@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -54,7 +54,7 @@ def experiment_of(
     try:
         return Experiment.model_validate(table)
     except ValidationError as error:
-        lines = [_explain(item, source, changed or {}) for item in error.errors()]
+        lines = [explain(item, source, Experiment, changed or {}) for item in error.errors()]
         raise ExperimentError("\n".join(lines)) from None
 
 
@@ -142,33 +142,54 @@ def _put(table: dict[str, Any], key: str, value: Any, override: str) -> None:
     table[last] = value
 
 
-def _explain(item: Any, source: str, changed: dict[str, str]) -> str:
-    """One mistake in one line: file, key, value, remedy."""
+def explain(
+    item: Any, source: str, model: type[Section], changed: dict[str, str] | None = None
+) -> str:
+    """One mistake in one line: file, key, value, remedy.
+
+    Parameters
+    ----------
+    item : dict
+        One of the errors of Pydantic's ``ValidationError``.
+    source : str
+        The file.
+    model : type
+        What the file was to hold.
+    changed : dict, optional
+        Overrides of the file's keys, by key.
+    """
     key = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
     got = item["input"]
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), _keys(item["loc"][:-1]), n=1)
-        others = f"known keys: {', '.join(_keys(item['loc'][:-1]))}"
+        known = _keys(item["loc"][:-1], model)
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        others = f"known keys: {', '.join(known)}"
         text = f"{key} is not a key, got {got!r}; " + (
             f"did you mean {near[0]!r}?" if near else others
         )
+    elif item["type"] == "missing":
+        text = f"{key} is missing; add it"
     elif item["type"] == "value_error" and (key == "strategy" or not key):
         text = f"{key}.{message}" if key else message
     else:
         text = f"{key} {_must(message)}, got {got!r}"
-    override = next((o for k, o in changed.items() if key and (k == key or k in text)), None)
+    overrides = (changed or {}).items()
+    override = next((o for k, o in overrides if key and (k == key or k in text)), None)
     return f"--set {override}: {text}" if override else f"{source}: {text}"
 
 
-def _keys(location: tuple[Any, ...]) -> list[str]:
+def _keys(location: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
     """Keys that the section at ``location`` knows, as they are written."""
-    model: type[BaseModel] = Experiment
     for part in location:
+        if isinstance(part, int):  # a place in a list, whose sections the key before it found
+            continue
         field = next(f for n, f in model.model_fields.items() if kebab(n) == part)
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+        kinds = (field.annotation, *get_args(field.annotation))  # itself, a list's or an optional
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]
+        if not sections:
             return []
-        model = field.annotation
+        model = sections[0]
     return [kebab(name) for name in model.model_fields]
 
 

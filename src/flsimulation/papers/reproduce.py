@@ -31,7 +31,7 @@ class _TimeIsUp(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a row."""
+    """One run of a row, before it runs."""
 
     row: str
     seed: int
@@ -41,6 +41,17 @@ class Trial:
     """To run at most."""
     run_dir: str
     """Under the folder of all runs."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One run of a row, after it."""
+
+    trial: Trial
+    figure: float | None
+    """The measure that chooses among a row's runs."""
+    error: str | None
+    """One line if the run failed."""
 
 
 @dataclass
@@ -54,8 +65,8 @@ class Found:
     """The best of the searched key; None where nothing is searched or found."""
     searched: bool = False
     """Whether its neighbours on the grid are known to be worse."""
-    tried: list[tuple[Trial, float | None]] = field(default_factory=list)
-    """All runs and the measure that chooses among them, in the order of running."""
+    tried: list[Tried] = field(default_factory=list)
+    """In the order of running."""
     figures: dict[str, list[float | None]] = field(default_factory=dict)
     """By measure: one for each seed; None where the run did not give it."""
 
@@ -85,7 +96,10 @@ class Found:
             "value": self.value,
             "searched": self.searched,
             "chosen": self.chosen,
-            "runs": [{**asdict(trial), "figure": figure} for trial, figure in self.tried],
+            "runs": [
+                {**asdict(tried.trial), "figure": tried.figure, "error": tried.error}
+                for tried in self.tried
+            ],
         }
 
 
@@ -159,13 +173,13 @@ class Reproduction:
     def _search(self, found: Found) -> None:
         """Try the start and its neighbours, and theirs while that is better."""
         measure = measure_of(next(iter(found.row.published)))
-        scores: dict[int, tuple[float, Path]] = {}
+        scores: dict[int, float] = {}
         for step in self._steps(found, scores):
-            best = None if found.step is None else scores[found.step][0]
+            best = None if found.step is None else scores[found.step]
             most = math.ceil(best) if measure.least and best is not None else None
             path, figure = self._try(found, 0, step, most)
             score = math.inf if figure is None else figure if measure.least else -figure
-            scores[step] = score, path
+            scores[step] = score
             if score < math.inf and (best is None or score < best):
                 found.step = step
                 found.value = self._value(found.row, step)
@@ -173,14 +187,14 @@ class Reproduction:
                 self._note(found, path)
         found.searched = True
 
-    def _steps(self, found: Found, scores: dict[int, tuple[float, Path]]) -> Iterator[int]:
+    def _steps(self, found: Found, scores: dict[int, float]) -> Iterator[int]:
         yield 0
         if self.paper.searched(found.row) is None:
             return
         while True:
-            best = min(scores, key=lambda step: scores[step][0])
+            best = min(scores, key=lambda step: scores[step])
             near = [best + 1, best - 1]
-            if scores[best][0] == math.inf:
+            if scores[best] == math.inf:
                 near = [sign * far for far in range(1, _FURTHEST + 1) for sign in (1, -1)]
             if not (new := [step for step in near if step not in scores]):
                 return
@@ -199,12 +213,12 @@ class Reproduction:
         spec, value = self.paper.experiment_of(row, table), self._value(row, step)
         path = self.out / _slug(row.name) / _run_name(table, seed, value)
         trial = Trial(row.name, seed, value, spec.strategy.rounds, str(path.relative_to(self.out)))
-        if _state(path) not in ("completed", "failed"):
+        if _manifest(path).get("state") not in ("completed", "failed"):
             if time.monotonic() > self._expires:
                 raise _TimeIsUp
             self._run(spec, path, self._told(trial))
         figure = measure_of(next(iter(row.published))).read(path, self.paper.last)
-        found.tried.append((trial, figure))
+        found.tried.append(Tried(trial, figure, _manifest(path).get("error")))
         return path, figure
 
     def _value(self, row: Row, step: int) -> float | None:
@@ -225,15 +239,16 @@ class Reproduction:
                 shutil.rmtree(path)
             runner.run(spec, path, [watch])
         except RunError:
-            pass  # it diverged: the run directory says so, and the search sees no figure
+            pass  # the run directory says why, and the search sees no figure
 
 
-def _state(path: Path) -> str | None:
+def _manifest(path: Path) -> dict[str, Any]:
+    """The run's manifest; nothing where there is no run."""
     try:
-        state: str = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["state"]
+        found: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
-    return state
+        return {}
+    return found
 
 
 def _slug(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 
 from flsimulation.errors import ExperimentError, InputError
-from flsimulation.experiment import Experiment, experiment_of
+from flsimulation.experiment import Experiment, experiment_of, explain
 from flsimulation.experiment.spec import Count, Section
 from flsimulation.papers.measures import measure_of
 
@@ -123,7 +123,8 @@ def load_paper(name: str) -> Paper:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name}: not valid TOML: {error}") from None
     except ValidationError as error:
-        raise ExperimentError("\n".join(_explain(item, name) for item in error.errors())) from None
+        lines = [explain(item, name, Paper) for item in error.errors()]
+        raise ExperimentError("\n".join(lines)) from None
     for row in paper.row:
         spec = paper.experiment_of(row, paper.table_of(row, 0, 0))  # told now, not after hours
         if "rounds" in row.published and not spec.evaluate.target_accuracy:
@@ -136,11 +137,6 @@ def load_paper(name: str) -> Paper:
 
 def _files() -> Any:
     return resources.files(__package__) / "files"
-
-
-def _explain(item: Any, source: str) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
