@@ -44,7 +44,7 @@ PACKAGE = Path(flsimulation.__file__).parent
 Make = Callable[..., Experiment]
 
 OWN = """
-import os, pathlib, signal, time
+import contextlib, os, pathlib, signal, time
 import torch, pytorch_lightning as pl
 from torch import nn
 from torch.nn import functional
@@ -64,9 +64,10 @@ class Net(pl.LightningModule):
         time.sleep(self.slow)
         if self.raises and bool((x[:, 0] == float(self.raises)).any()):
             raise ValueError("a strange example")
-        if self.dies and not pathlib.Path(self.dies).exists():
-            pathlib.Path(self.dies).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.dies:
+            with contextlib.suppress(FileExistsError):  # the first of all processes only
+                pathlib.Path(self.dies).touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
         return functional.cross_entropy(self(x), y)
 
     def validation_step(self, batch, batch_idx):
