@@ -5,7 +5,8 @@ after client on one thread, averages and evaluates by hand. Rounds of the two si
 process, so that both meet the same machine; FLSimulation writes its run directory meanwhile. The
 first two rounds of each side are left out. The command stops if the two sides' models part.
 
-    python benchmarks/rounds.py [W1 W2 W3 W4] [--rounds 20] [--repeats 3] [--engine E] [--json FILE]
+    python benchmarks/rounds.py [W1 W2 W3 W4] [--rounds 20] [--repeats 3] [--engine E] [--device D]
+        [--json FILE]
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def bare_round(
 ) -> dict[str, torch.Tensor]:
     """The same round as anyone would write it."""
     module, dataset = space.trainer.module, space.data.dataset
+    device = module.device
     total: dict[str, torch.Tensor] = {}
     examples = 0
     for partition in cohort:
@@ -74,7 +76,7 @@ def bare_round(
         batches = space.train_batches(partition, number)
         for x, y in batches:
             optimizer.zero_grad()
-            functional.cross_entropy(module(x), y).backward()
+            functional.cross_entropy(module(x.to(device)), y.to(device)).backward()
             optimizer.step()
         for name, value in module.state_dict().items():
             total[name] = total.get(name, 0) + value.detach() * batches.examples
@@ -84,13 +86,14 @@ def bare_round(
         module.load_state_dict(state)
         with torch.inference_mode():
             for x, y in zip(dataset.x_test.split(1000), dataset.y_test.split(1000), strict=True):
-                int((module(x).argmax(1) == y).sum())
+                int((module(x.to(device)).argmax(1) == y.to(device)).sum())
     return state
 
 
-def compare(workload: str, rounds: int, engine: str) -> Iterator[dict[str, Any]]:
-    spec = experiment(workload, rounds, engine)
+def compare(workload: str, rounds: int, engine: str, device: str) -> Iterator[dict[str, Any]]:
+    spec = experiment(workload, rounds, engine, device)
     space, other = Workspace.load(spec), Workspace.load(spec)
+    other.trainer.module.to(device)
     turns, threads = Turns(), torch.get_num_threads()
     with TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder), spec)
@@ -104,6 +107,7 @@ def compare(workload: str, rounds: int, engine: str) -> Iterator[dict[str, Any]]
             torch.set_num_threads(1)
             began = time.perf_counter()
             state = bare_round(other, state, turns.cohort, number, judge=turns.judged)
+            state = {name: value.cpu() for name, value in state.items()}
             seconds = time.perf_counter() - began
             torch.set_num_threads(threads)
             if number == 1:
@@ -139,18 +143,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--engine", default="auto", help="train.engine of FLSimulation")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of both sides")
     parser.add_argument("--threads", type=int, help="PyTorch threads of FLSimulation")
     parser.add_argument("--json", type=json_file, help="also write the figures here")
     options = parser.parse_args()
     if unknown := sorted(set(options.workloads) - WORKLOADS.keys()):
         parser.error(f"{unknown[0]} is no workload; choose from {', '.join(WORKLOADS)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU; use cpu")
     if options.threads:
         torch.set_num_threads(options.threads)
     results = []
     for workload in options.workloads or WORKLOADS:
         rows: list[dict[str, Any]] = []
         for _ in range(options.repeats):
-            rows += list(compare(workload, options.rounds, options.engine))[_LEFT_OUT:]
+            rows += list(compare(workload, options.rounds, options.engine, options.device))[
+                _LEFT_OUT:
+            ]
         sides = {side: [row[side] for row in rows] for side in ("flsimulation", "bare")}
         medians = {side: statistics.median(seconds) for side, seconds in sides.items()}
         ratio = statistics.median(row["flsimulation"] / row["bare"] for row in rows)

@@ -80,11 +80,11 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 
 
-def experiment(name: str, rounds: int, engine: str = "auto") -> Experiment:
+def experiment(name: str, rounds: int, engine: str = "auto", device: str = "auto") -> Experiment:
     """The workload as an experiment without held-out parts."""
     spec = {key: dict(value) for key, value in WORKLOADS[name].items() if key != "what"}
     spec.setdefault("data", {})["validation-fraction"] = 0.0
     spec.setdefault("strategy", {})["rounds"] = rounds
     spec.setdefault("evaluate", {})["clients"] = 0
-    spec.setdefault("train", {})["engine"] = engine
+    spec.setdefault("train", {}).update(engine=engine, device=device)
     return Experiment.model_validate({"name": name.lower(), **spec})

@@ -50,6 +50,7 @@ def source(record: dict[str, Any]) -> str:
     parts = [
         machine["processor"],
         f"{machine['cores']} cores",
+        machine.get("gpu"),
         memory and f"{memory / 2**30:.0f} GiB",
         machine.get("system"),
         "python" in machine and f"Python {machine['python']}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,14 @@ def _section(name: str, found: dict[str, Any]) -> str:
     lines = [f"## {name}", "", f"[{found['title']}]({found['url']}), {found['cite']}.", ""]
     lines += [f"| {' | '.join(HEADS)} |", "| --- " * len(HEADS) + "|"]
     lines += [f"| {' | '.join(line)} |" for row in found["rows"] for line in cells(row)]
-    lines += ["", f"`{found['command']}` gave these, in {_runs(found)} runs."]
+    lines += ["", f"`{found['command']}` gave these, in {_runs(found)}."]
     lines += ["", found["note"]] if found["note"] else []
     return "\n".join(lines) + "\n"
 
 
-def _runs(found: dict[str, Any]) -> int:
-    return sum(len(row["runs"]) for row in found["rows"])
+def _runs(found: dict[str, Any]) -> str:
+    """How many runs, and on what."""
+    gpus = Counter(run["gpu"] for row in found["rows"] for run in row["runs"])
+    counted = f"{gpus.total()} runs"
+    on_gpu = [f"{number} of them on one {gpu}" for gpu, number in gpus.items() if gpu]
+    return ", ".join([counted, *on_gpu])

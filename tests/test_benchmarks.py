@@ -23,6 +23,7 @@ PEERS = BENCHMARKS / "peers"
 MODULES = (
     *("results", "workloads", "environments", "process_tree", "peers", "overhead"),
     "benchmarks_page",
+    "fidelity_page",
 )
 
 
@@ -381,6 +382,7 @@ def test_page_shows_results_with_command_and_machine(modules: Any, tmp_path: Pat
     machine = {
         "processor": "Some CPU",
         "cores": 2,
+        "gpu": "Some GPU",
         "memory-bytes": 24 * 2**30,
         "system": "Linux 6",
         "python": "3.11.7",
@@ -392,7 +394,7 @@ def test_page_shows_results_with_command_and_machine(modules: Any, tmp_path: Pat
     page = modules.benchmarks_page.benchmarks_page(tmp_path)
     assert "| W1: ten clients | 0.193 | 11.84 | 0.36 | 18 |\n" in page
     assert (
-        "\n`python benchmarks/rounds.py W1`, 2026-01-02; Some CPU, 2 cores, 24 GiB, Linux 6, "
+        "\n`python benchmarks/rounds.py W1`, 2026-01-02; Some CPU, 2 cores, Some GPU, 24 GiB, Linux 6, "
         "Python 3.11.7, PyTorch 2.13.0+cpu.\n"
     ) in page
     assert "`python benchmarks/peers.py --json benchmarks/results/peers.json` gives them." in page
@@ -445,3 +447,13 @@ def test_the_line_through_the_cohorts_is_straight(modules: Any) -> None:
     found = modules.overhead.line({10: [0.003, 0.005], 110: [0.008, 0.01]}, min)
     assert found["seconds"] == {10: 0.003, 110: 0.008}
     assert (found["round"], found["client"]) == (pytest.approx(0.0025), pytest.approx(5e-5))
+
+
+def test_the_fidelity_page_says_which_runs_a_gpu_made(modules: Any) -> None:
+    def row(*gpus: str | None) -> dict[str, Any]:
+        return {"runs": [{"gpu": gpu} for gpu in gpus]}
+
+    runs = modules.fidelity_page._runs
+    assert runs({"rows": [row(None, None), row(None)]}) == "3 runs"
+    mixed = {"rows": [row(None, "A"), row("A", "B")]}
+    assert runs(mixed) == "4 runs, 2 of them on one A, 1 of them on one B"

@@ -24,6 +24,7 @@ from flsimulation.events import (
     RunStarted,
 )
 from flsimulation.experiment import Experiment
+from flsimulation.training import LocalTrainer
 
 ROOT = Path(__file__).parent.parent
 SMALL = "[model]\nargs = { hidden = [8, 8], learning_rate = 0.01 }\n[strategy]\nrounds = 2\n"
@@ -45,6 +46,17 @@ def flsim(
         return int(caught.value.code or 0), captured.out, captured.err
 
     return call
+
+
+@pytest.mark.parametrize("gpu", ["A Fast One", None])
+def test_a_run_says_on_which_gpu_it_trained(
+    flsim: Any, experiment_file: Any, monkeypatch: pytest.MonkeyPatch, gpu: str | None
+) -> None:
+    monkeypatch.setattr(LocalTrainer, "gpu", gpu)
+    status, output, _ = flsim("run", experiment_file(SMALL), "--out", "here")
+    assert status == 0
+    assert output.splitlines()[0].endswith(", seed 0" + (f", on {gpu}" if gpu else ""))
+    assert json.loads(Path("here/manifest.json").read_text())["gpu"] == gpu
 
 
 def test_run_prints_a_line_a_round_and_where_the_report_lies(

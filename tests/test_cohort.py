@@ -27,6 +27,7 @@ from flsimulation.models import CNN, MLP, Logistic, TwoNN
 from flsimulation.training import Batches, CohortTrainer, LocalTrainer, NotStackable, State
 from flsimulation.training import script as script_module
 from flsimulation.training.program import StepPrograms
+from flsimulation.training.step import exactly
 from flsimulation.training.wave import Trained, Wave
 
 FEATURES, CLASSES, EXAMPLES = 6, 3, 64
@@ -1233,3 +1234,12 @@ def test_each_wave_says_whose_it_is() -> None:
     assert isinstance(wave, Wave)
     assert wave.own == {"layer_2.weight", "layer_2.bias"}
     assert wave.weights["layer_1.weight"].shape == module.layer_1.weight.shape
+
+
+def test_a_comparison_does_not_round_to_tf32_and_leaves_the_setting() -> None:
+    kinds: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [kind.fp32_precision for kind in kinds]
+    assert before[0] == "tf32"  # PyTorch's
+    with exactly():
+        assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
+    assert [kind.fp32_precision for kind in kinds] == before

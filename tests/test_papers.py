@@ -33,6 +33,7 @@ from flsimulation.papers import (
 )
 from flsimulation.papers import reproduce as reproducing
 from flsimulation.processes import alone
+from flsimulation.training import LocalTrainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -389,13 +390,18 @@ def test_a_run_that_time_cuts_short_goes_on(
 
 
 def test_a_run_that_fails_is_no_figure_and_not_the_end(
-    paper_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    paper_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(LocalTrainer, "gpu", "A Fast One")
     text = paper_file.read_text().replace("start = 0.1\nper-decade = 1", "start = 1e30")
     paper_file.write_text(text.replace("rounds = 30", "rounds = 2"))
     command = ("paper", paper_file, "--out", tmp_path, "--rows", "C = 1", "--json", tmp_path / "f")
     assert call(*command) == 0
     (row,) = json.loads((tmp_path / "f").read_text())["rows"]
+    assert {run["gpu"] for run in row["runs"]} == {"A Fast One"}
     assert (row["ours"], row["value"]) == ({"rounds": None, "clients-mean": None}, None)
     runs = [tmp_path / run["run_dir"] / "manifest.json" for run in row["runs"]]
     assert {json.loads(path.read_text())["state"] for path in runs} == {"failed"}

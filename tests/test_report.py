@@ -41,6 +41,7 @@ def manifest(**changes):
         "error": None,
         "versions": {"flsimulation": "0.1.0", "torch": "2.9.0"},
         "host": {"system": "Linux", "processor-count": 4, "memory-bytes": 8_000_000_000},
+        "gpu": "A Fast One",
         "data": {
             "dataset": "mnist",
             "digest": "abc123",
@@ -449,7 +450,15 @@ def test_the_page_says_what_ran(run_dir):
         assert part in head
     assert "".join(TOML.split()) in "".join("".join(tree.itertext()).split())
     details = words(next(tree.iter(f"{XHTML}details")))
-    for part in ("abc123", "def456", "torch 2.9.0", "Processors 4", "Memory 8 GB", "60,000"):
+    for part in (
+        "abc123",
+        "def456",
+        "torch 2.9.0",
+        "Processors 4",
+        "Memory 8 GB",
+        "GPU A Fast One",
+        "60,000",
+    ):
         assert part in details
     captions = [words(caption) for caption in tree.iter(f"{XHTML}figcaption")]
     assert "mean 70.00%, standard deviation 20.00%, worst tenth 50.00%" in captions[3]

@@ -43,6 +43,8 @@ class RunStarted:
     """``stacked`` where many clients train as one program, ``sequential`` where one by one."""
     not_stacked: str | None = None
     """Why the clients are not trained stacked, where that was tried."""
+    gpu: str | None = None
+    """Name of the GPU that this process trains on."""
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,7 @@ def _announcement(space: Workspace) -> RunStarted:
         test_examples=len(data.dataset.y_test),
         engine="sequential" if space.decided.trainer is None else "stacked",
         not_stacked=space.decided.why_not,
+        gpu=space.trainer.gpu if space.experiment.runtime.kind == "inprocess" else None,
     )
 
 

@@ -168,7 +168,7 @@ def _title(event: RunStarted) -> str:
         f"{spec.name}: {spec.strategy.name}, {clients}, "
         f"{event.train_examples:,} examples of {_short(spec.data.dataset)} "
         f"({spec.data.partition}), {_short(spec.model.class_)} with {event.parameters:,} "
-        f"parameters, seed {spec.seed}"
+        f"parameters, seed {spec.seed}" + (f", on {event.gpu}" if event.gpu else "")
     )
 
 

@@ -52,6 +52,8 @@ class Tried:
     """The measure that chooses among a row's runs."""
     error: str | None
     """One line if the run failed."""
+    gpu: str | None
+    """Name of the GPU that it trained on."""
 
 
 @dataclass
@@ -97,7 +99,12 @@ class Found:
             "searched": self.searched,
             "chosen": self.chosen,
             "runs": [
-                {**asdict(tried.trial), "figure": tried.figure, "error": tried.error}
+                {
+                    **asdict(tried.trial),
+                    "figure": tried.figure,
+                    "error": tried.error,
+                    "gpu": tried.gpu,
+                }
                 for tried in self.tried
             ],
         }
@@ -218,7 +225,8 @@ class Reproduction:
                 raise _TimeIsUp
             self._run(spec, path, self._told(trial))
         figure = measure_of(next(iter(row.published))).read(path, self.paper.last)
-        found.tried.append(Tried(trial, figure, _manifest(path).get("error")))
+        ended = _manifest(path)
+        found.tried.append(Tried(trial, figure, ended.get("error"), ended.get("gpu")))
         return path, figure
 
     def _value(self, row: Row, step: int) -> float | None:

@@ -49,6 +49,7 @@ def _host(log: RunLog) -> Pairs:
         ("System", look(host, "system")),
         ("Processors", number(host, "processor-count")),
         ("Memory", size(memory) if memory else None),
+        ("GPU", look(log.manifest, "gpu")),
     )
 
 

@@ -188,6 +188,7 @@ def _description(event: RunStarted) -> dict[str, Any]:
         },
         "engine": event.engine,
         "not-stacked": event.not_stacked,
+        "gpu": event.gpu,
     }
 
 

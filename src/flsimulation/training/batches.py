@@ -84,7 +84,10 @@ def gathered(tensors: Sequence[Tensor], rows: np.ndarray, device: torch.device) 
         Where the result shall be.
     """
     index = torch.from_numpy(rows.reshape(-1))
+    places = {tensor.device: index.to(tensor.device) for tensor in tensors}
     return [
-        tensor.index_select(0, index).view(*rows.shape, *tensor.shape[1:]).to(device)
+        tensor.index_select(0, places[tensor.device])
+        .view(*rows.shape, *tensor.shape[1:])
+        .to(device)
         for tensor in tensors
     ]

@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from flsimulation.experiment.spec import Train
-from flsimulation.training.batches import Batches
+from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.local import State
 from flsimulation.training.program import StepPrograms
 from flsimulation.training.stackable import (
@@ -31,13 +32,17 @@ from flsimulation.training.stackable import (
 from flsimulation.training.wave import Stack, Terms, Wave, WaveFit
 
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
+_GPU_SHARE = 4  # of a GPU's free memory for a wave: a new program is compared with another
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
 _POWERS = 10  # of 2, sizes of a batch
 _EXAMPLES = 32  # of the data set, enough to trace a step
 
 
 class CohortTrainer:
-    """Trains the clients of a cohort in waves, each wave as one stacked program on one core.
+    """Trains the clients of a cohort in waves, each wave as one stacked program.
+
+    A wave has a core of the CPU, and fits its caches; or the GPU, and fits its memory. The data set
+    is copied to the GPU where it takes no more than half of the free memory.
 
     Parameters
     ----------
@@ -60,7 +65,10 @@ class CohortTrainer:
         device = torch.device("cuda" if gpu else "cpu")
         module = copy.deepcopy(module).to(device)
         programs = StepPrograms(module, x[:_EXAMPLES].to(device), y[:_EXAMPLES].to(device))
-        programs.check_sizes(_probed(min(spec.batch_size, len(x))))
+        largest = min(spec.batch_size, len(x))
+        programs.check_sizes(_probed(largest))
+        if gpu and x.nbytes + y.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+            x, y = x.to(device), y.to(device)
         named = dict(module.named_parameters())
         tensors = named | dict(module.named_buffers())
         self._stack = Stack(
@@ -79,6 +87,7 @@ class CohortTrainer:
         optimizer, schedulers = optimization(module)
         self._goes_by_epochs = bool(schedulers)
         self._rates = self._in_place(optimizer)
+        self._step_bytes = self._bytes_of_step(largest) if gpu else 0
         self._pool: ThreadPoolExecutor | None = None
 
     def fit(
@@ -115,7 +124,7 @@ class CohortTrainer:
         def train(places: list[int]) -> Wave:
             fit = WaveFit(self._stack, terms, [clients[place] for place in places])
             wave = fit.run(tuple(places))
-            return wave.averaged() if average else wave
+            return (wave.averaged() if average else wave).on_cpu()
 
         if threads == 1 or len(waves) == 1:
             yield from map(train, waves)
@@ -145,11 +154,15 @@ class CohortTrainer:
     def _waves(
         self, clients: Sequence[Batches], threads: int, *, in_place: bool
     ) -> list[list[int]]:
-        """Clients that train together: as many as the caches hold, of like length."""
+        """Clients that train together: as many as there is room for, of like length."""
         if not clients:
             return []
-        size = sum(p.numel() * p.element_size() for p in self._stack.parameters)
-        most = max(1, _WAVE_BYTES // max(1, size * (1 if in_place else _COPIES)))
+        size = sum(p.nbytes for p in self._stack.parameters) * (1 if in_place else _COPIES)
+        room = _WAVE_BYTES
+        if self._stack.device.type == "cuda":
+            room = torch.cuda.mem_get_info(self._stack.device)[0] // _GPU_SHARE
+            size += self._step_bytes
+        most = max(1, room // max(1, size))
         turns = -(-len(clients) // (most * threads))
         most = -(-len(clients) // (turns * threads))
         order = sorted(range(len(clients)), key=lambda place: -clients[place].examples)
@@ -162,6 +175,18 @@ class CohortTrainer:
                 waves.append([])
             waves[-1].append(place)
         return waves
+
+    def _bytes_of_step(self, examples: int) -> int:
+        """Most of the GPU's memory that one client's step takes beside its parameters."""
+        stack, clients = self._stack, 2
+        rows = np.arange(clients * examples).reshape(clients, examples) % len(stack.x)
+        x, y = gathered((stack.x, stack.y), rows, stack.device)
+        leaves = [torch.stack([p.detach()] * clients) for p in stack.parameters]
+        shared = [stack.fixed[name] for name in stack.programs.shared]
+        before = torch.cuda.memory_allocated(stack.device)
+        torch.cuda.reset_peak_memory_stats(stack.device)
+        stack.programs.eager(leaves, shared, x, y)
+        return (torch.cuda.max_memory_allocated(stack.device) - before) // clients
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
         """The learning rates, if programs can take the steps themselves."""

@@ -20,7 +20,7 @@ from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.direct import DirectEvaluator, Step
 from flsimulation.training.effects import random_states
 from flsimulation.training.local import State
-from flsimulation.training.step import NotStackable, are_close
+from flsimulation.training.step import NotStackable, are_close, exactly
 
 Scored: TypeAlias = dict[str, float] | ClientError
 """One client's scores, or why it has none."""
@@ -130,10 +130,10 @@ class CohortEvaluator:
 
 def _compared(step: Callable[..., list[Tensor]], x: Tensor, y: Tensor) -> tuple[list[Tensor], int]:
     """The step for clients of a size not seen before, and how many of them make a pass."""
-    with warnings.catch_warnings():
+    with exactly(), warnings.catch_warnings():
         warnings.filterwarnings("error", "There is a performance drop")  # vmap would loop
         values: list[Tensor] = vmap(step)(x, y)
-    with _Written() as written:  # type: ignore[no-untyped-call]
+    with exactly(), _Written() as written:  # type: ignore[no-untyped-call]
         singles = [step(*own) for own in zip(x, y, strict=True)]
     pairs = zip(zip(*values, strict=True), singles, strict=True)
     if not all(are_close(a, b) for one, two in pairs for a, b in zip(one, two, strict=True)):

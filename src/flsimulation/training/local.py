@@ -78,6 +78,11 @@ class LocalTrainer:
         return self._spec.device != "cpu" and torch.cuda.is_available()
 
     @property
+    def gpu(self) -> str | None:
+        """Name of the GPU that it trains on."""
+        return torch.cuda.get_device_name() if self.uses_gpu else None
+
+    @property
     def can_evaluate(self) -> bool:
         """Whether the module has a ``validation_step`` (or a ``test_step``)."""
         return any(is_overridden(step, self.module) for step in ("validation_step", "test_step"))

@@ -30,6 +30,7 @@ from flsimulation.training.step import (
     NotStackable,
     alone_step,
     are_close,
+    exactly,
     loss_of,
     stacked_step,
     watched,
@@ -86,7 +87,8 @@ class StepPrograms:
         self._templates: dict[tuple[float, ...] | None, list[Any] | None] = {}
         self._graphs = [self._traced(*sizes) for sizes in _TRACED]
         self._template(None)  # or NotStackable, now
-        self._check_alone(*_TRACED[0])
+        with exactly():
+            self._check_alone(*_TRACED[0])
 
     def program(
         self, clients: int, examples: int, rates: tuple[float, ...] | None = None
@@ -207,12 +209,12 @@ class StepPrograms:
         *tensors, x, y = self._inputs(clients, examples)
         trained, shared = tensors[: len(self.trained)], tensors[len(self.trained) :]
         moved = [tensor.clone() for tensor in trained]
-        theirs = self._by_autograd(rates, moved, shared, x, y)
-        try:
-            with torch.no_grad():
+        with exactly(), torch.no_grad():
+            theirs = self._by_autograd(rates, moved, shared, x, y)
+            try:
                 ours = run(trained, shared, x, y)
-        except Exception:  # numbers that no size but the traced ones allows
-            return False
+            except Exception:  # numbers that no size but the traced ones allows
+                return False
         return all(
             are_close(one, other)
             for one, other in zip(

@@ -20,7 +20,8 @@ _ELEMENTWISE = (
     *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax, torch.optim.NAdam),
     torch.optim.RAdam,
 )
-_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+_FUSED_ON_CPU = (*_FUSED, torch.optim.Adagrad)
 _LARGEST = torch.finfo(torch.float32).max
 _OWN = {"training_step", "validation_step", "test_step", "predict_step", "forward"} | {
     "configure_optimizers"
@@ -125,7 +126,9 @@ def stack_optimizer(optimizer: Optimizer, stacked: Mapping[int, nn.Parameter]) -
                 }
         group["params"] = [stacked[id(parameter)] for parameter in alone]
         chosen = group.get("fused") is not None or group.get("foreach") is not None
-        if type(optimizer) in _FUSED and not chosen and not group.get("differentiable"):
+        on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
+        fused = type(optimizer) in (_FUSED_ON_CPU if on_cpu else _FUSED)
+        if fused and not chosen and not group.get("differentiable"):
             group["fused"] = all(p.is_floating_point() for p in group["params"])
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -135,6 +136,24 @@ def alone_step(
         loss = loss_of(module, x, y)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     return (loss.detach(), *(value.detach() for value in log.values), *gradients)
+
+
+@contextlib.contextmanager
+def exactly() -> Iterator[None]:
+    """Let a GPU multiply float32 as such inside the block, not rounded to TF32's ten bits.
+
+    Two ways to compute one thing may round differently otherwise, by more than `are_close` allows.
+    """
+    kinds: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
+    kinds += (torch.backends.cuda.matmul,)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 def are_close(one: Tensor | None, other: Tensor | None) -> bool:

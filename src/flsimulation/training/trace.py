@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from flsimulation import seeds
 from flsimulation.errors import describe_error
 from flsimulation.training import graph as passes
+from flsimulation.training.convolution import replacements
 from flsimulation.training.effects import attributes, random_states
 from flsimulation.training.logged import CannotTake
 from flsimulation.training.step import NotStackable
@@ -45,16 +46,17 @@ def traced(
     NotStackable
         If the step cannot be traced, draws random numbers or changes its module.
     """
+    instead = replacements(inputs[0].device)
     tensors = [*(t.requires_grad_() for t in inputs[:leaves]), *inputs[leaves:]]
     with seeds.global_streams(0):
         before, streams = attributes(module), random_states()
         try:
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")
-                found = make_fx(step)(*tensors)
+                found = make_fx(step, instead)(*tensors)
                 if passes.writes_in_place(found.graph):
                     pure = torch.func.functionalize(found, remove="mutations")
-                    found = make_fx(pure)(*(t.detach() for t in tensors))
+                    found = make_fx(pure, instead)(*(t.detach() for t in tensors))
         except (Exception, SystemExit) as error:
             raise NotStackable(explained(error)) from error
         drawn = random_states() != streams

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,7 +48,8 @@ class Wave:
     results: list[Trained | ClientError]
     """One for each client."""
     weights: State
-    """Their models' parameters and buffers, [clients, ...] where they are the clients' own."""
+    """Their models' parameters and buffers, [clients, ...] where they are the clients' own; on the
+    device that trained them."""
     own: frozenset[str]
     """Names of the weights that are the clients' own."""
     examples: np.ndarray
@@ -77,10 +78,15 @@ class Wave:
         weights = {}
         for name, value in self.weights.items():
             if name in self.own:
-                rows = (value if whole else value[sound]).reshape(len(sound), -1)
-                value = (mean.to(rows.dtype) @ rows).view(value.shape[1:])
+                rows = (value if whole else value[sound.to(value.device)]).reshape(len(sound), -1)
+                value = (mean.to(rows.device, rows.dtype) @ rows).view(value.shape[1:])
             weights[name] = value
         return Wave(self.clients, self.results, weights, frozenset(), self.examples)
+
+    def on_cpu(self) -> Wave:
+        """The wave with its weights in the CPU's memory; views of them if they are there."""
+        weights = {name: value.cpu() for name, value in self.weights.items()}
+        return replace(self, weights=weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +149,9 @@ class WaveFit:
         ]
         self._shared = [terms.start.get(n, stack.fixed[n]) for n in self._programs.shared]
         self._values = torch.zeros(
-            1 + len(self._programs.how), self._plan.steps, count, dtype=torch.float64
+            *(1 + len(self._programs.how), self._plan.steps, count),
+            dtype=torch.float64,
+            device=stack.device,
         )  # losses, then what was logged
         self._ended: dict[int, list[Tensor]] = {}  # weights of clients that were done early
         self._late = np.zeros(count, bool)
@@ -163,9 +171,10 @@ class WaveFit:
             own = dict(zip(self._programs.trained, self._leaves, strict=True))
             names = {name: self._stack.aliases.get(name, name) for name in self._terms.start}
             weights = {
-                name: own.get(names[name], value).detach().cpu()
+                name: own.get(names[name], value).detach()
                 for name, value in self._terms.start.items()
             }
+            self._values = self._values.cpu()  # a GPU's work is done here
             seconds = (time.perf_counter() - began) / len(places)
             results = self._results(own, seconds)
         mine = frozenset(name for name in weights if names[name] in own)
