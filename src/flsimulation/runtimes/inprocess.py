@@ -179,15 +179,16 @@ class InProcessGrid(PartitionedGrid):
         self, together: Together, first: Message, message_ids: Iterable[str]
     ) -> list[Message]:
         """Let all clients that were asked for the same begin; gives the first answers."""
+        content, kind = first.content, first.metadata.message_type
         asked = [Asked(first, self.partitions[first.metadata.dst_node_id])]
         model, config = model_of(first), config_of(first)
         for identifier in message_ids:
             message = self._waiting.get(identifier)
-            if message is None or message.metadata.message_type != first.metadata.message_type:
+            if message is None or (told := message.metadata).message_type != kind:
                 continue
-            same = message.content is first.content  # as strategies build them
+            same = message.content is content  # as strategies build them
             if same or (model_of(message) is model and config_of(message) is config):
-                asked.append(Asked(message, self.partitions[message.metadata.dst_node_id]))
+                asked.append(Asked(message, self.partitions[told.dst_node_id]))
                 del self._waiting[identifier]
         self._coming = together(asked)
         return next(self._coming, [])
