@@ -11,6 +11,7 @@ there is one, as seen from inside; the first two are left out. The command is al
 its imports; the peak is the memory of all its processes together. A peer that took another number
 of optimizer steps than the workload has, or whose model is not as good as that of the bare loop, is
 marked: it did other work. (With few rounds, while models still gain much in each, chance does so too.)
+A run that fails is told and counted, and the others go on; the command ends with status 1 then.
 
     python benchmarks/peers.py [W1 W2] [--peers bare flower ...] [--rounds 20] [--repeats 3]
                                [--environments DIR] [--json FILE]
@@ -22,6 +23,7 @@ import argparse
 import json
 import math
 import os
+import re
 import signal
 import statistics
 import sys
@@ -52,6 +54,10 @@ _QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+class FailedRun(Exception):
+    """A run that gave no figures; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def run_peer(peer: str, python: Path, spec: Experiment, data: Path) -> Run:
         if peer == "flsimulation":
             (folder / "experiment.toml").write_text(dump_toml(spec))
             command = [str(python), "-m", "flsimulation", "run", "experiment.toml"]
-            return _measured(peer, [*command, "--quiet", "--out", "run"], folder, dict(os.environ))
+            return _measured([*command, "--quiet", "--out", "run"], folder, dict(os.environ))
         (folder / "workload.json").write_text(json.dumps(described(spec, data)))
         launcher = [
             "-m",
@@ -126,19 +132,25 @@ def run_peer(peer: str, python: Path, spec: Experiment, data: Path) -> Run:
         environment = os.environ | _QUIET
         environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(HERE / "shared")}
         environment.pop("OMP_WAIT_POLICY", None)  # which FLSimulation sets when it is imported
-        return _measured(peer, [*command, "workload.json", "result.json"], folder, environment)
+        return _measured([*command, "workload.json", "result.json"], folder, environment)
 
 
-def _measured(peer: str, command: list[str], folder: Path, environment: dict[str, str]) -> Run:
+def _measured(command: list[str], folder: Path, environment: dict[str, str]) -> Run:
     try:
         status, seconds, peak = process_tree.run(command, folder, environment, _LIMIT_SECONDS)
     except TimeoutError:
-        raise SystemExit(f"{peer}: not done after {_LIMIT_SECONDS:.0f} s") from None
+        raise FailedRun(f"not done after {_LIMIT_SECONDS:.0f} s") from None
     if status:
-        lines = (folder / "log").read_text(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-        raise SystemExit(f"{peer}: ended with status {status}: {last}")
+        log = (folder / "log").read_text(errors="replace")
+        raise FailedRun(f"ended with status {status}: {last_error(log)}")
     return Run(**_inside(folder), command_seconds=seconds, peak_bytes=peak)
+
+
+def last_error(log: str) -> str:
+    """The line of a program's output that says most of why it ended."""
+    lines = [line.strip() for line in log.splitlines() if re.search("[a-z]", line)]
+    errors = [line for line in lines if re.match(r"(\S+: )?[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or ["no output"])[-1]
 
 
 def _inside(folder: Path) -> dict[str, Any]:
@@ -159,11 +171,14 @@ def _inside(folder: Path) -> dict[str, Any]:
     }
 
 
-def compared(found: dict[str, list[Run]], expected_steps: int) -> list[dict[str, Any]]:
-    """A row for each peer: medians over its runs, and what is odd about them.
+def compared(
+    found: dict[str, list[Run]], expected_steps: int, repeats: int
+) -> list[dict[str, Any]]:
+    """A row for each peer that ran: medians over its runs, and what is odd about them.
 
     ``ratio`` is the median round over that of the bare loop, None without one.
     """
+    found = {peer: runs for peer, runs in found.items() if runs}
     medians = {
         peer: statistics.median(run.round_seconds for run in runs) for peer, runs in found.items()
     }
@@ -188,6 +203,7 @@ def compared(found: dict[str, list[Run]], expected_steps: int) -> list[dict[str,
                 "accuracy": accuracy,
                 "steps": runs[0].steps,
                 "odd": "; ".join(odd),
+                "failed": repeats - len(runs),
             }
         )
     return rows
@@ -201,7 +217,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"{row['peer']:18}{row['median-seconds']:12.3f}{row['least-seconds']:12.3f}{ratio:>12}"
             f"{row['command-seconds']:12.1f}{row['peak-bytes'] / 2**20:12.0f}"
-            f"{row['accuracy']:12.4f}" + (f"  OTHER WORK: {row['odd']}" if row["odd"] else "")
+            f"{row['accuracy']:12.4f}"
+            + (f"  OTHER WORK: {row['odd']}" if row["odd"] else "")
+            + (f"  FAILED RUNS: {row['failed']}" if row["failed"] else "")
         )
     return "\n".join(lines)
 
@@ -259,6 +277,8 @@ def main() -> None:
         process_tree.end_all()
     if options.json:
         write(options.json, command_line(), written)
+    runs = sum(len(row["all"]) for row in written)
+    raise SystemExit(int(runs < len(names) * len(peers) * options.repeats))
 
 
 def measure(
@@ -277,15 +297,20 @@ def measure(
         for repeat in range(1, repeats + 1):
             for name in names:
                 for peer in peers:
-                    run = run_peer(peer, python[peer], specs[name], data)
+                    turn = f"{name} {peer}, {repeat} of {repeats}"
+                    try:
+                        run = run_peer(peer, python[peer], specs[name], data)
+                    except FailedRun as error:
+                        say(f"{turn}: {error}")
+                        continue
                     found[name][peer].append(run)
                     say(
-                        f"{name} {peer}, {repeat} of {repeats}: {run.round_seconds:.3f} s a round, "
+                        f"{turn}: {run.round_seconds:.3f} s a round, "
                         f"{run.command_seconds:.0f} s in all"
                     )
     written = []
     for name in names:
-        rows = compared(found[name], steps(specs[name]))
+        rows = compared(found[name], steps(specs[name]), repeats)
         print(f"{name}: {WORKLOADS[name]['what']}\n{table(rows)}\n", flush=True)
         for row in rows:
             runs = [vars(run) for run in found[name][row["peer"]]]

@@ -114,7 +114,8 @@ def _peer(row: dict[str, Any]) -> str:
     shown = row["peer"]
     if versions and row["peer"] != "flsimulation":
         shown += f" ({', '.join(f'{name} {text}' for name, text in versions.items())})"
-    return shown + (f"; **other work: {row['odd']}**" if row["odd"] else "")
+    shown += f"; **other work: {row['odd']}**" if row["odd"] else ""
+    return shown + (f"; {row['failed']} of its runs failed" if row.get("failed") else "")
 
 
 def _engine(results: Any) -> str:

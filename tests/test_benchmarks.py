@@ -158,7 +158,7 @@ def test_peers_are_compared_by_the_medians_of_their_runs(modules: Any) -> None:
             a_run(peers, [9, 9, 7.5], command_seconds=70.0, peak_bytes=20),
         ],
     }
-    bare, other = peers.compared(found, 3800)
+    bare, other = peers.compared(found, 3800, 3)
     assert (bare["median-seconds"], bare["least-seconds"], bare["ratio"]) == (3.0, 2.0, 1.0)
     assert (other["median-seconds"], other["least-seconds"], other["ratio"]) == (6.0, 1.0, 2.0)
     assert (other["command-seconds"], other["peak-bytes"]) == (30.0, 20)
@@ -166,7 +166,7 @@ def test_peers_are_compared_by_the_medians_of_their_runs(modules: Any) -> None:
 
 
 def test_without_the_bare_loop_there_is_no_ratio(modules: Any) -> None:
-    (row,) = modules.peers.compared({"pfl": [a_run(modules.peers, [1, 1, 1])]}, 3800)
+    (row,) = modules.peers.compared({"pfl": [a_run(modules.peers, [1, 1, 1])]}, 3800, 1)
     assert row["ratio"] is None
     assert row["odd"] == ""
     assert modules.peers.table([row]).splitlines()[1].split()[:4] == ["pfl", "1.000", "1.000", "-"]
@@ -185,16 +185,63 @@ def test_other_work_is_marked(modules: Any, changes: dict[str, Any], odd: str) -
     peers = modules.peers
     right = a_run(peers, [1, 1, 1])
     found = {"bare": [right], "pfl": [right, a_run(peers, [1, 1, 1], **changes), right]}
-    rows = peers.compared(found, 3800)
+    rows = peers.compared(found, 3800, 3)
     assert [row["odd"] for row in rows] == ["", odd]
     assert ("OTHER WORK" in peers.table(rows)) == bool(odd)
 
 
 def test_table_of_peers(modules: Any) -> None:
-    rows = modules.peers.compared({"bare": [a_run(modules.peers, [9, 9, 0.5])]}, 3800)
+    rows = modules.peers.compared({"bare": [a_run(modules.peers, [9, 9, 0.5])]}, 3800, 1)
     assert modules.peers.table(rows).split("\n")[1].split() == [
         *("bare", "0.500", "0.500", "1.00", "10.0", "100", "0.9500")
     ]
+
+
+def test_a_run_that_fails_does_not_take_the_others_figures_along(
+    modules: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    peers, turns = modules.peers, iter(range(100))
+
+    def run_peer(peer: str, *_: Any) -> Any:
+        if (turn := next(turns)) in (1, 3, 4):  # pfl twice, and once bare
+            raise peers.FailedRun("ended with status 1: ValueError: boom")
+        return a_run(peers, [9, 9, turn])
+
+    monkeypatch.setattr(peers, "run_peer", run_peer)
+    monkeypatch.setattr(peers, "pythons", lambda *_: {"bare": None, "pfl": None})
+    monkeypatch.setattr(peers, "write_data", lambda _: None)
+    command = ["peers.py", "W1", "--peers", "bare", "pfl", "--json", str(tmp_path / "f.json")]
+    monkeypatch.setattr(sys, "argv", [*command, "--rounds", "20"])
+    with pytest.raises(SystemExit) as caught:
+        peers.main()
+    assert caught.value.code == 1
+    rows = json.loads((tmp_path / "f.json").read_text())["results"]
+    assert [(row["peer"], row["median-seconds"], row["failed"]) for row in rows] == [
+        ("bare", 1, 1),
+        ("pfl", 5, 2),
+    ]
+    shown = capsys.readouterr()
+    assert "W1 pfl, 1 of 3: ended with status 1: ValueError: boom\n" in shown.err
+    assert shown.out.count("FAILED RUNS: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("", "no output"),
+        ("one\ntwo\n=====\n\n", "two"),
+        (
+            "Traceback\n  File\ntorch.X.ConnectError: port 29500\n====\npfl.py FAILED\n----\n",
+            "torch.X.ConnectError: port 29500",
+        ),
+        ("[rank0]: ValueError: no\nTerminated\n", "[rank0]: ValueError: no"),
+    ],
+)
+def test_the_line_that_says_why_a_run_failed(modules: Any, log: str, line: str) -> None:
+    assert modules.peers.last_error(log) == line
 
 
 def test_flsimulations_figures_are_those_of_its_run_directory(modules: Any, tmp_path: Path) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation import run
+from flsimulation.apps.workspace import Stacking, Workspace
+from flsimulation.errors import RunError
 from flsimulation.messages import failure_of
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity, run_in_process
+from flsimulation.training import NotStackable
 
 
 @pytest.fixture
@@ -128,3 +134,35 @@ def test_the_garbage_collector_passes_over_imports_during_a_run_only(make_experi
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB."),
+            "the GPU's memory does not hold the clients that train together (OutOfMemoryError: "
+            "CUDA out of memory. Tried to allocate 3 GiB.); lower train.batch-size, or set "
+            "train.engine = 'sequential' or train.device = 'cpu'",
+        ),
+        (
+            NotStackable("training_step uses batch_idx"),
+            "the clients cannot be trained together after all: training_step uses batch_idx; set "
+            "train.engine = 'sequential'",
+        ),
+    ],
+)
+def test_a_wave_that_fails_as_a_whole_ends_the_run_with_a_sentence(
+    make_experiment: Any, error: Exception, message: str
+) -> None:
+    class Failing:
+        def fit(self, state: Any, clients: Any, **_: Any) -> Iterator[Any]:
+            raise error.with_traceback(None)
+            yield
+
+    spec = make_experiment()
+    space = Workspace.load(spec)
+    vars(space)["stacking"] = Stacking(Failing())  # type: ignore[arg-type]
+    with pytest.raises(RunError) as caught:
+        run_in_process(spec, [], space)
+    assert re.sub(r" \(\w+\.py:\d+\)", "", str(caught.value)) == message

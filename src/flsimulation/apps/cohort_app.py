@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from flwr.app import ConfigRecord, Message
 
 from flsimulation.apps.fitting import evaluation_metrics, expires, fit_metrics, number, order_of
 from flsimulation.apps.workspace import Workspace
 from flsimulation.cohort_messages import asks_average, cohort_reply
-from flsimulation.errors import ClientError, RunError
+from flsimulation.errors import ClientError, RunError, describe_error
 from flsimulation.messages import config_of, failure, model_of, reply, state_of_record
 from flsimulation.training import CohortTrainer, NotStackable, Scored
 from flsimulation.training.wave import Wave
@@ -60,6 +61,11 @@ def train_together(
     try:
         for wave in waves:
             yield _answers(wave, asked, space, average=average)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"the GPU's memory does not hold the clients that train together ({describe_error(error)}); "
+            f"lower train.batch-size, or set train.engine = 'sequential' or train.device = 'cpu'"
+        ) from None
     except NotStackable as reason:
         raise RunError(
             f"the clients cannot be trained together after all: {reason}; set train.engine = "

@@ -88,6 +88,7 @@ class CohortTrainer:
         self._goes_by_epochs = bool(schedulers)
         self._rates = self._in_place(optimizer)
         self._step_bytes = self._bytes_of_step(largest) if gpu else 0
+        self._room = torch.cuda.mem_get_info(device)[0] // _GPU_SHARE if gpu else _WAVE_BYTES
         self._pool: ThreadPoolExecutor | None = None
 
     def fit(
@@ -158,11 +159,7 @@ class CohortTrainer:
         if not clients:
             return []
         size = sum(p.nbytes for p in self._stack.parameters) * (1 if in_place else _COPIES)
-        room = _WAVE_BYTES
-        if self._stack.device.type == "cuda":
-            room = torch.cuda.mem_get_info(self._stack.device)[0] // _GPU_SHARE
-            size += self._step_bytes
-        most = max(1, room // max(1, size))
+        most = max(1, self._room // max(1, size + self._step_bytes))
         turns = -(-len(clients) // (most * threads))
         most = -(-len(clients) // (turns * threads))
         order = sorted(range(len(clients)), key=lambda place: -clients[place].examples)
