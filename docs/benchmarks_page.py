@@ -115,7 +115,7 @@ def _peer(row: dict[str, Any]) -> str:
     if versions and row["peer"] != "flsimulation":
         shown += f" ({', '.join(f'{name} {text}' for name, text in versions.items())})"
     shown += f"; **other work: {row['odd']}**" if row["odd"] else ""
-    return shown + (f"; {row['failed']} of its runs failed" if row.get("failed") else "")
+    return shown + (f"; {row['failed']} of its runs failed" if row["failed"] else "")
 
 
 def _engine(results: Any) -> str:

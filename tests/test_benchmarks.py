@@ -457,6 +457,7 @@ def test_page_shows_peers_and_what_is_odd(modules: Any) -> None:
         "ratio": 2.0,
         "versions": {"torch": "2", "pfl": "0.6.0"},
         "odd": "7 steps, not 8",
+        "failed": 0,
         "median-seconds": 1.25,
         "least-seconds": 0.5,
         "command-seconds": 30.04,
@@ -464,7 +465,9 @@ def test_page_shows_peers_and_what_is_odd(modules: Any) -> None:
         "accuracy": 0.8765,
     }
     alone = row | {"peer": "bare", "ratio": None, "versions": {"torch": "2"}, "odd": ""}
-    text = modules.benchmarks_page._peers([row, alone, row | {"workload": "W1", "odd": ""}])
+    text = modules.benchmarks_page._peers(
+        [row, alone, row | {"workload": "W1", "odd": "", "failed": 2}]
+    )
     assert text.split("\n")[:7] == [
         "W2, runs of 20 rounds, 3 of each peer:",
         "",
@@ -476,6 +479,7 @@ def test_page_shows_peers_and_what_is_odd(modules: Any) -> None:
         "",
     ]
     assert "W1, runs of 20 rounds, 3 of each peer:" in text
+    assert "\n| pfl (pfl 0.6.0); 2 of its runs failed | 1.25 |" in text
 
 
 def test_page_shows_what_a_round_costs(modules: Any) -> None:

@@ -1243,3 +1243,19 @@ def test_a_comparison_does_not_round_to_tf32_and_leaves_the_setting() -> None:
     with exactly():
         assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
     assert [kind.fp32_precision for kind in kinds] == before
+
+
+@pytest.mark.usefixtures("one_trace")
+@pytest.mark.parametrize(
+    ("optimizer", "step_bytes", "clients"),
+    [("sgd", 0, 10), ("adam", 0, 2), ("sgd", 1 << 10, 1), ("sgd", 1 << 30, 1)],
+)
+def test_a_wave_fits_its_room_with_what_a_step_takes(
+    optimizer: str, step_bytes: int, clients: int
+) -> None:
+    module = built(Net, OPTIMIZERS[optimizer])
+    trainer = CohortTrainer(module, Train(batch_size=4), X32, Y)
+    size = sum(4 * p.numel() for p in module.parameters())  # 212 bytes; Adam's moments beside them
+    trainer._room, trainer._step_bytes = 10 * size, step_bytes
+    waves = list(trainer.fit(module.state_dict(), Clients([4] * 20).batches()))
+    assert {len(wave.clients) for wave in waves} == {clients}

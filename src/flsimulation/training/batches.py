@@ -77,17 +77,14 @@ def gathered(tensors: Sequence[Tensor], rows: np.ndarray, device: torch.device) 
     Parameters
     ----------
     tensors : sequence of Tensor
-        Of the data set, [n, ...].
+        Of the data set, [n, ...]; all on one device.
     rows : int64 [clients, batch]
         Indices of each client's batch.
     device : device
         Where the result shall be.
     """
-    index = torch.from_numpy(rows.reshape(-1))
-    places = {tensor.device: index.to(tensor.device) for tensor in tensors}
+    index = torch.from_numpy(rows.reshape(-1)).to(tensors[0].device)
     return [
-        tensor.index_select(0, places[tensor.device])
-        .view(*rows.shape, *tensor.shape[1:])
-        .to(device)
+        tensor.index_select(0, index).view(*rows.shape, *tensor.shape[1:]).to(device)
         for tensor in tensors
     ]

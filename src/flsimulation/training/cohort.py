@@ -14,14 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from flsimulation.experiment.spec import Train
-from flsimulation.training.batches import Batches, gathered
-from flsimulation.training.local import State
+from flsimulation.training.batches import Batches
+from flsimulation.training.local import State, takes_gpu
 from flsimulation.training.program import StepPrograms
 from flsimulation.training.stackable import (
     Optimization,
@@ -61,7 +60,7 @@ class CohortTrainer:
 
     def __init__(self, module: pl.LightningModule, spec: Train, x: Tensor, y: Tensor) -> None:
         check_stackable(module, spec)
-        gpu = spec.device != "cpu" and torch.cuda.is_available()
+        gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
         module = copy.deepcopy(module).to(device)
         programs = StepPrograms(module, x[:_EXAMPLES].to(device), y[:_EXAMPLES].to(device))
@@ -175,15 +174,12 @@ class CohortTrainer:
 
     def _bytes_of_step(self, examples: int) -> int:
         """Most of the GPU's memory that one client's step takes beside its parameters."""
-        stack, clients = self._stack, 2
-        rows = np.arange(clients * examples).reshape(clients, examples) % len(stack.x)
-        x, y = gathered((stack.x, stack.y), rows, stack.device)
-        leaves = [torch.stack([p.detach()] * clients) for p in stack.parameters]
-        shared = [stack.fixed[name] for name in stack.programs.shared]
-        before = torch.cuda.memory_allocated(stack.device)
-        torch.cuda.reset_peak_memory_stats(stack.device)
-        stack.programs.eager(leaves, shared, x, y)
-        return (torch.cuda.max_memory_allocated(stack.device) - before) // clients
+        programs, clients = self._stack.programs, 2
+        inputs = programs.inputs(clients, examples)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        programs.eager(*inputs)
+        return (torch.cuda.max_memory_allocated() - before) // clients
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
         """The learning rates, if programs can take the steps themselves."""

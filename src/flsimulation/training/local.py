@@ -44,6 +44,11 @@ class Fit:
     seconds: float
 
 
+def takes_gpu(spec: Train) -> bool:
+    """Whether training is to be on a GPU."""
+    return spec.device != "cpu" and torch.cuda.is_available()
+
+
 class LocalTrainer:
     """Trains and evaluates clients one after the other, with one Lightning Trainer.
 
@@ -75,7 +80,7 @@ class LocalTrainer:
     @property
     def uses_gpu(self) -> bool:
         """Whether it trains on a GPU."""
-        return self._spec.device != "cpu" and torch.cuda.is_available()
+        return takes_gpu(self._spec)
 
     @property
     def gpu(self) -> str | None:
@@ -196,7 +201,7 @@ class _KeptTrainer:
     """A Lightning Trainer that starts anew for each client without being built anew."""
 
     def __init__(self, spec: Train) -> None:
-        gpu = spec.device != "cpu" and torch.cuda.is_available()
+        gpu = takes_gpu(spec)
         trainer = pl.Trainer(
             accelerator="gpu" if gpu else "cpu",
             devices=1,

@@ -142,7 +142,7 @@ class StepPrograms:
     def check_sizes(self, sizes: Iterable[int]) -> None:
         """Raise `NotStackable` if the step fails, logs otherwise or draws for one of these sizes."""
         for examples in sizes:
-            *_, x, y = self._inputs(1, examples)
+            *_, x, y = self.inputs(1, examples)
             log = Log(training=True)
             with seeds.global_streams(0), torch.no_grad():
                 before = random_states()
@@ -206,8 +206,7 @@ class StepPrograms:
 
         A step may well do something else for other sizes than those it was traced for.
         """
-        *tensors, x, y = self._inputs(clients, examples)
-        trained, shared = tensors[: len(self.trained)], tensors[len(self.trained) :]
+        trained, shared, x, y = self.inputs(clients, examples)
         moved = [tensor.clone() for tensor in trained]
         with exactly(), torch.no_grad():
             theirs = self._by_autograd(rates, moved, shared, x, y)
@@ -237,18 +236,20 @@ class StepPrograms:
             self._templates[rates] = found
         return self._templates[rates]
 
-    def _inputs(self, clients: int, examples: int) -> list[Tensor]:
+    def inputs(
+        self, clients: int, examples: int
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """Arguments of a program: the module's own weights for all clients, real examples."""
         named = dict(self._module.named_parameters()) | dict(self._module.named_buffers())
         rows = torch.arange(clients * examples) % len(self._x)
         trained = [torch.stack([named[name].detach()] * clients) for name in self.trained]
         shared = [named[name].detach() for name in self.shared]
         x, y = (t[rows].view(clients, examples, *t.shape[1:]) for t in (self._x, self._y))
-        return [*trained, *shared, x, y]
+        return trained, shared, x, y
 
     def _traced(self, clients: int, examples: int) -> Graph:
-        inputs = self._inputs(clients, examples)
-        split, log = len(self.trained), Log(training=True)
+        trained, shared, x, y = self.inputs(clients, examples)
+        split, log = len(trained), Log(training=True)
         module = watched(copy.deepcopy(self._module), log)
 
         def step(*tensors: Tensor) -> Any:
@@ -257,7 +258,7 @@ class StepPrograms:
                 module, self.trained, self.shared, leaves, tensors[split:-2], *tensors[-2:]
             )
 
-        graph = traced(step, module, inputs, split)
+        graph = traced(step, module, [*trained, *shared, x, y], split)
         if self.how:
             self._check_same(log.how, examples)
         else:
@@ -274,8 +275,7 @@ class StepPrograms:
 
         A module may hold its weights in more ways than those that are stacked.
         """
-        *tensors, x, y = self._inputs(clients, examples)
-        trained, shared = tensors[: len(self.trained)], tensors[len(self.trained) :]
+        trained, shared, x, y = self.inputs(clients, examples)
         for place, tensor in itertools.product(range(clients), trained):
             tensor[place] *= 1.01 + 0.01 * place
         stacked = self.eager(trained, shared, x, y)
