@@ -27,12 +27,14 @@ class ClientMetrics:
         self._metrics["fl_client_info"].info({"partition": self._partition})
 
     def count(self, report: Mapping[str, Any]) -> None:
-        """Count one report: partition, bytes by direction, metrics by phase; or a killed process."""
+        """Count one report: a message that begins, is answered, or whose process was killed."""
         if "killed" in report:
             self._of("fl_client_crashes_total", self._partition).inc()
             return
         partition = self._partition = str(report["partition"])
         self._metrics["fl_client_info"].info({"partition": partition})
+        if "bytes" not in report:  # it begins
+            return
         for direction, size in report["bytes"].items():
             self._of("fl_client_message_bytes_total", partition, direction=direction).inc(size)
         for phase, metrics in report["metrics"].items():  # what failed the server counts

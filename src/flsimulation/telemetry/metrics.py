@@ -27,7 +27,7 @@ Kind: TypeAlias = Literal["counter", "gauge", "histogram", "info"]
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)  # histogram buckets
 _PHASES = ("train", "aggregate", "evaluate")
-_STATES = ("running", "completed", "failed", "interrupted")
+_STATES = ("running", "completed", "degraded", "failed", "interrupted")
 _OF_ONE_RUN = ("fl_global_loss", "fl_global_accuracy", "fl_client_connected")
 _LABELLED_CLIENTS = 100  # with more clients there are no series by client
 
@@ -91,10 +91,13 @@ CONTAINER_METRICS = (
 )  # fmt: skip
 """What the superlink's and each client's container take of the machine."""
 
+HEALTH_METRIC = Metric("fl_container_failing", "gauge", "0 or 1", "1 while the container cannot do its work: its program ended by itself and is not up again, or its messages' processes are killed one after the other.")  # fmt: skip
+"""What a container's health check reads."""
+
 METRICS = SERVER_METRICS + CLIENT_METRICS
 """The metrics of a run in one process."""
 
-ALL_METRICS = METRICS + NODE_METRICS + CONTAINER_METRICS
+ALL_METRICS = (*METRICS, *NODE_METRICS, *CONTAINER_METRICS, HEALTH_METRIC)
 """Every metric. The exporters, dashboards, alerts and docs/metrics.md are made from this table."""
 
 
