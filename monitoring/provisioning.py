@@ -120,7 +120,7 @@ def panel_link(alert: Alert) -> dict[str, str]:
     if len(ids) != 1:
         raise LookupError(
             f"alert {alert.name}: panel must be the title of one panel of the dashboard "
-            f"{alert.dashboard}, got {alert.panel!r}, which {len(ids) or 'none'} of its panels has"
+            f"{alert.dashboard}, got {alert.panel!r}, which {len(ids) or 'none'} of its panels have"
         )
     return {"__dashboardUid__": str(board.uid), "__panelId__": str(ids[0])}
 

@@ -120,7 +120,7 @@ def check(shipped: Shipped) -> Iterator[Violation]:
         yield from expressions.check(shipped, file, place, rule)
         yield from _check_texts(file, place, rule)
         yield from _check_panel(shipped, file, place, rule)
-        if "notification_settings" in rule:
+        if isinstance(rule.get("notification_settings"), dict):
             inner = f"{place}.notification_settings"
             yield from NOTIFICATION_SETTINGS.check(file, inner, rule["notification_settings"])
     yield from _check_unique(shipped)
@@ -181,7 +181,9 @@ def _check_texts(file: str, place: str, rule: dict[str, Any]) -> Iterator[Violat
     for part in ("annotations", "labels"):
         for name, content in mapping(rule, part).items():
             inner = f"{place}.{part}.{name}"
-            for wrong, source in templates.check(str(content), ref_ids):
+            # In a label, and only there, $$ is how one writes the $ of a template.
+            template = str(content).replace("$$", "$") if part == "labels" else str(content)
+            for wrong, source in templates.check(template, ref_ids):
                 yield Violation(file, inner, wrong, source)
             if part == "annotations" and re.search(r"\$\{|\$\$|\$__\w+\{", str(content)):
                 yield Violation(file, inner, "${...} and $$ are replaced at the start", _VALUES)
@@ -205,7 +207,7 @@ def _check_panel(
     if panel and not is_whole(panel):
         message = f"{PANEL} must be a whole number, got {panel!r}"
         yield Violation(file, place, message, source)
-    if not dashboard or not panel:
+    if not dashboard or not is_whole(panel):
         return
     boards = [board for board in shipped.dashboards.values() if board.get("uid") == dashboard]
     ids = {text(row, "id") for board in boards for row in mappings(board, "panels")}

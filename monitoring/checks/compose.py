@@ -151,7 +151,7 @@ def _mounts(shipped: Shipped) -> Iterator[Fault]:
         message = f"{PROVISIONING} must be mounted at {_PROVISIONING_PATH}"
         yield "volumes", message, f"{_DOCKERFILE}: GF_PATHS_PROVISIONING"
     boards = {str(PurePosixPath(name).parent) for name in shipped.dashboards}
-    seen = set()
+    seen = set[str | None]()
     for file, place, provider in shipped.listed("providers", "providers"):
         path = str(mapping(provider, "options").get("path", ""))
         seen.add(_seen(shipped, path))
@@ -162,7 +162,7 @@ def _mounts(shipped: Shipped) -> Iterator[Fault]:
                 message,
                 "pkg/services/provisioning/dashboards/file_reader.go: walkDisk",
             )
-    for folder in sorted(boards - seen):
+    for folder in sorted(boards - seen) if seen <= boards else ():
         message = f"{folder} has dashboards that no provider reads"
         yield "volumes", message, "pkg/services/provisioning/dashboards/file_reader.go: walkDisk"
 

@@ -37,7 +37,7 @@ LATEST_SCHEMA = 42
 
 def _is_refresh(value: Any) -> bool:
     length = seconds(value)
-    return value in {"", "auto", False} or (length is not None and length >= _MIN_REFRESH_SECONDS)
+    return value in ("", "auto", False) or (length is not None and length >= _MIN_REFRESH_SECONDS)
 
 
 _ANY = Kind("anything", lambda _: True)

@@ -150,7 +150,7 @@ def _check_datasources(sources: list[tuple[str, str, dict[str, Any]]]) -> Iterat
         yield from DATASOURCE.check(file, place, source)
         if source.get("type") == "prometheus":
             inner = f"{place}.jsonData"
-            yield from PROMETHEUS.check(file, inner, source.get("jsonData", {}))
+            yield from PROMETHEUS.check(file, inner, mapping(source, "jsonData"))
     for key, why in (
         ("name", f"{_DATASOURCES}/datasources.go: provisionDataSources"),
         ("uid", f"{_SERVICE}: ErrDataSourceUidExists"),

@@ -49,11 +49,8 @@ class Shape:
     rule: str
     keys: Mapping[str, Key] = field(default_factory=dict)
 
-    def check(self, file: str, place: str, thing: Any) -> Iterator[Violation]:
+    def check(self, file: str, place: str, thing: Mapping[str, Any]) -> Iterator[Violation]:
         """Yield what is wrong with the keys and values of ``thing``."""
-        if not isinstance(thing, dict):
-            yield Violation(file, place, f"must be a mapping, got {_shown(thing)}", self.rule)
-            return
         for name in thing:
             if name not in self.keys:
                 yield Violation(file, place, self._unknown(str(name)), self.rule)

@@ -24,9 +24,10 @@ FUNCTIONS = frozenset(f"{_GRAFANAS} {_PROMETHEUS} {_GOS}".split())
 
 _OPENING = {"if", "range", "with", "block", "define"}
 _KEYWORDS = _OPENING | {"else", "end", "template", "break", "continue", "nil", "true", "false"}
-_GIVEN = {"labels", "values", "value"}  # what Grafana puts in front of each text
+_GIVEN = {"labels", "values"}  # what Grafana sets before each text, and $value
 
 _ACTION = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`]*`')
 _TOKEN = re.compile(
     r"""
     (?P<string> "(?:[^"\\\n]|\\.)*" | `[^`]*` | '(?:[^'\\]|\\.)' )
@@ -82,9 +83,10 @@ def check(text: str, ref_ids: set[str]) -> Iterator[Complaint]:
 def _check_action(
     action: str, declared: set[str], ref_ids: set[str], dot_is_ours: bool
 ) -> Iterator[Complaint]:
-    if action.count("(") != action.count(")"):
+    bare = _STRING.sub('""', action)
+    if bare.count("(") != bare.count(")"):
         yield f"has unequal brackets in {{{{ {action} }}}}", _SYNTAX_RULE
-    if re.search(r"\|\s*(\||$)|^\|", action):
+    if re.search(r"\|\s*(\||$)|^\|", bare):
         yield f"has a pipe without a command in {{{{ {action} }}}}", _SYNTAX_RULE
     declared.update(re.findall(r"\$(\w+)\s*(?:,\s*\$\w+\s*)?:=", action))
     declared.update(re.findall(r",\s*\$(\w+)\s*:=", action))
@@ -105,12 +107,12 @@ def _check_action(
 
 def _check_variable(word: str, declared: set[str], ref_ids: set[str]) -> Iterator[Complaint]:
     name, *path = word[1:].split(".")
-    if name and name not in declared:
+    if name == "value" and name not in declared:
+        yield "uses $value, which is a text about all values in Grafana; take $values", RULE
+    elif name and name not in declared:
         yield f"uses ${name}, which nothing sets", RULE
     elif name == "values" and path:
         yield from _check_value(path, ref_ids)
-    elif name == "value":
-        yield "uses $value, which is a text about all values in Grafana; take $values", RULE
 
 
 def _check_field(word: str, ref_ids: set[str]) -> Iterator[Complaint]:
