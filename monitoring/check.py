@@ -38,13 +38,13 @@ def _summary(shipped: Shipped) -> str:
     panels = sum(len(list(dashboards.panels(board))) for board in shipped.dashboards.values())
     rules = sum(len(items(group, "rules")) for *_, group in shipped.listed("alerting", "groups"))
     counts = (
-        (len(list(shipped.listed("datasources", "datasources"))), "datasources"),
-        (len(shipped.dashboards), "dashboards"),
-        (panels, "panels"),
-        (rules, "alert rules"),
-        (len(shipped.environment), "settings"),
+        (len(list(shipped.listed("datasources", "datasources"))), "datasource"),
+        (len(shipped.dashboards), "dashboard"),
+        (panels, "panel"),
+        (rules, "alert rule"),
+        (len(shipped.environment), "setting"),
     )
-    told = ", ".join(f"{count} {what}" for count, what in counts)
+    told = ", ".join(f"{count} {what}{'s' * (count != 1)}" for count, what in counts)
     return f"monitoring: {told}: as Grafana {compose.GRAFANA_MAJOR} demands"
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def change(path: Path, how: Change) -> None:
 def test_the_shipped_files_pass(capsys):
     assert check.main([]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("monitoring: 1 datasources, 3 dashboards, ")
+    assert said.startswith("monitoring: 1 datasource, 3 dashboards, ")
     assert f"{len(ALERTS)} alert rules" in said
     assert said.endswith("as Grafana 12 demands\n")
 
@@ -338,7 +339,7 @@ CASES: list[tuple[str, Path, Change, str]] = [
     ("home", COMPOSE, put(*ENVIRONMENT, "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH", value="/var/lib/grafana/dashboards/home.json"), "home.json is no dashboard in"),
     ("no health check", COMPOSE, drop(*GRAFANA, "healthcheck"), "test is missing"),
     ("health check's program", COMPOSE, put(*GRAFANA, "healthcheck", "test", 1, value="httpie"), "must call curl"),
-    ("health check's address", COMPOSE, put(*GRAFANA, "healthcheck", "test", 6, value="http://127.0.0.1:3001/api/health"), "must ask port 3000 for /api/health"),
+    ("health check's address", COMPOSE, put(*GRAFANA, "healthcheck", "test", 6, value="http://127.0.0.1:3001/api/health"), "must request /api/health at port 3000"),
 ]  # fmt: skip
 
 
@@ -456,7 +457,7 @@ class TestPanels:
             provisioning.panel_link(replace(ALERTS[0], panel="Clients lost"))
 
     def test_so_does_one_that_several_have(self, monkeypatch):
-        one, other = DASHBOARDS["client"]().panels[:2]
+        one, other = deepcopy(DASHBOARDS["client"]().panels[:2])
         one.title = other.title = "Twins"
         board = layout.build("u", "t", "d", [layout.row(4, one, other)])
         monkeypatch.setitem(DASHBOARDS, "twins", lambda: board)

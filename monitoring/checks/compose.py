@@ -52,7 +52,7 @@ NAMES = {
     for section, keys in SETTINGS.items()
     for key, kind in keys.items()
 }
-# Without these Grafana asks its maker's servers, or waits for them at each start.
+# Without these Grafana sends requests to its maker, some of them at each start.
 STAYS_AT_HOME = {
     "GF_ANALYTICS_REPORTING_ENABLED": "false",
     "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
@@ -111,7 +111,7 @@ def _values(shipped: Shipped) -> Iterator[Fault]:
             yield "environment", f"{name} must be {words}, got {value!r}", _DEFAULTS
     for name, value in STAYS_AT_HOME.items():
         if shipped.environment.get(name) != value:
-            message = f"{name} must be {value}: Grafana is to ask no server of its maker"
+            message = f"{name} must be {value}: Grafana is to send its maker no request"
             yield "environment", message, _DEFAULTS
 
 
@@ -156,7 +156,8 @@ def _mounts(shipped: Shipped) -> Iterator[Fault]:
         path = str(mapping(provider, "options").get("path", ""))
         seen.add(_seen(shipped, path))
         if _seen(shipped, path) not in boards:
-            message = f"{path}, the path of {PurePosixPath(file).name}: {place}, is no mounted folder of dashboards"
+            name = f"{PurePosixPath(file).name}: {place}"
+            message = f"{path}, the path of {name}, is no mounted folder of dashboards"
             yield (
                 "volumes",
                 message,
@@ -181,5 +182,5 @@ def _health(shipped: Shipped) -> Iterator[Fault]:
         message = f"must call curl, which each of Grafana's images has, got {' '.join(test)}"
         yield "healthcheck", message, f"{_DOCKERFILE}: Install dependencies"
     elif not test[-1].endswith(f":{_PORT}/api/health"):
-        message = f"must ask port {_PORT} for /api/health, got {test[-1]}"
+        message = f"must request /api/health at port {_PORT}, got {test[-1]}"
         yield "healthcheck", message, "pkg/api/http_server.go: apiHealthHandler"

@@ -160,13 +160,13 @@ def _check_datasources(sources: list[tuple[str, str, dict[str, Any]]]) -> Iterat
             file, place, _ = sources[number]
             yield Violation(file, place, f"{key} {name[1]!r} is there twice", why)
     defaults = [
-        (row[2].get("orgId", 1) if row[2].get("isDefault") is True else None) for row in sources
+        (text(row[2], "orgId") or "1") if row[2].get("isDefault") is True else "" for row in sources
     ]
     for number, _ in again(defaults):
         file, place, _ = sources[number]
         message = "isDefault is true for two datasources of one organization"
-        source = f"{_DATASOURCES}/config_reader.go: validateDefaultUniqueness"
-        yield Violation(file, place, message, source)
+        why = f"{_DATASOURCES}/config_reader.go: validateDefaultUniqueness"
+        yield Violation(file, place, message, why)
 
 
 def _check_providers(providers: list[tuple[str, str, dict[str, Any]]]) -> Iterator[Violation]:

@@ -200,7 +200,7 @@ def _check_route(
     if "..." in group_by and len(group_by) > 1:
         message = "group_by has '...' beside other labels"
         yield Violation(file, place, message, f"{_ROUTE}: ValidateChild")
-    for _, label in again(group_by):
+    for _, label in again([str(name) for name in group_by]):
         message = f"group_by has {label!r} twice"
         yield Violation(file, place, message, f"{_ROUTE}: ValidateChild")
     for number, child in enumerate(mappings(route, "routes")):

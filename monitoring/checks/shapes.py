@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -173,6 +173,6 @@ def keys(names: str, kind: Kind) -> dict[str, Key]:
     return dict.fromkeys(names.split(), Key(kind))
 
 
-def again(names: list[Any]) -> list[tuple[int, Any]]:
-    """Place and name of each that was there before."""
-    return [(i, name) for i, name in enumerate(names) if name and name in names[:i]]
+def again(names: Sequence[str | tuple[str, ...]]) -> list[tuple[int, Any]]:
+    """Place and name of each that was there before; a name with nothing at its end is none."""
+    return [(i, name) for i, name in enumerate(names) if name and name[-1] and name in names[:i]]
