@@ -27,6 +27,10 @@ class Alert:
     summary: str
     description: str
     """What is wrong, with the values, and what to do."""
+    panel: str
+    """Title of the panel that shows it; Grafana links the two."""
+    dashboard: str = "federation"
+    """The dashboard with that panel, by its name in ``queries.DASHBOARDS``."""
 
 
 def _text(text: str) -> str:
@@ -40,6 +44,7 @@ ALERTS = (
     Alert(
         name="ClientDown",
         severity="warning",
+        panel="Clients reached",
         lasts="30s",
         # Those that were there are named; those that never came have no partition yet.
         expression=promql(f"""
@@ -66,6 +71,7 @@ ALERTS = (
     Alert(
         name="RoundStalled",
         severity="critical",
+        panel="Where a round's time goes",
         lasts="10s",
         expression=promql(f"""
             time() - (max(fl_round_started_timestamp_seconds) > 0)
@@ -82,6 +88,7 @@ ALERTS = (
     Alert(
         name="Straggler",
         severity="warning",
+        panel="Slowest clients",
         lasts="1m",
         expression=promql(f"{r.FIT_RATIO} > 2 and on() count({r.FIT_SECONDS}) >= 3"),
         summary="Client of partition {{ $labels.partition }} is slow",
@@ -95,6 +102,7 @@ ALERTS = (
     Alert(
         name="ModelDiverged",
         severity="critical",
+        panel="Loss",
         lasts="30s",
         # Not finite: neither NaN nor infinity is below infinity.
         expression=promql(f"""
@@ -131,6 +139,8 @@ ALERTS = (
     Alert(
         name="ClientMemoryNearLimit",
         severity="warning",
+        panel="Memory, share of the limit",
+        dashboard="resources",
         lasts="1m",
         expression=promql(f'{r.MEMORY_SHARE}{{partition!=""}} > 0.9'),
         summary="Client of partition {{ $labels.partition }} is nearly out of memory",
@@ -144,6 +154,7 @@ ALERTS = (
     Alert(
         name="FailuresHigh",
         severity="warning",
+        panel="Failures",
         lasts="1m",
         # A single failure among the first few answers says nothing yet.
         expression=promql(f"{r.FAILED_SHARE} > 0.2 and on() {r.ANSWERED} >= 5"),
@@ -157,6 +168,7 @@ ALERTS = (
     Alert(
         name="NoRun",
         severity="info",
+        panel="State",
         lasts="15m",
         expression=promql(f"1 - ({r.RUNNING} or vector(0)) > 0"),
         summary="No run goes on",
@@ -168,6 +180,7 @@ ALERTS = (
     Alert(
         name="TargetDown",
         severity="critical",
+        panel="Firing alerts",
         lasts="30s",
         expression=promql("1 - up > 0"),
         summary="Prometheus cannot reach {{ $labels.job }}",

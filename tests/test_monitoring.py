@@ -422,10 +422,11 @@ class TestGrafana:
         assert len(set(uids)) == len(uids)
         assert all(re.fullmatch(r"[a-z-]{1,40}", uid) for uid in uids)
 
-    def test_everything_stands_in_one_folder_and_nobody_is_written_to(self):
+    def test_alerts_have_a_folder_of_their_own_and_nobody_is_written_to(self):
         (provider,) = load(PROVISIONING / "dashboards" / "flsimulation.yml")["providers"]
         alerting = load(PROVISIONING / "alerting" / "rules.yml")
-        assert provider["folder"] == alerting["groups"][0]["folder"] == "FLSimulation"
+        assert provider["folder"] == "FLSimulation"
+        assert alerting["groups"][0]["folder"] == "FLSimulation alerts"
         assert provider["allowUiUpdates"] is False
         assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
         assert set(alerting) == {"apiVersion", "groups"}
