@@ -110,7 +110,9 @@ class PlainView:
             parts.append(
                 f"clients' accuracy {mean:.4f} ± {spread:.4f}, lowest {min(self._final):.4f}"
             )
-        parts.append(f"peak memory {(event.peak_memory_bytes or peak_memory_bytes()) / 2**20:.0f} MiB")
+        parts.append(
+            f"peak memory {(event.peak_memory_bytes or peak_memory_bytes()) / 2**20:.0f} MiB"
+        )
         return "\n" + ", ".join(parts)
 
     def _say(self, text: str, style: str = "") -> None:

@@ -23,6 +23,7 @@ from flsimulation.messages import (
     split,
 )
 from flsimulation.network import sockets, threads
+from flsimulation.network.killed import Killed
 from flsimulation.network.names import CLIENT_APP, REPORTS, WARM
 from flsimulation.training import Batches
 
@@ -61,13 +62,13 @@ def _practise(space: Workspace) -> None:
             space.trainer.evaluate(state, batches)
 
 
-def tell_killed(command: str, number: int) -> None:
+def tell_killed(killed: Killed) -> None:
     """Report that a message's process was killed before it answered."""
-    if command != CLIENT_APP:
+    if killed.command != CLIENT_APP:
         return
-    name = signal.Signals(number).name
-    cause = ", most likely for want of memory; raise its limit" if name == "SIGKILL" else ""
-    print(f"flsim: a message's process was ended by {name}{cause}", file=sys.stderr, flush=True)
+    advice = "; raise its limit" if killed.number == signal.SIGKILL else ""
+    text = f"flsim: a message's process was ended by {killed.cause}{advice}"
+    print(text, file=sys.stderr, flush=True)
     _send(REPORTS, {"killed": True})
 
 

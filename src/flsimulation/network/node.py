@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -25,6 +25,9 @@ from flsimulation.network import sockets
 from flsimulation.network.names import CLIENT_APP, MEMORY, REPORTS, SERVER_APP, WARM
 from flsimulation.network.shims import write_shims
 from flsimulation.telemetry.exporter import served
+
+if TYPE_CHECKING:
+    from flsimulation.events import Event
 
 _AGAIN_SECONDS = 1.0  # before a program that ended is started again
 _END_SECONDS = 8.0  # that the programs have to end; Docker allows ten in all
@@ -152,6 +155,7 @@ def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) 
     )
     _check_free(host, port)
     metrics = PrometheusMetrics(clients=None)
+    _settle(memory, metrics)
     metrics.registry.register(ContainerCollector())
     node = Node(
         "superlink",
@@ -161,6 +165,18 @@ def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) 
         lambda line: metrics(from_json(line)),
     )
     node.run(metrics_port, memory)
+
+
+def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
+    """Set right, and say, what an earlier SuperLink left that was killed or restarted."""
+    from flsimulation.network.ends import last_end, resume_command, settle_runs
+
+    for run_dir, manifest in settle_runs(memory):
+        command = resume_command(run_dir)
+        told = f"interrupted after {manifest['rounds']} rounds; resume it with `{command}`"
+        print(f"flsim: {run_dir}: {told}", flush=True)
+    for event in last_end(memory) or ():
+        metrics(event)
 
 
 def become_owner_of(folder: Path) -> None:

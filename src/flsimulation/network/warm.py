@@ -20,11 +20,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flsimulation.network import sockets
-from flsimulation.network.names import CLIENT_APP
+from flsimulation.network.killed import Killed
+from flsimulation.network.names import CLIENT_APP, SERVER_APP
 from flsimulation.network.shims import run_command
 from flsimulation.processes import end_with_parent
 
@@ -34,7 +36,17 @@ _LATEST_SECONDS = 30.0  # between two starts of such a program
 _LOOK_SECONDS = 0.05  # between two looks whether the data is there, and at a program that is to end
 _HOLD_SECONDS = 20.0  # that a launch waits for the data; Flower gives a task up after a minute
 _AGAIN_SECONDS = 1.0  # before the long-running program is started again
-_END_SECONDS = 6.0  # that it has to end by itself; Docker allows ten for all
+_RUNS_SECONDS = 4.0  # that a run has to write and tell its end
+_END_SECONDS = 3.0  # that the program has to end by itself; Docker allows ten for all
+
+
+class _Launched(NamedTuple):
+    """A process that was launched."""
+
+    command: str
+    arguments: tuple[str, ...]
+    program: int | None
+    """The long-running program of its time."""
 
 
 class WarmServer:
@@ -49,7 +61,7 @@ class WarmServer:
     prepare : callable, optional
         Loads what the next launches of a run need, given what the launched process asked for.
     killed : callable, optional
-        Is told the command and the signal that killed it. After a ClientApp the program is
+        Is told, in a process of its own, of a launched process that was killed. After a ClientApp the program is
         started anew: Flower's SuperNode would wait for the answer for a minute, and take nothing
         else meanwhile. So it is after a SuperExec, however it ended.
     parent : socket, optional
@@ -63,7 +75,7 @@ class WarmServer:
         path: Path,
         program: Callable[[], None] | None = None,
         prepare: Callable[[dict[str, Any]], None] | None = None,
-        killed: Callable[[str, int], None] | None = None,
+        killed: Callable[[Killed], None] | None = None,
         parent: socket.socket | None = None,
         base: Path | None = None,
     ) -> None:
@@ -79,7 +91,7 @@ class WarmServer:
         self._killed = killed
         self._parent = parent
         self._base = base
-        self._launched: dict[int, tuple[str, int | None]] = {}  # command, program of its time
+        self._launched: dict[int, _Launched] = {}
         self._held: list[dict[str, Any]] = []  # launches that wait for the data
         self._held_until = 0.0
 
@@ -108,6 +120,7 @@ class WarmServer:
                     self._answer(sockets.receive(self._listener))
                 self._launch_held()
         finally:
+            self._end_runs()
             self._end_program()
 
     def _is_to_start(self) -> bool:
@@ -145,7 +158,8 @@ class WarmServer:
 
     def _launch(self, request: dict[str, Any]) -> None:
         process = self._fork(lambda: run_command(request["launch"], request["arguments"]))
-        self._launched[process] = request["launch"], self._running
+        arguments = tuple(request["arguments"])
+        self._launched[process] = _Launched(request["launch"], arguments, self._running)
 
     def _replace_prepared(self) -> None:
         """Fork a server that loads the experiment and then forks in our place."""
@@ -195,14 +209,16 @@ class WarmServer:
     def _reap(self) -> None:
         while True:
             try:
-                process, status = os.waitpid(-1, os.WNOHANG)
+                process, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if process == 0:
                 return
-            command, program = self._launched.pop(process, ("", None))
+            command, arguments, program = self._launched.pop(process, _Launched("", (), None))
             if os.WIFSIGNALED(status) and command and self._killed is not None:
-                self._killed(command, os.WTERMSIG(status))
+                number, peak = os.WTERMSIG(status), usage.ru_maxrss * 1024
+                tell = partial(self._killed, Killed(command, arguments, number, peak))
+                self._fork(tell)
             if process == self._running:
                 self._plan_restart()
             elif self._next is not None and process == self._next.process:
@@ -225,6 +241,16 @@ class WarmServer:
                 sockets.send(self._base, {"restart": True})
         elif self._running is not None:
             os.kill(self._running, signal.SIGTERM)
+
+    def _end_runs(self) -> None:
+        """Let the runs' processes end first, while there is somebody to tell how they ended."""
+        runs = [p for p, launched in self._launched.items() if launched.command == SERVER_APP]
+        for process in runs:
+            os.kill(process, signal.SIGTERM)
+        until = time.monotonic() + _RUNS_SECONDS
+        while runs and time.monotonic() < until:
+            runs = [process for process in runs if not os.waitpid(process, os.WNOHANG)[0]]
+            time.sleep(_LOOK_SECONDS)
 
     def _end_program(self) -> None:
         if self._running is None:
@@ -277,6 +303,7 @@ class _Prepared:
 
 
 def _end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
     raise SystemExit(0)
 
 
