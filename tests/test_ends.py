@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 
 from flsimulation import load_experiment, run
 from flsimulation.cli.status import parse_metrics, run_lines
+from flsimulation.report import read_run
 from flsimulation.telemetry.jsonlines import read_lines
 from tests.test_network import Network, Program, flsim, started, wait_for
 
@@ -137,12 +140,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory, blobs_npz: Path) -> Iterator
 class Run:
     """A run that stands in its third round; one is complete, with its scores."""
 
-    def __init__(self, stage: Stage, name: str, out: str | None = None) -> None:
+    def __init__(self, stage: Stage, name: str, more: tuple[str, ...], out: str | None) -> None:
         self.stage = stage
         self.gate = Gate(stage.folder / f"gate-{name}")
         self.out = out or f"runs/{name}"
         self.run_dir = stage.folder / self.out
-        sets = settings(stage.folder, stage.blobs, self.gate.folder)
+        sets = (*settings(stage.folder, stage.blobs, self.gate.folder), *more)
         address = ("--runtime=network", f"--superlink={stage.network.address}")
         self.driver = subprocess.Popen(
             [sys.executable, "-m", "flsimulation", "run", *address, f"--out={self.out}"]
@@ -189,8 +192,9 @@ class Run:
 
 
 @contextmanager
-def standing(stage: Stage, name: str, out: str | None = None) -> Iterator[Run]:
-    run = Run(stage, name, out)
+def standing(stage: Stage, name: str, *sets: str, out: str | None = None) -> Iterator[Run]:
+    """A run that stands in its third round."""
+    run = Run(stage, name, sets, out)
     try:
         run.stand_in_round_three()
         assert run.manifest()["state"] == stage.state() == "running"
@@ -208,6 +212,47 @@ def check_resume(run: Run) -> None:
     lines = read_lines(run.run_dir / "rounds.jsonl")
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
     assert run.manifest()["state"] == "completed"
+
+
+def listener(port: int) -> int:
+    """The process that listens at a port."""
+    sockets = {
+        line.split()[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A"
+    }
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if link.readlink().name in {f"socket:[{inode}]" for inode in sockets}:
+                return int(link.parts[2])
+    raise AssertionError(f"nobody listens at {port}")
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of its own that is soon full."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("to mount a file system is not permitted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def check_end(run: Run, state: str, rounds: int) -> None:
+    """What manifest, metric and ``flsim status`` say."""
+    wait_for("the end", lambda: run.manifest()["state"] != "running")
+    assert (run.manifest()["state"], run.manifest()["rounds"]) == (state, rounds)
+    wait_for("the metric", lambda: run.stage.state() == state)
+    assert run.stage.status().startswith(f"{state}, {rounds} of {ROUNDS} rounds")
 
 
 def stop(run: Run) -> None:
@@ -247,9 +292,122 @@ def test_an_end_of_the_servers_process(
         status, _, err = run.said()
     assert status == 1
     assert err == f"flsim: {cause}; resume with `{run.command}`\n"
-    wait_for("the end", lambda: run.manifest()["state"] != "running")
-    assert (run.manifest()["state"], run.manifest()["rounds"]) == (state, rounds)
-    wait_for("the metric", lambda: stage.state() != "running")
-    assert stage.state() == state
-    assert stage.status().startswith(f"{state}, {rounds} of {ROUNDS} rounds")
+    check_end(run, state, rounds)
     check_resume(run)
+
+
+def test_ctrl_c_in_the_terminal(stage: Stage) -> None:
+    with standing(stage, "ctrl-c") as run:
+        run.driver.send_signal(signal.SIGINT)
+        status, out, err = run.said()
+    assert (status, err) == (130, "")
+    assert out.splitlines()[-1] == f"Resume  {run.command}"
+    check_resume(run)  # at once: it waits for the end of the first
+    assert stage.state() == "completed"
+
+
+def test_ctrl_c_leaves_the_run_interrupted(stage: Stage) -> None:
+    with standing(stage, "ctrl-c-only") as run:
+        run.driver.send_signal(signal.SIGINT)
+        assert run.said()[0] == 130
+    check_end(run, "interrupted", 2)
+
+
+def test_a_run_goes_on_without_its_terminal(stage: Stage) -> None:
+    with standing(stage, "terminal") as run:
+        run.driver.kill()
+        run.driver.communicate()
+        assert run.manifest()["state"] == "running"
+    check_end(run, "completed", ROUNDS)
+    assert run.manifest()["weights-sha256"] == stage.weights
+
+
+def test_a_round_with_too_few_answers(stage: Stage) -> None:
+    with standing(stage, "too-few", "round.min-results=2") as run:
+        (go, _) = run.gate.waiting()
+        os.kill(int(go.name.removeprefix("go-")), signal.SIGKILL)
+        run.gate.open()
+        status, _, err = run.said()
+    assert status == 1
+    assert err.startswith("flsim: round 3: 1 of 2 clients succeeded, 2 needed; client ")
+    assert err.endswith(f"it went away before it answered; resume with `{run.command}`\n")
+    check_end(run, "failed", 2)
+    assert run.manifest()["error"] in err
+    check_resume(run)
+
+
+def test_a_client_out_of_memory_is_counted_and_the_run_completes(stage: Stage) -> None:
+    with standing(stage, "client") as run:
+        (go, _) = run.gate.waiting()
+        os.kill(int(go.name.removeprefix("go-")), signal.SIGKILL)
+        run.gate.open()
+        status, out, err = run.said()
+    assert (status, err) == (0, "")
+    assert "completed: 4 of 4 rounds" in out
+    check_end(run, "completed", ROUNDS)
+    lost = [line for line in read_lines(run.run_dir / "clients.jsonl") if line.get("reason")]
+    assert (lost[0]["round"], lost[0]["reason"]) == (2, "lost")  # its evaluation, then its training
+    assert (lost[1]["round"], lost[1]["phase"], lost[1]["reason"]) == (3, "train", "lost")
+
+
+def test_the_superlink_is_stopped_and_started_again(stage: Stage) -> None:
+    with standing(stage, "restart") as run:
+        stage.network.superlink.end()
+        assert (run.manifest()["state"], run.manifest()["rounds"]) == ("interrupted", 2)
+        status, _, err = run.said()
+        assert status == 1
+        cause = "the run was interrupted: SIGTERM ended it, as when its SuperLink is stopped"
+        assert err == f"flsim: {cause}; resume with `{run.command}`\n"
+        stage.restart()
+    check_end(run, "interrupted", 2)
+    check_resume(run)
+
+
+def test_the_superlink_is_killed_and_started_again(stage: Stage) -> None:
+    with standing(stage, "killed") as run:
+        stage.network.superlink.kill()
+        status, _, err = run.said()
+        assert status == 1
+        cause = "the SuperLink does not answer any more, which ended the run; start it again"
+        assert err == f"flsim: {cause}; resume with `{run.command}`\n"
+        assert run.manifest()["state"] == "running"
+        assert read_run(run.run_dir).manifest["state"] == "interrupted"  # readers know
+        stage.restart()
+    check_end(run, "interrupted", 1)
+    assert (
+        run.manifest()["error"]
+        == "its SuperLink was killed or started again, or the machine stopped"
+    )
+    said = f"flsim: {run.out}: interrupted after 1 rounds; resume it with `flsim run --resume {run.out}`"
+    assert said in stage.network.superlink.log.read_text().splitlines()
+    check_resume(run)
+
+
+def test_only_flowers_superlink_is_killed(stage: Stage) -> None:
+    with standing(stage, "flower") as run:
+        os.kill(listener(stage.network.port), signal.SIGKILL)
+        status, _, err = run.said()
+    assert status == 1
+    assert err.endswith(f"; resume with `{run.command}`\n")
+    check_end(run, "interrupted", 2)
+    assert run.manifest()["error"] == "its SuperLink ended"
+    check_resume(run)
+
+
+def test_the_disk_is_full(stage: Stage) -> None:
+    with (
+        small_disk(stage.folder / "runs" / "disk") as disk,
+        standing(stage, "full", out="runs/disk/full") as run,
+    ):
+        fill(disk)
+        run.gate.open()
+        status, _, err = run.said()
+        assert status == 1
+        said = r"flsim: (runs/disk/full/\S+: cannot be written: the disk is full; free some space there); resume with `(.+)`\n"
+        found = re.fullmatch(said, err)
+        assert found is not None, err
+        assert found[2] == run.command
+        check_end(run, "failed", run.manifest()["rounds"])
+        assert run.manifest()["error"] == found[1]
+        (disk / "ballast").unlink()
+        check_resume(run)
