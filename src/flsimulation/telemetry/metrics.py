@@ -144,6 +144,7 @@ class PrometheusMetrics:
             self._round(event)
         elif isinstance(event, RunFinished):
             self._state(event.state)
+            self._gauge("fl_run_round").set(event.rounds)
             self._gauge("fl_round_started_timestamp_seconds").set(0)
 
     def _run(self, event: RunStarted) -> None:
