@@ -55,26 +55,37 @@ def processes(session: int) -> list[int]:
     return found
 
 
-MOMENTS: dict[str, Callable[[Network, Path], object]] = {
-    "it has just begun": lambda network, gate: wait_for(
-        "the begin of the run", lambda: is_running(network)
-    ),
-    "some clients have answered": lambda network, gate: wait_for(
-        "a client", lambda: is_running(network) and connected(network) >= 1
-    ),
-    "all clients train": lambda network, gate: [at_the_gate(gate, name) for name in CLIENTS],
-    "one client trains": lambda network, gate: at_the_gate(gate, "b"),
-}
+def begins(network: Network, gate: Path) -> None:
+    wait_for("the begin of the run", lambda: is_running(network))
+
+
+def some_answer(network: Network, gate: Path) -> None:
+    wait_for("a client", lambda: is_running(network) and connected(network) >= 1)
+
+
+def some_train(network: Network, gate: Path, *names: str) -> None:
+    wait_for("all clients", lambda: is_running(network) and connected(network) == len(CLIENTS))
+    for mark in gate.parent.glob(f"{gate.name}.*"):
+        mark.unlink()  # of processes that worked for the run before
+    for name in names:
+        at_the_gate(gate, name)
+
+
+MOMENTS: tuple[Callable[[Network, Path], None], ...] = (
+    begins,
+    some_answer,
+    lambda network, gate: some_train(network, gate, *CLIENTS),
+    lambda network, gate: some_train(network, gate, "b"),
+)
 
 
 def test_twenty_stops_in_a_row_leave_no_client_stuck_and_no_process(network: Network) -> None:
     for number in range(20):
-        moment = list(MOMENTS)[number % len(MOMENTS)]
         with driven(network, "--set=data.clients=3", "--set=runtime.client-wait=60") as (run, gate):
-            MOMENTS[moment](network, gate)
+            MOMENTS[number % len(MOMENTS)](network, gate)
             run.send_signal(signal.SIGINT)
             _, err = run.communicate(timeout=90)
-            assert run.returncode == 130, (number, moment, err)
+            assert run.returncode == 130, (number, err)
         wait_for("the end of the run", lambda: not is_running(network))
     done = network.run("--set=data.clients=3", "--set=strategy.rounds=1", "--json")
     assert done.returncode == 0, done.stderr
