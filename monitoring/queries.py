@@ -17,7 +17,7 @@ from monitoring.resources import resources
 DASHBOARDS = {"federation": federation, "client": client, "resources": resources}
 
 
-_OF_WHAT_IS_WRONG = ("Who is down", "Who is slow", "Firing alerts")
+_OF_WHAT_IS_WRONG = ("Who is down", "Firing alerts")
 
 
 class Asked(NamedTuple):

@@ -8,8 +8,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from flsimulation.telemetry.container import ContainerCollector, container_usage
-from flsimulation.telemetry.metrics import CONTAINER_METRICS
 from flsimulation.telemetry.process import machine_memory_bytes
+from flsimulation.telemetry.table import CONTAINER_METRICS
 
 CORES = float(os.cpu_count() or 1)
 

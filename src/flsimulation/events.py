@@ -16,7 +16,7 @@ from flsimulation.experiment import Experiment
 
 Phase: TypeAlias = Literal["train", "evaluate", "final"]
 """``final`` is the evaluation of every client after the last round."""
-State: TypeAlias = Literal["completed", "failed", "interrupted"]
+State: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 Scores: TypeAlias = dict[str, float]
 """``loss``, ``accuracy`` and whatever else the module logs, by name."""
 

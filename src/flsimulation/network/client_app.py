@@ -85,6 +85,7 @@ def _tell(partition: int, message: Message, answer: Message) -> None:
     if evaluation_asked(message) is not None:
         parts["train"], parts["evaluate"] = split(answer, message)
     report = {
+        "run": message.metadata.run_id,
         "partition": partition,
         "bytes": {"down": payload_bytes(message), "up": payload_bytes(answer)},
         "metrics": {
@@ -102,7 +103,8 @@ def _send(variable: str, content: Any) -> None:
 
 
 def _announce(experiment: Experiment, run: int) -> None:
-    """Have the run's data and model loaded for the processes to come."""
+    """Report that the run is here; have its data and model loaded for the processes to come."""
+    _send(REPORTS, {"run": run})
     if _prepared is None or _prepared[0] != run:
         _send(WARM, {"prepare": {"run": run, "experiment": flatten(experiment)}})
 

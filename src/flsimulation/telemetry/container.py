@@ -16,8 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from flsimulation.telemetry.metrics import CONTAINER_METRICS
 from flsimulation.telemetry.process import machine_memory_bytes
+from flsimulation.telemetry.table import CONTAINER_METRICS
 
 _NO_LIMIT = 2**60  # bytes; version 1 writes "no limit" as a number near 2**63
 
