@@ -78,7 +78,7 @@ _NOW = row(
     ),
     _number(
         Says(
-            "Last training",
+            "Training loss",
             "Mean loss over the last local epoch.",
             "none",
             _NO_FIT,

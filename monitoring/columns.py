@@ -90,7 +90,9 @@ def _transformations(
             },
         ),
     ]
-    return [dashboard.DataTransformerConfig(id_val=name, options=options) for name, options in steps]
+    return [
+        dashboard.DataTransformerConfig(id_val=name, options=options) for name, options in steps
+    ]
 
 
 def _override(column: Column) -> Any:

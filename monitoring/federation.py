@@ -78,7 +78,7 @@ _NOW = row(
             "The rounds to come, as long as this run's took on average. A run whose target "
             "accuracy is reached ends sooner.",
             "s",
-            empty=_NO_ROUND,
+            empty="not known",
             decimals=0,
         ),
         Query(r.LEFT_SECONDS),
@@ -148,18 +148,18 @@ _WHO = row(
             )
         ],
         [
-            Column("Experiment", "name"),
-            Column("Strategy", "strategy"),
-            Column("Data set", "dataset"),
-            Column("Model", "model"),
-            Column("Seed", "seed", width=60),
+            Column("Experiment", "name", width=110),
+            Column("Strategy", "strategy", width=90),
+            Column("Data set", "dataset", width=90),
+            Column("Model", "model", width=210),
+            Column("Seed", "seed", width=55),
         ],
     ),
     numbers(
         Says(
             "Clients",
             "Clients that the experiment asks for, those of them that the server can reach, and "
-            "those that it cannot.",
+            "those that it cannot; after a run, as its end left them.",
             "none",
         ),
         Query("max(fl_clients_expected) > 0", "expected"),
@@ -201,9 +201,11 @@ _WHO = row(
         ),
         Query(
             f"""
-            sort_by_label(
-              label_replace({r.DOWN}, "container", "client $1", "partition", "(.*)"),
-              "partition"
+            label_replace({r.DOWN}, "container", "client $1", "partition", "(.*)")
+            or on()
+            label_replace(
+              vector(1) unless on() {r.RUNNING} == 1,
+              "container", "no run in progress", "", ""
             )
             """
         ),
@@ -280,13 +282,13 @@ _TABLE = row(
         [
             Column("Client", "partition", width=70, links=[ROW_TO_CLIENT]),
             Column("State", "Value #A", width=100, mappings=CLIENT_STATES),
-            Column("Accuracy", "Value #B", "percentunit", 1),
-            Column("Loss", "Value #C", "none", 3),
-            Column("Training", "Value #D", "s", 2),
-            Column("Times median", "Value #E", "none", 1, steps=SLOW),
-            Column("Memory", "Value #F", "bytes"),
-            Column("Cores", "Value #G", "none", 2),
-            Column("Name", "name"),
+            Column("Accuracy", "Value #B", "percentunit", 1, width=90),
+            Column("Loss", "Value #C", "none", 3, width=80),
+            Column("Training", "Value #D", "s", 2, width=90),
+            Column("Times median", "Value #E", "none", 1, width=120, steps=SLOW),
+            Column("Memory", "Value #F", "bytes", width=90),
+            Column("Cores", "Value #G", "none", 2, width=80),
+            Column("Name", "name", width=130),
         ],
         sort=(("State", False), ("Times median", True)),
     ),
@@ -394,6 +396,7 @@ _ROUNDS = row(
         ),
         Query(f"max by (reason) (fl_run_failures) {_ASKED}", "{{reason}}"),
         stepped=True,
+        legend_right=True,
     ),
     graph(
         Says(

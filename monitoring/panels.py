@@ -18,7 +18,7 @@ DATASOURCE = common.DataSourceRef(type_val="prometheus", uid="flsim-prometheus")
 
 GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "yellow", "orange", "red", "blue", "text"
 PURPLE = "purple"
-NOTHING = "–"
+NOTHING = "-"
 """What a cell without a value shows."""
 FEW_CLIENTS = 12
 """Up to so many clients have a line each; of more, three lines say how they are spread."""
@@ -38,10 +38,10 @@ COLOURS = {
     "deadline": ORANGE,
     "lost": YELLOW,
     "server": GREY,
-    "lowest": GREEN,
+    "lowest": BLUE,
     "fastest": GREEN,
-    "median": BLUE,
-    "highest": RED,
+    "median": PURPLE,
+    "highest": ORANGE,
     "slowest": RED,
     "this client": BLUE,
     "its training": PURPLE,
@@ -87,7 +87,10 @@ class Says:
 
 
 def by_client(
-    expression: str, legend: str = "client {{partition}}", low: str = "lowest", high: str = "highest"
+    expression: str,
+    legend: str = "client {{partition}}",
+    low: str = "lowest",
+    high: str = "highest",
 ) -> tuple[Query, ...]:
     """A line for each client, or of many clients the lowest, the median and the highest."""
     few, many = (f"on() count({expression}) {sign} {FEW_CLIENTS}" for sign in ("<=", ">"))
@@ -198,9 +201,7 @@ def graph(
 def _colours(queries: Sequence[Query]) -> dict[str, str]:
     """Colours of the lines whose names are known before there is data."""
     names = [
-        name
-        for query in queries
-        for name in VALUES.get(query.legend.strip("{}"), (query.legend,))
+        name for query in queries for name in VALUES.get(query.legend.strip("{}"), (query.legend,))
     ]
     return {name: COLOURS[name] for name in names if name in COLOURS}
 

@@ -49,7 +49,7 @@ def queries(partition: str = "0", rate_interval: str = "20s") -> Iterator[Asked]
     for name, make in DASHBOARDS.items():
         for panel in panels(make()):
             for target in panel.targets or []:
-                expression = _filled(getattr(target, "expr", ""), values)
+                expression = filled(getattr(target, "expr", ""), values)
                 healthy = panel.title not in _OF_WHAT_IS_WRONG
                 yield Asked(f"panel {name}: {panel.title}", expression, healthy)
     for rule in RECORDINGS:
@@ -58,7 +58,7 @@ def queries(partition: str = "0", rate_interval: str = "20s") -> Iterator[Asked]
         yield Asked(f"alert {alert.name}", alert.expression, False)
 
 
-def _filled(expression: str, values: dict[str, str]) -> str:
+def filled(expression: str, values: dict[str, str]) -> str:
     """The expression with its variables replaced; an unknown one raises ``KeyError``."""
     return re.sub(
         r"\$\{?([a-z_]+)\}?",

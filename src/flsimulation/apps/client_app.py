@@ -25,8 +25,8 @@ from flsimulation.messages import (
 )
 from flsimulation.packing import is_packed, pack, unpack
 
-Told: TypeAlias = Callable[[int, Message, Message], None]
-"""Takes partition, message and answer."""
+Told: TypeAlias = Callable[[int, Message, Message | None], None]
+"""Takes partition, message and answer; no answer where the work is about to begin."""
 Work: TypeAlias = Callable[[Message, ConfigRecord, int, Workspace], Message]
 """Makes the answer of message, settings, partition and workspace."""
 
@@ -44,7 +44,7 @@ def make_client_app(
         Data and trainer that this process has already, or what gets them for an experiment and a
         run's id; without it they are loaded from the run config with the first message.
     told : callable, optional
-        Is told every message with its answer, before the answer goes out.
+        Is told every message before the work, and with its answer before the answer goes out.
     asked : callable, optional
         Is told the experiment and the run's id when the server asks who is there: work is about
         to come.
@@ -64,6 +64,8 @@ def make_client_app(
         if packed := is_packed(message.content):
             message.content = unpack(message.content)
         partition = partition_of(message, context)
+        if told is not None:
+            told(partition, message, None)
 
         def attempt(work: Work, config: ConfigRecord) -> Message:
             try:

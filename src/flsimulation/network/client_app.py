@@ -79,13 +79,17 @@ def _workspace(experiment: Experiment, run: int) -> Workspace:
     return Workspace.load(experiment)
 
 
-def _tell(partition: int, message: Message, answer: Message) -> None:
-    """Report a message and its answer to the process that serves the metrics."""
+def _tell(partition: int, message: Message, answer: Message | None) -> None:
+    """Report a message, then its answer, to the process that serves the metrics."""
+    run = message.metadata.run_id
+    if answer is None:
+        _send(REPORTS, {"run": run, "partition": partition})
+        return
     parts = {message.metadata.message_type: answer}
     if evaluation_asked(message) is not None:
         parts["train"], parts["evaluate"] = split(answer, message)
     report = {
-        "run": message.metadata.run_id,
+        "run": run,
         "partition": partition,
         "bytes": {"down": payload_bytes(message), "up": payload_bytes(answer)},
         "metrics": {

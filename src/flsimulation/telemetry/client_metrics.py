@@ -41,8 +41,9 @@ class ClientMetrics:
         Parameters
         ----------
         report : mapping
-            ``killed`` of a process that was killed; else the run's id as ``run``, and, but for the
-            run's first message, partition, bytes by direction and metrics by phase.
+            ``killed`` of a process that was killed; else the run's id as ``run``, the partition
+            where a message has one, and, once it is answered, bytes by direction and metrics by
+            phase.
         """
         if "killed" in report:
             self._series.counter("fl_client_crashes_total").inc()
@@ -51,14 +52,14 @@ class ClientMetrics:
         if "partition" not in report:
             return
         partition = str(report["partition"])
-        for direction, size in report["bytes"].items():
+        for direction, size in report.get("bytes", {}).items():
             labels = {"partition": partition, "direction": direction}
             self._series.counter("fl_client_message_bytes_total", **labels).inc(size)
             if current:
                 self._series.gauge("fl_client_last_message_bytes", **labels).set(size)
         if current:
             self._hold(partition)
-        for phase, metrics in report["metrics"].items():  # what failed the server counts
+        for phase, metrics in report.get("metrics", {}).items():  # what failed the server counts
             if phase == "train":
                 self._clients.count_fit(metrics, partition)
             if current and phase == "train":
