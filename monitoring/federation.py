@@ -44,6 +44,13 @@ _STATE = " + ".join(
 _ASKED = "and on() max(fl_run_rounds) > 0"
 _EXPECTED = "and on() max(fl_clients_expected) > 0"
 _RUNNING = f"and {r.WHILE_RUNNING}"
+# The server may not know yet what Prometheus sees.
+_MISSING = f"""
+    clamp_min(
+      max(fl_clients_expected) - max(fl_clients_connected),
+      scalar(count({r.DOWN}) or vector(0))
+    )
+"""
 _NO_ROUND = "no round yet"
 
 
@@ -77,9 +84,8 @@ _NOW = row(
             "Time left",
             "The rounds to come, as long as this run's took on average. A run whose target "
             "accuracy is reached ends sooner.",
-            "s",
+            "dthms",
             empty="not known",
-            decimals=0,
         ),
         Query(r.LEFT_SECONDS),
         steps=((None, BLUE),),
@@ -158,16 +164,13 @@ _WHO = row(
     numbers(
         Says(
             "Clients",
-            "Clients that the experiment asks for, those of them that the server can reach, and "
-            "those that it cannot; after a run, as its end left them.",
+            "Clients that the experiment asks for, those of them that can be reached, and those "
+            "that the server or Prometheus cannot reach; after a run, as its end left them.",
             "none",
         ),
         Query("max(fl_clients_expected) > 0", "expected"),
-        Query(f"max(fl_clients_connected) {_EXPECTED}", "connected"),
-        Query(
-            f"clamp_min(max(fl_clients_expected) - max(fl_clients_connected), 0) {_EXPECTED}",
-            "missing",
-        ),
+        Query(f"max(fl_clients_expected) - {_MISSING} {_EXPECTED}", "connected"),
+        Query(f"{_MISSING} {_EXPECTED}", "missing"),
         steps=((None, BLUE),),
         own={"missing": {"thresholds": threshold_steps(((None, GREEN), (1, RED)))}},
     ),
@@ -371,6 +374,7 @@ _CLIENTS = row(
         legend_right=True,
         links=[TO_CLIENT],
     ),
+    widths=(6, 9, 9),
 )
 
 _ROUNDS = row(

@@ -127,7 +127,7 @@ def numbers(
     )
     targets = [target(i, q, instant=True) for i, q in enumerate(queries)]
     config = field_config(says, FieldColorModeId.THRESHOLDS, steps)
-    config.mappings = mappings_of(mappings or {})
+    config.mappings = [*mappings_of(mappings or {}), _empty(says)]
     made = panel("stat", says, targets, config, options)
     made.field_config.overrides = [override(name, values) for name, values in (own or {}).items()]
     return made
@@ -323,13 +323,23 @@ def target(place: int, query: Query, instant: bool = False, as_table: bool = Fal
     )
 
 
-def mappings_of(texts: Mapping[str, tuple[str, str]]) -> list[dashboard.ValueMapping] | None:
+def mappings_of(texts: Mapping[str, tuple[str, str]]) -> list[dashboard.ValueMapping]:
     """Texts and colours of values."""
     results = {
         value: dashboard.ValueMappingResult(text=text, color=color, index=index)
         for index, (value, (text, color)) in enumerate(texts.items())
     }
-    return [dashboard.ValueMap(options=results)] if results else None
+    return [dashboard.ValueMap(options=results)] if results else []
+
+
+def _empty(says: Says) -> dashboard.ValueMapping:
+    """The text of an empty panel in grey: Grafana's has the colour of the lowest values."""
+    return dashboard.SpecialValueMap(
+        options=dashboard.DashboardSpecialValueMapOptions(
+            match=dashboard.SpecialValueMatch.NULL,
+            result=dashboard.ValueMappingResult(text=says.empty, color=GREY, index=99),
+        )
+    )
 
 
 def _legend(placement: common.LegendPlacement | None) -> common.VizLegendOptions:

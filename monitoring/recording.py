@@ -117,7 +117,7 @@ CLIENT_RULES = (
               / on() group_left() ({FIT_MEDIAN} > 0)
         """),
     ),
-    # During a run: the server cannot reach it, or Prometheus has lost the client that held it in
+    # During a run: the server cannot reach it once a round has begun, or Prometheus has lost the client that held it in
     # this run, and neither that client nor another with its partition is back. Prometheus learns
     # of a client that was killed within seconds; the server waits for its heartbeats.
     Recording(
@@ -125,6 +125,7 @@ CLIENT_RULES = (
         promql(f"""
             (
               max by (partition) (1 - fl_client_connected > 0)
+                and on() max(fl_run_current_round) > 0
               or
               count by (partition) (
                 max_over_time(timestamp(fl_client_info{{partition!="none"}})[5m:5s])
@@ -143,7 +144,7 @@ CLIENT_RULES = (
         promql(f"""
             0 * {DOWN}
             or
-            max by (partition) (fl_client_connected)
+            max by (partition) (fl_client_connected > 0)
               * on(partition) (1 + max by (partition) (fl_client_awaited))
               and {WHILE_RUNNING}
             or

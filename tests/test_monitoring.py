@@ -72,6 +72,8 @@ def expressions() -> Iterator[tuple[str, str]]:
         for panel in load(path)["panels"]:
             for target in panel["targets"]:
                 yield f"{path.stem}: {panel['title']}", target["expr"]
+        for mark in load(path)["annotations"]["list"]:
+            yield f"{path.stem}: {mark['name']}", mark["expr"]
 
 
 def series_asked_for(expression: str) -> set[str]:
@@ -198,7 +200,7 @@ class TestExpressions:
             for _, expression in expressions()
             for found in re.findall(r"\[(.*?)\]", expression)
         }
-        assert windows <= {"$__rate_interval", "30s", "1m", "5m", "10m", "15m"}
+        assert windows <= {"$__range", "30s", "5m", "5m:5s"}
 
     @needs_promtool
     def test_prometheus_parses_those_of_the_panels(self, tmp_path):
@@ -222,11 +224,10 @@ class TestExpressions:
         panels = [query for query in asked if query.source.startswith("panel")]
         assert not any("$" in query.expression for query in panels)
         assert any('partition="7"' in query.expression for query in panels)
-        assert any("[25s]" in query.expression for query in panels)
+        assert any("[900s]" in query.expression for query in panels)
         assert {query.source for query in panels if not query.answers} == {
-            f"panel federation: {title}"
-            for title in ("Who is down", "Who is slow", "Firing alerts")
-        }
+            f"panel federation: {title}" for title in ("Clients over time", "Firing alerts")
+        } | {f"panel {name}: {title}" for name, title in OF_MANY_CLIENTS}
         assert {f"alert {name}" for name in ALERTS} <= set(sources)
 
 
