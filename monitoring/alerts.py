@@ -27,6 +27,10 @@ class Alert:
     summary: str
     description: str
     """What is wrong, with the values, and what to do."""
+    panel: str
+    """Title of the panel that shows it; Grafana links the two."""
+    dashboard: str = "federation"
+    """The dashboard with that panel, by its name in ``queries.DASHBOARDS``."""
 
 
 def _text(text: str) -> str:
@@ -40,6 +44,7 @@ ALERTS = (
     Alert(
         name="ClientDown",
         severity="warning",
+        panel="Clients over time",
         lasts="10s",
         # Those that were there are named; those that never came have no partition yet, and at a
         # run's beginning they may be on their way.
@@ -68,6 +73,7 @@ ALERTS = (
     Alert(
         name="RoundStalled",
         severity="critical",
+        panel="Seconds a round",
         lasts="10s",
         expression=promql(f"""
             time() - (max(fl_round_started_timestamp_seconds) > 0)
@@ -84,6 +90,7 @@ ALERTS = (
     Alert(
         name="Straggler",
         severity="warning",
+        panel="Clients by partition",
         lasts="1m",
         expression=promql(f"""
             {r.FIT_RATIO} > 2
@@ -101,6 +108,7 @@ ALERTS = (
     Alert(
         name="ModelDiverged",
         severity="critical",
+        panel="Loss by round",
         lasts="30s",
         # Not finite: neither NaN nor infinity is below infinity.
         expression=promql(f"""
@@ -138,6 +146,8 @@ ALERTS = (
     Alert(
         name="ClientMemoryNearLimit",
         severity="warning",
+        panel="Memory, share of the limit",
+        dashboard="resources",
         lasts="1m",
         expression=promql(f'{r.MEMORY_SHARE}{{container!="server"}} > 0.9'),
         summary="Container of {{ $labels.container }} is nearly out of memory",
@@ -150,6 +160,7 @@ ALERTS = (
     Alert(
         name="FailuresHigh",
         severity="warning",
+        panel="Failures",
         lasts="1m",
         # A single failure among the first few answers says nothing yet.
         expression=promql(f"""
@@ -167,6 +178,7 @@ ALERTS = (
     Alert(
         name="NoRun",
         severity="info",
+        panel="State",
         lasts="15m",
         expression=promql(f"1 - ({r.RUNNING} or vector(0)) > 0"),
         summary="No run is in progress",
@@ -178,6 +190,7 @@ ALERTS = (
     Alert(
         name="TargetDown",
         severity="critical",
+        panel="Firing alerts",
         lasts="30s",
         expression=promql("1 - up > 0"),
         summary="Prometheus cannot reach {{ $labels.job }}",

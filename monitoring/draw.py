@@ -120,7 +120,6 @@ def _content(dashboard: dict[str, Any], asked: argparse.Namespace) -> dict[str, 
     prometheus = _Prometheus(asked.prometheus, to - seconds, to, step)
     values = {
         "partition": asked.partition,
-        "__rate_interval": f"{4 * _SCRAPE_SECONDS}s",
         "__range": f"{int(seconds)}s",
     }
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(to))

@@ -346,16 +346,12 @@ _CLIENTS = row(
             empty=f"no client yet; of more than {FEW_CLIENTS}, none was down",
         ),
         Query(
-            f"{r.STATE} and on() count({r.STATE}) <= {FEW_CLIENTS}",
-            "client {{partition}}",
-        ),
-        Query(
             f"""
-            {r.STATE}
-              and on(partition) (min_over_time({r.STATE}[$__range]) == 0)
-              and on() count({r.STATE}) > {FEW_CLIENTS}
+            {r.STATE} and on() count({r.STATE}) <= {FEW_CLIENTS}
+            or
+            {r.STATE} and on(partition) min_over_time({r.STATE}[$__range]) == 0
             """,
-            "client {{partition}} ",
+            "client {{partition}}",
         ),
         mappings=CLIENT_STATES,
         links=[TO_CLIENT],

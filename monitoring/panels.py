@@ -231,7 +231,7 @@ def bars(
 
 def states(
     says: Says,
-    *queries: Query,
+    query: Query,
     mappings: Mapping[str, tuple[str, str]],
     links: Sequence[dashboard.DashboardLink] = (),
 ) -> dashboard.Panel:
@@ -247,12 +247,11 @@ def states(
         ),
         tooltip=_tooltip(common.TooltipDisplayMode.SINGLE),
     )
-    targets = [target(i, query) for i, query in enumerate(queries)]
     config = field_config(says, FieldColorModeId.THRESHOLDS)
     config.custom = statetimeline.FieldConfig(axis_placement=common.AxisPlacement.AUTO)
     config.mappings = mappings_of(mappings)
     config.links = list(links) or None
-    return panel("state-timeline", says, targets, config, options)
+    return panel("state-timeline", says, [target(0, query)], config, options)
 
 
 def panel(

@@ -13,13 +13,15 @@ from grafana_foundation_sdk.models.alerting import Query, RelativeTimeRange
 from grafana_foundation_sdk.models.prometheus import Dataquery, QueryEditorMode
 
 from monitoring.alerts import ALERTS, Alert
-from monitoring.layout import FEDERATION_UID
 from monitoring.panels import DATASOURCE
 from monitoring.promql import one_line
+from monitoring.queries import DASHBOARDS, panels
 from monitoring.recording import GROUPS
 
 NOTICE = "# Made by monitoring/generate.py; change the code it reads, then run it again.\n"
-FOLDER = "FLSimulation"
+FOLDER = "FLSimulation alerts"
+"""Not the dashboards' own: Grafana looks a folder up by its title and, where there is none, creates
+it. Two that do so at the same time create two."""
 
 
 def prometheus_rules() -> str:
@@ -87,7 +89,7 @@ def _grafana_alert(alert: Alert) -> dict[str, Any]:
         "labels": {"severity": alert.severity},
         "annotations": {
             **_annotations(alert, "$values.A.Value"),
-            "__dashboardUid__": FEDERATION_UID,
+            **panel_link(alert),
         },
         "isPaused": False,
     }
@@ -98,6 +100,29 @@ def _annotations(alert: Alert, value: str) -> dict[str, str]:
         "summary": re.sub(r"\bVALUE\b", value, alert.summary),
         "description": re.sub(r"\bVALUE\b", value, alert.description),
     }
+
+
+def panel_link(alert: Alert) -> dict[str, str]:
+    """The annotations by which Grafana links an alert with its panel; it takes both or neither.
+
+    Raises
+    ------
+    LookupError
+        If the dashboard has no panel of that title, or several.
+    """
+    if alert.dashboard not in DASHBOARDS:
+        known = ", ".join(DASHBOARDS)
+        raise LookupError(
+            f"alert {alert.name}: dashboard must be one of {known}, got {alert.dashboard!r}"
+        )
+    board = DASHBOARDS[alert.dashboard]()
+    ids = [panel.id_val for panel in panels(board) if panel.title == alert.panel]
+    if len(ids) != 1:
+        raise LookupError(
+            f"alert {alert.name}: panel must be the title of one panel of the dashboard "
+            f"{alert.dashboard}, got {alert.panel!r}, which {len(ids) or 'none'} of its panels have"
+        )
+    return {"__dashboardUid__": str(board.uid), "__panelId__": str(ids[0])}
 
 
 class _Dumper(yaml.SafeDumper):

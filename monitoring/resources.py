@@ -91,13 +91,14 @@ _NOW = row(
     ),
     numbers(
         Says(
-            "Crashes",
+            "Trouble",
             "Processes of clients that were killed before they answered, since their containers "
-            "started.",
+            "started, and containers that cannot do their work now.",
             "none",
-            "no client yet",
+            _NO_CONTAINER,
         ),
-        Query("sum(fl_client_crashes_total)"),
+        Query("sum(fl_client_crashes_total)", "crashes"),
+        Query("sum(fl_container_failing)", "failing"),
         steps=((None, GREEN), (1, RED)),
     ),
 )

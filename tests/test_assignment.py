@@ -281,7 +281,7 @@ def test_messages_tell_each_node_its_partition() -> None:
 
     spec = experiment()
     network = Network(app, ["b", "a"], flatten(spec))
-    grid = AssignedGrid(network, PartitionTable(2), 2, lambda event: None)
+    grid = AssignedGrid(network, PartitionTable(2), spec, lambda event: None)
     assert grid.wait(2, 5)
     content = RecordDict({"config": ConfigRecord({"x": 1})})
     ids = grid.push_messages([Message(content, n, "train.probe") for n in grid.get_node_ids()])

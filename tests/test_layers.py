@@ -18,6 +18,7 @@ LAYERS = (
     ("training",),
     ("arrays",),
     ("events", "messages", "packing", "weights"),
+    ("awaiting",),
     ("cohort_messages",),
     ("exchange", "assignment"),
     ("sampling",),

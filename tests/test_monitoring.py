@@ -217,7 +217,7 @@ class TestExpressions:
         assert f"{len(asked)} rules found" in done.stdout
 
     def test_queries_lists_them_all_with_variables_filled_in(self):
-        asked = list(queries(partition="7", rate_interval="25s"))
+        asked = list(queries(partition="7", seconds=900))
         sources = [query.source for query in asked]
         targets = sum(len(p.values[0]["targets"]) for p in each_panel())
         assert len(asked) == targets + len(ALERTS) + len(RECORDED)
@@ -423,10 +423,11 @@ class TestGrafana:
         assert len(set(uids)) == len(uids)
         assert all(re.fullmatch(r"[a-z-]{1,40}", uid) for uid in uids)
 
-    def test_everything_stands_in_one_folder_and_nobody_is_written_to(self):
+    def test_alerts_have_a_folder_of_their_own_and_nobody_is_written_to(self):
         (provider,) = load(PROVISIONING / "dashboards" / "flsimulation.yml")["providers"]
         alerting = load(PROVISIONING / "alerting" / "rules.yml")
-        assert provider["folder"] == alerting["groups"][0]["folder"] == "FLSimulation"
+        assert provider["folder"] == "FLSimulation"
+        assert alerting["groups"][0]["folder"] == "FLSimulation alerts"
         assert provider["allowUiUpdates"] is False
         assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
         assert set(alerting) == {"apiVersion", "groups"}

@@ -28,7 +28,8 @@ from flsimulation.events import (
 from flsimulation.telemetry.checkpoint import read_checkpoint, write_checkpoint
 from flsimulation.telemetry.exporter import served
 from flsimulation.telemetry.jsonlines import JsonLines, read_lines
-from flsimulation.telemetry.metrics import METRICS, PrometheusMetrics
+from flsimulation.telemetry.metrics import PrometheusMetrics
+from flsimulation.telemetry.table import METRICS
 
 
 def metrics_of_a_run(experiment: Any, path: Path, *sinks: Any) -> Any:

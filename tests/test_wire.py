@@ -234,7 +234,7 @@ def test_the_submitted_app_is_one_file_that_names_installed_components(tmp_path:
 
 
 def test_client_metrics_count_reports() -> None:
-    metrics = ClientMetrics()
+    metrics = ClientMetrics("a")
     value = metrics.registry.get_sample_value
     assert value("fl_client_info", {"partition": "none"}) == 1
     train = {"epochs": 2, "num-examples": 10, "seconds": 1.5, "loss": 0.3}

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flsimulation.assignment import Identity, PartitionTable
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.exchange import PartitionedGrid
+from flsimulation.experiment import Experiment
 from flsimulation.messages import assign, identity_of
 from flsimulation.packing import is_packed, pack, unpack
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from flwr.supercore.run import Run  # not public; what `Grid` itself is annotated with
 
 _LOOK_SECONDS = 0.5  # between two looks at who is there
+_SILENT = 10.0  # seconds after which a node that does not say who it is is silent
 
 
 class AssignedGrid(PartitionedGrid):
@@ -30,24 +32,30 @@ class AssignedGrid(PartitionedGrid):
         Flower's own.
     table : PartitionTable
         Who holds what.
-    expected : int
-        Clients that the experiment asks for.
+    experiment : Experiment
+        Its number of clients, and how long it waits for them.
     emit : callable
-        Is told when a client comes or goes.
+        Is notified when a client comes or goes.
     """
 
-    def __init__(self, grid: Grid, table: PartitionTable, expected: int, emit: Sink) -> None:
+    def __init__(
+        self, grid: Grid, table: PartitionTable, experiment: Experiment, emit: Sink
+    ) -> None:
         self._grid = grid
         self._table = table
-        self._expected = expected
+        self._expected = experiment.data.clients
+        self._client_wait = experiment.runtime.client_wait
+        self._return_wait = experiment.runtime.return_wait
         self._emit = emit
         self._asked: dict[str, int] = {}
+        self._silent: dict[int, float] = {}  # nodes that do not say who they are, and since when
+        self._known: dict[int, Identity] = {}  # who every node is that said so once
         self._told: tuple[int, ...] | None = None
-        self._given_up: set[int] = set()  # partitions that a round began without
+        self._gone: dict[int, float] = {}  # partitions whose client was there, and since when not
+        self._given_up: set[int] = set()  # partitions that nobody waits for any more
         self._looked = float("-inf")
         self._begun = False  # whether all clients were there once
-        self.trouble = ""
-        """What the last client said that could not say who it is, as the end of a sentence."""
+        self._trouble = ""
 
     @property
     def partitions(self) -> Mapping[int, int]:
@@ -63,17 +71,47 @@ class AssignedGrid(PartitionedGrid):
         """See who came and who went; asks new nodes for their name, without waiting."""
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
+        now = time.monotonic()
         online = set(self._grid.get_node_ids())
         new = online - self._table.nodes - set(self._asked.values())
-        if new:
-            questions = [Message(RecordDict(), n, MessageType.QUERY) for n in sorted(new)]
-            ids = self._grid.push_messages(questions)
-            self._asked |= dict(zip(ids, sorted(new), strict=True))
-        self._table.update(online, self._answers(online), strict=not self._begun)
+        back = {node: self._known[node] for node in new & self._known.keys()}
+        if unknown := sorted(new - back.keys()):
+            ids = self._grid.push_messages(
+                [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
+            )
+            self._asked |= dict(zip(ids, unknown, strict=True))
+            self._silent |= dict.fromkeys(unknown, now)
+        met = self._answers(online)
+        names = {identity.name for identity in met.values()}  # whose older nodes are dead
+        self._known = {n: i for n, i in self._known.items() if i.name not in names} | met
+        self._table.update(online, back | met, strict=not self._begun)
         if (partitions := tuple(self.partitions.values())) != self._told:
-            self._told = partitions
-            self._emit(ClientsConnected(partitions, self._expected))
+            self._notify(partitions, now)
         self._looked = time.monotonic()
+
+    def _notify(self, partitions: tuple[int, ...], now: float) -> None:
+        """Tell who is there, and who was and is not any more."""
+        left = {*self._gone, *(self._told or ())} - {*partitions}
+        self._gone = {p: self._gone.get(p, now) for p in sorted(left)}
+        self._given_up &= left
+        gone = {str(p): self._table.name_of(p) or "unknown" for p in self._gone}
+        patience = self._return_wait if self._begun else self._client_wait
+        self._told = partitions
+        self._emit(ClientsConnected(partitions, self._expected, gone, patience))
+
+    def why_lost(self, partition: int) -> str | None:
+        """Why no answer will come from a partition whose node went away; None if one still may.
+
+        A node that is back has its message still. A client that was started again has not.
+        """
+        if (node := self.node_of(partition)) is not None:
+            identity = self._table.identity_of(node)
+            trouble = identity.trouble if identity is not None else ""
+            return trouble or "it was started again before it answered"
+        if time.monotonic() - self._gone.get(partition, float("-inf")) < self._return_wait:
+            return None
+        self._given_up.add(partition)
+        return f"it went away before it answered, and was not back within {self._return_wait:g} s"
 
     def wait(self, least: int, seconds: float) -> bool:
         """Wait until so many clients hold a partition; False if they do not come in time."""
@@ -102,10 +140,27 @@ class AssignedGrid(PartitionedGrid):
         for answer in self._grid.pull_messages(list(self._asked)) if self._asked else ():
             node = self._asked.pop(answer.metadata.reply_to_message_id, None)
             if node is not None and answer.has_error():
-                self.trouble = f"; a client answers: {answer.error.reason or answer.error.code}"
+                self._trouble = f"; a client answers: {answer.error.reason or answer.error.code}"
             elif node is not None:
                 met[node] = Identity(*identity_of(answer))
+                self._silent.pop(node, None)
+                self._explain(met[node])
+        self._silent = {n: since for n, since in self._silent.items() if n in online}
         return met
+
+    def _explain(self, identity: Identity) -> None:
+        if identity.trouble:
+            self._trouble = f"; client {identity.name}: {identity.trouble}"
+
+    @property
+    def trouble(self) -> str:
+        """What is known of clients that are not there, as the end of a sentence."""
+        silent = [n for n, since in self._silent.items() if time.monotonic() - since > _SILENT]
+        if self._trouble or not silent:
+            return self._trouble
+        names = ", ".join(sorted(self._table.name_of_node(node) for node in silent))
+        them = "them" if len(silent) > 1 else "it"
+        return f"; connected, but silent: {names}; restart {them} (docker restart)"
 
     def set_run(self, run: Run) -> None:
         """Pass on the run's description."""

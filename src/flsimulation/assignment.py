@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flsimulation.atomic import write_atomic
 from flsimulation.errors import RunError
@@ -24,6 +25,8 @@ class Identity:
     """Stays the same when the client comes back, unlike Flower's node id."""
     partition: int | None
     """The partition that its configuration gives it."""
+    trouble: str = ""
+    """What went wrong at it since it last said who it is, as the end of a sentence."""
 
 
 class PartitionTable:
@@ -41,9 +44,26 @@ class PartitionTable:
         self._clients = clients
         self._memory = memory
         self._remembered = _read(memory)
+        self._nodes_memory = memory and memory.with_name(f"{memory.stem}-nodes.json")
+        self._names = {
+            int(node): str(name) for node, name in _read_names(self._nodes_memory).items()
+        }
         self._identities: dict[int, Identity] = {}
         self.partitions: dict[int, int] = {}
         """Partition of every node that has one, by partition."""
+
+    def identity_of(self, node: int) -> Identity | None:
+        """What a node that is there said of itself."""
+        return self._identities.get(node)
+
+    def name_of(self, partition: int) -> str | None:
+        """Name of the client that holds a partition, or held it last."""
+        names = [name for name, held in self._remembered.items() if held == partition]
+        return names[-1] if names else None
+
+    def name_of_node(self, node: int) -> str:
+        """Name of the client at a node, as far as it said so in this run or an earlier one."""
+        return self._names.get(node, f"a client that never said its name (node {node})")
 
     @property
     def nodes(self) -> set[int]:
@@ -85,6 +105,8 @@ class PartitionTable:
                 n: i for n, i in self._identities.items() if not _is_same(i, identity)
             }
             self._identities[node] = identity
+        if met:
+            self._remember_names(there)
         held = {n: p for n, p in self.partitions.items() if n in self._identities}
         self.partitions = held
         self._fill()
@@ -132,6 +154,14 @@ class PartitionTable:
     def _evict(self, partition: int) -> None:
         self.partitions = {n: p for n, p in self.partitions.items() if p != partition}
 
+    def _remember_names(self, there: set[int]) -> None:
+        """Keep the names of the nodes that are there: one may be silent in the next run."""
+        names = {n: name for n, name in self._names.items() if n in there}
+        self._names = names | {n: identity.name for n, identity in self._identities.items()}
+        if self._nodes_memory is not None:
+            self._nodes_memory.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._nodes_memory, json.dumps(self._names, indent=2) + "\n")
+
     def _remember(self) -> None:
         names = {self._identities[n].name: p for n, p in self.partitions.items()}
         old = {n: p for n, p in self._remembered.items() if p not in names.values()}
@@ -150,12 +180,21 @@ def _is_same(one: Identity, other: Identity) -> bool:
 
 
 def _read(memory: Path | None) -> dict[str, int]:
-    """Partition by name; a file that is damaged is as good as none."""
-    if memory is None or not memory.is_file():
+    """Partition by name."""
+    pairs = _read_object(memory).items()
+    return {name: p for name, p in pairs if isinstance(p, int) and not isinstance(p, bool)}
+
+
+def _read_names(memory: Path | None) -> dict[str, Any]:
+    return {node: name for node, name in _read_object(memory).items() if node.isdecimal()}
+
+
+def _read_object(path: Path | None) -> dict[str, Any]:
+    """A JSON object; a file that is damaged is as good as none."""
+    if path is None or not path.is_file():
         return {}
     try:
-        found = json.loads(memory.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return {}
-    pairs = found.items() if isinstance(found, dict) else ()
-    return {str(name): p for name, p in pairs if isinstance(p, int) and not isinstance(p, bool)}
+    return found if isinstance(found, dict) else {}

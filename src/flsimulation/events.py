@@ -17,6 +17,7 @@ from flsimulation.experiment import Experiment
 Phase: TypeAlias = Literal["train", "evaluate", "final"]
 """``final`` is the evaluation of every client after the last round."""
 State: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
+"""``degraded``: all rounds are done, but a client never succeeded."""
 Scores: TypeAlias = dict[str, float]
 """``loss``, ``accuracy`` and whatever else the module logs, by name."""
 
@@ -55,6 +56,24 @@ class ClientsConnected:
     """Partitions whose clients the server can reach, ascending."""
     expected: int
     """Clients that the experiment asks for."""
+    gone: Mapping[str, str] = field(default_factory=dict)
+    """Names of the clients that were there in this run and are not now, by partition."""
+    patience: float | None = None
+    """Seconds that the server waits for those that are missing, at most."""
+
+
+@dataclass(frozen=True)
+class ClientsAwaited:
+    """A phase takes long: the server still waits for the answers of some clients."""
+
+    round: int
+    phase: Phase
+    partitions: tuple[int, ...]
+    """Whose answers are awaited, ascending."""
+    seconds: float
+    """That the phase has taken so far."""
+    others: float
+    """Seconds after which the last of the others had answered."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +155,7 @@ class RunFinished:
 Event: TypeAlias = (
     RunStarted
     | ClientsConnected
+    | ClientsAwaited
     | PhaseStarted
     | ClientReplied
     | Judged

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from flsimulation.arrays import size_of
+from flsimulation.awaiting import Awaiting
 from flsimulation.cohort_messages import CohortAnswer, cohort_answer
 from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, Phase, PhaseStarted, Sink
@@ -83,6 +84,10 @@ class PartitionedGrid(Grid):
     @abstractmethod
     def wait(self, least: int, seconds: float) -> bool:
         """Wait until so many clients are there; False if they do not come in time."""
+
+    def why_lost(self, partition: int) -> str | None:  # noqa: ARG002 - of networks
+        """Why no answer will come from a partition whose node went away; None if one still may."""
+        return "it went away before it answered"
 
     def node_of(self, partition: int) -> int | None:
         """The node that holds a partition now, or None."""
@@ -164,6 +169,7 @@ class _Phase:
         self._replies = [Replies(tuple(sorted(errand.messages))) for errand in errands]
         self._pending: dict[str, _Asked] = {}
         self._sent: dict[int, str] = {}  # the last message to each partition
+        self._awaiting = Awaiting(errands[-1].round, errands[-1].phase, exchange.emit)
 
     def run(self) -> list[Replies]:
         for errand, replies in zip(self._errands, self._replies, strict=True):
@@ -173,6 +179,8 @@ class _Phase:
         while self._pending and time.monotonic() < expires:
             if not self._collect():
                 self._give_up_lost()
+                if self._grid.costs_time:
+                    self._awaiting.look(self._replies[-1].missing, len(self._replies[-1].cohort))
                 time.sleep(min(_POLL_SECONDS, max(0.0, expires - time.monotonic())))
         for index, replies in enumerate(self._replies):
             for partition in replies.missing:
@@ -218,6 +226,8 @@ class _Phase:
     def _collect(self) -> bool:
         """Take in the answers that are ready; False if there were none."""
         came = list(self._grid.pull_messages(self._pending.keys()))
+        if came:
+            self._awaiting.answered()
         for answer in came:
             asked = self._pending.pop(answer.metadata.reply_to_message_id, None)
             if asked is None:
@@ -255,11 +265,11 @@ class _Phase:
         self._grid.look()
         there = self._grid.partitions
         for identifier, asked in list(self._pending.items()):
-            if asked.node not in there:
-                del self._pending[identifier]
-                for index in asked.errands:
-                    lost = ClientError("lost", "it went away before it answered")
-                    self._record(index, asked.partition, lost)
+            if asked.node in there or (why := self._grid.why_lost(asked.partition)) is None:
+                continue
+            del self._pending[identifier]
+            for index in asked.errands:
+                self._record(index, asked.partition, ClientError("lost", why))
 
     def _record(self, index: int, partition: int, answer: Message | ClientError) -> None:
         errand, replies = self._errands[index], self._replies[index]

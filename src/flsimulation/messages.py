@@ -17,7 +17,7 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # Flower's own names of
 _PARTITION, _IDENTITY = "partition", "identity"  # records of our own
 _EVALUATE = "evaluate-"  # prefix of the evaluation's records in a message of both phases
 _FAILURE = "failure"
-_PARTITION_ID, _NAME = "partition-id", "name"
+_PARTITION_ID, _NAME, _TROUBLE = "partition-id", "name", "trouble"
 
 RESERVED = frozenset(
     ("round", "phase", "partition", "num-examples", "epochs", "steps", "seconds", "reason", "error")
@@ -155,19 +155,22 @@ def assigned_partition(message: Message) -> int | None:
     return None if record is None else int(cast(ConfigRecord, record)[_PARTITION_ID])  # type: ignore[arg-type]
 
 
-def identity_reply(message: Message, name: str, partition: int | None) -> Message:
-    """A node's answer to the question who it is and which partition it is configured for."""
-    record = ConfigRecord({_NAME: name})
+def identity_reply(
+    message: Message, name: str, partition: int | None, trouble: str = ""
+) -> Message:
+    """A node's answer to the question who it is, which partition it has, and what went wrong."""
+    record = ConfigRecord({_NAME: name, _TROUBLE: trouble})
     if partition is not None:
         record[_PARTITION_ID] = partition
     return Message(RecordDict({_IDENTITY: record}), reply_to=message)
 
 
-def identity_of(message: Message) -> tuple[str, int | None]:
-    """Name and configured partition in a node's answer."""
+def identity_of(message: Message) -> tuple[str, int | None, str]:
+    """Name, configured partition and trouble in a node's answer."""
     record = cast(ConfigRecord, message.content[_IDENTITY])
     partition = record.get(_PARTITION_ID)
-    return str(record[_NAME]), None if partition is None else int(cast(int, partition))
+    configured = None if partition is None else int(cast(int, partition))
+    return str(record[_NAME]), configured, str(record.get(_TROUBLE, ""))
 
 
 def payload_bytes(message: Message) -> int:

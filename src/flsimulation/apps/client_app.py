@@ -25,8 +25,8 @@ from flsimulation.messages import (
 )
 from flsimulation.packing import is_packed, pack, unpack
 
-Told: TypeAlias = Callable[[int, Message, Message | None], None]
-"""Takes partition, message and answer; no answer where the work is about to begin."""
+Told: TypeAlias = Callable[[int, Message, Message], None]
+"""Takes partition, message and answer."""
 Work: TypeAlias = Callable[[Message, ConfigRecord, int, Workspace], Message]
 """Makes the answer of message, settings, partition and workspace."""
 
@@ -34,7 +34,8 @@ Work: TypeAlias = Callable[[Message, ConfigRecord, int, Workspace], Message]
 def make_client_app(
     workspace: Workspace | Callable[[Experiment, int], Workspace] | None = None,
     told: Told | None = None,
-    asked: Callable[[Experiment, int], None] | None = None,
+    asked: Callable[[Experiment, int], str] | None = None,
+    began: Callable[[int], None] | None = None,
 ) -> ClientApp:
     """A ClientApp for any of Flower's runtimes.
 
@@ -44,10 +45,12 @@ def make_client_app(
         Data and trainer that this process has already, or what gets them for an experiment and a
         run's id; without it they are loaded from the run config with the first message.
     told : callable, optional
-        Is told every message before the work, and with its answer before the answer goes out.
+        Is told every message with its answer, before the answer goes out.
     asked : callable, optional
-        Is told the experiment and the run's id when the server asks who is there: work is about
-        to come.
+        Is called with the experiment and the run's id when the server asks who is there: work is
+        about to come. Returns what went wrong at this client before, "" if nothing did.
+    began : callable, optional
+        Is called with the partition before the work on a message begins.
     """
     loaded = {"workspace": workspace} if isinstance(workspace, Workspace) else {}
     load = workspace if callable(workspace) else None
@@ -64,8 +67,8 @@ def make_client_app(
         if packed := is_packed(message.content):
             message.content = unpack(message.content)
         partition = partition_of(message, context)
-        if told is not None:
-            told(partition, message, None)
+        if began is not None:
+            began(partition)
 
         def attempt(work: Work, config: ConfigRecord) -> Message:
             try:
@@ -97,10 +100,9 @@ def make_client_app(
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        if asked is not None:
-            asked(unflatten(context.run_config), context.run_id)
+        trouble = asked(unflatten(context.run_config), context.run_id) if asked is not None else ""
         name = str(context.node_config.get("name", context.node_id))
-        return identity_reply(message, name, _configured_partition(context))
+        return identity_reply(message, name, _configured_partition(context), trouble)
 
     return app
 

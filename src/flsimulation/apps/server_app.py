@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from flsimulation.apps.attempts import Attempts
 from flsimulation.apps.workspace import Workspace
 from flsimulation.arrays import joined, record_of
 from flsimulation.assigned_grid import AssignedGrid
@@ -79,11 +80,13 @@ def make_server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         began, rounds = time.perf_counter(), start.round if start else 0
+        attempts = Attempts()
 
         def emit(event: Event) -> None:
             nonlocal rounds
             if isinstance(event, RoundFinished):
                 rounds = event.round
+            attempts(event)
             for sink in listeners:
                 sink(event)
 
@@ -101,7 +104,10 @@ def make_server_app(
             with undisturbed():
                 finish("interrupted")
             raise
-        finish("completed")
+        if never := attempts.never_succeeded():
+            finish("degraded", never)
+        else:
+            finish("completed")
 
     return app
 
@@ -146,7 +152,7 @@ def _partitioned(
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), clients))
         return grid
-    assigned = AssignedGrid(grid, PartitionTable(clients, memory), clients, emit)
+    assigned = AssignedGrid(grid, PartitionTable(clients, memory), experiment, emit)
     patience = experiment.runtime.client_wait
     if not assigned.wait(clients, patience):
         raise RunError(

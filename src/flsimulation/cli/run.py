@@ -47,8 +47,12 @@ def run_command(
         result = run(experiment, out, resume, sinks, folders.append)
     if json:
         typer.echo(dump_json(result))
+    if result["state"] == "degraded":
+        raise typer.Exit(DEGRADED)
 
 
+DEGRADED = 3
+"""Exit status of a run in which a client never succeeded."""
 Opened: TypeAlias = Callable[[Path], None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from types import TracebackType
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from flsimulation.events import (
     ClientReplied,
+    ClientsAwaited,
     ClientsConnected,
     Event,
     PhaseStarted,
@@ -22,6 +24,7 @@ from flsimulation.events import (
 from flsimulation.experiment import Experiment
 from flsimulation.telemetry.process import peak_memory_bytes
 
+_NAMED = 3  # clients named in one line
 _SHOWN_FAILURES = 5  # clients named in one round; the run directory has them all
 _WORDS = {"train": "training", "evaluate": "evaluating", "final": "final evaluation"}
 _COLUMNS = ("round", "test loss", "accuracy", "clients' loss", "accuracy", "seconds", "failed")
@@ -44,6 +47,8 @@ class PlainView:
         self.rounds = experiment.strategy.rounds
         self._final: list[float] = []
         self._failed = 0
+        self._answers: Counter[int] = Counter()  # of each client: trainings and evaluations
+        self._failures: Counter[int] = Counter()
         self._missing = False
         self._last: RoundFinished | None = None
 
@@ -68,6 +73,8 @@ class PlainView:
             self._say(_row(_COLUMNS), style="dim")
         elif isinstance(event, ClientsConnected):
             self._connected(event)
+        elif isinstance(event, ClientsAwaited):
+            self._awaited(event)
         elif isinstance(event, PhaseStarted):
             self._failed = 0
         elif isinstance(event, ClientReplied):
@@ -79,14 +86,34 @@ class PlainView:
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
 
     def _connected(self, event: ClientsConnected) -> None:
-        """Tell of clients that are missing, and when they are all there again."""
+        """Say which clients are missing, and when they are all there again."""
         count, missing = len(event.partitions), len(event.partitions) < event.expected
         if missing or self._missing:
             text = f"  clients: {count} of {event.expected} connected"
-            self._say(text + (", waiting for the others" if missing else ""), style="yellow")
+            if event.gone:
+                names = [f"client {p} ({name})" for p, name in event.gone.items()]
+                text += f"; {_some(names)} went away"
+            if missing:
+                up_to = f" for up to {event.patience:g} s" if event.patience is not None else ""
+                text += f", waiting for {'it' if len(event.gone) == 1 else 'the others'}{up_to}"
+            self._say(text, style="yellow")
         self._missing = missing
 
+    def _awaited(self, event: ClientsAwaited) -> None:
+        """Say whom a phase waits for."""
+        place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
+        clients = "clients" if len(event.partitions) > 1 else "client"
+        names = _some([str(partition) for partition in event.partitions])
+        self._say(
+            f"  {place}: waiting for {clients} {names}, {event.seconds:.0f} s so far; "
+            f"the others took {event.others:.0f} s",
+            style="yellow",
+        )
+
     def _client(self, event: ClientReplied) -> None:
+        self._answers[event.partition] += 1
+        if event.reason is not None:
+            self._failures[event.partition] += 1
         if event.phase == "final" and "accuracy" in event.metrics:
             self._final.append(event.metrics["accuracy"])
         if event.reason is None or event.phase == "final":
@@ -111,7 +138,21 @@ class PlainView:
                 f"clients' accuracy {mean:.4f} ± {spread:.4f}, lowest {min(self._final):.4f}"
             )
         parts.append(f"peak memory {peak_memory_bytes() / 2**20:.0f} MiB")
-        return "\n" + ", ".join(parts)
+        lines = ["\n" + ", ".join(parts)]
+        if self._failures:
+            lines.append(self._describe_failures())
+        if event.state == "degraded" and event.error:
+            lines.append(event.error)
+        return "\n".join(lines)
+
+    def _describe_failures(self) -> str:
+        """How many answers failed or were lost, and whose."""
+        names = [
+            f"client {p}, {'all' if count == self._answers[p] else count}"
+            for p, count in self._failures.most_common()
+        ]
+        total = self._failures.total()
+        return f"{total:,} answer{'s' * (total > 1)} failed or lost: {_some(names, '; ')}"
 
     def _say(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
@@ -159,6 +200,12 @@ class LiveView(PlainView):
             self._progress.advance(self._task)
         elif isinstance(event, RunFinished):
             self._progress.stop()
+
+
+def _some(names: list[str], between: str = ", ") -> str:
+    """The first names, and how many more there are."""
+    more = f"{between}{len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return between.join(names[:_NAMED]) + more
 
 
 def _title(event: RunStarted) -> str:

@@ -5,20 +5,29 @@ The arguments are those of Flower's long-running program: its SuperNode or its S
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 
+from flsimulation.network import sockets
+from flsimulation.network.names import REPORTS
 from flsimulation.processes import end_with_parent
+
+
+def tell_up() -> None:
+    """Report that the container's program is up."""
+    with contextlib.suppress(OSError):
+        sockets.send(os.environ[REPORTS], {"up": True})
 
 
 def main() -> None:
     """Import what the role needs, then serve."""
     path, role, *arguments = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
-    from flsimulation.network import client_app, shims, threads, waits, warm
+    from flsimulation.network import client_app, flower_patches, shims, threads, waits, warm
 
     end_with_parent()
 
@@ -32,21 +41,27 @@ def main() -> None:
     import_module("flwr.supercore.cli")
     if role == "client":
         import_module("flwr.supernode.cli")
-        waits.shorten_looks()
+        watch = flower_patches.RunWatch()
+        waits.shorten_looks(watch.look)
+        flower_patches.leave_with_run(watch)
+        flower_patches.send_heartbeats_often()
         server = warm.WarmServer(
             Path(path),
             lambda: keep("flower-supernode"),
             client_app.prepare,
             client_app.tell_killed,
+            serving=tell_up,
         )
     else:
         import_module("flwr.superlink.cli")
         from flsimulation.network import server_app
 
+        flower_patches.list_nodes_heard_lately()
         server = warm.WarmServer(
             Path(path),
             lambda: keep("flower-superlink"),
             killed=server_app.tell_killed,
+            serving=tell_up,
         )
     server.serve()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from typing import Any
 
@@ -23,6 +22,7 @@ from flsimulation.messages import (
     split,
 )
 from flsimulation.network import sockets, threads
+from flsimulation.network.health import describe_end, keep_trouble, see_kills, take_trouble
 from flsimulation.network.names import CLIENT_APP, REPORTS, WARM
 from flsimulation.training import Batches
 
@@ -34,6 +34,7 @@ def prepare(order: dict[str, Any]) -> None:
     """Load a run's data and model for the processes that are forked from this one."""
     global _prepared
     threads.hold()
+    see_kills()
     space = Workspace.load(unflatten(order["experiment"]))
     _prepared = order["run"], space
     _practise(space)
@@ -65,9 +66,9 @@ def tell_killed(command: str, number: int) -> None:
     """Report that a message's process was killed before it answered."""
     if command != CLIENT_APP:
         return
-    name = signal.Signals(number).name
-    cause = ", most likely for want of memory; raise its limit" if name == "SIGKILL" else ""
-    print(f"flsim: a message's process was ended by {name}{cause}", file=sys.stderr, flush=True)
+    end = describe_end(-number)
+    print(f"flsim: a message's process was {end}", file=sys.stderr, flush=True)
+    keep_trouble(f"the process of its message was {end}")
     _send(REPORTS, {"killed": True})
 
 
@@ -75,21 +76,22 @@ def _workspace(experiment: Experiment, run: int) -> Workspace:
     threads.release()
     if _prepared is not None and _prepared[0] == run:
         return _prepared[1]
-    _announce(experiment, run)
+    _prepare_for(experiment, run)
     return Workspace.load(experiment)
 
 
-def _tell(partition: int, message: Message, answer: Message | None) -> None:
-    """Report a message, then its answer, to the process that serves the metrics."""
-    run = message.metadata.run_id
-    if answer is None:
-        _send(REPORTS, {"run": run, "partition": partition})
-        return
+def _begin(partition: int) -> None:
+    """Report whose message begins: if its process is killed, nobody else can say so."""
+    _send(REPORTS, {"partition": partition})
+
+
+def _tell(partition: int, message: Message, answer: Message) -> None:
+    """Report a message and its answer to the process that serves the metrics."""
     parts = {message.metadata.message_type: answer}
     if evaluation_asked(message) is not None:
         parts["train"], parts["evaluate"] = split(answer, message)
     report = {
-        "run": run,
+        "run": message.metadata.run_id,
         "partition": partition,
         "bytes": {"down": payload_bytes(message), "up": payload_bytes(answer)},
         "metrics": {
@@ -106,12 +108,20 @@ def _send(variable: str, content: Any) -> None:
             sockets.send(path, content)
 
 
-def _announce(experiment: Experiment, run: int) -> None:
-    """Report that the run is here; have its data and model loaded for the processes to come."""
+def _announce(experiment: Experiment, run: int) -> str:
+    """Report that the run is here, and have its data and model loaded for the processes to come.
+
+    Returns what went wrong before.
+    """
     _send(REPORTS, {"run": run})
+    _prepare_for(experiment, run)
+    return take_trouble()
+
+
+def _prepare_for(experiment: Experiment, run: int) -> None:
     if _prepared is None or _prepared[0] != run:
         _send(WARM, {"prepare": {"run": run, "experiment": flatten(experiment)}})
 
 
-app = make_client_app(_workspace, _tell, _announce)
+app = make_client_app(_workspace, _tell, _announce, _begin)
 """The ClientApp that the submitted app names."""

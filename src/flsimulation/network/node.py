@@ -22,11 +22,14 @@ from prometheus_client import CollectorRegistry
 
 from flsimulation.errors import InputError
 from flsimulation.network import sockets
-from flsimulation.network.names import CLIENT_APP, MEMORY, REPORTS, SERVER_APP, WARM
+from flsimulation.network.health import Health, describe_end, keep_trouble
+from flsimulation.network.names import CLIENT_APP, MEMORY, REPORTS, SERVER_APP, TROUBLE, WARM
 from flsimulation.network.shims import write_shims
 from flsimulation.telemetry.exporter import served
 
-_AGAIN_SECONDS = 1.0  # before a program that ended is started again
+_AGAIN_SECONDS = 1.0  # before a program that ended is started again; twice as long each time ...
+_LATEST_SECONDS = 60.0  # ... up to this
+_STAYED_SECONDS = 60.0  # a program that ran so long did not end for what ended it before
 _END_SECONDS = 8.0  # that the programs have to end; Docker allows ten in all
 
 # Flower's own programs: no reports home, no installs while a run goes on, quick launches.
@@ -71,8 +74,10 @@ class Node:
         """
         with tempfile.TemporaryDirectory(prefix="flsim-") as folder:
             environment = self._environment(Path(folder), memory)
+            os.environ[TROUBLE] = environment[TROUBLE]
+            health = Health(self.registry)
             with (
-                _reports(Path(environment[REPORTS]), self.count),
+                _reports(Path(environment[REPORTS]), self._counting(health)),
                 served(self.registry, metrics_port, "0.0.0.0"),  # noqa: S104 - a container's
             ):
                 _keep_up(
@@ -81,7 +86,24 @@ class Node:
                         *(environment[WARM], self.role, *self.arguments),
                     ),
                     environment,
+                    health,
+                    f"{self.role.upper()}_MEMORY",
                 )
+
+    def _counting(self, health: Health) -> Callable[[Any], None]:
+        def count(report: Any) -> None:
+            if not isinstance(report, dict):
+                self.count(report)
+            elif "up" in report:
+                health.is_up()
+            else:
+                if "killed" in report:
+                    health.message_was_killed()
+                elif report.get("metrics"):
+                    health.message_was_answered()
+                self.count(report)
+
+        return count
 
     def _environment(self, folder: Path, memory: Path | None) -> dict[str, str]:
         real = {command: _installed(command) for command in (self.launches, "flower-superexec")}
@@ -94,6 +116,7 @@ class Node:
             "PATH": f"{shims}:{os.environ.get('PATH', '')}",
             WARM: str(folder / "warm"),
             REPORTS: str(folder / "reports"),
+            TROUBLE: str(folder / "trouble"),
         }
         return environment | ({MEMORY: str(memory)} if memory is not None else {})
 
@@ -181,16 +204,25 @@ def become_owner_of(folder: Path) -> None:
     os.setuid(owner.st_uid)
 
 
-def _keep_up(command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+def _keep_up(
+    command: tuple[str, ...], environment: Mapping[str, str], health: Health, variable: str
+) -> None:
     """Run a program, again and again if it ends, until this process is to end."""
+    pause = _AGAIN_SECONDS / 2
     while True:
+        began = time.monotonic()
         program = subprocess.Popen(command, env=dict(environment))  # noqa: S603
         try:
             status = program.wait()
         finally:
             _end(program)
-        print(f"flsim: the node ended with {status}; starting it again", flush=True)
-        time.sleep(_AGAIN_SECONDS)
+        health.is_down()
+        stayed = time.monotonic() - began >= _STAYED_SECONDS
+        pause = _AGAIN_SECONDS if stayed else min(_LATEST_SECONDS, 2 * pause)
+        end = describe_end(status, variable)
+        keep_trouble(f"its container's program was {end}")
+        print(f"flsim: the program of this container was {end}; again in {pause:g} s", flush=True)
+        time.sleep(pause)
 
 
 def _end(program: subprocess.Popen[bytes]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
 
 _ANSWER_SECONDS = 0.05  # between two looks for the answer, in this process's own memory
 _LEAST_SECONDS = 0.4  # between two looks at the SuperLink right after an answer
@@ -56,10 +57,13 @@ class NodeClock:
     ----------
     bell : Bell
         Rung when a message has come.
+    look : callable
+        Called while the answer is awaited.
     """
 
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, bell: Bell, look: Callable[[], None] = lambda: None) -> None:
         self._bell = bell
+        self._look = look
         self._working = False
         self._busy = time.monotonic()
 
@@ -70,6 +74,7 @@ class NodeClock:
             if not self._working:
                 self._bell.ring()
             self._working, self._busy = True, now
+            self._look()
             time.sleep(min(seconds, _ANSWER_SECONDS))
         else:
             self._working = False
@@ -94,13 +99,19 @@ class ExecClock:
         self._bell.wait(_WORK_SECONDS)
 
 
-def shorten_looks() -> None:
-    """Let the SuperNode that is forked from this process look more often, and its SuperExec less."""
+def shorten_looks(look: Callable[[], None] = lambda: None) -> None:
+    """Let the SuperNode that is forked from this process look more often, and its SuperExec less.
+
+    Parameters
+    ----------
+    look : callable
+        Called by the SuperNode while it waits for its ClientApp's answer.
+    """
     from flwr.supercore.superexec import run_superexec
     from flwr.supernode import start_client_internal
 
     bell = Bell()
-    vars(start_client_internal)["time"] = NodeClock(bell)
+    vars(start_client_internal)["time"] = NodeClock(bell, look)
     vars(run_superexec)["time"] = ExecClock(bell)
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from flsimulation.network import sockets
-from flsimulation.network.names import CLIENT_APP
+from flsimulation.network.names import CLIENT_APP, LEFT
+from flsimulation.network.prepared import Prepared
 from flsimulation.network.shims import run_command
 from flsimulation.processes import end_with_parent
 
@@ -49,13 +50,17 @@ class WarmServer:
     prepare : callable, optional
         Loads what the next launches of a run need, given what the launched process asked for.
     killed : callable, optional
-        Is told the command and the signal that killed it. After a ClientApp the program is
-        started anew: Flower's SuperNode would wait for the answer for a minute, and take nothing
+        Is called with the command and the signal that killed it. After a ClientApp the program is
+        started again: Flower's SuperNode would wait for the answer for a minute, and take nothing
         else meanwhile. So it is after a SuperExec, however it ended.
     parent : socket, optional
         End when this is closed from the other side.
     base : Path, optional
         Socket of the server that has the program, if it is not this one.
+    serving : callable, optional
+        Is called when it begins to serve.
+
+    What is launched for a program is in the program's process group, and ends with it.
     """
 
     def __init__(
@@ -66,8 +71,10 @@ class WarmServer:
         killed: Callable[[str, int], None] | None = None,
         parent: socket.socket | None = None,
         base: Path | None = None,
+        serving: Callable[[], None] | None = None,
     ) -> None:
         self._path = path
+        self._serving = serving
         self._listener = sockets.listen(path)
         self._program = program
         self._running: int | None = None
@@ -75,7 +82,7 @@ class WarmServer:
         self._quick = 0  # times in a row that the program ended soon
         self._prepare = prepare
         self._prepared: dict[str, Any] | None = None
-        self._next: _Prepared | None = None
+        self._next: Prepared | None = None
         self._killed = killed
         self._parent = parent
         self._base = base
@@ -94,6 +101,8 @@ class WarmServer:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
         waited: list[int | socket.socket] = [self._listener, wake]
         waited += [self._parent] if self._parent is not None else []
+        if self._serving is not None:
+            self._serving()
         try:
             while True:
                 self._keep_running()
@@ -116,12 +125,14 @@ class WarmServer:
     def _keep_running(self) -> None:
         program = self._program
         if program is not None and self._is_to_start() and time.monotonic() >= self._start_at:
-            self._running = self._fork(program)
+            self._running = self._fork(program, group=0)
             self._started = time.monotonic()
 
     def _answer(self, request: Any) -> None:
         if not isinstance(request, dict):
             return
+        if "launch" in request:
+            request.setdefault("group", self._running)  # of what launches it
         if request.get("launch") == CLIENT_APP:
             self._held.append(request)
             self._held_until = time.monotonic() + _HOLD_SECONDS
@@ -144,8 +155,11 @@ class WarmServer:
                 self._launch(request)
 
     def _launch(self, request: dict[str, Any]) -> None:
-        process = self._fork(lambda: run_command(request["launch"], request["arguments"]))
-        self._launched[process] = request["launch"], self._running
+        command, arguments, group = request["launch"], request["arguments"], request["group"]
+        if group is not None and not _is_there(group):
+            return  # its program has ended meanwhile
+        process = self._fork(lambda: run_command(command, arguments), group)
+        self._launched[process] = command, group
 
     def _replace_prepared(self) -> None:
         """Fork a server that loads the experiment and then forks in our place."""
@@ -164,12 +178,15 @@ class WarmServer:
             theirs.sendall(b"\n")
             server.serve()
 
-        self._next = _Prepared(self._fork(serve), path, ours)
+        self._next = Prepared(self._fork(serve), path, ours)
         theirs.close()
 
-    def _fork(self, work: Callable[[], None]) -> int:
-        """Work in a fork, which ends with it."""
+    def _fork(self, work: Callable[[], None], group: int | None = None) -> int:
+        """Work in a fork, which ends with it; in the process group of a program, or (0) its own."""
         process = os.fork()
+        if group is not None:
+            with contextlib.suppress(OSError):  # on both sides: whoever comes first needs it
+                os.setpgid(process, group)
         if process:
             return process
         status = 1
@@ -200,23 +217,31 @@ class WarmServer:
                 return
             if process == 0:
                 return
-            command, program = self._launched.pop(process, ("", None))
-            if os.WIFSIGNALED(status) and command and self._killed is not None:
-                self._killed(command, os.WTERMSIG(status))
             if process == self._running:
-                self._plan_restart()
+                _end_group(process)
+                self._plan_restart(os.waitstatus_to_exitcode(status))
             elif self._next is not None and process == self._next.process:
                 self._next = self._prepared = None  # the next launch says why
-            elif program == self._running and (
-                command == _SUPEREXEC or (command == CLIENT_APP and os.WIFSIGNALED(status))
-            ):
-                self._restart_program()
+            else:
+                self._after(*self._launched.pop(process, ("", None)), status)
 
-    def _plan_restart(self) -> None:
-        """Start the program again soon; later and later if it does not stay."""
+    def _after(self, command: str, program: int | None, status: int) -> None:
+        """A launched process ended: by itself, killed by somebody, or by us with its program."""
+        if program is None or not _is_there(program):
+            return
+        if os.WIFSIGNALED(status) and self._killed is not None:
+            self._killed(command, os.WTERMSIG(status))
+        if command == _SUPEREXEC or (command == CLIENT_APP and os.WIFSIGNALED(status)):
+            self._restart_program()
+
+    def _plan_restart(self, status: int) -> None:
+        """Start the program again: at once if it left to be; else later and later."""
         now = time.monotonic()
-        self._quick = self._quick + 1 if now - self._started < _SOON_SECONDS else 0
         self._running = None
+        if status == LEFT:
+            self._start_at = now
+            return
+        self._quick = self._quick + 1 if now - self._started < _SOON_SECONDS else 0
         self._start_at = now + min(_LATEST_SECONDS, _AGAIN_SECONDS * 2**self._quick)
 
     def _restart_program(self) -> None:
@@ -233,51 +258,28 @@ class WarmServer:
         until = time.monotonic() + _END_SECONDS
         while time.monotonic() < until:
             if os.waitpid(self._running, os.WNOHANG)[0]:
-                return
+                break
             time.sleep(_LOOK_SECONDS)
-        os.kill(self._running, signal.SIGKILL)
-
-
-class _Prepared:
-    """A server of our own that has an experiment's data and model."""
-
-    def __init__(self, process: int, path: Path, ready: socket.socket) -> None:
-        self.process = process
-        self._path = path
-        self._ready = ready
-        ready.setblocking(False)
-        self._listens = False
-
-    def is_loading(self) -> bool:
-        """Whether it is not ready yet."""
-        if not self._listens:
-            with contextlib.suppress(BlockingIOError):
-                self._listens = self._ready.recv(1) == b"\n"
-        return not self._listens
-
-    def launch(self, request: dict[str, Any]) -> bool:
-        """Hand a launch over; False if it is not ready."""
-        if self.is_loading():
-            return False
-        try:
-            sockets.send(self._path, request)
-        except OSError:
-            return False
-        return True
-
-    def end(self) -> None:
-        """End it; what it forked goes on."""
-        with contextlib.suppress(OSError):
-            self._ready.shutdown(socket.SHUT_RDWR)
-        self._ready.close()
-
-    def forget(self) -> None:
-        """Leave it alone, in a fork."""
-        self._ready.close()
+        _end_group(self._running)
 
 
 def _end(*_: object) -> None:
     raise SystemExit(0)
+
+
+def _end_group(program: int) -> None:
+    """End a program, if it still runs, and all that was launched for it, whoever forked that."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(program, signal.SIGKILL)
+
+
+def _is_there(process: int) -> bool:
+    """Whether a process of ours runs, or was not waited for yet."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _compact() -> None:

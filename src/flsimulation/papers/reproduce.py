@@ -220,7 +220,7 @@ class Reproduction:
         spec, value = self.paper.experiment_of(row, table), self._value(row, step)
         path = self.out / _slug(row.name) / _run_name(table, seed, value)
         trial = Trial(row.name, seed, value, spec.strategy.rounds, str(path.relative_to(self.out)))
-        if _manifest(path).get("state") not in ("completed", "failed"):
+        if _manifest(path).get("state") not in ("completed", "degraded", "failed"):
             if time.monotonic() > self._expires:
                 raise _TimeIsUp
             self._run(spec, path, self._told(trial))

@@ -41,14 +41,14 @@ class ClientMetrics:
         Parameters
         ----------
         report : mapping
-            ``killed`` of a process that was killed; else the run's id as ``run``, the partition
-            where a message has one, and, once it is answered, bytes by direction and metrics by
-            phase.
+            ``killed`` of a process that was killed; ``run``, its id, of a run that is here;
+            ``partition`` of a message that begins; or of a message that is answered run,
+            partition, bytes by direction and metrics by phase.
         """
         if "killed" in report:
             self._series.counter("fl_client_crashes_total").inc()
             return
-        current = self._is_of_current_run(report["run"])
+        current = "run" not in report or self._is_of_current_run(report["run"])
         if "partition" not in report:
             return
         partition = str(report["partition"])

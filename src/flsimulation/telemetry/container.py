@@ -131,6 +131,19 @@ def _table(path: Path) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
+def oom_kills(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Processes of the container that the kernel killed at its memory limit; None if it does not say.
+
+    Parameters
+    ----------
+    root : Path
+        Where the control groups are mounted.
+    """
+    version_2 = _table(root / "memory.events")  # no such file at a machine's own root
+    version_1 = _table(root / "memory" / "memory.oom_control")
+    return version_2.get("oom_kill", version_1.get("oom_kill"))
+
+
 class ContainerCollector(Collector):
     """Reads the container's use anew for every scrape."""
 

@@ -90,10 +90,13 @@ CONTAINER_METRICS = (
 )  # fmt: skip
 """What the superlink's and each client's container take of the machine."""
 
+HEALTH_METRIC = Metric("fl_container_failing", "gauge", "0 or 1", "1 while the container cannot do its work: its program ended by itself and is not up again, or its messages' processes are killed one after the other.")  # fmt: skip
+"""What a container's health check reads."""
+
 METRICS = SERVER_METRICS + CLIENT_METRICS
 """The metrics of a run in one process."""
 
-ALL_METRICS = METRICS + NODE_METRICS + CONTAINER_METRICS
+ALL_METRICS = (*METRICS, *NODE_METRICS, *CONTAINER_METRICS, HEALTH_METRIC)
 """Every metric. The exporters, dashboards, alerts and docs/metrics.md are made from this table."""
 
 

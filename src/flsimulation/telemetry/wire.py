@@ -15,6 +15,7 @@ _KINDS: dict[str, type[Any]] = {
     for kind in (
         events.RunStarted,
         events.ClientsConnected,
+        events.ClientsAwaited,
         events.PhaseStarted,
         events.ClientReplied,
         events.Judged,

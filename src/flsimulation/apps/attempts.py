@@ -1,0 +1,44 @@
+"""Which clients never succeeded in a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from flsimulation.events import ClientReplied, Event, RunStarted
+
+_NAMED = 3  # clients named in one sentence
+
+
+class Attempts:
+    """A sink that counts the trainings that failed of the clients that never finished one.
+
+    A client counts that was asked to train at least twice (once in a run of one round) and failed
+    each time. Of very many clients each may be asked once, and one failure says little then.
+    """
+
+    def __init__(self) -> None:
+        self._succeeded = bytearray()  # one byte a client: populations are large
+        self._failed: Counter[int] = Counter()
+        self._least = 2
+
+    def __call__(self, event: Event) -> None:
+        """Count what the event tells."""
+        if isinstance(event, RunStarted):
+            self._succeeded = bytearray(event.experiment.data.clients)
+            self._least = min(2, event.experiment.strategy.rounds)
+        elif isinstance(event, ClientReplied) and event.phase == "train":
+            if event.reason is None:
+                self._succeeded[event.partition] = 1
+                self._failed.pop(event.partition, None)
+            elif not self._succeeded[event.partition]:
+                self._failed[event.partition] += 1
+
+    def never_succeeded(self) -> str:
+        """One sentence that names the clients that never succeeded; "" if there is none."""
+        never = sorted(p for p, failures in self._failed.items() if failures >= self._least)
+        if not never:
+            return ""
+        more = f" and {len(never) - _NAMED} more" if len(never) > _NAMED else ""
+        names = ", ".join(map(str, never[:_NAMED]))
+        clients = "client" if len(never) == 1 else "clients"
+        return f"{clients} {names}{more} never succeeded: the model is made without their data"
