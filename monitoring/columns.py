@@ -39,6 +39,8 @@ class Column:
     mappings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Texts and colours of values."""
     links: Sequence[dashboard.DashboardLink] = ()
+    gauge: bool = False
+    """Whether a bar shows the value beside the column's highest."""
 
 
 def rows(
@@ -110,6 +112,11 @@ def _override(column: Column) -> Any:
         properties["mappings"] = mappings_of(column.mappings)
     if column.steps or column.mappings:
         properties["custom.cellOptions"] = common.TableColorTextCellOptions()
+    if column.gauge:
+        properties["custom.cellOptions"] = common.TableBarGaugeCellOptions(
+            mode=common.BarGaugeDisplayMode.BASIC, value_display_mode=common.BarGaugeValueMode.TEXT
+        )
+        properties["min"] = 0
     if column.links:
         properties["links"] = list(column.links)
     return override(column.title, properties)

@@ -33,7 +33,7 @@ STATES = {
     "interrupted": YELLOW,
 }
 """States of a run and their colours; in the panel the n-th state is the number n."""
-CLIENT_STATES = {"0": ("down", RED), "1": ("connected", GREEN), "2": ("at work", BLUE)}
+CLIENT_STATES = {"0": ("down", RED), "1": ("at work", BLUE), "2": ("connected", GREEN)}
 """Values of `recording.STATE`."""
 SLOW = ((None, GREEN), (1.5, YELLOW), (2, RED))  # times the median
 
@@ -60,7 +60,7 @@ def _score(metric: str) -> str:
 
 def _file(label: str) -> str:
     """Expression that leaves the folders of a path out of a label."""
-    return f'"{label}", "$1$2", "{label}", "([a-z]+:)?/?(?:.*/)?([^/]+)"'
+    return f'"{label}", "$1$2", "{label}", "([a-z]+:)?/(?:.*/)?([^/]+)"'
 
 
 _NOW = row(
@@ -267,8 +267,8 @@ _TABLE = row(
             "Clients by partition",
             "Each client of this run or of the last: state, scores of the global model on its "
             "held-out part, mean of its last five trainings and times the median client's, "
-            "memory and CPU. Those that are down come first, then the slowest. A click on a "
-            "partition leads to the client.",
+            "memory and CPU. Those that are down come first, then those at work, the slowest "
+            "first. A click on a partition leads to the client.",
             "none",
             empty="no client yet",
         ),
@@ -332,8 +332,8 @@ _CLIENTS = row(
             soft_max=1,
         ),
         Query(f"count({r.STATE} == 0) or 0 * count({r.STATE})", "clients down"),
-        Query(f"count({r.STATE} == 1) or 0 * count({r.STATE})", "connected"),
-        Query(f"count({r.STATE} == 2) or 0 * count({r.STATE})", "at work"),
+        Query(f"count({r.STATE} == 2) or 0 * count({r.STATE})", "connected"),
+        Query(f"count({r.STATE} == 1) or 0 * count({r.STATE})", "at work"),
         stepped=True,
         stacked=True,
     ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grafana_foundation_sdk.models import bargauge, common, dashboard, stat, statetimeline
+from grafana_foundation_sdk.models import common, dashboard, stat, statetimeline
 from grafana_foundation_sdk.models.dashboard import FieldColorModeId
 from grafana_foundation_sdk.models.prometheus import Dataquery, PromQueryFormat, QueryEditorMode
 from grafana_foundation_sdk.models.timeseries import Options as GraphOptions
@@ -22,8 +22,6 @@ NOTHING = "-"
 """What a cell without a value shows."""
 FEW_CLIENTS = 12
 """Up to so many clients have a line each; of more, three lines say how they are spread."""
-BAR_PIXELS = 30
-"""Height that a bar of a list needs, with its gap."""
 
 COLOURS = {
     "central": BLUE,
@@ -204,29 +202,6 @@ def _colours(queries: Sequence[Query]) -> dict[str, str]:
         name for query in queries for name in VALUES.get(query.legend.strip("{}"), (query.legend,))
     ]
     return {name: COLOURS[name] for name in names if name in COLOURS}
-
-
-def bars(
-    says: Says, query: Query, steps: Steps, links: Sequence[dashboard.DashboardLink] = ()
-) -> dashboard.Panel:
-    """One horizontal bar for each series, coloured by its value."""
-    options = bargauge.Options(
-        display_mode=common.BarGaugeDisplayMode.BASIC,
-        value_mode=common.BarGaugeValueMode.COLOR,
-        name_placement=common.BarGaugeNamePlacement.LEFT,
-        sizing=common.BarGaugeSizing.AUTO,
-        legend=common.VizLegendOptions(
-            display_mode=common.LegendDisplayMode.LIST,
-            placement=common.LegendPlacement.BOTTOM,
-            calcs=[],
-        ),
-        reduce_options=common.ReduceDataOptions(calcs=["lastNotNull"], values=False, fields=""),
-        orientation=common.VizOrientation.HORIZONTAL,
-    )
-    config = field_config(says, FieldColorModeId.THRESHOLDS, steps)
-    config.min_val = 0
-    config.links = list(links) or None
-    return panel("bargauge", says, [target(0, query, instant=True)], config, options)
 
 
 def states(

@@ -137,7 +137,7 @@ CLIENT_RULES = (
             and {WHILE_RUNNING}
         """),
     ),
-    # 0 down, 1 connected, 2 at work. With more than 100 clients, and after a run, those that
+    # 0 down, 1 at work, 2 connected. With more than 100 clients, and after a run, those that
     # Prometheus reaches are connected.
     Recording(
         STATE,
@@ -145,10 +145,10 @@ CLIENT_RULES = (
             0 * {DOWN}
             or
             max by (partition) (fl_client_connected > 0)
-              * on(partition) (1 + max by (partition) (fl_client_awaited))
+              * on(partition) (2 - max by (partition) (fl_client_awaited))
               and {WHILE_RUNNING}
             or
-            count by (partition) (fl_client_info{{partition!="none"}}) > bool 0
+            2 * (count by (partition) (fl_client_info{{partition!="none"}}) > bool 0)
         """),
     ),
     Recording(FAILED, promql(lately("fl_run_failures"))),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from monitoring import recording as r
-from monitoring.layout import RESOURCES_UID, build, row
+from monitoring.columns import Column, rows
+from monitoring.layout import RESOURCES_UID, ROW_TO_CLIENT, build, row
 from monitoring.panels import (
     FEW_CLIENTS,
     GREEN,
@@ -15,7 +16,6 @@ from monitoring.panels import (
     YELLOW,
     Query,
     Says,
-    bars,
     by_client,
     graph,
     numbers,
@@ -111,6 +111,7 @@ _CPU = row(
             f"Cores in use by container, over 30 seconds; {_MANY}.",
             "suffix:cores",
             _NO_CONTAINER,
+            decimals=2,
         ),
         *_containers(r.CPU_CORES),
         legend_right=True,
@@ -158,29 +159,34 @@ _MEMORY = row(
 
 _CONTAINERS = row(
     10,
-    bars(
+    rows(
         Says(
             "CPU time by container",
-            "Seconds of one core since the container started: the ten highest.",
-            "s",
+            "Seconds of one core since the container started, the highest first.",
+            "none",
             _NO_CONTAINER,
         ),
-        Query(f"sort_desc(topk(10, {r.CPU_SECONDS}))", "{{container}}"),
-        steps=((None, GREY),),
+        [Query(r.CPU_SECONDS)],
+        [
+            Column("Container", "container", width=150),
+            Column("CPU time", "Value", "s", gauge=True),
+        ],
+        sort=(("CPU time", True),),
     ),
-    bars(
+    rows(
         Says(
             "Messages by client",
-            "Payload of each client's messages in both directions since its container started: "
-            "the ten highest, by partition.",
-            "bytes",
+            "Payload of each client's messages in both directions since its container started, "
+            "the highest first.",
+            "none",
             "no message yet",
         ),
-        Query(
-            "sort_desc(topk(10, sum by (partition) (fl_client_message_bytes_total)))",
-            "client {{partition}}",
-        ),
-        steps=((None, GREY),),
+        [Query("sum by (partition) (fl_client_message_bytes_total)")],
+        [
+            Column("Client", "partition", width=70, links=[ROW_TO_CLIENT]),
+            Column("Payload", "Value", "bytes", gauge=True),
+        ],
+        sort=(("Payload", True),),
     ),
     graph(
         Says(

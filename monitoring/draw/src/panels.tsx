@@ -10,7 +10,7 @@ import {
   type TimeRange,
   VizOrientation,
 } from '@grafana/data';
-import { BarGauge, BigValue, TimeSeries, type UPlotConfigBuilder, VizLegend, VizRepeater } from '@grafana/ui';
+import { BigValue, TimeSeries, type UPlotConfigBuilder, VizLegend, VizRepeater } from '@grafana/ui';
 import { TableNG } from '@grafana/ui/unstable';
 import { type ReactNode, useLayoutEffect } from 'react';
 
@@ -75,49 +75,6 @@ function Stat(drawn: Drawn) {
       renderCounter={0}
       autoGrid={true}
       orientation={options.orientation ?? VizOrientation.Auto}
-    />
-  );
-}
-
-// public/app/plugins/panel/bargauge, whose smallest and largest bars are 16 and 300 px.
-function Bars(drawn: Drawn) {
-  const { panel, width, height, frames, theme } = drawn;
-  const { options } = panel;
-  const values = displayValues(drawn);
-  if (!frames.length) {
-    return <Empty {...drawn} />;
-  }
-  return (
-    <VizRepeater
-      getValues={() => values}
-      getAlignmentFactors={getDisplayValueAlignmentFactors as any}
-      renderValue={({ value, width, height, alignmentFactors, orientation, count }: any) => (
-        <BarGauge
-          value={value.display}
-          width={width}
-          height={height}
-          orientation={orientation}
-          field={value.field}
-          display={value.view?.getFieldDisplayProcessor(value.colIndex)}
-          theme={theme}
-          itemSpacing={8}
-          displayMode={options.displayMode}
-          alignmentFactors={count > 1 ? alignmentFactors : undefined}
-          showUnfilled={options.showUnfilled ?? true}
-          valueDisplayMode={options.valueMode}
-          namePlacement={options.namePlacement}
-          isOverflow={false}
-        />
-      )}
-      width={width}
-      height={height}
-      source={frames}
-      itemSpacing={8}
-      renderCounter={0}
-      minVizWidth={8}
-      minVizHeight={options.minVizHeight ?? 16}
-      maxVizHeight={options.maxVizHeight ?? 300}
-      orientation={options.orientation}
     />
   );
 }
@@ -271,7 +228,6 @@ function States(drawn: Drawn) {
 
 export const KINDS: Record<string, (drawn: Drawn) => ReactNode> = {
   stat: Stat,
-  bargauge: Bars,
   timeseries: Lines,
   table: Rows,
   'state-timeline': States,
