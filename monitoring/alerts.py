@@ -50,7 +50,7 @@ ALERTS = (
         # run's beginning they may be on their way.
         expression=promql(f"""
             (
-              {r.DOWN}
+              {r.IS_DOWN}
               or on()
               max(fl_clients_expected) - max(fl_clients_connected) > 0
                 and on() time() - {r.STARTED} > 15

@@ -261,7 +261,7 @@ _LEARNING = row(
 )
 
 _TABLE = row(
-    11,
+    12,
     rows(
         Says(
             "Clients by partition",

@@ -41,6 +41,7 @@ COLOURS = {
     "median": PURPLE,
     "highest": ORANGE,
     "slowest": RED,
+    "no partition, highest": YELLOW,
     "this client": BLUE,
     "its training": PURPLE,
     "all clients": ORANGE,

@@ -21,6 +21,7 @@ _SILENT = re.compile(
     rf"and on\(\) {RUNNING} == 1\s*$"  # answers during a run only
     rf"|> {FEW_CLIENTS}\s*$"  # of many clients only
     r"|ALERTS\{"  # of what is wrong only
+    r"|partition=\"\"\}\)$"  # of clients without a partition only
 )
 
 

@@ -47,6 +47,26 @@ STARTED = "max(fl_run_started_timestamp_seconds)"
 WHILE_RUNNING = f"on() {RUNNING} == 1"
 
 
+# The server cannot reach it once a round has begun, or Prometheus has lost the client that held it
+# in this run, and neither that client nor another with its partition is back. Prometheus learns of
+# a client that was killed within seconds, whatever it was killed by.
+IS_DOWN = f"""
+    (
+      max by (partition) (1 - fl_client_connected > 0)
+        and on() max(fl_run_current_round) > 0
+      or
+      count by (partition) (
+        max_over_time(timestamp(fl_client_info{{partition!="none"}})[5m:5s])
+          > on() group_left() {STARTED}
+        unless on(name) fl_client_info
+        unless on(partition) fl_client_info
+      ) > bool 0
+    )
+    and {WHILE_RUNNING}
+"""
+"""1 for each partition whose client is down during a run; the alert does not wait for `DOWN`."""
+
+
 def lately(gauge: str) -> str:
     """What a gauge that begins each run at 0 grew by in 5 minutes, of this run only."""
     return f"""
@@ -117,26 +137,7 @@ CLIENT_RULES = (
               / on() group_left() ({FIT_MEDIAN} > 0)
         """),
     ),
-    # During a run: the server cannot reach it once a round has begun, or Prometheus has lost the client that held it in
-    # this run, and neither that client nor another with its partition is back. Prometheus learns
-    # of a client that was killed within seconds; the server waits for its heartbeats.
-    Recording(
-        DOWN,
-        promql(f"""
-            (
-              max by (partition) (1 - fl_client_connected > 0)
-                and on() max(fl_run_current_round) > 0
-              or
-              count by (partition) (
-                max_over_time(timestamp(fl_client_info{{partition!="none"}})[5m:5s])
-                  > on() group_left() {STARTED}
-                unless on(name) fl_client_info
-                unless on(partition) fl_client_info
-              ) > bool 0
-            )
-            and {WHILE_RUNNING}
-        """),
-    ),
+    Recording(DOWN, promql(IS_DOWN)),
     # 0 down, 1 at work, 2 connected. With more than 100 clients, and after a run, those that
     # Prometheus reaches are connected.
     Recording(

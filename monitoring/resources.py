@@ -23,14 +23,26 @@ from monitoring.panels import (
 
 _NO_CONTAINER = "no container yet"
 _FULL = ((None, GREEN), (0.75, YELLOW), (0.9, RED))  # share of a limit
-_MANY = f"of more than {FEW_CLIENTS} clients the lowest, the median and the highest"
+_MANY = (
+    f"of more than {FEW_CLIENTS} clients the lowest, the median and the highest, and the highest of "
+    "those without a partition"
+)
 
 
 def _containers(name: str) -> tuple[Query, ...]:
     """The server's line, and those of the clients."""
     return (
         Query(f'{name}{{container="server"}}', "server"),
-        *by_client(f'{name}{{container!="server"}}', "{{container}}"),
+        *_clients(name),
+    )
+
+
+def _clients(name: str) -> tuple[Query, ...]:
+    """The lines of the clients; one for those that no run has given a partition."""
+    free = f'max({name}{{container!="server", partition=""}})'
+    return (
+        *by_client(f'{name}{{partition!=""}}', "{{container}}"),
+        Query(free, "no partition, highest"),
     )
 
 
@@ -198,7 +210,7 @@ _CONTAINERS = row(
             decimals=0,
             soft_max=1,
         ),
-        *by_client(r.CRASHES, "{{container}}"),
+        *_clients(r.CRASHES),
         stepped=True,
         legend_right=True,
     ),
