@@ -112,7 +112,8 @@ them at 0 again.
 On a [network](network.md) each container serves its own at port 8000, from a process that stays
 when Flower's own processes come and go: the SuperLink's container the server's metrics, each
 client's container that client's, and both the container's. The last values are still there after
-a run, and counters go on counting in the next one.
+a run. In the next one counters go on counting; the gauges of `fl_run_`, `fl_last_round_`,
+`fl_global_` and the clients' begin anew.
 
 """
 
@@ -140,7 +141,7 @@ def metrics_page() -> str:
         ("The server", table.SERVER_METRICS),
         ("The clients", table.CLIENT_METRICS),
         ("A client's container, on a network", table.NODE_METRICS),
-        ("Every container, on a network", table.CONTAINER_METRICS),
+        ("Every container, on a network", (*table.CONTAINER_METRICS, table.HEALTH_METRIC)),
     )
     process = [(f"`{name}`", kind, unit, text) for name, kind, unit, text in PROCESS_METRICS]
     buckets = ", ".join(f"{bound:g}" for bound in table.SECONDS)
