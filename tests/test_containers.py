@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -297,7 +298,8 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
     assert lines[-1]["failures"] == {}
     assert json.loads((stack.runs / ".partitions.json").read_text()) == partitions
     assert sum(stack.values("sum(fl_client_failures_total)")) >= 1
-    assert "client" in out
+    name = victim["Config"]["Hostname"]
+    assert re.search(rf"client \d \({name}\) went away, waiting for it for up to 30 s", out)
     assert "Traceback" not in out + err
 
 
@@ -314,9 +316,57 @@ def test_a_client_out_of_memory_is_lost_and_says_so(stack: Stack) -> None:
     )
     assert "Traceback" not in done.stdout + done.stderr
     logs = stack("logs", "--no-log-prefix", "client").stdout
-    assert "ended by SIGKILL, most likely for want of memory; raise its limit" in logs
+    assert re.search(
+        r"a message's process was ended by SIGKILL, (most likely )?for want of memory; "
+        r"CLIENT_MEMORY is 1024m, it needs more",
+        logs,
+    )
+    assert "for want of memory; CLIENT_MEMORY is 1024m" in said[0]
     done = stack.run()  # the clients are back
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def health(container: str) -> str:
+    form = "{{.State.Health.Status}} {{.RestartCount}}"
+    done = subprocess.run(
+        ["docker", "inspect", "--format", form, container], capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def test_a_client_that_fits_too_tightly_degrades_the_run_and_is_named(stack: Stack) -> None:
+    (one, *_) = [c["Id"] for c in stack.containers("client")]
+    limit = ["--memory=560m", "--memory-swap=560m"]
+    subprocess.run(["docker", "update", *limit, one], check=True, capture_output=True)
+    done = stack.run("--set=strategy.rounds=2")
+    assert done.returncode == 3, done.stdout + done.stderr
+    summary = done.stdout.partition("degraded: 2 of 2 rounds in ")[2]
+    (partition,) = re.findall(r"^client (\d) never succeeded: the model is made", summary, re.M)
+    assert re.search(rf"^\d answers failed or lost: client {partition}, all$", summary, re.M)
+    cause = r"ended by SIGKILL, (most likely )?for want of memory; CLIENT_MEMORY is 560m, about "
+    assert re.search(cause, done.stdout)
+    manifest = json.loads((stack.last_run() / "manifest.json").read_text())
+    assert (manifest["state"], manifest["rounds"]) == ("degraded", 2)
+    crashes = 'fl_client_crashes_total{partition="none"}'
+    assert stack.values(crashes) == []
+    stack("up", "--detach", "--no-deps", "--force-recreate", "client")
+
+
+def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
+    stack: Stack,
+) -> None:
+    stack("up", "--detach", "--no-deps", "client", CLIENT_MEMORY="300m")
+    clients = [c["Id"] for c in stack.containers("client")]
+    wait_for("bad health", lambda: [health(c) for c in clients] == ["unhealthy 0"] * 2)
+    logs = stack("logs", "--no-log-prefix", "client").stdout
+    assert re.search(
+        r"the program of this container was ended by SIGKILL, (most likely )?for want of memory; "
+        r"CLIENT_MEMORY is 300m, about 760m are needed; again in 8 s",
+        logs,
+    )
+    assert "Traceback" not in logs
+    stack.up()
+    assert [health(c["Id"]) for c in stack.containers("client")] == ["healthy 0"] * 2
 
 
 def test_the_superlink_may_be_restarted_between_runs(stack: Stack) -> None:

@@ -78,7 +78,7 @@ def test_a_run_leaves_everything_that_it_promises(
     result = run(make_experiment(), tmp_path / "run", [recorder])
     folder = tmp_path / "run"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint", "clients.jsonl", "experiment.toml", "manifest.json", "model.ckpt",
+        ".lock", "checkpoint", "clients.jsonl", "experiment.toml", "manifest.json", "model.ckpt",
         "model.safetensors", "report.html", "rounds.jsonl",
     ]  # fmt: skip
     rounds = lines(folder / "rounds.jsonl")

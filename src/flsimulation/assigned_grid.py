@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flwr.supercore.run import Run  # not public; what `Grid` itself is annotated with
 
 _LOOK_SECONDS = 0.5  # between two looks at who is there
+_UNAVAILABLE = frozenset((3, 4, 5))  # Flower's codes for a message, reply or node that is gone
 _SILENT = 10.0  # seconds after which a node that does not say who it is is silent
 
 
@@ -55,6 +56,8 @@ class AssignedGrid(PartitionedGrid):
         self._given_up: set[int] = set()  # partitions that nobody waits for any more
         self._looked = float("-inf")
         self._begun = False  # whether all clients were there once
+        self._sent: dict[str, int] = {}  # node of each message
+        self._unavailable: dict[str, Message] = {}  # what Flower answers for nodes that are gone
         self._trouble = ""
 
     @property
@@ -175,11 +178,31 @@ class AssignedGrid(PartitionedGrid):
         """Send messages, each with the partition that its node holds."""
         # One by one: Flower shows a node its message before the message's parts are there, and many
         # nodes that ask for parts again and again keep the SuperLink from taking them.
-        return [i for m in self._addressed(messages) for i in self._grid.push_messages([m])]
+        sent = [(i, m) for m in self._addressed(messages) for i in self._grid.push_messages([m])]
+        self._sent = {i: m.metadata.dst_node_id for i, m in sent}
+        return [i for i, _ in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Answers that are there."""
-        return [_unpacked(answer) for answer in self._grid.pull_messages(list(message_ids))]
+        """Answers that are there.
+
+        Flower answers in place of a node that is not there. Why it is not, and whether it comes
+        back, is then known only a little later, by `look` and `why_lost`.
+        """
+        wanted = set(message_ids)
+        self._unavailable = {i: m for i, m in self._unavailable.items() if i in wanted}
+        asked = sorted(wanted - self._unavailable.keys())
+        answers = [_unpacked(answer) for answer in self._grid.pull_messages(asked)] if asked else []
+        late = [answer for answer in answers if _is_flowers_own(answer)]
+        self._unavailable |= {a.metadata.reply_to_message_id: a for a in late}
+        if late:
+            self._looked = float("-inf")  # who is there has changed
+            self.look()
+        there = self.partitions
+        given_up = [i for i in self._unavailable if self._sent.get(i) in there]
+        return [
+            *(answer for answer in answers if not _is_flowers_own(answer)),
+            *(self._unavailable.pop(i) for i in given_up),
+        ]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -202,6 +225,11 @@ def _packed(message: Message, models: dict[int, ConfigRecord | ArrayRecord]) -> 
     return Message(
         content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id
     )
+
+
+def _is_flowers_own(answer: Message) -> bool:
+    """Whether Flower answers because the node, or the message, is not there any more."""
+    return answer.has_error() and answer.error.code in _UNAVAILABLE
 
 
 def _unpacked(answer: Message) -> Message:

@@ -18,6 +18,10 @@ import traceback
 from pathlib import Path
 
 
+class Interrupted(KeyboardInterrupt):
+    """The run is to end now, as on Ctrl-C; the message says what ended it."""
+
+
 class FLSimulationError(Exception):
     """Base of all errors raised on purpose."""
 

@@ -150,6 +150,8 @@ class RunFinished:
     seconds: float
     error: str | None = None
     """One line for people if it failed."""
+    peak_memory_bytes: int | None = None
+    """Of the process that ran it; None where that is the one that takes the event."""
 
 
 Event: TypeAlias = (

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -28,28 +29,51 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let no Ctrl-C, or no second one, cut off the little that is done inside the block."""
+    """Let no Ctrl-C or SIGTERM, or no second one, cut off the little that is done in the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ends = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in ends:
+            signal.signal(number, before[number])
 
 
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[bool]:
-    """Whether no other process is inside such a block with the same file, which is made."""
+    """Whether no other process is inside such a block with the same file, which is made.
+
+    A process that is killed has left the block. Where a file system has no locks, nobody is seen.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
-        else:
+            return
+        except OSError:
+            pass
+        try:
             yield True
+        finally:
+            with contextlib.suppress(OSError):  # for a fork that is still there, too
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def is_taken(lock: Path) -> bool:
+    """Whether a process, this one included, is inside `alone` with the file; nothing is written."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextlib.contextmanager
@@ -82,3 +106,26 @@ def imports_kept() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def end_group(program: int) -> None:
+    """End a program, if it still runs, and all that was launched for it, whoever forked that."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(program, signal.SIGKILL)
+
+
+def is_there(process: int) -> bool:
+    """Whether a process of ours runs, or was not waited for yet."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def compact() -> None:
+    """Give back what loading left, and let forks share the rest: their collector leaves it alone."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc

@@ -25,8 +25,10 @@ from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.runtimes.ray import ray_federation
 from flsimulation.telemetry.checkpoint import read_checkpoint
 from flsimulation.telemetry.jsonlines import read_lines
+from flsimulation.telemetry.manifest import settle
 from flsimulation.telemetry.process import peak_memory_bytes
 from flsimulation.telemetry.rundir import RunDirectory, create_run_directory
+from flsimulation.telemetry.storage import claimed, storing
 from flsimulation.weights import weights_sha256
 
 
@@ -127,11 +129,12 @@ def run(
         _meanwhile(load_plots)  # not beside processes that are forked
     with _carried(experiment, federate) as carry:
         path = create_run_directory(experiment.name, out)
-        if opened is not None:
-            opened(path)
-        outcome, directory = _Outcome(experiment, path), RunDirectory(path, experiment)
-        with _reported(path):
-            carry(experiment, [directory, outcome, *sinks], space, None)
+        with claimed(path):
+            if opened is not None:
+                opened(path)
+            outcome, directory = _Outcome(experiment, path), RunDirectory(path, experiment)
+            with _reported(path):
+                carry(experiment, [directory, outcome, *sinks], space, None)
     return outcome.result()
 
 
@@ -175,9 +178,17 @@ def resume(
     Raises
     ------
     InputError
-        If the directory is no run directory, or has no checkpoint.
+        If the directory is no run directory, has no checkpoint, or another process writes it.
     """
     path, experiment = Path(run_dir), experiment or load_run_experiment(run_dir)
+    settle(path)
+    with claimed(path):
+        return _resume(path, experiment, sinks, federate)
+
+
+def _resume(
+    path: Path, experiment: Experiment, sinks: Iterable[Sink], federate: Federate | None
+) -> RunResult:
     rounds = read_lines(path / "rounds.jsonl")
     saved = read_checkpoint(path / "checkpoint", len(rounds))
     space = Workspace.load(experiment)
@@ -201,7 +212,7 @@ def _reported(path: Path) -> Iterator[None]:
         with contextlib.suppress(InputError, OSError), undisturbed():
             write_report(path)
         raise
-    with undisturbed():
+    with undisturbed(), storing(path):
         write_report(path)
 
 

@@ -40,5 +40,5 @@ class Attempts:
             return ""
         more = f" and {len(never) - _NAMED} more" if len(never) > _NAMED else ""
         names = ", ".join(map(str, never[:_NAMED]))
-        clients = "client" if len(never) == 1 else "clients"
-        return f"{clients} {names}{more} never succeeded: the model is made without their data"
+        clients, their = ("client", "its") if len(never) == 1 else ("clients", "their")
+        return f"{clients} {names}{more} never succeeded: the model is made without {their} data"

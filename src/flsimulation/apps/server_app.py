@@ -17,7 +17,7 @@ from flsimulation.apps.workspace import Workspace
 from flsimulation.arrays import joined, record_of
 from flsimulation.assigned_grid import AssignedGrid
 from flsimulation.assignment import PartitionTable
-from flsimulation.errors import FLSimulationError, RunError, describe_error
+from flsimulation.errors import FLSimulationError, Interrupted, RunError, describe_error
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
@@ -84,11 +84,11 @@ def make_server_app(
 
         def emit(event: Event) -> None:
             nonlocal rounds
-            if isinstance(event, RoundFinished):
-                rounds = event.round
             attempts(event)
             for sink in listeners:
                 sink(event)
+            if isinstance(event, RoundFinished):  # it counts only if it could be kept
+                rounds = event.round
 
         def finish(state: State, error: str | None = None) -> None:
             emit(RunFinished(state, rounds, time.perf_counter() - began, error))
@@ -96,18 +96,16 @@ def make_server_app(
         try:
             space = workspace or Workspace.load(unflatten(context.run_config))
             _federate(grid, space, emit, start, memory)
+            never = attempts.never_succeeded()
+            finish("degraded" if never else "completed", never or None)
         except Exception as error:
             ours = isinstance(error, FLSimulationError)
             finish("failed", str(error) if ours else describe_error(error))
             raise
-        except BaseException:  # Ctrl-C, or a sink that ends the process
+        except BaseException as end:  # Ctrl-C, or a sink that ends the process
             with undisturbed():
-                finish("interrupted")
+                finish("interrupted", str(end) if isinstance(end, Interrupted) else None)
             raise
-        if never := attempts.never_succeeded():
-            finish("degraded", never)
-        else:
-            finish("completed")
 
     return app
 

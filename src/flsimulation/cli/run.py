@@ -15,8 +15,10 @@ import typer
 from rich.console import Console
 
 from flsimulation.cli.view import LiveView, PlainView
+from flsimulation.errors import RunError
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, load_experiment, load_run_experiment
+from flsimulation.network.ends import resume_command
 from flsimulation.processes import uncollected
 
 
@@ -38,13 +40,20 @@ def run_command(
         experiment = load_experiment(file, [*overrides, *runtime])
     console = _Console(quiet=json or quiet)
     folders = [resume] if resume is not None else []
+    network = experiment.runtime.kind == "network"
+    superlink = experiment.runtime.superlink if network else None
     with contextlib.ExitStack() as stack:
         sinks = stack.enter_context(_metrics(experiment, port))
-        stack.callback(_say_where, console, folders)
+        stack.callback(_say_where, console, folders, superlink)
         if not console.quiet:
             sinks.append(stack.enter_context(_view(console, experiment)))
-        run = _on_network if experiment.runtime.kind == "network" else _from_here
-        result = run(experiment, out, resume, sinks, folders.append)
+        run = _on_network if network else _from_here
+        try:
+            result = run(experiment, out, resume, sinks, folders.append)
+        except RunError as error:
+            if network or not (again := [resume_command(f) for f in folders if _can_resume(f)]):
+                raise
+            raise RunError(f"{error}; resume with `{again[0]}`") from error
     if json:
         typer.echo(dump_json(result))
     if result["state"] == "degraded":
@@ -75,14 +84,23 @@ def _on_network(
     return run_on_network(experiment, out, sinks, None if resume else opened, resume)
 
 
-def _say_where(console: Console, folders: list[Path]) -> None:
-    """Name the report and, after a run that stopped early, the way to go on."""
+def _say_where(console: Console, folders: list[Path], superlink: str | None) -> None:
+    """Name the report, if it is here, and after Ctrl-C the way to resume; an error names its own."""
     stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
     for folder in folders:
-        lines = f"\nReport  {folder / 'report.html'}"
-        if stopped and any((folder / "checkpoint").glob("*.safetensors")):
-            lines += f"\nGo on   flsim run --resume {folder}"
-        console.print(lines, soft_wrap=True, highlight=False, markup=False)
+        lines = []
+        if (folder / "report.html").is_file():
+            lines.append(f"Report  {folder / 'report.html'}")
+        if stopped and _can_resume(folder):
+            lines.append(f"Resume  {resume_command(folder, superlink)}")
+        if lines:
+            console.print("\n" + "\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+def _can_resume(folder: Path) -> bool:
+    """Whether the run of a directory that is here has completed a round."""
+    rounds = folder / "rounds.jsonl"
+    return rounds.is_file() and rounds.stat().st_size > 0
 
 
 class _Console(Console):

@@ -137,7 +137,8 @@ class PlainView:
             parts.append(
                 f"clients' accuracy {mean:.4f} ± {spread:.4f}, lowest {min(self._final):.4f}"
             )
-        parts.append(f"peak memory {peak_memory_bytes() / 2**20:.0f} MiB")
+        peak = event.peak_memory_bytes or peak_memory_bytes()
+        parts.append(f"peak memory {peak / 2**20:.0f} MiB")
         lines = ["\n" + ", ".join(parts)]
         if self._failures:
             lines.append(self._describe_failures())

@@ -37,6 +37,7 @@ def main() -> None:
 
     threads.hold()
     waits.shorten_pulls()
+    flower_patches.send_heartbeats_often()
     import_module("httpcore")  # httpx imports it only with its first client
     import_module("flwr.supercore.cli")
     if role == "client":
@@ -44,7 +45,6 @@ def main() -> None:
         watch = flower_patches.RunWatch()
         waits.shorten_looks(watch.look)
         flower_patches.leave_with_run(watch)
-        flower_patches.send_heartbeats_often()
         server = warm.WarmServer(
             Path(path),
             lambda: keep("flower-supernode"),

@@ -22,7 +22,8 @@ from flsimulation.messages import (
     split,
 )
 from flsimulation.network import sockets, threads
-from flsimulation.network.health import describe_end, keep_trouble, see_kills, take_trouble
+from flsimulation.network.health import keep_trouble, see_kills, take_trouble
+from flsimulation.network.killed import Killed
 from flsimulation.network.names import CLIENT_APP, REPORTS, WARM
 from flsimulation.training import Batches
 
@@ -62,13 +63,12 @@ def _practise(space: Workspace) -> None:
             space.trainer.evaluate(state, batches)
 
 
-def tell_killed(command: str, number: int) -> None:
+def tell_killed(killed: Killed) -> None:
     """Report that a message's process was killed before it answered."""
-    if command != CLIENT_APP:
+    if killed.command != CLIENT_APP:
         return
-    end = describe_end(-number)
-    print(f"flsim: a message's process was {end}", file=sys.stderr, flush=True)
-    keep_trouble(f"the process of its message was {end}")
+    print(f"flsim: a message's process was {killed.end}", file=sys.stderr, flush=True)
+    keep_trouble(f"the process of its message was {killed.end}")
     _send(REPORTS, {"killed": True})
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flsimulation.errors import InputError, RunError
-from flsimulation.events import Event, Sink
+from flsimulation.events import Event, RoundFinished, RunFinished, Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.network import lines
+from flsimulation.network.ends import resume_command
 from flsimulation.network.flower import Flower, flower
 from flsimulation.network.names import MODELS, OUT, RESUME
 
@@ -26,8 +27,11 @@ class _Log:
     result: dict[str, Any] | None = None
     error: str | None = None
     input: bool = False
-    last: list[str] = field(default_factory=list)
-    """The last lines that were for people."""
+    run_dir: str | None = None
+    """As the SuperLink sees it."""
+    rounds: int = 0
+    """Rounds that the run can be resumed after."""
+    end: RunFinished | None = None
     read: int = 0
     """Lines that were for us."""
 
@@ -35,6 +39,13 @@ class _Log:
     def is_over(self) -> bool:
         """Whether the run's result, or what it failed of, is known."""
         return self.result is not None or self.error is not None
+
+    def note(self, event: Event) -> None:
+        """Remember what is needed if the log tells no more."""
+        if isinstance(event, RoundFinished):
+            self.rounds = event.round
+        elif isinstance(event, RunFinished):
+            self.rounds, self.end = max(self.rounds, event.rounds), event
 
 
 def run_on_network(
@@ -87,9 +98,27 @@ def run_on_network(
         if log.result is not None:
             return log.result
         if log.error is None:
-            state, last = command.state(run_id), " ".join(log.last[-1:])
-            log.error = f"the run ended as {state} without a result" + (f": {last}" if last else "")
-    raise (InputError if log.input else RunError)(log.error)
+            log.error = _cause(command, run_id, log.end)
+    if log.input:
+        raise InputError(log.error)
+    if log.run_dir is not None and (log.rounds or resumed is not None):
+        again = resume_command(log.run_dir, experiment.runtime.superlink)
+        raise RunError(f"{log.error}; resume with `{again}`")
+    raise RunError(log.error)
+
+
+def _cause(command: Flower, run_id: str, end: RunFinished | None) -> str:
+    """Why a run ended whose log says nothing of it."""
+    if end is not None:
+        return end.error or f"the run was {end.state}"
+    state = command.state(run_id)
+    if state == "finished:stopped":
+        return "the run was stopped"
+    if state.startswith("finished"):
+        return "the run's process ended and did not say why; the SuperLink's log may"
+    if command.answers():
+        return "the SuperLink was started again, which ended the run"
+    return "the SuperLink does not answer any more, which ended the run; start it again"
 
 
 def _follow(
@@ -102,13 +131,15 @@ def _follow(
     log = _Log()
     for found in _told(command, run_id, log):
         if not isinstance(found, dict):
+            log.note(found)
             for sink in sinks:
                 sink(found)
         elif "model" in found and models is not None:
             models[int(found["model"])] = lines.model_of(found)
         elif "run-dir" in found:
+            log.run_dir = str(found["run-dir"])
             if opened is not None:
-                opened(Path(found["run-dir"]))
+                opened(Path(log.run_dir))
         elif "result" in found:
             log.result = found["result"]
         elif "error" in found:
@@ -129,8 +160,8 @@ def _told(command: Flower, run_id: str, log: _Log) -> Iterator[Event | dict[str,
             for line in stream:
                 found = lines.read(line)
                 if found is None:
-                    log.last = [*log.last[-4:], line.strip()] if line.strip() else log.last
-                elif again:
+                    continue
+                if again:
                     again -= 1
                 else:
                     log.read += 1

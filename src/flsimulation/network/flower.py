@@ -60,6 +60,14 @@ class Flower:
                 f"start one with `flsim up` or `flsim superlink`, or name another with --superlink"
             ) from None
 
+    def answers(self) -> bool:
+        """Whether the SuperLink is there."""
+        try:
+            self.check()
+        except InputError:
+            return False
+        return True
+
     def submit(self, config: Mapping[str, bool | float | int | str]) -> str:
         """Submit a run; gives its id.
 

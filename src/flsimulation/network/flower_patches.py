@@ -110,9 +110,11 @@ def leave_with_run(watch: RunWatch) -> None:
 
 
 def send_heartbeats_often() -> None:
-    """Let the SuperNode in this process send a heartbeat every two seconds instead of every 20.
+    """Let this process and its forks send a heartbeat every two seconds instead of every 20.
 
-    Replaces ``heartbeat.HEARTBEAT_DEFAULT_INTERVAL``, from which the sender works out its wait. The
+    A SuperNode's heartbeat says that the client is there. The reply to a ServerApp's or a
+    ClientApp's says whether its work is still wanted: a run that was stopped ends that much sooner.
+    Replaces ``heartbeat.HEARTBEAT_DEFAULT_INTERVAL``, from which the sender calculates its wait. The
     interval that a SuperNode announces stays: Flower itself drops a message whose node was not heard
     for twice as long, and its answer can then not be delivered any more.
     """

@@ -24,20 +24,24 @@ MARK = "flsim-event "
 
 def tell(event: Event) -> None:
     """A sink that prints each event as a line of the run's log."""
-    if (line := to_json(event)) is not None:
-        _print(line)
+    _print(of(event))
+
+
+def of(event: Event) -> str:
+    """The line of an event; empty for one that does not travel."""
+    return _line(content) if (content := to_json(event)) is not None else ""
 
 
 def tell_opened(run_dir: str) -> None:
     """Print where the server writes the run."""
-    _print(json.dumps({"run-dir": run_dir}))
+    _print(_line(json.dumps({"run-dir": run_dir})))
 
 
 def tell_model(event: Event) -> None:
     """A sink that prints each round's global model, for whoever asked for it."""
     if isinstance(event, Checkpoint):
         model = base64.b64encode(serialize_arrays(event.arrays)).decode()
-        _print(json.dumps({"model": event.round, "safetensors": model}))
+        _print(_line(json.dumps({"model": event.round, "safetensors": model})))
 
 
 def model_of(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -47,12 +51,17 @@ def model_of(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def tell_result(result: dict[str, Any]) -> None:
     """Print what the run came to."""
-    _print(json.dumps({"result": result}))
+    _print(_line(json.dumps({"result": result})))
 
 
 def tell_error(message: str, *, input: bool) -> None:
     """Print why the run could not go on, and whether its input was at fault."""
-    _print(json.dumps({"error": message, "input": input}))
+    _print(of_error(message, input=input))
+
+
+def of_error(message: str, *, input: bool) -> str:
+    """The line that `tell_error` prints."""
+    return _line(json.dumps({"error": message, "input": input}))
 
 
 def read(line: str) -> Event | dict[str, Any] | None:
@@ -67,6 +76,11 @@ def read(line: str) -> Event | dict[str, Any] | None:
         return None
 
 
+def _line(content: str) -> str:
+    return f"{MARK}{content}\n"
+
+
 def _print(line: str) -> None:
-    sys.stdout.write(f"{MARK}{line}\n")  # one write, so that no other thread's line cuts it
-    sys.stdout.flush()
+    if line:
+        sys.stdout.write(line)  # one write, so that no other thread's line cuts it
+        sys.stdout.flush()

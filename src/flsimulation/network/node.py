@@ -11,12 +11,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -26,6 +25,9 @@ from flsimulation.network.health import Health, describe_end, keep_trouble
 from flsimulation.network.names import CLIENT_APP, MEMORY, REPORTS, SERVER_APP, TROUBLE, WARM
 from flsimulation.network.shims import write_shims
 from flsimulation.telemetry.exporter import served
+
+if TYPE_CHECKING:
+    from flsimulation.events import Event
 
 _AGAIN_SECONDS = 1.0  # before a program that ended is started again; twice as long each time ...
 _LATEST_SECONDS = 60.0  # ... up to this
@@ -77,7 +79,7 @@ class Node:
             os.environ[TROUBLE] = environment[TROUBLE]
             health = Health(self.registry)
             with (
-                _reports(Path(environment[REPORTS]), self._counting(health)),
+                sockets.received(Path(environment[REPORTS]), self._counting(health)),
                 served(self.registry, metrics_port, "0.0.0.0"),  # noqa: S104 - a container's
             ):
                 _keep_up(
@@ -175,6 +177,7 @@ def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) 
     )
     _check_free(host, port)
     metrics = PrometheusMetrics(clients=None)
+    _settle(memory, metrics)
     metrics.registry.register(ContainerCollector())
     node = Node(
         "superlink",
@@ -184,6 +187,18 @@ def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) 
         lambda line: metrics(from_json(line)),
     )
     node.run(metrics_port, memory)
+
+
+def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
+    """Set right, and say, what an earlier SuperLink left that was killed or restarted."""
+    from flsimulation.network.ends import last_end, resume_command, settle_runs
+
+    for run_dir, manifest in settle_runs(memory):
+        command = resume_command(run_dir)
+        told = f"interrupted after {manifest['rounds']} rounds; resume it with `{command}`"
+        print(f"flsim: {run_dir}: {told}", flush=True)
+    for event in last_end(memory) or ():
+        metrics(event)
 
 
 def become_owner_of(folder: Path) -> None:
@@ -232,30 +247,6 @@ def _end(program: subprocess.Popen[bytes]) -> None:
             program.wait(_END_SECONDS)
         program.kill()
         program.wait()
-
-
-@contextlib.contextmanager
-def _reports(path: Path, count: Callable[[Any], None]) -> Iterator[None]:
-    """Take reports at a socket inside the block."""
-    listener = sockets.listen(path)
-
-    def take() -> None:
-        while True:
-            try:
-                content = sockets.receive(listener)
-            except OSError:
-                return  # it was closed
-            try:
-                count(content)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                print(f"flsim: a report could not be counted: {error!r}", file=sys.stderr)
-
-    thread = threading.Thread(target=take, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        listener.close()
 
 
 def _installed(command: str) -> str:

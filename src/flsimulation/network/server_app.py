@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from flwr.app import Context
@@ -16,14 +16,25 @@ from flwr.serverapp import Grid, ServerApp
 from flsimulation import runner
 from flsimulation.apps.server_app import Start, make_server_app
 from flsimulation.apps.workspace import Workspace
-from flsimulation.errors import FLSimulationError, InputError, RunError, describe_error
+from flsimulation.errors import (
+    FLSimulationError,
+    InputError,
+    Interrupted,
+    RunError,
+    describe_error,
+)
 from flsimulation.events import Event, RunFinished, Sink
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.experiment.strategy import quiet_flower
-from flsimulation.network import lines, sockets, threads
+from flsimulation.network import ends, lines, sockets, task, threads
+from flsimulation.network.killed import Killed
 from flsimulation.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME, SERVER_APP
 from flsimulation.processes import alone
+from flsimulation.telemetry.process import peak_memory_bytes
 from flsimulation.telemetry.wire import to_json
+
+_ENDING_SECONDS = 5.0  # that a run which was stopped may take to end before the next
+_LOOK_SECONDS = 0.1
 
 app = ServerApp()
 """The ServerApp that the submitted app names."""
@@ -38,8 +49,14 @@ def main(grid: Grid, context: Context) -> None:
     models = bool(config.get(MODELS, False))
     memory = Path(path) if (path := os.environ.get(MEMORY)) else None
 
-    with _alone(memory):
-        _run(out, resumed, models, memory, grid, context)
+    ends.end_in_order()
+    try:
+        with _alone(memory):
+            _run(out, resumed, models, memory, grid, context)
+    except Interrupted as end:
+        message = f"the run was interrupted: {end}"
+        lines.tell_error(message, input=False)
+        raise RunError(message) from None  # Flower's word for it is failed
 
 
 @contextlib.contextmanager
@@ -48,11 +65,14 @@ def _alone(memory: Path | None) -> Iterator[None]:
     if memory is None:
         yield
         return
-    with alone(memory.with_suffix(".lock")) as here:
-        if not here:
-            message = "another run goes on here; wait for its end, or stop it"
-            lines.tell_error(message, input=False)
-            raise RunError(message)
+    until = time.monotonic() + _ENDING_SECONDS
+    with contextlib.ExitStack() as stack:
+        while not stack.enter_context(alone(memory.with_suffix(".lock"))):
+            if time.monotonic() > until:
+                message = "another run goes on here; wait for its end, or stop it"
+                lines.tell_error(message, input=False)
+                raise RunError(message)
+            time.sleep(_LOOK_SECONDS)
         yield
 
 
@@ -65,16 +85,19 @@ def _run(
         with quiet_flower():
             make_server_app(sinks, space, start, memory)(grid, context)
 
-    told: list[Sink] = [lines.tell, _report, *([lines.tell_model] if models else [])]
+    told: list[Sink] = [_tell, *([lines.tell_model] if models else [])]
+
+    def opened(path: str | Path) -> None:
+        ends.remember(memory, str(path))
+        lines.tell_opened(str(path))
+
     try:
         if resumed:
-            lines.tell_opened(resumed)
+            opened(resumed)
             result = runner.resume(resumed, told, federate)
         else:
             experiment = unflatten(context.run_config)
-            result = runner.run(
-                experiment, out or None, told, lambda path: lines.tell_opened(str(path)), federate
-            )
+            result = runner.run(experiment, out or None, told, opened, federate)
     except FLSimulationError as error:
         lines.tell_error(str(error), input=isinstance(error, InputError))
         raise
@@ -84,12 +107,26 @@ def _run(
     lines.tell_result(asdict(result))
 
 
-def tell_killed(command: str, number: int) -> None:
-    """Report the end of a run whose process was killed and cannot report it."""
-    if command == SERVER_APP:
-        name = signal.Signals(number).name
-        print(f"flsim: the run's process was ended by {name}", file=sys.stderr, flush=True)
-        _report(RunFinished("failed", 0, 0.0, f"its process was ended by {name}"))
+def _tell(event: Event) -> None:
+    """Tell the program that follows, and the metrics; both are other processes."""
+    if isinstance(event, RunFinished):
+        event = replace(event, peak_memory_bytes=peak_memory_bytes())
+    lines.tell(event)
+    _report(event)
+
+
+def tell_killed(killed: Killed) -> None:
+    """Write and tell the end of a run whose process was killed."""
+    if killed.command != SERVER_APP:
+        return
+    cause = f"the run's process was {killed.end}"
+    print(f"flsim: {cause}", file=sys.stderr, flush=True)
+    memory = Path(path) if (path := os.environ.get(MEMORY)) else None
+    run = ends.settle_run(memory, "failed", cause)
+    manifest = run[1] if run is not None else {}
+    end = RunFinished("failed", manifest.get("rounds", 0), 0.0, cause, killed.peak_memory_bytes)
+    _report(end)
+    task.fail(killed.arguments, [lines.of(end), lines.of_error(cause, input=False)], cause)
 
 
 def _report(event: Event) -> None:

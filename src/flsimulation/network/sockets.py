@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +47,27 @@ def listen(path: str | Path) -> socket.socket:
     listener.bind(str(path))
     listener.listen(128)
     return listener
+
+
+@contextlib.contextmanager
+def received(path: Path, count: Callable[[Any], None]) -> Iterator[None]:
+    """Inside the block, call ``count`` with every object that is sent to a socket."""
+    listener = listen(path)
+
+    def take() -> None:
+        while True:
+            try:
+                content = receive(listener)
+            except OSError:
+                return  # it was closed
+            try:
+                count(content)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                print(f"flsim: a report could not be counted: {error!r}", file=sys.stderr)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.close()

@@ -10,8 +10,6 @@ docs/decisions/0009 says why, and what of Flower this depends on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import os
 import select
 import signal
@@ -20,14 +18,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flsimulation.network import sockets
-from flsimulation.network.names import CLIENT_APP, LEFT
+from flsimulation.network.health import describe_end
+from flsimulation.network.killed import Killed, Launched
+from flsimulation.network.names import CLIENT_APP, LEFT, SERVER_APP
 from flsimulation.network.prepared import Prepared
 from flsimulation.network.shims import run_command
-from flsimulation.processes import end_with_parent
+from flsimulation.processes import compact, end_group, end_with_parent, is_there
 
 _SUPEREXEC = "flower-superexec"
 _SOON_SECONDS = 10.0  # a program that ends so soon has something wrong
@@ -35,7 +36,8 @@ _LATEST_SECONDS = 30.0  # between two starts of such a program
 _LOOK_SECONDS = 0.05  # between two looks whether the data is there, and at a program that is to end
 _HOLD_SECONDS = 20.0  # that a launch waits for the data; Flower gives a task up after a minute
 _AGAIN_SECONDS = 1.0  # before the long-running program is started again
-_END_SECONDS = 6.0  # that it has to end by itself; Docker allows ten for all
+_RUNS_SECONDS = 4.0  # that a run has to write and tell its end
+_END_SECONDS = 3.0  # that the program has to end by itself; Docker allows ten for all
 
 
 class WarmServer:
@@ -50,8 +52,9 @@ class WarmServer:
     prepare : callable, optional
         Loads what the next launches of a run need, given what the launched process asked for.
     killed : callable, optional
-        Is called with the command and the signal that killed it. After a ClientApp the program is
-        started again: Flower's SuperNode would wait for the answer for a minute, and take nothing
+        Is called, in a process of its own, with a launched process that was killed. After a
+        ClientApp the program is started again: Flower's SuperNode would wait for the answer for a
+        minute, and take nothing
         else meanwhile. So it is after a SuperExec, however it ended.
     parent : socket, optional
         End when this is closed from the other side.
@@ -68,7 +71,7 @@ class WarmServer:
         path: Path,
         program: Callable[[], None] | None = None,
         prepare: Callable[[dict[str, Any]], None] | None = None,
-        killed: Callable[[str, int], None] | None = None,
+        killed: Callable[[Killed], None] | None = None,
         parent: socket.socket | None = None,
         base: Path | None = None,
         serving: Callable[[], None] | None = None,
@@ -86,13 +89,13 @@ class WarmServer:
         self._killed = killed
         self._parent = parent
         self._base = base
-        self._launched: dict[int, tuple[str, int | None]] = {}  # command, program of its time
+        self._launched: dict[int, Launched] = {}
         self._held: list[dict[str, Any]] = []  # launches that wait for the data
         self._held_until = 0.0
 
     def serve(self) -> None:
         """Serve until SIGTERM, or until the parent is gone."""
-        _compact()
+        compact()
         wake, waker = os.pipe()
         os.set_blocking(waker, False)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -117,6 +120,7 @@ class WarmServer:
                     self._answer(sockets.receive(self._listener))
                 self._launch_held()
         finally:
+            self._end_runs()
             self._end_program()
 
     def _is_to_start(self) -> bool:
@@ -155,11 +159,13 @@ class WarmServer:
                 self._launch(request)
 
     def _launch(self, request: dict[str, Any]) -> None:
-        command, arguments, group = request["launch"], request["arguments"], request["group"]
-        if group is not None and not _is_there(group):
-            return  # its program has ended meanwhile
-        process = self._fork(lambda: run_command(command, arguments), group)
-        self._launched[process] = command, group
+        command, arguments = request["launch"], tuple(request["arguments"])
+        program = request["group"]
+        if program is not None and not is_there(program):
+            return  # it has ended meanwhile
+        group = None if command == SERVER_APP else program  # a run ends by itself, in order
+        process = self._fork(lambda: run_command(command, list(arguments)), group)
+        self._launched[process] = Launched(command, arguments, program)
 
     def _replace_prepared(self) -> None:
         """Fork a server that loads the experiment and then forks in our place."""
@@ -212,26 +218,29 @@ class WarmServer:
     def _reap(self) -> None:
         while True:
             try:
-                process, status = os.waitpid(-1, os.WNOHANG)
+                process, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if process == 0:
                 return
             if process == self._running:
-                _end_group(process)
+                end_group(process)
                 self._plan_restart(os.waitstatus_to_exitcode(status))
             elif self._next is not None and process == self._next.process:
                 self._next = self._prepared = None  # the next launch says why
-            else:
-                self._after(*self._launched.pop(process, ("", None)), status)
+            elif (launched := self._launched.pop(process, None)) is not None:
+                self._after(launched, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
 
-    def _after(self, command: str, program: int | None, status: int) -> None:
+    def _after(self, launched: Launched, status: int, peak: int) -> None:
         """A launched process ended: by itself, killed by somebody, or by us with its program."""
-        if program is None or not _is_there(program):
+        command, arguments, program = launched
+        is_run = command == SERVER_APP
+        if not is_run and (program is None or not is_there(program)):
             return
-        if os.WIFSIGNALED(status) and self._killed is not None:
-            self._killed(command, os.WTERMSIG(status))
-        if command == _SUPEREXEC or (command == CLIENT_APP and os.WIFSIGNALED(status)):
+        if status < 0 and self._killed is not None:
+            end = describe_end(status, "SUPERLINK_MEMORY" if is_run else "CLIENT_MEMORY")
+            self._fork(partial(self._killed, Killed(command, arguments, end, peak)))
+        if command == _SUPEREXEC or (command == CLIENT_APP and status < 0):
             self._restart_program()
 
     def _plan_restart(self, status: int) -> None:
@@ -251,6 +260,16 @@ class WarmServer:
         elif self._running is not None:
             os.kill(self._running, signal.SIGTERM)
 
+    def _end_runs(self) -> None:
+        """Let the runs' processes end first, while there is somebody to tell how they ended."""
+        runs = [p for p, launched in self._launched.items() if launched.command == SERVER_APP]
+        for process in runs:
+            os.kill(process, signal.SIGTERM)
+        until = time.monotonic() + _RUNS_SECONDS
+        while runs and time.monotonic() < until:
+            runs = [process for process in runs if not os.waitpid(process, os.WNOHANG)[0]]
+            time.sleep(_LOOK_SECONDS)
+
     def _end_program(self) -> None:
         if self._running is None:
             return
@@ -260,31 +279,9 @@ class WarmServer:
             if os.waitpid(self._running, os.WNOHANG)[0]:
                 break
             time.sleep(_LOOK_SECONDS)
-        _end_group(self._running)
+        end_group(self._running)
 
 
 def _end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
     raise SystemExit(0)
-
-
-def _end_group(program: int) -> None:
-    """End a program, if it still runs, and all that was launched for it, whoever forked that."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(program, signal.SIGKILL)
-
-
-def _is_there(process: int) -> bool:
-    """Whether a process of ours runs, or was not waited for yet."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _compact() -> None:
-    """Give back what loading left, and let forks share the rest: their collector leaves it alone."""
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # of glibc

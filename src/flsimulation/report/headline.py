@@ -9,7 +9,7 @@ from flsimulation.report.formats import ABSENT, duration, plural
 from flsimulation.report.log import RunLog, look, number
 
 _NOTICES = {
-    "running": "The run goes on, or was killed: this is what it had written so far.",
+    "running": "The run is in progress: this is what it had written so far.",
     "interrupted": "The run was interrupted: this is what it had written so far.",
     "unknown": "The run directory holds no manifest.json: this is what else it holds.",
 }

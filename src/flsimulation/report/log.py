@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from flsimulation.errors import InputError
+from flsimulation.telemetry.manifest import settled
 
 Record: TypeAlias = dict[str, Any]
 """One JSON object of the run directory."""
@@ -92,7 +93,7 @@ def _manifest(path: Path) -> Record:
     if content is None:
         return {}
     try:
-        return _object(content)
+        return settled(_object(content), path.parent)
     except ValueError as error:
         raise InputError(f"{path}: damaged: {error}; delete it to report without it") from None
 

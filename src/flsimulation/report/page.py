@@ -23,6 +23,7 @@ from flsimulation.report.tables import (
     worst_table,
 )
 from flsimulation.report.tiles import tiles
+from flsimulation.telemetry.manifest import settle
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 def write_report(run_dir: str | Path) -> Path:
     """Write ``report.html`` into a run directory, from its files alone.
 
+    A manifest that says ``running`` after its run was killed is set right.
+
     Raises
     ------
     InputError
@@ -38,6 +41,7 @@ def write_report(run_dir: str | Path) -> Path:
     OSError
         Where the folder cannot be written.
     """
+    settle(Path(run_dir))
     log = read_run(run_dir)
     return write_atomic(log.path / "report.html", _template().render(_context(log)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -29,12 +30,19 @@ class JsonLines:
 
     def __init__(self, path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
         write_atomic(path, "".join(_encode(line) for line in read_lines(path) if keep(line)))
+        self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         weakref.finalize(self, os.close, self._file)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one line, in one write."""
-        os.write(self._file, _encode(line).encode())
+        """Add one line, in one write; a part of it is taken back, and ``OSError`` raised."""
+        content, size = _encode(line).encode(), os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self._file, size)
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -127,6 +127,7 @@ class PrometheusMetrics:
 
     def _end(self, event: RunFinished) -> None:
         self._state(event.state)
+        self._series.gauge("fl_run_round").set(event.rounds)
         self._rest()
 
     def _rest(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -25,9 +25,12 @@ from flsimulation.events import (
 from flsimulation.experiment import Experiment, dump_toml
 from flsimulation.telemetry.checkpoint import serialize_arrays, write_checkpoint
 from flsimulation.telemetry.jsonlines import JsonLines
+from flsimulation.telemetry.manifest import Manifest
 from flsimulation.telemetry.process import machine_memory_bytes, peak_memory_bytes
+from flsimulation.telemetry.storage import storing
 from flsimulation.weights import weights_sha256
 
+_CUT_SHORT = ("failed", "interrupted")
 _PACKAGES = ("flsimulation", "torch", "pytorch-lightning", "flwr", "flwr-datasets", "numpy")
 
 
@@ -81,21 +84,36 @@ class RunDirectory:
         self.path = path
         self._experiment = experiment
         self._checkpoint: Checkpoint | None = None
-        self._manifest = _manifest(experiment, done)
-        write_atomic(path / "experiment.toml", dump_toml(experiment))
+        self._model: dict[str, Any] = {}
 
         def keep(line: Mapping[str, Any]) -> bool:
             return int(line["round"]) <= done and line.get("phase") != "final"
 
-        self._rounds = JsonLines(path / "rounds.jsonl", keep)
-        self._clients = JsonLines(path / "clients.jsonl", keep)
-        self._write_manifest()
+        with storing(path):
+            write_atomic(path / "experiment.toml", dump_toml(experiment))
+            self._rounds = JsonLines(path / "rounds.jsonl", keep)
+            self._clients = JsonLines(path / "clients.jsonl", keep)
+            self._manifest = Manifest(path, _fields(experiment, done))
 
     def __call__(self, event: Event) -> None:
-        """Write what the event tells."""
+        """Write what the event tells.
+
+        Raises
+        ------
+        RunError
+            If it cannot be written; never at the end of a run that failed or was interrupted.
+        """
+        if isinstance(event, RunFinished) and event.state in _CUT_SHORT:
+            self._give_up(event)
+            return
+        with storing(self.path):
+            self._store(event)
+
+    def _store(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self._manifest |= _description(event)
-            self._write_manifest()
+            description = _description(event)
+            self._model = description["model"]
+            self._manifest.describe(description)
         elif isinstance(event, ClientReplied):
             self._clients.append(_client_line(event))
         elif isinstance(event, Checkpoint):
@@ -103,34 +121,42 @@ class RunDirectory:
             write_checkpoint(self.path / "checkpoint", event)
         elif isinstance(event, RoundFinished):
             self._rounds.append(event.record())
-            self._manifest["rounds"] = event.round
+            with contextlib.suppress(OSError):  # the line is there, and readers count the lines
+                self._manifest.update({"rounds": event.round})
         elif isinstance(event, RunFinished):
-            self._finish(event)
+            self._write_model()
+            self._manifest.close(self._ended(event))
 
-    def _finish(self, event: RunFinished) -> None:
-        if self._checkpoint is not None:
-            self._manifest["weights-sha256"] = weights_sha256(self._checkpoint.arrays)
-            self._write_model(self._checkpoint)
-        self._manifest |= {
+    def _give_up(self, event: RunFinished) -> None:
+        """Write what can be written: the manifest first, the disk may be full."""
+        with contextlib.suppress(OSError):
+            self._manifest.close(self._ended(event))
+        with contextlib.suppress(OSError):
+            self._write_model()
+
+    def _ended(self, event: RunFinished) -> dict[str, Any]:
+        arrays = self._checkpoint.arrays if self._checkpoint is not None else None
+        return {
             "state": event.state,
             "error": event.error,
             "rounds": event.rounds,
             "seconds": event.seconds,
             "peak-memory-bytes": peak_memory_bytes(),
+            "weights-sha256": weights_sha256(arrays) if arrays is not None else None,
         }
-        self._write_manifest()
 
-    def _write_model(self, checkpoint: Checkpoint) -> None:
+    def _write_model(self) -> None:
         """The model for any reader, and as the checkpoint that Lightning loads with its class."""
+        if (checkpoint := self._checkpoint) is None:
+            return
         import torch
 
         write_atomic(self.path / "model.safetensors", serialize_arrays(checkpoint.arrays))
-        model = self._manifest["model"]
         file = io.BytesIO()
         torch.save(
             {
                 "state_dict": checkpoint.arrays.to_torch_state_dict(),
-                "hyper_parameters": dict(model["arguments"]),
+                "hyper_parameters": dict(self._model["arguments"]),
                 "pytorch-lightning_version": metadata.version("pytorch-lightning"),
                 "epoch": checkpoint.round * self._experiment.train.epochs,
                 "global_step": 0,
@@ -139,11 +165,8 @@ class RunDirectory:
         )
         write_atomic(self.path / "model.ckpt", file.getvalue())
 
-    def _write_manifest(self) -> None:
-        write_atomic(self.path / "manifest.json", json.dumps(self._manifest, indent=2) + "\n")
 
-
-def _manifest(experiment: Experiment, done: int) -> dict[str, Any]:
+def _fields(experiment: Experiment, done: int) -> dict[str, Any]:
     """The manifest of a run that has not begun."""
     return {
         "name": experiment.name,

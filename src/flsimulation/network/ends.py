@@ -1,0 +1,152 @@
+"""Ends of a network's run that its own process cannot write or tell in time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flsimulation.atomic import write_atomic
+from flsimulation.errors import InputError, Interrupted
+from flsimulation.events import RunFinished, RunStarted
+from flsimulation.experiment import Experiment, load_run_experiment
+from flsimulation.telemetry.manifest import settle
+
+COMMAND = "FLSIM_COMMAND"
+"""Environment: what people type for ``flsim run`` here; set by compose.yaml."""
+
+_GONE_SECONDS = 0.5  # within which Flower's own process is missed, if it is gone
+_LOOK_SECONDS = 0.05
+_SUPERLINK = "its SuperLink was killed or started again, or the machine stopped"
+
+
+def resume_command(run_dir: str | Path, superlink: str | None = None) -> str:
+    """The whole command by which people resume a run.
+
+    Parameters
+    ----------
+    run_dir : path
+        As the SuperLink sees it.
+    superlink : str, optional
+        Where it is seen from here, if that may be another place than the run's experiment says.
+    """
+    if command := os.environ.get(COMMAND):
+        return f"{command} --resume {shlex.quote(str(run_dir))}"
+    where = f" --superlink {superlink}" if superlink is not None else ""
+    return f"flsim run --resume {shlex.quote(str(run_dir))}{where}"
+
+
+def remember(memory: Path | None, run_dir: str) -> None:
+    """Note which run a SuperLink's server writes; nothing depends on it but the repair."""
+    if memory is not None:
+        with contextlib.suppress(OSError):
+            write_atomic(_note(memory), run_dir)
+
+
+def settle_run(memory: Path | None, state: str, error: str) -> tuple[Path, dict[str, Any]] | None:
+    """Write the end of the SuperLink's last run, if its process was killed; gives its manifest."""
+    return next(_settled(_folders(memory), state, error), None)
+
+
+def settle_runs(memory: Path | None) -> list[tuple[Path, dict[str, Any]]]:
+    """Write the ends of all runs that an earlier SuperLink left in progress; gives their manifests.
+
+    Parameters
+    ----------
+    memory : Path, optional
+        The SuperLink's; its runs are in the same folder.
+    """
+    return list(_settled(_folders(memory), "interrupted", _SUPERLINK))
+
+
+def last_end(memory: Path | None) -> tuple[RunStarted, RunFinished] | None:
+    """How the SuperLink's last run ended, if that was before its time; for the metrics."""
+    if memory is None:
+        return None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
+        run_dir = Path(_note(memory).read_text(encoding="utf-8"))
+        manifest = json.loads((run_dir / "manifest.json").read_bytes())
+        if manifest["state"] == "interrupted":
+            end = RunFinished("interrupted", manifest["rounds"], 0.0, manifest["error"])
+            return _start(load_run_experiment(run_dir), manifest["data"], manifest["model"]), end
+    return None
+
+
+def _start(experiment: Experiment, data: dict[str, Any], model: dict[str, Any]) -> RunStarted:
+    return RunStarted(
+        experiment=experiment,
+        model_arguments=model["arguments"],
+        parameters=model["parameters"],
+        data_digest=data["digest"],
+        histogram=data["histogram"],
+        classes=tuple(data["classes"]),
+        train_examples=data["train-examples"],
+        test_examples=data["test-examples"],
+    )
+
+
+def end_in_order() -> None:
+    """Let a signal end this process's run as Ctrl-C does, before it ends the process.
+
+    Flower's own way would close the run's log first, and then end the process within seconds.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        for other in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(_cause(number))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def _cause(number: int) -> str:
+    """What a signal to a run's process means. Flower sends SIGINT for two things."""
+    if number != signal.SIGINT:
+        return "SIGTERM ended it, as when its SuperLink is stopped"
+    until = time.monotonic() + _GONE_SECONDS
+    while time.monotonic() < until:
+        if not _has_parent():
+            return "its SuperLink ended"
+        time.sleep(_LOOK_SECONDS)
+    return "it was stopped"
+
+
+def _has_parent() -> bool:
+    """Whether Flower's process that asked for this one is there."""
+    try:
+        os.kill(int(sys.argv[sys.argv.index("--parent-pid") + 1]), 0)
+    except (ValueError, IndexError, PermissionError):
+        return True  # nobody knows
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _settled(folders: list[Path], state: str, error: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for folder in folders:
+        if (manifest := settle(folder, state, error)) is not None:
+            yield folder, manifest
+
+
+def _folders(memory: Path | None) -> list[Path]:
+    """Run directories, the one of the last run first."""
+    if memory is None:
+        return []
+    folders = sorted((path.parent for path in memory.parent.glob("*/manifest.json")), reverse=True)
+    with contextlib.suppress(OSError):
+        last = Path(_note(memory).read_text(encoding="utf-8"))
+        folders = [last, *(folder for folder in folders if folder != last)]
+    return folders
+
+
+def _note(memory: Path) -> Path:
+    return memory.with_suffix(".run")

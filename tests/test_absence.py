@@ -1,0 +1,263 @@
+"""Clients of a network that go away, come back, or stay silent: what the server knows and says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+
+from flsimulation import assigned_grid, awaiting, exchange
+from flsimulation.assigned_grid import AssignedGrid
+from flsimulation.assignment import PartitionTable
+from flsimulation.events import ClientReplied, ClientsAwaited, ClientsConnected
+from flsimulation.exchange import Exchange
+from flsimulation.experiment import load_experiment
+from flsimulation.messages import identity_reply
+from flsimulation.runtimes.inprocess import flower_identity
+
+
+class Time:
+    """A clock that goes on only where somebody sleeps; what shall happen then can be planned."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.plans: list[tuple[float, Callable[[], None]]] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        due = [plan for plan in self.plans if plan[0] <= self.now]
+        self.plans = [plan for plan in self.plans if plan[0] > self.now]
+        for _, happen in due:
+            happen()
+
+    def after(self, seconds: float, happen: Callable[[], None]) -> None:
+        self.plans.append((self.now + seconds, happen))
+
+
+class Nodes:
+    """Flower's grid with nodes that answer when they are told to."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self.troubles: dict[int, str] = {}
+        self.silent: set[int] = set()
+        self.unregistered: set[int] = set()
+        self.messages: dict[str, Message] = {}
+        self.answers: dict[str, Message] = {}
+        self.asked: list[str] = []
+
+    def join(self, node: int, name: str, trouble: str = "") -> None:
+        self.names[node], self.troubles[node] = name, trouble
+
+    def leave(self, node: int, goodbye: bool = False) -> None:
+        del self.names[node]
+        self.unregistered |= {node} if goodbye else set()
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.names)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            ids.append(str(len(self.messages)))
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            self.messages[ids[-1]] = message
+            self.asked.append(message.metadata.message_type)
+        return ids
+
+    def answer(self, node: int) -> None:
+        """Answer the node's training."""
+        for identifier, message in self.messages.items():
+            told = message.metadata
+            if told.dst_node_id == node and told.message_type == "train":
+                metrics = MetricRecord({"num-examples": 1, "loss": 0.5})
+                content = RecordDict({"metrics": metrics, "arrays": model()})
+                self.answers[identifier] = Message(content, reply_to=message)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for identifier in list(message_ids):
+            message = self.messages[identifier]
+            node = message.metadata.dst_node_id
+            if node in self.unregistered:
+                yield Message(Error(ErrorCode.NODE_UNAVAILABLE, "Flower's"), reply_to=message)
+            elif message.metadata.message_type == "query":
+                if node in self.names and node not in self.silent:
+                    yield identity_reply(message, self.names[node], None, self.troubles[node])
+            elif identifier in self.answers:
+                yield self.answers.pop(identifier)
+
+
+def model() -> ArrayRecord:
+    return ArrayRecord({"w": Array(np.zeros(2, np.float32))})
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
+    clock = Time()
+    for module in (assigned_grid, exchange):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(awaiting.Awaiting.__init__, "__defaults__", (clock.monotonic,))
+    with flower_identity():
+        yield clock
+
+
+@pytest.fixture
+def nodes() -> Nodes:
+    nodes = Nodes()
+    nodes.join(10, "a")
+    nodes.join(11, "b")
+    return nodes
+
+
+class Federation:
+    """A grid of two clients and one training with them."""
+
+    def __init__(self, nodes: Nodes, memory: Path | None = None, *overrides: str) -> None:
+        keys = ("runtime.client-wait=120", "runtime.return-wait=30", *overrides)
+        experiment = load_experiment(None, keys)
+        self.events: list[Any] = []
+        table = PartitionTable(2, memory)
+        self.grid = AssignedGrid(nodes, table, experiment, self.events.append)  # type: ignore[arg-type]
+
+    def train(self, deadline: float = 0.0) -> dict[int, str]:
+        """Train; gives what became of the clients that failed."""
+        talk = Exchange(self.grid, deadline, self.events.append)
+        content = RecordDict({"arrays": model(), "config": ConfigRecord({"server-round": 1})})
+        messages = [Message(content, node, "train") for node in self.grid.get_node_ids()]
+        (replies,) = talk.run(talk.errand(1, "train", messages))
+        return {p: str(error) for p, error in replies.failures.items()}
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def test_a_client_that_is_away_for_less_than_return_wait_can_still_answer(
+    clock: Time, nodes: Nodes
+) -> None:
+    federation = Federation(nodes)
+    assert federation.grid.wait(2, 5)
+    clock.after(1, lambda: nodes.answer(10))
+    clock.after(2, lambda: nodes.leave(11))  # its heartbeats stay away: a cut, or a pause
+    clock.after(27, lambda: nodes.join(11, "b"))
+    clock.after(28, lambda: nodes.answer(11))
+    assert federation.train() == {}
+    assert nodes.asked.count("query") == 2  # it is known, and busy: nobody asks it again
+    connected = federation.of(ClientsConnected)
+    assert [e.partitions for e in connected] == [(0, 1), (0,), (0, 1)]
+    assert (connected[1].gone, connected[1].patience) == ({"1": "b"}, 30.0)
+
+
+def test_a_client_that_stays_away_is_lost_after_return_wait_and_not_waited_for_again(
+    clock: Time, nodes: Nodes
+) -> None:
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    clock.after(1, lambda: nodes.answer(10))
+    clock.after(2, lambda: nodes.leave(11))
+    began = clock.now
+    assert federation.train() == {
+        1: "it went away before it answered, and was not back within 30 s"
+    }
+    assert 32 <= clock.now - began < 33.5
+    before = clock.now
+    assert federation.grid.gather(30) == 1
+    assert clock.now == before
+
+
+@pytest.mark.parametrize("goodbye", [False, True])
+def test_a_client_that_was_started_again_tells_the_cause(
+    clock: Time, nodes: Nodes, goodbye: bool
+) -> None:
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    clock.after(1, lambda: nodes.answer(10))
+    clock.after(2, lambda: nodes.leave(11, goodbye))
+    clock.after(5, lambda: nodes.join(12, "b", "the process of its message was ended by SIGKILL"))
+    began = clock.now
+    assert federation.train() == {1: "the process of its message was ended by SIGKILL"}
+    assert 5 <= clock.now - began < 7
+    assert federation.grid.partitions == {10: 0, 12: 1}
+
+
+def test_one_that_was_started_again_for_no_known_reason_is_lost_too(
+    clock: Time, nodes: Nodes
+) -> None:
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    clock.after(1, lambda: nodes.answer(10))
+    clock.after(2, lambda: nodes.leave(11))
+    clock.after(3, lambda: nodes.join(12, "b"))
+    assert federation.train() == {1: "it was started again before it answered"}
+
+
+def test_a_dead_node_that_still_counts_does_not_take_its_followers_place(
+    clock: Time, nodes: Nodes
+) -> None:
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    nodes.silent.add(11)  # it is dead, and still listed for some seconds
+    nodes.join(12, "b")
+    for _ in range(4):
+        clock.sleep(1)
+        federation.grid.look()
+        assert federation.grid.partitions == {10: 0, 12: 1}
+
+
+def test_an_answer_that_flower_has_no_more_is_lost_though_its_node_is_there(
+    clock: Time, nodes: Nodes
+) -> None:
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    clock.after(1, lambda: nodes.answer(10))
+    clock.after(2, lambda: nodes.unregistered.add(11))
+    assert federation.train() == {1: "Flower's"}
+
+
+def test_whom_the_training_waits_for_is_said(clock: Time, nodes: Nodes) -> None:
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    clock.after(3, lambda: nodes.answer(10))
+    clock.after(25, lambda: nodes.answer(11))
+    assert federation.train() == {}
+    said = federation.of(ClientsAwaited)
+    assert [(e.partitions, round(e.seconds), round(e.others)) for e in said] == [
+        ((1,), 10, 3),
+        ((1,), 20, 3),
+    ]
+
+
+def test_a_client_that_is_connected_but_silent_is_named_if_it_was_met_before(
+    clock: Time, nodes: Nodes, tmp_path: Path
+) -> None:
+    memory = tmp_path / ".partitions.json"
+    assert Federation(nodes, memory).grid.wait(2, 5)
+    nodes.silent.add(11)
+    nodes.join(12, "c")
+    nodes.silent.add(12)
+    later = Federation(nodes, memory)
+    assert not later.grid.wait(2, 20)
+    assert later.grid.trouble == (
+        "; connected, but silent: a client that never said its name (node 12), b; "
+        "restart them (docker restart)"
+    )
+    assert later.of(ClientReplied) == []
+
+
+def test_what_went_wrong_at_a_client_stands_beside_the_number_of_those_that_are_there(
+    clock: Time, nodes: Nodes
+) -> None:
+    nodes.leave(11)
+    nodes.join(13, "b", "its container's program was ended by SIGKILL, for want of memory")
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    assert federation.grid.trouble == (
+        "; client b: its container's program was ended by SIGKILL, for want of memory"
+    )

@@ -1,0 +1,226 @@
+"""What is changed inside Flower: that Flower is as we think it is, and what the change does."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.server.superlink.linkstate import InMemoryLinkState
+from flwr.supercore import heartbeat
+from flwr.supercore.constant import NOOP_FEDERATION_ID
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supercore.run import RunNotRunningException
+from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
+from flwr.supernode import start_client_internal
+
+from flsimulation.network import flower_patches
+from flsimulation.network.names import LEFT
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class State:
+    """As much of a node's state as is asked for here."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    def get_messages_legacy(self, *, is_reply: bool) -> list[Any]:
+        assert is_reply
+        return self.answers
+
+
+def message(kind: str = "train") -> Any:
+    return SimpleNamespace(metadata=SimpleNamespace(message_type=kind))
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The patch around a stand-in for Flower's function; what that does can be set."""
+    told: dict[str, Any] = {"gives": 7, "watched": []}
+
+    def pull_and_store(**given: Any) -> int | None:
+        given["receive"]()
+        gives: int | None = told["gives"]
+        return gives
+
+    monkeypatch.setattr(start_client_internal, "_pull_and_store_message", pull_and_store)
+    watch = SimpleNamespace(begin=lambda *of: told["watched"].append(of[:2]))
+    flower_patches.leave_with_run(watch)  # type: ignore[arg-type]
+    return told
+
+
+def pull(came: Any, state: State | None = None) -> int | None:
+    found: int | None = start_client_internal._pull_and_store_message(
+        receive=lambda: came, state=state or State(), pull_object=lambda *_: b""
+    )
+    return found
+
+
+def test_flower_calls_the_function_that_is_replaced_by_name_and_with_names() -> None:
+    source = inspect.getsource(start_client_internal.start_client_internal)
+    assert "run_id = _pull_and_store_message(\n                state=state," in source
+    assert "receive=receive," in source
+    assert "pull_object=pull_object," in source
+
+
+def test_flower_still_leaves_a_message_of_a_stopped_run_in_its_state() -> None:
+    """With a Flower that cleans up, the patch can go."""
+    source = inspect.getsource(start_client_internal._pull_and_store_message)
+    stored = source.index("state.store_message(message)")
+    cleaned = source.index("except Exception as err")
+    missed = source.index("except RunNotRunningException")
+    assert stored < cleaned < missed
+    assert "delete_messages" not in source[missed:]
+    assert not issubclass(RunNotRunningException, Exception)
+
+
+class TestLeaving:
+    def test_a_message_that_was_received_whole_is_worked_on_and_watched(self, patched):
+        assert pull((message("evaluate"), None)) == 7
+        assert patched["watched"] == [(7, "evaluate")]
+
+    def test_without_a_message_nothing_happens(self, patched):
+        patched["gives"] = None
+        assert pull(None) is None
+        assert patched["watched"] == []
+
+    def test_a_message_of_which_only_a_part_came_ends_the_node(self, patched, capsys):
+        patched["gives"] = None
+        with pytest.raises(SystemExit) as end:
+            pull((message(), None))
+        assert end.value.code == LEFT
+        assert "a message could not be received whole" in capsys.readouterr().out
+
+    def test_an_answer_that_is_left_over_ends_the_node_before_it_is_sent(self, patched, capsys):
+        with pytest.raises(SystemExit) as end:
+            pull((message(), None), State("an answer of the stopped run"))
+        assert end.value.code == LEFT
+        assert "an answer was left over" in capsys.readouterr().out
+
+
+class TestWatching:
+    def watch(self, kind: str = "train", over: bool = False, fails: bool = False) -> Any:
+        clock, asked = Clock(), []
+
+        def ask(run: int, number: str) -> bytes:
+            asked.append((clock.now, run))
+            if over:
+                raise RunNotRunningException
+            raise (ConnectionError("no network") if fails else KeyError(number))
+
+        watch = flower_patches.RunWatch(clock)
+        watch.begin(5, kind, ask)
+        return watch, clock, asked
+
+    def test_it_asks_after_two_seconds_then_less_and_less_often(self):
+        watch, clock, asked = self.watch()
+        for tenth in range(1, 3000):
+            clock.now = 100 + tenth / 10
+            watch.look()
+        times = [time - 100 for time, run in asked if run == 5]
+        gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
+        assert times[0] == pytest.approx(2.0)
+        assert gaps[0] == pytest.approx(2.0, abs=0.11)
+        assert max(gaps) == pytest.approx(10.0, abs=0.11)
+
+    def test_a_run_that_is_over_ends_the_node(self, capsys):
+        watch, clock, _ = self.watch(over=True)
+        watch.look()  # too soon to ask
+        clock.now += 2
+        with pytest.raises(SystemExit) as end:
+            watch.look()
+        assert end.value.code == LEFT
+        assert "flsim: the run is over" in capsys.readouterr().out
+
+    def test_a_superlink_that_cannot_be_asked_is_no_end_of_the_run(self):
+        watch, clock, asked = self.watch(fails=True)
+        clock.now += 2
+        watch.look()
+        assert len(asked) == 1
+
+    def test_a_question_is_answered_within_a_minute_or_the_node_ends(self):
+        watch, clock, _ = self.watch("query")
+        clock.now += 59
+        watch.look()
+        clock.now += 10
+        with pytest.raises(SystemExit):
+            watch.look()
+
+    def test_a_training_may_take_as_long_as_it_takes(self):
+        watch, clock, _ = self.watch("train")
+        clock.now += 100_000
+        watch.look()
+
+    def test_before_the_first_message_it_asks_nothing(self):
+        flower_patches.RunWatch(Clock()).look()
+
+
+class TestHeartbeats:
+    def test_flower_waits_about_twenty_seconds_between_two(self):
+        assert heartbeat.HEARTBEAT_DEFAULT_INTERVAL == 30
+        source = inspect.getsource(heartbeat.HeartbeatSender._run)
+        assert "HEARTBEAT_DEFAULT_INTERVAL - HEARTBEAT_CALL_TIMEOUT" in source
+        assert "*= HEARTBEAT_BASE_MULTIPLIER + rd" in source
+
+    def test_ours_are_about_two_seconds_apart(self, monkeypatch):
+        monkeypatch.setattr(heartbeat, "HEARTBEAT_DEFAULT_INTERVAL", 30)
+        flower_patches.send_heartbeats_often()
+        waited: list[float] = []
+        sender = heartbeat.HeartbeatSender(lambda: True)
+
+        def wait(seconds: float) -> bool:
+            waited.append(seconds)
+            if len(waited) == 50:
+                sender._stop_event.set()
+            return False
+
+        sender._stop_event.wait = wait  # type: ignore[method-assign, assignment]
+        random.seed(0)
+        sender._run()
+        assert 1.7 < min(waited) <= max(waited) < 2.3
+
+
+class TestNodesHeardLately:
+    @pytest.fixture
+    def state(self, monkeypatch: pytest.MonkeyPatch) -> InMemoryLinkState:
+        """A SuperLink's own state with one run."""
+        monkeypatch.setattr(InMemoryLinkState, "get_nodes", InMemoryLinkState.get_nodes)
+        state = InMemoryLinkState(NoOpFederationManager(), InMemoryObjectStore())
+        run = SimpleNamespace(federation_id=NOOP_FEDERATION_ID)
+        state.run_ids[1] = SimpleNamespace(run=run)  # type: ignore[assignment]
+        return state
+
+    def node(self, state: InMemoryLinkState, name: str, ago: float) -> int:
+        """A node that was last heard so many seconds ago."""
+        number = state.create_node("", "", name.encode(), 30)
+        assert state.activate_node(number, 30)
+        state.nodes[number].online_until -= ago
+        return number
+
+    def test_flower_lists_a_node_for_a_minute_without_a_heartbeat(self, state):
+        late, gone = self.node(state, "late", 59), self.node(state, "gone", 61)
+        assert state.get_nodes(1) == {late}
+        assert gone not in state.get_nodes(1)
+
+    def test_ours_lists_it_for_eight_seconds(self, state):
+        flower_patches.list_nodes_heard_lately()
+        here, late = self.node(state, "here", 6), self.node(state, "late", 10)
+        assert state.get_nodes(1) == {here}
+        assert state.acknowledge_node_heartbeat(late, 30)
+        assert state.get_nodes(1) == {here, late}
+
+    def test_a_run_that_is_not_there_has_no_nodes(self, state):
+        flower_patches.list_nodes_heard_lately()
+        self.node(state, "here", 0)
+        assert state.get_nodes(2) == set()

@@ -1,0 +1,101 @@
+"""Runs of a network that are stopped, twenty in a row: what is left of them, and what comes next."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.test_network import (
+    SLOW,
+    Network,
+    at_the_gate,
+    driven,
+    last_run,
+    started,
+    wait_for,
+)
+
+from flsimulation.telemetry.jsonlines import read_lines
+
+CLIENTS = ("a", "b", "c")
+STAYING = 5  # of a client: its own process, two that fork, Flower's SuperNode and SuperExec
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    folder = tmp_path_factory.mktemp("stops")
+    (folder / "runs").mkdir()
+    (folder / "slow.py").write_text(SLOW)
+    with started(folder, *CLIENTS) as network:
+        yield network
+        network.end()
+
+
+def connected(network: Network) -> float:
+    return network.superlink.samples().get("fl_clients_connected", 0)
+
+
+def is_running(network: Network) -> bool:
+    return network.superlink.samples().get("fl_run_state,state=running", 0) == 1
+
+
+def processes(session: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+MOMENTS: dict[str, Callable[[Network, Path], object]] = {
+    "it has just begun": lambda network, gate: wait_for(
+        "the begin of the run", lambda: is_running(network)
+    ),
+    "some clients have answered": lambda network, gate: wait_for(
+        "a client", lambda: is_running(network) and connected(network) >= 1
+    ),
+    "all clients train": lambda network, gate: [at_the_gate(gate, name) for name in CLIENTS],
+    "one client trains": lambda network, gate: at_the_gate(gate, "b"),
+}
+
+
+def test_twenty_stops_in_a_row_leave_no_client_stuck_and_no_process(network: Network) -> None:
+    for number in range(20):
+        moment = list(MOMENTS)[number % len(MOMENTS)]
+        with driven(network, "--set=data.clients=3", "--set=runtime.client-wait=60") as (run, gate):
+            MOMENTS[moment](network, gate)
+            run.send_signal(signal.SIGINT)
+            _, err = run.communicate(timeout=90)
+            assert run.returncode == 130, (number, moment, err)
+        wait_for("the end of the run", lambda: not is_running(network))
+    done = network.run("--set=data.clients=3", "--set=strategy.rounds=1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["state"] == "completed"
+    (line,) = read_lines(last_run(network) / "rounds.jsonl")
+    assert (line["cohort"], line["failures"]) == ([0, 1, 2], {})
+    for name, client in network.clients.items():
+        wait_for(
+            f"the end of what {name} worked on",
+            lambda client=client: len(processes(client.process.pid)) == STAYING,
+        )
+
+
+def test_a_client_drops_the_training_of_a_stopped_run_at_once(network: Network) -> None:
+    with driven(network, "--set=data.clients=3") as (run, gate):
+        training = [at_the_gate(gate, name) for name in CLIENTS]
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=90)
+        # the gate is still shut: they would train for ever
+        for process in training:
+            wait_for("its end", lambda process=process: not Path(f"/proc/{process}").exists())
+    for client in network.clients.values():
+        assert "flsim: the run is over: what was in progress is dropped" in client.log.read_text()
+        assert client.samples()["fl_container_failing"] == 0
