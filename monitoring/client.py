@@ -13,6 +13,7 @@ from monitoring.panels import (
     DATASOURCE,
     GREEN,
     RED,
+    VALUES,
     YELLOW,
     Query,
     Says,
@@ -42,10 +43,13 @@ _NO_MESSAGE = "no message yet"
 _DOWN = {"-1": ("down", RED)}
 
 
+def _or_down(expression: str) -> str:
+    """A value of the client, or -1 where the client is down: then it has none."""
+    return f"{expression} or on() -1 * max({r.DOWN}{_ONE})"
+
+
 def _number(says: Says, expression: str, steps: Steps = ((None, BLUE),)) -> dashboard.Panel:
-    """A number of the client, or that the client is down: then it has none."""
-    down = f"-1 * max({r.DOWN}{_ONE})"
-    return numbers(says, Query(f"{expression} or {down}"), steps=steps, mappings=_DOWN)
+    return numbers(says, Query(_or_down(expression)), steps=steps, mappings=_DOWN)
 
 
 _NOW = row(
@@ -213,13 +217,15 @@ _TOTALS = row(
             "short",
             _NO_FIT,
         ),
-        Query(f"sum(fl_client_fits_total{_ONE})", "trainings"),
-        Query(f"sum(fl_client_epochs_total{_ONE})", "epochs"),
-        Query(f"sum(fl_client_examples_total{_ONE})", "examples"),
+        Query(_or_down(f"sum(fl_client_fits_total{_ONE})"), "trainings"),
+        Query(_or_down(f"sum(fl_client_epochs_total{_ONE})"), "epochs"),
+        Query(_or_down(f"sum(fl_client_examples_total{_ONE})"), "examples"),
+        mappings=_DOWN,
     ),
     numbers(
         Says("Time in training", "Seconds since the client's container started.", "s", _NO_FIT),
-        Query(f"sum(fl_client_fit_duration_seconds_sum{_ONE})"),
+        Query(_or_down(f"sum(fl_client_fit_duration_seconds_sum{_ONE})")),
+        mappings=_DOWN,
     ),
     numbers(
         Says(
@@ -228,8 +234,16 @@ _TOTALS = row(
             "bytes",
             _NO_MESSAGE,
         ),
-        Query(f"sum by (direction) (fl_client_message_bytes_total{_ONE})", "{{direction}}"),
-        names=True,
+        *(
+            Query(
+                _or_down(
+                    f'sum(fl_client_message_bytes_total{{partition="$partition", direction="{way}"}})'
+                ),
+                way,
+            )
+            for way in VALUES["direction"]
+        ),
+        mappings=_DOWN,
     ),
     numbers(
         Says(
@@ -238,8 +252,9 @@ _TOTALS = row(
             "none",
             "no client yet",
         ),
-        Query(f"max({r.CRASHES}{_CONTAINER})"),
+        Query(_or_down(f"max({r.CRASHES}{_CONTAINER})")),
         steps=((None, GREEN), (1, RED)),
+        mappings=_DOWN,
     ),
     widths=(9, 4, 7, 4),
 )

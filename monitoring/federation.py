@@ -9,6 +9,7 @@ from monitoring.columns import Column, rows
 from monitoring.layout import FEDERATION_UID, ROW_TO_CLIENT, TO_CLIENT, build, row
 from monitoring.panels import (
     BLUE,
+    EXPECTED,
     FEW_CLIENTS,
     GREEN,
     GREY,
@@ -273,7 +274,7 @@ _TABLE = row(
             empty="no client yet",
         ),
         [
-            Query(r.STATE),
+            Query(r.IS_STATE),  # of now, as the numbers above are
             Query("max by (partition) (fl_client_accuracy)"),
             Query("max by (partition) (fl_client_loss)"),
             Query("max by (partition) (fl_client_fit_mean_seconds)"),
@@ -347,9 +348,9 @@ _CLIENTS = row(
         ),
         Query(
             f"""
-            {r.STATE} and on() count({r.STATE}) <= {FEW_CLIENTS}
+            {r.STATE} and on() {EXPECTED} <= {FEW_CLIENTS}
             or
-            {r.STATE} and on(partition) min_over_time({r.STATE}[$__range]) == 0
+            {r.STATE} and on(partition) min_over_time({r.STATE}[$__range] @ end()) == 0
             """,
             "client {{partition}}",
         ),

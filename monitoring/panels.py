@@ -22,6 +22,8 @@ NOTHING = "-"
 """What a cell without a value shows."""
 FEW_CLIENTS = 12
 """Up to so many clients have a line each; of more, three lines say how they are spread."""
+EXPECTED = "(max(fl_clients_expected) or vector(0))"
+"""Not a count of series: while a run begins, many clients are few for a moment."""
 
 COLOURS = {
     "central": BLUE,
@@ -92,7 +94,7 @@ def by_client(
     high: str = "highest",
 ) -> tuple[Query, ...]:
     """A line for each client, or of many clients the lowest, the median and the highest."""
-    few, many = (f"on() count({expression}) {sign} {FEW_CLIENTS}" for sign in ("<=", ">"))
+    few, many = (f"on() {EXPECTED} {sign} {FEW_CLIENTS}" for sign in ("<=", ">"))
     return (
         Query(f"({expression}) and {few}", legend),
         Query(f"min({expression}) and {many}", low),
@@ -138,7 +140,7 @@ def words(says: Says, query: Query, *labels: str, rows: int = 1) -> dashboard.Pa
         graph_mode=common.BigValueGraphMode.NONE,
         color_mode=common.BigValueColorMode.NONE,
         justify_mode=common.BigValueJustifyMode.CENTER,
-        text_mode=common.BigValueTextMode.AUTO,
+        text_mode=common.BigValueTextMode.VALUE,
         reduce_options=common.ReduceDataOptions(
             calcs=["lastNotNull"],
             values=rows > 1,

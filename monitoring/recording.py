@@ -66,6 +66,18 @@ IS_DOWN = f"""
 """
 """1 for each partition whose client is down during a run; the alert does not wait for `DOWN`."""
 
+IS_STATE = f"""
+    0 * {DOWN}
+    or
+    max by (partition) (fl_client_connected > 0)
+      * on(partition) (2 - max by (partition) (fl_client_awaited))
+      and {WHILE_RUNNING}
+    or
+    2 * (count by (partition) (fl_client_info{{partition!="none"}}) > bool 0)
+"""
+"""0 down, 1 at work, 2 connected, by partition. With more than 100 clients, and after a run, those
+that Prometheus reaches are connected."""
+
 
 def lately(gauge: str) -> str:
     """What a gauge that begins each run at 0 grew by in 5 minutes, of this run only."""
@@ -138,20 +150,7 @@ CLIENT_RULES = (
         """),
     ),
     Recording(DOWN, promql(IS_DOWN)),
-    # 0 down, 1 at work, 2 connected. With more than 100 clients, and after a run, those that
-    # Prometheus reaches are connected.
-    Recording(
-        STATE,
-        promql(f"""
-            0 * {DOWN}
-            or
-            max by (partition) (fl_client_connected > 0)
-              * on(partition) (2 - max by (partition) (fl_client_awaited))
-              and {WHILE_RUNNING}
-            or
-            2 * (count by (partition) (fl_client_info{{partition!="none"}}) > bool 0)
-        """),
-    ),
+    Recording(STATE, promql(IS_STATE)),
     Recording(FAILED, promql(lately("fl_run_failures"))),
     Recording(ANSWERED, promql(lately("fl_run_answers"))),
     Recording(FAILED_SHARE, promql(f"{FAILED} / ({ANSWERED} > 0)")),

@@ -579,12 +579,14 @@ class TestTruth:
             legend: expression_of("federation", "Clients by state", legend)
             for legend in ("clients down", "connected", "at work")
         }
+        over_time = expression_of("federation", "Clients over time")
         missing = expression_of("federation", "Clients", "missing")
         there = expression_of("federation", "Clients", "connected")
         holds(
             self.DOWN,
             {
                 ("partition:state", "50s"): states,
+                (over_time, "50s"): states,
                 **{(text, "50s"): {"{}": 1} for text in count.values()},
                 (missing, "50s"): {"{}": 1},
                 (there, "50s"): {"{}": 2},
@@ -592,11 +594,14 @@ class TestTruth:
         )
 
     def test_a_client_that_is_down_is_not_said_to_be_unevaluated(self, holds):
+        for panel in load(MONITORING / "grafana" / "dashboards" / "client.json")["panels"]:
+            if panel["type"] == "stat" and panel["title"] != "State":
+                assert all("-1 * max(partition:down{" in t["expr"] for t in panel["targets"])
+                mapped = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
+                assert mapped["-1"]["text"] == "down"
         down = expression_of("client", "Accuracy", partition="2")
         other = expression_of("client", "Accuracy", partition="1")
         there = expression_of("client", "Accuracy", partition="0")
-        mapped = panel_of("client", "Accuracy")["fieldConfig"]["defaults"]["mappings"][0]
-        assert mapped["options"]["-1"]["text"] == "down"
         holds(
             self.DOWN,
             {(down, "50s"): {"{}": -1}, (other, "50s"): {}, (there, "50s"): {"{}": 0.9}},
@@ -662,7 +667,11 @@ class TestTruth:
             f'label_replace(({target["expr"]}), "line", "{n}", "", "")'
             for n, target in enumerate(panel["targets"])
         )
-        holds(clients(number, "2x10"), {(f"count({every})", "20s"): {"{}": lines}})
+        series = clients(number, "2x10") | {"fl_clients_expected": f"{number}x10"}
+        holds(series, {(f"count({every})", "20s"): {"{}": lines}})
+        # While a run begins, only some clients have values yet.
+        begun = clients(5, "2x10") | {"fl_clients_expected": f"{number}x10"}
+        holds(begun, {(f"count({every})", "20s"): {"{}": min(lines, 5)}})
 
     @pytest.mark.parametrize("panel", GRAPHS)
     def test_no_graph_has_a_line_for_each_of_forty_clients(self, panel):
