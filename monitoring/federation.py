@@ -86,10 +86,11 @@ _NOW = row(
             "The rounds to come, as long as this run's took on average. A run whose target "
             "accuracy is reached ends sooner.",
             "dthms",
-            empty="not known",
+            empty="not known yet",
         ),
-        Query(r.LEFT_SECONDS),
+        Query(f"{r.LEFT_SECONDS} or on() (vector(-1) unless on() {r.RUNNING} == 1)"),
         steps=((None, BLUE),),
+        mappings={"-1": ("no run in progress", GREY)},
     ),
     numbers(
         Says(

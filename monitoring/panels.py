@@ -43,7 +43,7 @@ COLOURS = {
     "median": PURPLE,
     "highest": ORANGE,
     "slowest": RED,
-    "no partition, highest": YELLOW,
+    "no partition, highest": "dark-purple",
     "this client": BLUE,
     "its training": PURPLE,
     "all clients": ORANGE,

@@ -12,7 +12,7 @@ from monitoring.alerts import ALERTS
 from monitoring.client import client
 from monitoring.federation import federation
 from monitoring.panels import FEW_CLIENTS
-from monitoring.recording import LEFT_SECONDS, RECORDINGS, RUNNING
+from monitoring.recording import RECORDINGS, RUNNING
 from monitoring.resources import resources
 
 DASHBOARDS = {"federation": federation, "client": client, "resources": resources}
@@ -63,7 +63,7 @@ def queries(partition: str = "0", seconds: int = 900) -> Iterator[Asked]:
 
 
 def _answers(expression: str) -> bool:
-    return expression != LEFT_SECONDS and _SILENT.search(expression) is None
+    return _SILENT.search(expression) is None
 
 
 def filled(expression: str, values: dict[str, str]) -> str:

@@ -524,6 +524,23 @@ class TestTruth:
             },
         )
 
+    def test_the_time_left_is_known_from_the_first_round_to_the_runs_end(self, holds):
+        left = expression_of("federation", "Time left")
+        holds(
+            {
+                **self.RUN,
+                "fl_run_current_round": "10x29 2x50",
+                "fl_run_round_mean_seconds": "19x29 0x5 10x45",
+                "fl_round_started_timestamp_seconds": "90x20 0x9 160x50",
+            },
+            {
+                (left, "95s"): {"run:left_seconds": 14},
+                (left, "120s"): {"{}": -1},
+                (left, "160s"): {},
+                (left, "180s"): {"run:left_seconds": 80},  # 8 rounds; this one is late
+            },
+        )
+
     def test_failures_are_this_runs_and_each_reason_has_its_own_number(self, holds):
         holds(
             {
