@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from flsimulation.errors import FAILURE_REASONS
 from flsimulation.experiment.spec import Experiment, Section
 from flsimulation.experiment.strategy import STRATEGIES, own_parameters
-from flsimulation.telemetry import metrics
+from flsimulation.telemetry import table
 
 DOCS = Path(__file__).parent
 NOTICE = "<!-- Made by docs/generate.py; change the code it reads, then run `make docs`. -->"
@@ -112,7 +112,8 @@ them at 0 again.
 On a [network](network.md) each container serves its own at port 8000, from a process that stays
 when Flower's own processes come and go: the SuperLink's container the server's metrics, each
 client's container that client's, and both the container's. The last values are still there after
-a run, and counters go on counting in the next one.
+a run. In the next one counters go on counting; the gauges of `fl_run_`, `fl_last_round_`,
+`fl_global_` and the clients' begin anew.
 
 """
 
@@ -130,20 +131,20 @@ def experiment_page() -> str:
     return "\n".join(parts)
 
 
-def _rows(part: Iterable[metrics.Metric]) -> list[tuple[str, ...]]:
+def _rows(part: Iterable[table.Metric]) -> list[tuple[str, ...]]:
     return [(f"`{m.name}`", m.kind, m.unit, _codes(m.labels), m.help) for m in part]
 
 
 def metrics_page() -> str:
     """Text of docs/metrics.md."""
     parts = (
-        ("The server", metrics.SERVER_METRICS),
-        ("The clients", metrics.CLIENT_METRICS),
-        ("A client's container, on a network", metrics.NODE_METRICS),
-        ("Every container, on a network", metrics.CONTAINER_METRICS),
+        ("The server", table.SERVER_METRICS),
+        ("The clients", table.CLIENT_METRICS),
+        ("A client's container, on a network", table.NODE_METRICS),
+        ("Every container, on a network", (*table.CONTAINER_METRICS, table.HEALTH_METRIC)),
     )
     process = [(f"`{name}`", kind, unit, text) for name, kind, unit, text in PROCESS_METRICS]
-    buckets = ", ".join(f"{bound:g}" for bound in metrics._SECONDS)
+    buckets = ", ".join(f"{bound:g}" for bound in table.SECONDS)
     return (
         f"{NOTICE}\n\n{METRICS_HEAD}"
         + "\n".join(
@@ -151,14 +152,14 @@ def metrics_page() -> str:
             for title, part in parts
         )
         + "\nLabels:\n\n"
-        + f"- `state` is one of {_codes(metrics._STATES)}.\n"
+        + f"- `state` is one of {_codes(table.STATES)}.\n"
         + "- `phase` is `train`, `aggregate` or `evaluate`.\n"
         + "- `source` is `central` (the test set) or `federated` (the clients' held-out parts).\n"
         + f"- `reason` is one of {_codes(FAILURE_REASONS)}; see\n"
         + "  [failures](concepts.md#failures-and-deadlines).\n"
         + "- `direction` is `down` (server to clients) or `up`.\n"
         + "- `partition` is the client's partition, from 0. With more than "
-        + f"{metrics._LABELLED_CLIENTS} clients in one process there\n  are no series by partition.\n"
+        + f"{table.LABELLED_CLIENTS} clients in one process there\n  are no series by partition.\n"
         + f"\nUpper bounds of a histogram's buckets, in seconds:\n{buckets}, +Inf.\n"
         + "A histogram has the series `_bucket`, `_sum` and `_count`. Counters and histograms also have\n"
         + "a series `_created`, when they began, as Unix time in seconds.\n"

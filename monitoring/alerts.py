@@ -37,21 +37,23 @@ def _text(text: str) -> str:
     return one_line(inspect.cleandoc(text))
 
 
-_RUNNING = f"on() {r.RUNNING} == 1"
+_RUNNING = r.WHILE_RUNNING
 _LATELY = f"on() max_over_time({r.RUNNING}[5m]) == 1"  # what ended a run is shown for a while
 
 ALERTS = (
     Alert(
         name="ClientDown",
         severity="warning",
-        panel="Clients reached",
-        lasts="30s",
-        # Those that were there are named; those that never came have no partition yet.
+        panel="Clients over time",
+        lasts="10s",
+        # Those that were there are named; those that never came have no partition yet, and at a
+        # run's beginning they may be on their way.
         expression=promql(f"""
             (
-              1 - max by (partition) (fl_client_connected) > 0
+              {r.IS_DOWN}
               or on()
               max(fl_clients_expected) - max(fl_clients_connected) > 0
+                and on() time() - {r.STARTED} > 15
             )
             and {_RUNNING}
         """),
@@ -60,8 +62,8 @@ ALERTS = (
             {{- else }}{{ VALUE }} of the expected clients are missing{{ end }}
         """),
         description=_text("""
-            {{ if $labels.partition }}The server cannot reach the client that holds partition
-            {{ $labels.partition }}.
+            {{ if $labels.partition }}The server or Prometheus cannot reach the client that
+            holds partition {{ $labels.partition }}.
             {{- else }}{{ VALUE }} fewer clients are connected than the experiment asks for.
             {{- end }} The run goes on without them or waits for them, as the experiment says. See
             `docker compose ps client` and `docker compose logs client`; `flsim up --no-run`
@@ -71,11 +73,11 @@ ALERTS = (
     Alert(
         name="RoundStalled",
         severity="critical",
-        panel="Where a round's time goes",
+        panel="Seconds a round",
         lasts="10s",
         expression=promql(f"""
             time() - (max(fl_round_started_timestamp_seconds) > 0)
-              > clamp_min(5 * ({r.ROUND_SECONDS} or vector(0)), 120)
+              > clamp_min(5 * max(fl_run_round_mean_seconds), 120)
             and {_RUNNING}
         """),
         summary="The current round does not end",
@@ -88,21 +90,25 @@ ALERTS = (
     Alert(
         name="Straggler",
         severity="warning",
-        panel="Slowest clients",
+        panel="Clients by partition",
         lasts="1m",
-        expression=promql(f"{r.FIT_RATIO} > 2 and on() count({r.FIT_SECONDS}) >= 3"),
+        expression=promql(f"""
+            {r.FIT_RATIO} > 2
+            and on() count({r.FIT_RATIO}) >= 3
+            and {_RUNNING}
+        """),
         summary="Client of partition {{ $labels.partition }} is slow",
         description=_text("""
-            Over the last 10 minutes the client of partition {{ $labels.partition }} trained
-            {{ printf "%.1f" VALUE }} times as long as the median client, and every round waits for
-            it. Compare its CPU with its limit and its number of examples with the others';
+            In its last five trainings of this run the client of partition {{ $labels.partition }}
+            took {{ printf "%.1f" VALUE }} times as long as the median client, and every round waits
+            for it. Compare its CPU with its limit and its number of examples with the others';
             `round.deadline` makes rounds independent of slow clients.
         """),
     ),
     Alert(
         name="ModelDiverged",
         severity="critical",
-        panel="Loss",
+        panel="Loss by round",
         lasts="30s",
         # Not finite: neither NaN nor infinity is below infinity.
         expression=promql(f"""
@@ -113,13 +119,14 @@ ALERTS = (
               )
               or
               label_replace(
-                max(fl_global_loss{{source="central"}}) / {r.LOSS_MIN} > 1.5
+                max(fl_global_loss{{source="central"}})
+                    / max(fl_global_loss_lowest{{source="central"}}) > 1.5
                   and on() max(fl_run_round) >= 3,
                 "cause", "rising", "", ""
               )
               or
               label_replace(
-                sum(increase(fl_client_failures_total{{reason="diverged"}}[5m])) > 0,
+                {r.lately('fl_run_failures{reason="diverged"}')} > 0,
                 "cause", "clients", "", ""
               )
             )
@@ -142,12 +149,11 @@ ALERTS = (
         panel="Memory, share of the limit",
         dashboard="resources",
         lasts="1m",
-        expression=promql(f'{r.MEMORY_SHARE}{{partition!=""}} > 0.9'),
-        summary="Client of partition {{ $labels.partition }} is nearly out of memory",
+        expression=promql(f'{r.MEMORY_SHARE}{{container!="server"}} > 0.9'),
+        summary="Container of {{ $labels.container }} is nearly out of memory",
         description=_text("""
-            The container of partition {{ $labels.partition }} has used
-            {{ VALUE | humanizePercentage }} of the memory it may use for a minute. Past the limit
-            its process is killed and its answer is lost. Raise the limit, or lower
+            The container of {{ $labels.container }} has used {{ VALUE | humanizePercentage }} of the
+            memory it may use for a minute. Past the limit its process is killed and its answer is lost. Raise the limit, or lower
             `train.batch-size` or the examples a client holds.
         """),
     ),
@@ -157,11 +163,15 @@ ALERTS = (
         panel="Failures",
         lasts="1m",
         # A single failure among the first few answers says nothing yet.
-        expression=promql(f"{r.FAILED_SHARE} > 0.2 and on() {r.ANSWERED} >= 5"),
+        expression=promql(f"""
+            {r.FAILED_SHARE} > 0.2
+            and on() {r.ANSWERED} >= 5
+            and {_LATELY}
+        """),
         summary="Many clients fail",
         description=_text("""
-            {{ VALUE | humanizePercentage }} of the clients' answers of the last 5 minutes failed or
-            did not come. The dashboard shows the reasons; `docker compose logs client` and the
+            {{ VALUE | humanizePercentage }} of the clients' answers in this run's last 5 minutes
+            failed or did not come. The dashboard shows the reasons; `docker compose logs client` and the
             run's `clients.jsonl` hold each client's own error.
         """),
     ),
@@ -171,9 +181,9 @@ ALERTS = (
         panel="State",
         lasts="15m",
         expression=promql(f"1 - ({r.RUNNING} or vector(0)) > 0"),
-        summary="No run goes on",
+        summary="No run is in progress",
         description=_text("""
-            No run has gone on for 15 minutes. If one should, see `docker compose logs run`; if
+            No run has been in progress for 15 minutes. If one should, see `docker compose logs run`; if
             not, `docker compose down` frees the machine.
         """),
     ),

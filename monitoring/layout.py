@@ -8,6 +8,9 @@ from typing import Any
 from grafana_foundation_sdk.models import dashboard
 from grafana_foundation_sdk.models.dashboard import DashboardLink, DashboardLinkType
 
+from monitoring.panels import BLUE, DATASOURCE
+from monitoring.promql import one_line, promql
+
 WIDTH = 24  # columns of Grafana's grid
 TAG = "flsimulation"
 FEDERATION_UID, CLIENT_UID, RESOURCES_UID = "flsim-federation", "flsim-client", "flsim-resources"
@@ -27,12 +30,18 @@ def _link(**settings: Any) -> DashboardLink:
     return link
 
 
-TO_CLIENT = _link(
-    title="Client ${__field.labels.partition}",
-    type_val=DashboardLinkType.LINK,
-    url=f"/d/{CLIENT_UID}?var-partition=${{__field.labels.partition}}&${{__url_time_range}}",
-)
+def _to_client(partition: str) -> DashboardLink:
+    return _link(
+        title=f"Client ${{{partition}}}",
+        type_val=DashboardLinkType.LINK,
+        url=f"/d/{CLIENT_UID}?var-partition=${{{partition}}}&${{__url_time_range}}",
+    )
+
+
+TO_CLIENT = _to_client("__field.labels.partition")
 """From a series to the dashboard of its client."""
+ROW_TO_CLIENT = _to_client("__value.raw")
+"""From a cell that holds a partition to the dashboard of its client."""
 
 _OTHERS = _link(
     title="Dashboards of this federation",
@@ -43,6 +52,27 @@ _OTHERS = _link(
     tags=[TAG],
     keep_time=True,
 )
+
+
+def _runs() -> dashboard.AnnotationQuery:
+    """A mark where each run began: the metric's value is the time."""
+    mark = dashboard.AnnotationQuery(
+        name="Runs",
+        datasource=DATASOURCE,
+        icon_color=BLUE,
+        expr=one_line(
+            promql("""
+                1000 * fl_run_started_timestamp_seconds{job="superlink"}
+                  * on(instance) group_left(name, strategy) fl_run_info > 0
+            """)
+        ),
+        step="5s",
+        use_value_for_time=True,
+        title_format="a run begins",
+        text_format="{{name}}, {{strategy}}",
+    )
+    mark.placement = None  # type: ignore[assignment]  # the SDK's one value hides it in a menu
+    return mark
 
 
 def build(
@@ -83,6 +113,6 @@ def build(
         graph_tooltip=dashboard.DashboardCursorSync.CROSSHAIR,
         panels=panels,
         templating=dashboard.DashboardDashboardTemplating(list_val=list(variables)),
-        annotations=dashboard.AnnotationContainer(list_val=[]),
+        annotations=dashboard.AnnotationContainer(list_val=[_runs()]),
         links=[_OTHERS],
     )

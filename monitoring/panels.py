@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grafana_foundation_sdk.models import bargauge, common, dashboard, stat, statetimeline, table
+from grafana_foundation_sdk.models import common, dashboard, stat, statetimeline
 from grafana_foundation_sdk.models.dashboard import FieldColorModeId
 from grafana_foundation_sdk.models.prometheus import Dataquery, PromQueryFormat, QueryEditorMode
 from grafana_foundation_sdk.models.timeseries import Options as GraphOptions
@@ -17,6 +17,51 @@ DATASOURCE = common.DataSourceRef(type_val="prometheus", uid="flsim-prometheus")
 """The uid is fixed in grafana/provisioning/datasources."""
 
 GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "yellow", "orange", "red", "blue", "text"
+PURPLE = "purple"
+NOTHING = "-"
+"""What a cell without a value shows."""
+FEW_CLIENTS = 12
+"""Up to so many clients have a line each; of more, three lines say how they are spread."""
+EXPECTED = "(max(fl_clients_expected) or vector(0))"
+"""Not a count of series: while a run begins, many clients are few for a moment."""
+
+COLOURS = {
+    "central": BLUE,
+    "federated": ORANGE,
+    "down": BLUE,
+    "up": GREEN,
+    "train": BLUE,
+    "aggregate": PURPLE,
+    "evaluate": GREEN,
+    "error": RED,
+    "diverged": PURPLE,
+    "deadline": ORANGE,
+    "lost": YELLOW,
+    "server": GREY,
+    "lowest": BLUE,
+    "fastest": GREEN,
+    "median": PURPLE,
+    "highest": ORANGE,
+    "slowest": RED,
+    "no partition, highest": "dark-purple",
+    "this client": BLUE,
+    "its training": PURPLE,
+    "all clients": ORANGE,
+    "in use": BLUE,
+    "limit": RED,
+    "clients down": RED,
+    "at work": BLUE,
+    "connected": GREEN,
+}
+"""Colours of the lines with these names; the lines of clients take Grafana's, one after another."""
+VALUES = {
+    "source": ("central", "federated"),
+    "direction": ("down", "up"),
+    "phase": ("train", "aggregate", "evaluate"),
+    "reason": ("error", "diverged", "deadline", "lost"),
+}
+"""Values of the labels that legends are made of."""
+
 Steps = Sequence[tuple[float | None, str]]  # (from this value on, colour); None: from the lowest on
 
 
@@ -38,6 +83,24 @@ class Says:
     empty: str = "no run yet"
     decimals: int | None = None
     max: float | None = None
+    soft_max: float | None = None
+    """The axis reaches at least this far: Grafana's would reach to 100 where all values are 0."""
+
+
+def by_client(
+    expression: str,
+    legend: str = "client {{partition}}",
+    low: str = "lowest",
+    high: str = "highest",
+) -> tuple[Query, ...]:
+    """A line for each client, or of many clients the lowest, the median and the highest."""
+    few, many = (f"on() {EXPECTED} {sign} {FEW_CLIENTS}" for sign in ("<=", ">"))
+    return (
+        Query(f"({expression}) and {few}", legend),
+        Query(f"min({expression}) and {many}", low),
+        Query(f"quantile(0.5, {expression}) and {many}", "median"),
+        Query(f"max({expression}) and {many}", high),
+    )
 
 
 def numbers(
@@ -45,14 +108,17 @@ def numbers(
     *queries: Query,
     steps: Steps = ((None, GREY),),
     mappings: Mapping[str, tuple[str, str]] | None = None,
-    sparkline: bool = False,
     names: bool | None = None,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dashboard.Panel:
-    """Large numbers of this moment; with several queries each has its name, unless ``names``."""
+    """Large numbers of this moment; with several queries each has its name, unless ``names``.
+
+    ``own`` are the properties of single numbers, by name, that differ from the panel's.
+    """
     named = len(queries) > 1 if names is None else names
     mode = common.BigValueTextMode
     options = stat.Options(
-        graph_mode=common.BigValueGraphMode.AREA if sparkline else common.BigValueGraphMode.NONE,
+        graph_mode=common.BigValueGraphMode.NONE,
         color_mode=common.BigValueColorMode.VALUE,
         justify_mode=common.BigValueJustifyMode.CENTER,
         text_mode=mode.VALUE_AND_NAME if named else mode.VALUE,
@@ -60,11 +126,12 @@ def numbers(
         percent_change_color_mode=common.PercentChangeColorMode.STANDARD,
         orientation=common.VizOrientation.AUTO,
     )
-    # A sparkline needs the whole time range, a number only the newest value.
-    targets = [_target(i, q, instant=not sparkline) for i, q in enumerate(queries)]
-    config = _field(says, FieldColorModeId.THRESHOLDS, steps)
-    config.mappings = _mappings(mappings or {})
-    return _panel("stat", says, targets, config, options)
+    targets = [target(i, q, instant=True) for i, q in enumerate(queries)]
+    config = field_config(says, FieldColorModeId.THRESHOLDS, steps)
+    config.mappings = [*mappings_of(mappings or {}), _empty(says)]
+    made = panel("stat", says, targets, config, options)
+    made.field_config.overrides = [override(name, values) for name, values in (own or {}).items()]
+    return made
 
 
 def words(says: Says, query: Query, *labels: str, rows: int = 1) -> dashboard.Panel:
@@ -73,7 +140,7 @@ def words(says: Says, query: Query, *labels: str, rows: int = 1) -> dashboard.Pa
         graph_mode=common.BigValueGraphMode.NONE,
         color_mode=common.BigValueColorMode.NONE,
         justify_mode=common.BigValueJustifyMode.CENTER,
-        text_mode=common.BigValueTextMode.AUTO,
+        text_mode=common.BigValueTextMode.VALUE,
         reduce_options=common.ReduceDataOptions(
             calcs=["lastNotNull"],
             values=rows > 1,
@@ -83,8 +150,8 @@ def words(says: Says, query: Query, *labels: str, rows: int = 1) -> dashboard.Pa
         percent_change_color_mode=common.PercentChangeColorMode.STANDARD,
         orientation=common.VizOrientation.AUTO,
     )
-    targets = [_target(0, query, instant=True, as_table=True)]
-    return _panel("stat", says, targets, _field(says, FieldColorModeId.THRESHOLDS), options)
+    targets = [target(0, query, instant=True, as_table=True)]
+    return panel("stat", says, targets, field_config(says, FieldColorModeId.THRESHOLDS), options)
 
 
 def graph(
@@ -92,58 +159,52 @@ def graph(
     *queries: Query,
     steps: Steps = (),
     stepped: bool = False,
-    bars: bool = False,
     stacked: bool = False,
+    legend_right: bool = False,
     links: Sequence[dashboard.DashboardLink] = (),
 ) -> dashboard.Panel:
-    """Lines over time; ``stepped`` for values that hold until the next round."""
-    custom = common.GraphFieldConfig(
-        draw_style=common.GraphDrawStyle.BARS if bars else common.GraphDrawStyle.LINE,
-        line_interpolation=common.LineInterpolation.STEP_AFTER
-        if stepped
-        else common.LineInterpolation.LINEAR,
-        line_width=2,
-        fill_opacity=60 if bars else 10,
-        show_points=common.VisibilityMode.NEVER,
+    """Lines over time, whose legend has the last and the highest value of each.
+
+    ``stepped`` is for values that hold until the next round, ``stacked`` for parts of a whole.
+    """
+    interpolation = common.LineInterpolation
+    stacking, style = common.StackingMode, common.GraphThresholdsStyleMode
+    config = field_config(says, FieldColorModeId.PALETTE_CLASSIC, steps or ((None, GREY),))
+    config.custom = common.GraphFieldConfig(
+        draw_style=common.GraphDrawStyle.LINE,
+        line_interpolation=interpolation.STEP_AFTER if stepped else interpolation.LINEAR,
+        line_width=1 if stacked else 2,
+        fill_opacity=60 if stacked else 0,
+        show_points=common.VisibilityMode.AUTO,  # a value without neighbours is seen too
         axis_soft_min=0,
+        axis_soft_max=says.soft_max,
         stacking=common.StackingConfig(
-            mode=common.StackingMode.NORMAL if stacked else common.StackingMode.NONE, group="A"
+            mode=stacking.NORMAL if stacked else stacking.NONE, group="A"
         ),
         thresholds_style=common.GraphThresholdsStyleConfig(
-            mode=common.GraphThresholdsStyleMode.DASHED
-            if steps
-            else common.GraphThresholdsStyleMode.OFF
+            mode=style.DASHED if steps else style.OFF
         ),
     )
-    config = _field(says, FieldColorModeId.PALETTE_CLASSIC_BY_NAME, steps or ((None, GREY),))
-    config.custom = custom
     config.links = list(links) or None
-    options = GraphOptions(legend=_legend(), tooltip=_tooltip(common.TooltipDisplayMode.MULTI))
-    targets = [_target(i, query) for i, query in enumerate(queries)]
-    return _panel("timeseries", says, targets, config, options)
-
-
-def bars(
-    says: Says, query: Query, steps: Steps, links: Sequence[dashboard.DashboardLink] = ()
-) -> dashboard.Panel:
-    """One horizontal bar for each series, coloured by its value."""
-    options = bargauge.Options(
-        display_mode=common.BarGaugeDisplayMode.BASIC,
-        value_mode=common.BarGaugeValueMode.COLOR,
-        name_placement=common.BarGaugeNamePlacement.LEFT,
-        sizing=common.BarGaugeSizing.AUTO,
-        legend=common.VizLegendOptions(
-            display_mode=common.LegendDisplayMode.LIST,
-            placement=common.LegendPlacement.BOTTOM,
-            calcs=[],
-        ),
-        reduce_options=common.ReduceDataOptions(calcs=["lastNotNull"], values=False, fields=""),
-        orientation=common.VizOrientation.HORIZONTAL,
+    options = GraphOptions(
+        legend=_legend(common.LegendPlacement.RIGHT if legend_right else None),
+        tooltip=_tooltip(common.TooltipDisplayMode.MULTI),
     )
-    config = _field(says, FieldColorModeId.THRESHOLDS, steps)
-    config.min_val = 0
-    config.links = list(links) or None
-    return _panel("bargauge", says, [_target(0, query, instant=True)], config, options)
+    targets = [target(i, query) for i, query in enumerate(queries)]
+    made = panel("timeseries", says, targets, config, options)
+    made.field_config.overrides = [
+        override(name, {"color": dashboard.FieldColor(mode=FieldColorModeId.FIXED, fixed_color=c)})
+        for name, c in _colours(queries).items()
+    ]
+    return made
+
+
+def _colours(queries: Sequence[Query]) -> dict[str, str]:
+    """Colours of the lines whose names are known before there is data."""
+    names = [
+        name for query in queries for name in VALUES.get(query.legend.strip("{}"), (query.legend,))
+    ]
+    return {name: COLOURS[name] for name in names if name in COLOURS}
 
 
 def states(
@@ -156,46 +217,29 @@ def states(
     options = statetimeline.Options(
         show_value=common.VisibilityMode.NEVER,
         align_value=common.TimelineValueAlignment.LEFT,
-        legend=_legend(),
+        legend=common.VizLegendOptions(
+            show_legend=True,
+            display_mode=common.LegendDisplayMode.LIST,
+            placement=common.LegendPlacement.BOTTOM,
+            calcs=[],
+        ),
         tooltip=_tooltip(common.TooltipDisplayMode.SINGLE),
     )
-    config = _field(says, FieldColorModeId.THRESHOLDS)
+    config = field_config(says, FieldColorModeId.THRESHOLDS)
     config.custom = statetimeline.FieldConfig(axis_placement=common.AxisPlacement.AUTO)
-    config.mappings = _mappings(mappings)
+    config.mappings = mappings_of(mappings)
     config.links = list(links) or None
-    return _panel("state-timeline", says, [_target(0, query)], config, options)
+    return panel("state-timeline", says, [target(0, query)], config, options)
 
 
-def rows(says: Says, query: Query, columns: Mapping[str, str]) -> dashboard.Panel:
-    """Table with a row for each series and a column for each label, named as ``columns`` says."""
-    custom = common.TableFieldOptions(
-        cell_options=common.TableAutoCellOptions(), align=common.FieldTextAlignment.AUTO
-    )
-    config = _field(says, FieldColorModeId.THRESHOLDS)
-    config.custom = custom
-    panel = _panel(
-        "table", says, [_target(0, query, instant=True, as_table=True)], config, table.Options()
-    )
-    panel.transformations = [
-        dashboard.DataTransformerConfig(
-            id_val="organize",
-            options={
-                "excludeByName": {"Time": True, "Value": True},
-                "indexByName": {label: place for place, label in enumerate(columns)},
-                "renameByName": dict(columns),
-            },
-        )
-    ]
-    return panel
-
-
-def _panel(
+def panel(
     kind: str,
     says: Says,
     targets: Sequence[Dataquery],
     config: dashboard.FieldConfig,
     options: Any,
 ) -> dashboard.Panel:
+    """A panel of Grafana's plugin ``kind``."""
     return dashboard.Panel(
         type_val=kind,
         title=says.title,
@@ -207,23 +251,43 @@ def _panel(
     )
 
 
-def _field(
+def field_config(
     says: Says, mode: FieldColorModeId, steps: Steps = ((None, GREY),)
 ) -> dashboard.FieldConfig:
+    """What holds for all of a panel's fields."""
     return dashboard.FieldConfig(
         unit=says.unit,
         no_value=says.empty,
         decimals=says.decimals,
         max_val=says.max,
         color=dashboard.FieldColor(mode=mode),
-        thresholds=dashboard.ThresholdsConfig(
-            mode=dashboard.ThresholdsMode.ABSOLUTE,
-            steps=[dashboard.Threshold(value=value, color=color) for value, color in steps],
-        ),
+        thresholds=threshold_steps(steps),
     )
 
 
-def _target(place: int, query: Query, instant: bool = False, as_table: bool = False) -> Dataquery:
+def threshold_steps(steps: Steps) -> dashboard.ThresholdsConfig:
+    """Colours from certain values on."""
+    return dashboard.ThresholdsConfig(
+        mode=dashboard.ThresholdsMode.ABSOLUTE,
+        steps=[dashboard.Threshold(value=value, color=color) for value, color in steps],
+    )
+
+
+def override(
+    name: str, properties: Mapping[str, Any]
+) -> dashboard.DashboardFieldConfigSourceOverrides:
+    """What holds for the one field that is called ``name``."""
+    return dashboard.DashboardFieldConfigSourceOverrides(
+        matcher=dashboard.MatcherConfig(id_val="byName", options=name),
+        properties=[
+            dashboard.DynamicConfigValue(id_val=key, value=value)
+            for key, value in properties.items()
+        ],
+    )
+
+
+def target(place: int, query: Query, instant: bool = False, as_table: bool = False) -> Dataquery:
+    """A query of a panel: for its whole time range, or for this moment."""
     return Dataquery(
         ref_id="ABCDEFGH"[place],
         datasource=DATASOURCE,
@@ -236,20 +300,31 @@ def _target(place: int, query: Query, instant: bool = False, as_table: bool = Fa
     )
 
 
-def _mappings(texts: Mapping[str, tuple[str, str]]) -> list[dashboard.ValueMapping] | None:
+def mappings_of(texts: Mapping[str, tuple[str, str]]) -> list[dashboard.ValueMapping]:
+    """Texts and colours of values."""
     results = {
         value: dashboard.ValueMappingResult(text=text, color=color, index=index)
         for index, (value, (text, color)) in enumerate(texts.items())
     }
-    return [dashboard.ValueMap(options=results)] if results else None
+    return [dashboard.ValueMap(options=results)] if results else []
 
 
-def _legend() -> common.VizLegendOptions:
+def _empty(says: Says) -> dashboard.ValueMapping:
+    """The text of an empty panel in grey: Grafana's has the colour of the lowest values."""
+    return dashboard.SpecialValueMap(
+        options=dashboard.DashboardSpecialValueMapOptions(
+            match=dashboard.SpecialValueMatch.NULL,
+            result=dashboard.ValueMappingResult(text=says.empty, color=GREY, index=99),
+        )
+    )
+
+
+def _legend(placement: common.LegendPlacement | None) -> common.VizLegendOptions:
     return common.VizLegendOptions(
         show_legend=True,
-        display_mode=common.LegendDisplayMode.LIST,
-        placement=common.LegendPlacement.BOTTOM,
-        calcs=[],
+        display_mode=common.LegendDisplayMode.TABLE,
+        placement=placement or common.LegendPlacement.BOTTOM,
+        calcs=["lastNotNull", "max"],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
-from flsimulation.telemetry.metrics import ALL_METRICS, Metric
+from flsimulation.telemetry.table import ALL_METRICS, Metric
 
 _BY_NAME = {metric.name: metric for metric in ALL_METRICS}
 _HISTOGRAM_SERIES = ("_bucket", "_sum", "_count")

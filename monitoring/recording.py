@@ -2,6 +2,9 @@
 
 Names are ``level:what`` or ``level:what:how``. The level is what one series stands for: the run,
 a partition, a container, or the answers of all clients.
+
+No rule looks back over a window that may hold two runs: what is said of a run comes from gauges
+that begin anew with it.
 """
 
 from __future__ import annotations
@@ -20,15 +23,14 @@ class Recording:
 
 
 RUNNING = "run:running"
-LOSS_MIN = "run:central_loss:min"
-ROUND_SECONDS = "run:round_seconds:mean"
+LEFT_SECONDS = "run:left_seconds"
 
-FIT_SECONDS = "partition:fit_seconds:mean10m"
 FIT_MEDIAN = "run:fit_seconds:median"
 FIT_RATIO = "partition:fit_seconds:times_median"
+DOWN = "partition:down"
+STATE = "partition:state"
 
 FAILED = "answers:failed:5m"
-TRAINED = "answers:trained:5m"
 ANSWERED = "answers:all:5m"
 FAILED_SHARE = "answers:failed:share5m"
 
@@ -39,25 +41,54 @@ CPU_SECONDS = "container:cpu_seconds"
 MEMORY = "container:memory_bytes"
 MEMORY_LIMIT = "container:memory_limit_bytes"
 MEMORY_SHARE = "container:memory:share"
+CRASHES = "container:crashes"
+
+STARTED = "max(fl_run_started_timestamp_seconds)"
+WHILE_RUNNING = f"on() {RUNNING} == 1"
 
 
-def _grown(series: str) -> str:
-    """What the counters grew by in 5 minutes, exactly.
+# The server cannot reach it once a round has begun, or Prometheus has lost the client that held it
+# in this run, and neither that client nor another with its partition is back. Prometheus learns of
+# a client that was killed within seconds, whatever it was killed by.
+IS_DOWN = f"""
+    (
+      max by (partition) (1 - fl_client_connected > 0)
+        and on() max(fl_run_current_round) > 0
+      or
+      count by (partition) (
+        max_over_time(timestamp(fl_client_info{{partition!="none"}})[5m:5s])
+          > on() group_left() {STARTED}
+        unless on(name) fl_client_info
+        unless on(partition) fl_client_info
+      ) > bool 0
+    )
+    and {WHILE_RUNNING}
+"""
+"""1 for each partition whose client is down during a run; the alert does not wait for `DOWN`."""
 
-    ``increase()`` misses the value that a new series begins with, and a client's first fit is
-    one: failures would seem to be all that happened. A counter that began anew counts from 0.
-    """
+IS_STATE = f"""
+    0 * {DOWN}
+    or
+    max by (partition) (fl_client_connected > 0)
+      * on(partition) (2 - max by (partition) (fl_client_awaited))
+      and {WHILE_RUNNING}
+    or
+    2 * (count by (partition) (fl_client_info{{partition!="none"}}) > bool 0)
+"""
+"""0 down, 1 at work, 2 connected, by partition. With more than 100 clients, and after a run, those
+that Prometheus reaches are connected."""
+
+
+def lately(gauge: str) -> str:
+    """What a gauge that begins each run at 0 grew by in 5 minutes, of this run only."""
     return f"""
-        sum(
-          ({series} - ({series} offset 5m <= {series}))
-          or
-          {series}
-        )
+        sum({gauge})
+          - ((sum({gauge} offset 5m) and on() time() - {STARTED} > 300) or vector(0))
     """
 
 
 def _by_container(series: str, rate: bool = False) -> str:
-    """Sum by container. ``container`` is ``server`` or ``client 3``, never an address or an id.
+    """By container: ``server``, ``client 3`` or a client's name, never an address or an id.
 
     A client's container learns its partition late, so that label comes from fl_client_info.
     """
@@ -67,59 +98,61 @@ def _by_container(series: str, rate: bool = False) -> str:
     return promql(f"""
         label_replace(sum({server}), "container", "server", "", "")
         or
-        label_replace(
-          sum by (partition) ({client} * on(instance) group_left(partition) fl_client_info),
-          "container", "client $1", "partition", "(.*)"
-        )
+        {_named(client)}
     """)
 
 
-_LOSS = '(max(fl_global_loss{source="central"}) < Inf)'
-_BEST = f"({LOSS_MIN} unless on() max(fl_run_round) < max(fl_run_round offset 5s))"
+def _named(client: str) -> str:
+    """A client's series with its container; without a partition it is shown by its name."""
+    joined = "sum by (name, partition) ({} * on(instance) group_left(name, partition) {})"
+    held = joined.format(client, 'fl_client_info{partition!="none"}')
+    free = joined.format(client, 'fl_client_info{partition="none"}')
+    return f"""
+        label_replace({held}, "container", "client $1", "partition", "(.*)")
+        or
+        label_replace(
+          label_replace({free}, "container", "$1 (no partition)", "name", "(.*)"),
+          "partition", "", "", ""
+        )
+    """
+
 
 RUN_RULES = (
     Recording(RUNNING, promql('max(fl_run_state{state="running"})')),
-    # The lowest loss so far, of this run only: it is forgotten when the round number falls.
+    # The rounds to come, and what is left of this one; none before a round has told how long.
     Recording(
-        LOSS_MIN,
+        LEFT_SECONDS,
         promql(f"""
-            {_LOSS} < {_BEST}
-            or
-            {_BEST} and on() {_LOSS}
-            or
-            {_LOSS}
-        """),
-    ),
-    # Without a round in the last 15 minutes: the mean of all rounds since the server started.
-    Recording(
-        ROUND_SECONDS,
-        promql("""
-            sum(rate(fl_round_duration_seconds_sum[15m]))
-              / sum(rate(fl_round_duration_seconds_count[15m])) > 0
-            or
-            sum(fl_round_duration_seconds_sum) / sum(fl_round_duration_seconds_count) > 0
+            (
+              (max(fl_run_rounds) - max(fl_run_current_round))
+                * (max(fl_run_round_mean_seconds) > 0)
+              + (
+                clamp_min(
+                  max(fl_run_round_mean_seconds)
+                    - (time() - (max(fl_round_started_timestamp_seconds) > 0)),
+                  0
+                )
+                or vector(0)
+              )
+            )
+            and {WHILE_RUNNING}
         """),
     ),
 )
 
 CLIENT_RULES = (
-    # A client's series begin with its first answer, so a quick run has no rate: the mean of all then.
+    Recording(FIT_MEDIAN, promql("quantile(0.5, max by (partition) (fl_client_fit_mean_seconds))")),
     Recording(
-        FIT_SECONDS,
-        promql("""
-            sum by (partition) (rate(fl_client_fit_duration_seconds_sum[10m]))
-              / sum by (partition) (rate(fl_client_fit_duration_seconds_count[10m])) > 0
-            or
-            sum by (partition) (fl_client_fit_duration_seconds_sum)
-              / sum by (partition) (fl_client_fit_duration_seconds_count) > 0
+        FIT_RATIO,
+        promql(f"""
+            max by (partition) (fl_client_fit_mean_seconds)
+              / on() group_left() ({FIT_MEDIAN} > 0)
         """),
     ),
-    Recording(FIT_MEDIAN, promql(f"quantile(0.5, {FIT_SECONDS})")),
-    Recording(FIT_RATIO, promql(f"{FIT_SECONDS} / on() group_left() {FIT_MEDIAN}")),
-    # Answers to evaluations are not counted where they succeed, so the share is at most too high.
-    Recording(FAILED, promql(_grown("fl_client_failures_total"))),
-    Recording(TRAINED, promql(_grown("fl_client_fits_total"))),
-    Recording(ANSWERED, promql(f"{FAILED} + ({TRAINED} or vector(0))")),
+    Recording(DOWN, promql(IS_DOWN)),
+    Recording(STATE, promql(IS_STATE)),
+    Recording(FAILED, promql(lately("fl_run_failures"))),
+    Recording(ANSWERED, promql(lately("fl_run_answers"))),
     Recording(FAILED_SHARE, promql(f"{FAILED} / ({ANSWERED} > 0)")),
 )
 
@@ -131,6 +164,7 @@ CONTAINER_RULES = (
     Recording(MEMORY, _by_container("fl_container_memory_bytes")),
     Recording(MEMORY_LIMIT, _by_container("fl_container_memory_limit_bytes")),
     Recording(MEMORY_SHARE, promql(f"{MEMORY} / ({MEMORY_LIMIT} > 0)")),
+    Recording(CRASHES, promql(_named("fl_client_crashes_total"))),
 )
 
 GROUPS = {"run": RUN_RULES, "clients": CLIENT_RULES, "containers": CONTAINER_RULES}

@@ -5,11 +5,46 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from monitoring import recording as r
-from monitoring.layout import RESOURCES_UID, build, row
-from monitoring.panels import GREEN, GREY, ORANGE, RED, YELLOW, Query, Says, bars, graph, numbers
+from monitoring.columns import Column, rows
+from monitoring.layout import RESOURCES_UID, ROW_TO_CLIENT, build, row
+from monitoring.panels import (
+    FEW_CLIENTS,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    YELLOW,
+    Query,
+    Says,
+    by_client,
+    graph,
+    numbers,
+)
 
 _NO_CONTAINER = "no container yet"
 _FULL = ((None, GREEN), (0.75, YELLOW), (0.9, RED))  # share of a limit
+_MANY = (
+    f"of more than {FEW_CLIENTS} clients the lowest, the median and the highest, and the highest of "
+    "those without a partition"
+)
+
+
+def _containers(name: str) -> tuple[Query, ...]:
+    """The server's line, and those of the clients."""
+    return (
+        Query(f'{name}{{container="server"}}', "server"),
+        *_clients(name),
+    )
+
+
+def _clients(name: str) -> tuple[Query, ...]:
+    """The lines of the clients; one for those that no run has given a partition."""
+    free = f'max({name}{{container!="server", partition=""}})'
+    return (
+        *by_client(f'{name}{{partition!=""}}', "{{container}}"),
+        Query(free, "no partition, highest"),
+    )
+
 
 _NOW = row(
     4,
@@ -17,12 +52,11 @@ _NOW = row(
         Says(
             "CPU now",
             "Cores that the server and all clients use, over 30 seconds.",
-            "suffix: cores",
+            "suffix:cores",
             _NO_CONTAINER,
             decimals=2,
         ),
         Query(f"sum({r.CPU_CORES})"),
-        sparkline=True,
     ),
     numbers(
         Says(
@@ -32,7 +66,21 @@ _NOW = row(
             _NO_CONTAINER,
         ),
         Query(f"sum({r.MEMORY})"),
-        sparkline=True,
+    ),
+    numbers(
+        Says(
+            "CPU time a round",
+            "Seconds of one core that a round takes of all containers now: the cores in use, "
+            "times the mean seconds of this run's rounds.",
+            "s",
+            "no round in progress",
+        ),
+        Query(
+            f"""
+            sum({r.CPU_CORES}) * (max(fl_run_round_mean_seconds) > 0)
+              and {r.WHILE_RUNNING}
+            """
+        ),
     ),
     numbers(
         Says(
@@ -46,22 +94,6 @@ _NOW = row(
     ),
     numbers(
         Says(
-            "CPU time a round",
-            "CPU time of all containers for one round, over 10 minutes.",
-            "s",
-            "no round in the last 10 minutes",
-        ),
-        Query(
-            """
-            sum(rate(fl_container_cpu_seconds_total[10m]))
-              / (sum(rate(fl_rounds_total[10m])) > 0)
-            or
-            sum(fl_container_cpu_seconds_total) / (sum(fl_rounds_total) > 0)
-            """
-        ),
-    ),
-    numbers(
-        Says(
             "Messages in total",
             "Payload since the server started: down to the clients, up from them.",
             "bytes",
@@ -71,109 +103,151 @@ _NOW = row(
     ),
     numbers(
         Says(
-            "Crashes",
-            "Processes of clients that were killed before they answered.",
+            "Trouble",
+            "Processes of clients that were killed before they answered, since their containers "
+            "started, and containers that cannot do their work now.",
             "none",
-            "none yet",
+            _NO_CONTAINER,
         ),
-        # Clients that never crashed have no such series.
-        Query("sum(fl_client_crashes_total) or 0 * sum(fl_client_info)"),
+        Query("sum(fl_client_crashes_total)", "crashes"),
+        Query("sum(fl_container_failing)", "failing"),
         steps=((None, GREEN), (1, RED)),
     ),
 )
 
 _CPU = row(
-    8,
+    9,
     graph(
         Says(
             "CPU",
-            "Cores in use by container, over 30 seconds.",
-            "suffix: cores",
+            f"Cores in use by container, over 30 seconds; {_MANY}.",
+            "suffix:cores",
             _NO_CONTAINER,
+            decimals=2,
         ),
-        Query(r.CPU_CORES, "{{container}}"),
+        *_containers(r.CPU_CORES),
+        legend_right=True,
     ),
     graph(
         Says(
             "CPU, share of the limit",
-            "Cores in use, of those that the container may use. At 1 it is held back.",
+            f"Cores in use, of those that the container may use; {_MANY}. At 1 it is held back.",
             "percentunit",
             _NO_CONTAINER,
+            soft_max=1,
         ),
-        Query(r.CPU_SHARE, "{{container}}"),
+        *_containers(r.CPU_SHARE),
         steps=((None, GREEN), (1, ORANGE)),
+        legend_right=True,
     ),
 )
 
 _MEMORY = row(
-    8,
+    9,
     graph(
         Says(
             "Memory",
-            "Memory in use by container, without file cache that can be dropped.",
+            f"Memory in use by container, without file cache that can be dropped; {_MANY}.",
             "bytes",
             _NO_CONTAINER,
         ),
-        Query(r.MEMORY, "{{container}}"),
+        *_containers(r.MEMORY),
+        legend_right=True,
     ),
     graph(
         Says(
             "Memory, share of the limit",
-            "Memory in use, of what the container may use. Past 1 it is killed; the "
+            f"Memory in use, of what the container may use; {_MANY}. Past 1 it is killed; the "
             "dashed lines are at 0.75 and 0.9.",
             "percentunit",
             _NO_CONTAINER,
+            soft_max=1,
         ),
-        Query(r.MEMORY_SHARE, "{{container}}"),
+        *_containers(r.MEMORY_SHARE),
         steps=_FULL,
+        legend_right=True,
     ),
 )
 
-_TOTALS = row(
-    8,
-    graph(
-        Says(
-            "Messages by client",
-            "Payload of each client's messages in both directions, bytes a second, by partition.",
-            "binBps",
-            "no message yet",
-        ),
-        Query(
-            """
-            sum by (partition) (rate(fl_client_message_bytes_total[$__rate_interval]))
-            """,
-            "client {{partition}}",
-        ),
-    ),
-    bars(
+_CONTAINERS = row(
+    10,
+    rows(
         Says(
             "CPU time by container",
-            "Seconds of one core since the container started: the ten highest.",
-            "s",
+            "Seconds of one core since the container started, the highest first.",
+            "none",
             _NO_CONTAINER,
         ),
-        Query(f"sort_desc(topk(10, {r.CPU_SECONDS}))", "{{container}}"),
-        steps=((None, GREY),),
+        [Query(r.CPU_SECONDS)],
+        [
+            Column("Container", "container", width=150),
+            Column("CPU time", "Value", "s", gauge=True),
+        ],
+        sort=(("CPU time", True),),
+    ),
+    rows(
+        Says(
+            "Messages by client",
+            "Payload of each client's messages in both directions since its container started, "
+            "the highest first.",
+            "none",
+            "no message yet",
+        ),
+        [Query("sum by (partition) (fl_client_message_bytes_total)")],
+        [
+            Column("Client", "partition", width=70, links=[ROW_TO_CLIENT]),
+            Column("Payload", "Value", "bytes", gauge=True),
+        ],
+        sort=(("Payload", True),),
     ),
     graph(
         Says(
             "Crashes by client",
-            "Processes that were killed before they answered, by partition.",
+            "Processes that were killed before they answered, since the client's container "
+            f"started; {_MANY}.",
             "none",
-            "none yet",
+            "no client yet",
             decimals=0,
+            soft_max=1,
         ),
-        Query(
-            """
-            sum by (partition) (fl_client_crashes_total)
-            or
-            0 * sum by (partition) (fl_client_info)
-            """,
-            "client {{partition}}",
-        ),
+        *_clients(r.CRASHES),
         stepped=True,
-        stacked=True,
+        legend_right=True,
     ),
+)
+
+_SINCE_START = row(
+    4,
+    numbers(
+        Says(
+            "Rounds in total",
+            "Rounds of all runs since the server started.",
+            "none",
+        ),
+        Query("sum(fl_rounds_total)"),
+    ),
+    numbers(
+        Says(
+            "Time in rounds",
+            "Seconds that the rounds of all runs took since the server started: in all, and by "
+            "phase.",
+            "s",
+        ),
+        Query("sum(fl_round_duration_seconds_sum)", "all"),
+        Query("sum by (phase) (fl_round_phase_duration_seconds_sum)", "{{phase}}"),
+    ),
+    numbers(
+        Says(
+            "Failures in total",
+            "Answers of clients that failed or did not come, in all runs since the server "
+            "started, by reason.",
+            "none",
+        ),
+        Query("sum by (reason) (fl_client_failures_total)", "{{reason}}"),
+        names=True,
+        steps=((None, GREY), (1, RED)),
+    ),
+    widths=(4, 10, 10),
 )
 
 
@@ -182,6 +256,6 @@ def resources() -> Dashboard:
     return build(
         RESOURCES_UID,
         "Resources",
-        "What the server and the clients take of the machine, and what a run costs.",
-        [_NOW, _CPU, _MEMORY, _TOTALS],
+        "What the server and the clients take of the machine, and what runs cost.",
+        [_NOW, _CPU, _MEMORY, _CONTAINERS, _SINCE_START],
     )

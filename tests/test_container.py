@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from flsimulation.telemetry.container import ContainerCollector, container_usage
-from flsimulation.telemetry.metrics import CONTAINER_METRICS
+from flsimulation.telemetry.container import (
+    ContainerCollector,
+    container_usage,
+    is_own,
+    own_usage,
+)
 from flsimulation.telemetry.process import machine_memory_bytes
+from flsimulation.telemetry.table import CONTAINER_METRICS
 
 CORES = float(os.cpu_count() or 1)
 
@@ -82,3 +89,33 @@ def test_every_scrape_reads_anew_what_the_table_names(tmp_path: Path) -> None:
     assert registry.get_sample_value("fl_container_cpu_seconds_total") == 2.5
     write(tmp_path, {"cpu.stat": "usage_usec 3500000\n"})
     assert registry.get_sample_value("fl_container_cpu_seconds_total") == 3.5
+
+
+def test_a_session_that_others_share_is_not_counted_as_the_client(tmp_path: Path) -> None:
+    nobody = 4_194_305  # above the highest id of a process
+    ours = VERSION_2 | {"cgroup.procs": f"{os.getppid()}\n{os.getpid()}\n0\n"}
+    shared = VERSION_2 | {"cgroup.procs": f"{os.getpid()}\n{nobody}\n"}
+    older = VERSION_1 | {"memory/cgroup.procs": f"{os.getpid()}\n{nobody}\n"}
+    memory = {}
+    for name, files in (("ours", ours), ("shared", shared), ("older", older)):
+        registry = CollectorRegistry()
+        registry.register(ContainerCollector(write(tmp_path / name, files)))
+        memory[name] = registry.get_sample_value("fl_container_memory_bytes")
+    assert [is_own(tmp_path / name) for name in memory] == [True, False, False]
+    assert memory["ours"] == 200_000_000
+    assert memory["shared"] != 200_000_000
+    assert memory["older"] != 200_000_000
+
+
+def test_own_use_is_that_of_the_process_and_of_all_that_it_started() -> None:
+    before = own_usage()
+    code = "held = bytearray(b'x' * (100 * 2**20)); print('ready', flush=True); input()"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", nested], text=True, **pipes) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        held = own_usage().memory_bytes - before.memory_bytes
+        child.communicate("\n")
+    assert 100 * 2**20 < held < 250 * 2**20
+    assert own_usage().cpu_seconds > before.cpu_seconds  # the child's time is not lost

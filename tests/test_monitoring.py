@@ -15,14 +15,14 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from flsimulation.telemetry.metrics import ALL_METRICS, make_metric
+from flsimulation.telemetry.table import ALL_METRICS, make_metric
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # monitoring is a folder of the repository, not of the package
 
 from monitoring import generate, layout  # noqa: E402
 from monitoring.promql import promql  # noqa: E402
-from monitoring.queries import queries  # noqa: E402
+from monitoring.queries import filled, queries  # noqa: E402
 
 MONITORING = ROOT / "monitoring"
 PROMETHEUS = MONITORING / "prometheus"
@@ -72,6 +72,8 @@ def expressions() -> Iterator[tuple[str, str]]:
         for panel in load(path)["panels"]:
             for target in panel["targets"]:
                 yield f"{path.stem}: {panel['title']}", target["expr"]
+        for mark in load(path)["annotations"]["list"]:
+            yield f"{path.stem}: {mark['name']}", mark["expr"]
 
 
 def series_asked_for(expression: str) -> set[str]:
@@ -196,9 +198,9 @@ class TestExpressions:
         windows = {
             found
             for _, expression in expressions()
-            for found in re.findall(r"\[(.*?)\]", expression)
+            for found in re.findall(r"\[(.*?)\]", re.sub(r'"[^"]*"', "", expression))
         }
-        assert windows <= {"$__rate_interval", "30s", "1m", "5m", "10m", "15m"}
+        assert windows <= {"$__range", "30s", "5m", "5m:5s"}
 
     @needs_promtool
     def test_prometheus_parses_those_of_the_panels(self, tmp_path):
@@ -215,18 +217,19 @@ class TestExpressions:
         assert f"{len(asked)} rules found" in done.stdout
 
     def test_queries_lists_them_all_with_variables_filled_in(self):
-        asked = list(queries(partition="7", rate_interval="25s"))
+        asked = list(queries(partition="7", seconds=900))
         sources = [query.source for query in asked]
         targets = sum(len(p.values[0]["targets"]) for p in each_panel())
         assert len(asked) == targets + len(ALERTS) + len(RECORDED)
         panels = [query for query in asked if query.source.startswith("panel")]
-        assert not any("$" in query.expression for query in panels)
+        assert not any(re.search(r"\$[{a-z_]", query.expression) for query in panels)
         assert any('partition="7"' in query.expression for query in panels)
-        assert any("[25s]" in query.expression for query in panels)
-        assert {query.source for query in panels if not query.answers} == {
-            f"panel federation: {title}"
-            for title in ("Who is down", "Who is slow", "Firing alerts")
-        }
+        assert any("[900s]" in query.expression for query in panels)
+        silent = {query.source for query in asked if not query.answers}
+        assert "panel federation: Firing alerts" in silent
+        assert "panel federation: Where a round's time goes" in silent  # of a run in progress
+        assert "recording partition:down" in silent
+        assert silent.isdisjoint({"panel federation: State", "recording partition:state"})
         assert {f"alert {name}" for name in ALERTS} <= set(sources)
 
 
@@ -290,6 +293,8 @@ class TestDashboards:
 
     @pytest.mark.parametrize("panel", each_panel())
     def test_several_series_never_share_a_legend(self, panel):
+        if panel["type"] == "table":
+            return  # has none
         legends = [target["legendFormat"] for target in panel["targets"]]
         assert len(set(legends)) == len(legends)
 
@@ -315,14 +320,23 @@ class TestDashboards:
 
     def test_a_click_on_a_client_leads_to_its_dashboard(self):
         board = load(MONITORING / "grafana" / "dashboards" / "federation.json")
-        urls = {
-            link["url"]
-            for panel in board["panels"]
-            for link in panel["fieldConfig"]["defaults"].get("links", [])
-        }
-        assert urls == {
-            "/d/flsim-client?var-partition=${__field.labels.partition}&${__url_time_range}"
-        }
+        lines, cells = set(), set()
+        for panel in board["panels"]:
+            lines |= {link["url"] for link in panel["fieldConfig"]["defaults"].get("links", [])}
+            cells |= {link["url"] for link in overridden(panel, "links") for link in link}
+        address = "/d/flsim-client?var-partition=${%s}&${__url_time_range}"
+        assert lines == {address % "__field.labels.partition"}
+        assert cells == {address % "__value.raw"}
+
+
+def overridden(panel: dict[str, Any], key: str) -> list[Any]:
+    """Values that a panel's fields of their own have for a property."""
+    return [
+        value["value"]
+        for override in panel["fieldConfig"]["overrides"]
+        for value in override["properties"]
+        if value["id"] == key
+    ]
 
 
 def without(tree: Any, key: str, value: str) -> Any:
@@ -330,6 +344,363 @@ def without(tree: Any, key: str, value: str) -> Any:
     if isinstance(tree, dict):
         return {k: without(v, key, value) for k, v in tree.items() if (k, v) != (key, value)}
     return [without(item, key, value) for item in tree] if isinstance(tree, list) else tree
+
+
+GRAPHS = [p for p in each_panel() if p.values[0]["type"] == "timeseries"]
+STATS = [p for p in each_panel() if p.values[0]["type"] == "stat"]
+NEVER_ZERO = {
+    *("Loss by round", "Training time of the clients", "Training time by round"),
+    *("Where a round's time goes", "Bytes a round", "CPU", "Memory"),
+}
+"""Graphs that show nothing before they have values above 0."""
+
+
+class TestReadability:
+    """What was hard to read once: units, legends, colours, axes, and many clients."""
+
+    @pytest.mark.parametrize("panel", each_panel())
+    def test_a_unit_of_its_own_stands_one_space_from_the_number(self, panel):
+        for unit in (panel["fieldConfig"]["defaults"]["unit"], *overridden(panel, "unit")):
+            assert not unit.startswith("suffix: ")  # Grafana puts one there itself
+
+    @pytest.mark.parametrize("panel", GRAPHS)
+    def test_a_legend_has_the_last_and_the_highest_value(self, panel):
+        legend = panel["options"]["legend"]
+        assert (legend["displayMode"], legend["calcs"]) == ("table", ["lastNotNull", "max"])
+
+    @pytest.mark.parametrize("panel", GRAPHS)
+    def test_only_parts_of_a_whole_are_stacked_and_no_counter(self, panel):
+        mode = panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"]
+        assert (mode == "normal") == (
+            panel["title"] in {"Clients by state", "Where a round's time goes"}
+        )
+        for target in panel["targets"]:
+            assert "_total" not in target["expr"]
+
+    @pytest.mark.parametrize("panel", GRAPHS)
+    def test_an_axis_of_zeros_does_not_reach_to_a_hundred(self, panel):
+        defaults = panel["fieldConfig"]["defaults"]
+        bounded = "max" in defaults or "axisSoftMax" in defaults["custom"]
+        assert bounded != (panel["title"] in NEVER_ZERO)
+
+    @pytest.mark.parametrize("panel", GRAPHS)
+    def test_lines_have_colours_of_their_own(self, panel):
+        # By name Grafana takes the colour from a hash of it, and two of ten clients collide.
+        assert panel["fieldConfig"]["defaults"]["color"]["mode"] == "palette-classic"
+        colours = [colour["fixedColor"] for colour in overridden(panel, "color")]
+        assert len(set(colours)) == len(colours)
+
+    def test_what_failed_is_not_green(self):
+        panel = panel_of("federation", "Failures")
+        names = [override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]]
+        assert names == ["error", "diverged", "deadline", "lost"]
+        assert "green" not in {colour["fixedColor"] for colour in overridden(panel, "color")}
+
+    @pytest.mark.parametrize("panel", STATS)
+    def test_no_number_stands_on_a_graph_and_what_is_empty_is_grey(self, panel):
+        assert panel["options"]["graphMode"] == "none"
+        defaults = panel["fieldConfig"]["defaults"]
+        if "mappings" in defaults:
+            empty = defaults["mappings"][-1]["options"]
+            assert empty["match"] == "null"
+            assert empty["result"]["text"] == defaults["noValue"]
+            assert empty["result"]["color"] == "text"
+
+    @pytest.mark.parametrize("panel", [p for p in each_panel() if p.values[0]["type"] == "table"])
+    def test_a_tables_columns_fit_its_width_and_empty_cells_say_nothing(self, panel):
+        widths = overridden(panel, "custom.width")
+        assert sum(widths) <= panel["gridPos"]["w"] / 24 * 1500  # pixels of a usual screen
+        assert set(overridden(panel, "noValue")) == {"-"}
+
+    @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+    def test_a_mark_shows_where_a_run_begins(self, path):
+        (mark,) = load(path)["annotations"]["list"]
+        assert mark["enable"] is True
+        assert mark["useValueForTime"] is True  # Unix time in milliseconds
+        assert mark["expr"].startswith("1000 * fl_run_started_timestamp_seconds")
+
+    def test_every_type_of_panel_can_be_drawn(self):
+        from monitoring.draw import kinds
+
+        assert kinds() == {panel.values[0]["type"] for panel in each_panel()}
+
+
+def panel_of(board: str, title: str) -> dict[str, Any]:
+    panels = load(MONITORING / "grafana" / "dashboards" / f"{board}.json")["panels"]
+    (found,) = (panel for panel in panels if panel["title"] == title)
+    return found
+
+
+def expression_of(board: str, title: str, legend: str = "", partition: str = "0") -> str:
+    """The expression of a panel's query, the only one or that with a legend, as Prometheus gets it."""
+    targets = panel_of(board, title)["targets"]
+    (found,) = (t["expr"] for t in targets if legend in ("", t["legendFormat"]))
+    return filled(found, {"partition": partition, "__range": "900s"})
+
+
+Expected = dict[str, float]
+Holds = Callable[[dict[str, str], dict[tuple[str, str], Expected]], None]
+
+
+@pytest.fixture
+def holds(tmp_path: Path) -> Holds:
+    """Asserts that expressions have values: (expression, time) -> labels -> value."""
+
+    def check(series: dict[str, str], expected: dict[tuple[str, str], Expected]) -> None:
+        shutil.copy(PROMETHEUS / "alerts.yml", tmp_path)
+        cases = [
+            {
+                "expr": expression,
+                "eval_time": at,
+                "exp_samples": [{"labels": k, "value": v} for k, v in samples.items()],
+            }
+            for (expression, at), samples in expected.items()
+        ]
+        inputs = [{"series": name, "values": values} for name, values in series.items()]
+        test = {"interval": "5s", "input_series": inputs, "promql_expr_test": cases}
+        text = {
+            "rule_files": ["alerts.yml"],
+            "evaluation_interval": "5s",
+            "group_eval_order": ["run", "clients", "containers", "alerts"],
+            "tests": [test],
+        }
+        (tmp_path / "test.yml").write_text(yaml.safe_dump(text))
+        done = promtool("test", "rules", "test.yml", folder=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return check
+
+
+def clients(number: int, values: str, name: str = "fl_client_fit_mean_seconds") -> dict[str, str]:
+    return {f'{name}{{partition="{n}"}}': values for n in range(number)}
+
+
+@needs_promtool
+class TestTruth:
+    """What was false once: two runs as one, values of what is over, and who is who."""
+
+    RUN = {  # one run that ends at 100 s, another from 150 s on
+        'fl_run_state{state="running"}': "1x20 0x9 1x50",
+        "fl_run_started_timestamp_seconds": "0x29 150x50",
+        "fl_run_rounds": "10x80",
+    }
+
+    def test_a_rounds_time_and_bytes_are_shown_during_a_run_only(self, holds):
+        time = expression_of("federation", "Where a round's time goes")
+        size = expression_of("federation", "Bytes a round")
+        holds(
+            {
+                **self.RUN,
+                'fl_last_round_seconds{phase="train"}': "12x29 stale _ _ 15x40",
+                'fl_last_round_bytes{direction="up"}': "70x29 stale _ _ 71x40",
+            },
+            {
+                (time, "95s"): {'{phase="train"}': 12},
+                (time, "120s"): {},
+                (time, "155s"): {},
+                (time, "200s"): {'{phase="train"}': 15},
+                (size, "95s"): {'{direction="up"}': 70},
+                (size, "120s"): {},
+                (size, "200s"): {'{direction="up"}': 71},
+            },
+        )
+
+    def test_seconds_a_round_are_those_of_one_run(self, holds):
+        mean = expression_of("federation", "Seconds a round", "mean")
+        so_far = expression_of("federation", "Seconds a round", "so far")
+        holds(
+            {
+                **self.RUN,
+                "fl_run_round_mean_seconds": "19x29 0x5 11x45",
+                "fl_round_started_timestamp_seconds": "90x20 0x9 160x50",
+            },
+            {
+                (mean, "120s"): {"{}": 19},  # the last run's
+                (mean, "155s"): {},
+                (mean, "300s"): {"{}": 11},
+                (so_far, "95s"): {"{}": 5},
+                (so_far, "120s"): {},
+                (so_far, "170s"): {"{}": 10},
+            },
+        )
+
+    def test_the_time_left_is_known_from_the_first_round_to_the_runs_end(self, holds):
+        left = expression_of("federation", "Time left")
+        holds(
+            {
+                **self.RUN,
+                "fl_run_current_round": "10x29 2x50",
+                "fl_run_round_mean_seconds": "19x29 0x5 10x45",
+                "fl_round_started_timestamp_seconds": "90x20 0x9 160x50",
+            },
+            {
+                (left, "95s"): {"run:left_seconds": 14},
+                (left, "120s"): {"{}": -1},
+                (left, "160s"): {},
+                (left, "180s"): {"run:left_seconds": 80},  # 8 rounds; this one is late
+            },
+        )
+
+    def test_failures_are_this_runs_and_each_reason_has_its_own_number(self, holds):
+        holds(
+            {
+                **self.RUN,
+                'fl_run_failures{reason="deadline"}': "9x29 0x50",
+                'fl_run_failures{reason="error"}': "6x29 0x50",
+                'fl_run_failures{reason="lost"}': "3x29 1x50",
+            },
+            {
+                (expression_of("federation", "Failures"), "120s"): {
+                    '{reason="deadline"}': 9,
+                    '{reason="error"}': 6,
+                    '{reason="lost"}': 3,
+                },
+                (expression_of("federation", "Failures"), "200s"): {
+                    '{reason="deadline"}': 0,
+                    '{reason="error"}': 0,
+                    '{reason="lost"}': 1,
+                },
+            },
+        )
+
+    DOWN = {
+        'fl_run_state{state="running"}': "1x20 0x20",
+        "fl_run_started_timestamp_seconds": "0x40",
+        "fl_run_current_round": "3x40",
+        "fl_clients_expected": "3x40",
+        "fl_clients_connected": "2x40",
+        'fl_client_connected{partition="0"}': "1x40",
+        'fl_client_connected{partition="1"}': "1x40",
+        'fl_client_connected{partition="2"}': "0x40",
+        'fl_client_awaited{partition="0"}': "1x40",
+        'fl_client_awaited{partition="1"}': "0x40",
+        'fl_client_awaited{partition="2"}': "1x40",
+        'fl_client_accuracy{partition="0"}': "0.9x40",
+    }
+
+    def test_who_is_down_is_a_client_not_a_number(self, holds):
+        who = expression_of("federation", "Who is down")
+        holds(
+            self.DOWN,
+            {
+                (who, "50s"): {'partition:down{container="client 2", partition="2"}': 1},
+                (who, "150s"): {'{container="no run in progress"}': 1},
+            },
+        )
+
+    def test_the_clients_are_told_apart_that_are_down_connected_and_at_work(self, holds):
+        states = {
+            f'partition:state{{partition="{n}"}}': v for n, v in (("0", 1), ("1", 2), ("2", 0))
+        }
+        count = {
+            legend: expression_of("federation", "Clients by state", legend)
+            for legend in ("clients down", "connected", "at work")
+        }
+        over_time = expression_of("federation", "Clients over time")
+        missing = expression_of("federation", "Clients", "missing")
+        there = expression_of("federation", "Clients", "connected")
+        holds(
+            self.DOWN,
+            {
+                ("partition:state", "50s"): states,
+                (over_time, "50s"): states,
+                **{(text, "50s"): {"{}": 1} for text in count.values()},
+                (missing, "50s"): {"{}": 1},
+                (there, "50s"): {"{}": 2},
+            },
+        )
+
+    def test_a_client_that_is_down_is_not_said_to_be_unevaluated(self, holds):
+        for panel in load(MONITORING / "grafana" / "dashboards" / "client.json")["panels"]:
+            if panel["type"] == "stat" and panel["title"] != "State":
+                assert all("-1 * max(partition:down{" in t["expr"] for t in panel["targets"])
+                mapped = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
+                assert mapped["-1"]["text"] == "down"
+        down = expression_of("client", "Accuracy", partition="2")
+        other = expression_of("client", "Accuracy", partition="1")
+        there = expression_of("client", "Accuracy", partition="0")
+        holds(
+            self.DOWN,
+            {(down, "50s"): {"{}": -1}, (other, "50s"): {}, (there, "50s"): {"{}": 0.9}},
+        )
+
+    def test_without_a_client_its_dashboard_shows_none_and_not_the_server(self, holds):
+        known = {"all clients", "median"}
+        texts = {
+            expression_of("client", panel["title"], target["legendFormat"], partition="")
+            for panel in load(MONITORING / "grafana" / "dashboards" / "client.json")["panels"]
+            for target in panel["targets"]
+            if target["legendFormat"] not in known
+        }
+        assert len(texts) > 15
+        server = '{job="superlink", instance="superlink:8000"}'
+        free = '{job="client", instance="c:8000"%s}'
+        holds(
+            {
+                **self.DOWN,
+                f"fl_container_memory_bytes{server}": "100x40",
+                f"fl_container_memory_limit_bytes{server}": "1000x40",
+                f"fl_container_cpu_seconds_total{server}": "0+1x40",
+                f"fl_container_cpu_limit_cores{server}": "2x40",
+                "fl_client_info" + free % ', name="c", partition="none"': "1x40",
+                "fl_container_memory_bytes" + free % "": "100x40",
+            },
+            {
+                ('container:memory:share{container="server"}', "50s"): {
+                    'container:memory:share{container="server"}': 0.1
+                },
+                **{(text, "50s"): {} for text in texts},
+            },
+        )
+
+    def test_the_run_names_the_file_of_a_model_of_ones_own_without_its_folders(self, holds):
+        info = 'fl_run_info{name="x", strategy="fedavg", seed="0", dataset="%s", model="%s"}'
+        expected = {}
+        series = {}
+        for number, (data, model, short_data, short_model) in enumerate(
+            [
+                ("mnist", "mlp", "mnist", "mlp"),
+                (
+                    "file:/a/b/digits",
+                    "/a/long/way/own_model.py:Net",
+                    "file:digits",
+                    "own_model.py:Net",
+                ),
+                ("hf:owner/name", "package.module:Net", "hf:owner/name", "package.module:Net"),
+            ]
+        ):
+            series[info % (data, model)] = "_ " * number + "1 stale"
+            labels = (
+                f'{{name="x", strategy="fedavg", seed="0", dataset="{short_data}", '
+                f'model="{short_model}"}}'
+            )
+            expected[expression_of("federation", "Run"), f"{5 * number}s"] = {labels: 1}
+        holds(series, expected)
+
+    @pytest.mark.parametrize(("number", "lines"), [(12, 12), (13, 3), (40, 3)])
+    def test_of_many_clients_three_lines_say_how_they_are_spread(self, holds, number, lines):
+        panel = panel_of("federation", "Training time of the clients")
+        every = " or ".join(
+            f'label_replace(({target["expr"]}), "line", "{n}", "", "")'
+            for n, target in enumerate(panel["targets"])
+        )
+        series = clients(number, "2x10") | {"fl_clients_expected": f"{number}x10"}
+        holds(series, {(f"count({every})", "20s"): {"{}": lines}})
+        # While a run begins, only some clients have values yet.
+        begun = clients(5, "2x10") | {"fl_clients_expected": f"{number}x10"}
+        holds(begun, {(f"count({every})", "20s"): {"{}": min(lines, 5)}})
+
+    @pytest.mark.parametrize("panel", GRAPHS)
+    def test_no_graph_has_a_line_for_each_of_forty_clients(self, panel):
+        for target in panel["targets"]:
+            if re.search(r"{{(partition|container)}}", target["legendFormat"]):
+                assert target["expr"].endswith("<= 12")
+
+    def test_containers_are_added_up_by_partition_never_by_the_lack_of_one(self):
+        for where, expression in expressions():
+            assert "sum by (partition) (fl_container" not in expression, where
+            if where.startswith("container:"):
+                assert "by (partition)" not in expression, where
 
 
 class TestAlerts:

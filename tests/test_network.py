@@ -456,7 +456,7 @@ def test_a_client_that_is_killed_whole_comes_back_with_its_partition(network: Ne
     done = network.run("--set=strategy.rounds=1", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads((network.folder / "runs" / ".partitions.json").read_text()) == partitions
-    info = f"fl_client_info,partition={partitions['a']}"
+    info = f"fl_client_info,name=a,partition={partitions['a']}"
     assert network.clients["a"].samples()[info] == 1
 
 
@@ -468,7 +468,7 @@ def test_a_spare_takes_over_for_a_client_that_is_gone(network: Network) -> None:
     assert done.returncode == 0, done.stderr
     info = [key for key in spare.samples() if key.startswith("fl_client_info")]
     partitions = json.loads((network.folder / "runs" / ".partitions.json").read_text())
-    assert info == [f"fl_client_info,partition={partitions['spare']}"]
+    assert info == [f"fl_client_info,name=spare,partition={partitions['spare']}"]
     assert set(partitions.values()) == {0, 1}
 
 

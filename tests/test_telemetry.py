@@ -21,14 +21,18 @@ from flsimulation.errors import InputError
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
+    ClientsConnected,
+    Judged,
     PhaseStarted,
     RoundFinished,
     RunFinished,
+    RunStarted,
 )
 from flsimulation.telemetry.checkpoint import read_checkpoint, write_checkpoint
 from flsimulation.telemetry.exporter import served
 from flsimulation.telemetry.jsonlines import JsonLines, read_lines
-from flsimulation.telemetry.metrics import METRICS, PrometheusMetrics
+from flsimulation.telemetry.metrics import PrometheusMetrics
+from flsimulation.telemetry.table import METRICS
 
 
 def metrics_of_a_run(experiment: Any, path: Path, *sinks: Any) -> Any:
@@ -55,7 +59,8 @@ def test_the_metrics_of_a_run_equal_its_run_directory(make_experiment: Any, tmp_
     for direction in ("down", "up"):
         expected = sum(line["bytes"][direction] for line in rounds)
         assert value("fl_message_bytes_total", {"direction": direction}) == expected > 0
-    assert (value("fl_clients_connected"), value("fl_clients_selected")) == (4, 4)
+    assert (value("fl_clients_connected"), value("fl_clients_selected")) == (4, 0)
+    assert (value("fl_run_answers"), value("fl_clients_awaited")) == (20, 0)  # 2 x 8, and the end
     client = {"partition": "2"}
     # 2 rounds of 2 epochs on 54 examples
     assert value("fl_client_fits_total", client) == 2
@@ -96,6 +101,152 @@ def test_series_by_client_stop_at_a_hundred_clients(clients: int, series: float 
     metrics = PrometheusMetrics(clients)
     metrics(ClientReplied(1, "train", 7, {"epochs": 1.0, "num-examples": 5.0, "seconds": 0.1}))
     assert metrics.registry.get_sample_value("fl_client_fits_total", {"partition": "7"}) == series
+
+
+FIT = {"epochs": 1.0, "num-examples": 5.0, "seconds": 2.0, "loss": 0.5}
+
+
+class Told:
+    """Metrics that events are told at times of our own."""
+
+    def __init__(self, experiment: Any, clients: int | None = 3) -> None:
+        self.now = 1000.0
+        self.metrics = PrometheusMetrics(clients, clock=lambda: self.now)
+        self.experiment = experiment
+
+    def begin(self) -> None:
+        self.metrics(RunStarted(self.experiment, {}, 1, "", None, (), 1, 1))
+
+    def phase(self, round: int, phase: Any, *cohort: int) -> None:
+        self.metrics(PhaseStarted(round, phase, cohort))
+
+    def reply(self, partition: int, phase: Any = "train", reason: str | None = None) -> None:
+        answer = FIT if phase == "train" else {"accuracy": 0.8, "loss": 0.4}
+        self.metrics(ClientReplied(1, phase, partition, answer, reason=reason))
+
+    def round(self, number: int, seconds: float, accuracy: float, loss: float) -> None:
+        laps = {"total": seconds, "train": seconds, "aggregate": 0.0, "evaluate": 0.0}
+        scores = {"accuracy": accuracy, "loss": loss}
+        size = {"down": 10, "up": number}
+        self.metrics(RoundFinished(number, scores, None, None, (0, 1, 2), {}, laps, size, ""))
+
+    def __call__(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"fl_{name}", labels)
+
+
+@pytest.fixture
+def told(make_experiment: Any) -> Told:
+    return Told(make_experiment(data={"clients": 3}))
+
+
+def test_the_clients_that_a_phase_waits_for_are_told(told: Told) -> None:
+    def awaited() -> list[float | None]:
+        return [told("client_awaited", partition=str(n)) for n in range(3)]
+
+    told.begin()
+    assert (awaited(), told("clients_awaited")) == ([0, 0, 0], 0)
+    told.now = 1010.0
+    told.phase(1, "train", 0, 2)
+    assert (awaited(), told("clients_awaited")) == ([1, 0, 1], 2)
+    assert told("phase_started_timestamp_seconds") == 1010
+    told.reply(2)
+    assert (awaited(), told("clients_awaited")) == ([1, 0, 0], 1)
+    told.reply(0, reason="deadline")
+    assert (awaited(), told("clients_awaited")) == ([0, 0, 0], 0)
+    # An evaluation and a training that went out together are both waited for.
+    told.now = 1020.0
+    told.phase(1, "evaluate", 0, 1)
+    told.phase(2, "train", 0)
+    told.reply(0, "evaluate")
+    assert (awaited(), told("clients_awaited")) == ([1, 1, 0], 2)
+    told.reply(0, "train")
+    assert (awaited(), told("clients_awaited")) == ([0, 1, 0], 1)
+    told.metrics(RunFinished("interrupted", 1, 1.0))
+    assert (awaited(), told("clients_awaited"), told("clients_selected")) == ([0, 0, 0], 0, 0)
+    assert told("phase_started_timestamp_seconds") == 0
+
+
+def test_with_many_clients_the_number_that_is_waited_for_is_told(make_experiment: Any) -> None:
+    told = Told(make_experiment(data={"clients": 101}), clients=101)
+    told.begin()
+    told.phase(1, "train", 0, 100)
+    told.reply(100)
+    assert told("clients_awaited") == 1
+    assert told("client_awaited", partition="0") is None
+
+
+def test_a_round_in_progress_is_told_until_it_ends(told: Told) -> None:
+    told.begin()
+    told.now = 1010.0
+    told.phase(1, "train", 0)
+    assert (told("run_current_round"), told("round_started_timestamp_seconds")) == (1, 1010)
+    told.now = 1020.0
+    told.phase(1, "evaluate", 0)  # with the training of the next round, as on a network
+    told.phase(2, "train", 0)
+    told.round(1, 4.0, 0.5, 1.0)
+    assert (told("run_current_round"), told("round_started_timestamp_seconds")) == (2, 1020)
+    told.round(2, 6.0, 0.5, 1.0)
+    assert told("round_started_timestamp_seconds") == 0
+    assert told("run_round_mean_seconds") == 5
+    assert told("last_round_seconds", phase="train") == 6
+    assert told("last_round_bytes", direction="up") == 2
+
+
+def test_the_best_scores_of_a_run_leave_out_what_is_not_finite(told: Told) -> None:
+    told.begin()
+    for accuracy, loss in ((0.5, 1.0), (0.7, 0.6), (0.6, float("nan"))):
+        told.metrics(Judged(1, {"accuracy": accuracy, "loss": loss}))
+    assert told("global_accuracy", source="central") == 0.6
+    assert told("global_accuracy_highest", source="central") == 0.7
+    assert told("global_loss_lowest", source="central") == 0.6
+
+
+def test_the_values_of_a_run_begin_anew_with_the_next_and_counters_do_not(told: Told) -> None:
+    told.begin()
+    told.metrics(ClientsConnected((0, 1, 2), 3))
+    told.phase(1, "train", 0, 1, 2)
+    told.reply(0)
+    told.reply(1, "evaluate")
+    told.reply(2, reason="lost")
+    told.round(1, 4.0, 0.9, 0.1)
+    told.metrics(RunFinished("degraded", 1, 4.0))
+    assert told("run_state", state="degraded") == 1
+    assert (told("run_answers"), told("run_failures", reason="lost")) == (3, 1)
+    assert told("client_fit_mean_seconds", partition="0") == 2
+    assert told("client_accuracy", partition="1") == 0.8
+
+    told.now = 2000.0
+    told.begin()
+    assert told("run_started_timestamp_seconds") == 2000
+    zero = ("run_round", "run_current_round", "run_round_mean_seconds", "run_answers")
+    assert [told(name) for name in zero] == [0, 0, 0, 0]
+    assert told("run_failures", reason="lost") == 0
+    gone = (
+        ("client_fit_mean_seconds", {"partition": "0"}),
+        ("client_train_loss", {"partition": "0"}),
+        ("client_loss", {"partition": "1"}),
+        ("client_accuracy", {"partition": "1"}),
+        ("client_connected", {"partition": "1"}),
+        ("global_accuracy", {"source": "central"}),
+        ("global_accuracy_highest", {"source": "central"}),
+        ("global_loss_lowest", {"source": "central"}),
+        ("last_round_seconds", {"phase": "train"}),
+        ("last_round_bytes", {"direction": "up"}),
+    )
+    assert {name: told(name, **labels) for name, labels in gone} == {n: None for n, _ in gone}
+    told.round(1, 8.0, 0.2, 2.0)
+    assert told("run_round_mean_seconds") == 8
+    assert told("global_accuracy_highest", source="central") == 0.2
+    kept = told("client_fits_total", partition="0"), told("client_failures_total", reason="lost")
+    assert (kept, told("rounds_total")) == ((1, 1), 2)
+
+
+def test_a_clients_training_time_is_that_of_its_last_five_trainings() -> None:
+    metrics = PrometheusMetrics(1)
+    for seconds in (100.0, 1.0, 2.0, 3.0, 4.0, 5.0):
+        metrics(ClientReplied(1, "train", 0, FIT | {"seconds": seconds}))
+    mean = metrics.registry.get_sample_value("fl_client_fit_mean_seconds", {"partition": "0"})
+    assert mean == 3
 
 
 def test_the_table_is_what_is_exported(make_experiment: Any, tmp_path: Path) -> None:

@@ -234,29 +234,60 @@ def test_the_submitted_app_is_one_file_that_names_installed_components(tmp_path:
 
 
 def test_client_metrics_count_reports() -> None:
-    metrics = ClientMetrics()
+    metrics = ClientMetrics("a")
     value = metrics.registry.get_sample_value
-    assert value("fl_client_info", {"partition": "none"}) == 1
-    train = {"epochs": 2, "num-examples": 10, "seconds": 1.5, "loss": 0.3}
-    report = {
-        "partition": 3,
-        "bytes": {"down": 5, "up": 7},
-        "metrics": {"train": train, "evaluate": {"loss": 0.4, "accuracy": 0.9, "num-examples": 2}},
-    }
+    assert value("fl_client_info", {"name": "a", "partition": "none"}) == 1
+    assert value("fl_client_crashes_total") == 0
+    metrics.count({"partition": 3})  # it begins
+    assert value("fl_client_info", {"name": "a", "partition": "3"}) == 1
     for _ in range(2):
-        metrics.count(report)
-    metrics.count({"partition": 3, "bytes": {"down": 5, "up": 0}, "metrics": {}})
+        metrics.count(report_of(run=1))
+    metrics.count({"run": 1, "partition": 3, "bytes": {"down": 5, "up": 0}, "metrics": {}})
     metrics.count({"killed": True})
     labels = {"partition": "3"}
-    assert value("fl_client_info", labels) == 1
+    assert value("fl_client_info", {"name": "a", "partition": "3"}) == 1
     assert value("fl_client_fits_total", labels) == 2
     assert value("fl_client_epochs_total", labels) == 4
     assert value("fl_client_examples_total", labels) == 40
     assert value("fl_client_fit_duration_seconds_sum", labels) == 3.0
+    assert value("fl_client_fit_mean_seconds", labels) == 1.5
     assert value("fl_client_train_loss", labels) == 0.3
     assert (value("fl_client_loss", labels), value("fl_client_accuracy", labels)) == (0.4, 0.9)
     assert value("fl_client_message_bytes_total", labels | {"direction": "down"}) == 15
-    assert value("fl_client_crashes_total", labels) == 1
+    assert value("fl_client_last_message_bytes", labels | {"direction": "up"}) == 0
+    assert value("fl_client_crashes_total") == 1
+
+
+def report_of(run: int) -> dict[str, Any]:
+    train = {"epochs": 2, "num-examples": 10, "seconds": 1.5, "loss": 0.3}
+    return {
+        "run": run,
+        "partition": 3,
+        "bytes": {"down": 5, "up": 7},
+        "metrics": {"train": train, "evaluate": {"loss": 0.4, "accuracy": 0.9, "num-examples": 2}},
+    }
+
+
+def test_a_clients_values_begin_anew_with_the_first_message_of_a_run() -> None:
+    metrics = ClientMetrics("a")
+    value = metrics.registry.get_sample_value
+    labels = {"partition": "3"}
+    of_one_run = {
+        **dict.fromkeys(("fl_client_accuracy", "fl_client_loss"), labels),
+        **dict.fromkeys(("fl_client_train_loss", "fl_client_fit_mean_seconds"), labels),
+        "fl_client_last_message_bytes": labels | {"direction": "up"},
+    }
+    metrics.count({"run": 1})
+    metrics.count(report_of(run=1))
+    assert all(value(name, by) is not None for name, by in of_one_run.items())
+    metrics.count({"run": 2})  # the server asks who is there
+    assert [value(name, by) for name, by in of_one_run.items()] == [None] * len(of_one_run)
+    assert value("fl_client_info", {"name": "a", "partition": "none"}) == 1
+    # A process that outlived its run counts, but what it says is no value of this one.
+    metrics.count(report_of(run=1))
+    assert value("fl_client_fits_total", labels) == 2
+    assert [value(name, by) for name, by in of_one_run.items()] == [None] * len(of_one_run)
+    assert value("fl_client_info", {"name": "a", "partition": "none"}) == 1
 
 
 def test_a_report_needs_no_listener(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

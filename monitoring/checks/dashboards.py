@@ -185,7 +185,7 @@ def _check_variables(shipped: Shipped, file: str, board: dict[str, Any]) -> Iter
         yield Violation(file, "templating.list", message, VARIABLE.rule)
     for place, panel in panels(board):
         for target in mappings(panel, "targets"):
-            used = re.findall(r"\$\{?(\w+)", text(target, "expr"))
+            used = re.findall(r"\$\{?([A-Za-z_]\w*)", text(target, "expr"))  # not a group's $1
             for name in {name for name in used if not name.startswith("__")} - set(names):
                 message = f"the query uses ${name}, which is no variable of this dashboard"
                 yield Violation(file, place, message, _GLOBALS)

@@ -91,6 +91,7 @@ def _tell(partition: int, message: Message, answer: Message) -> None:
     if evaluation_asked(message) is not None:
         parts["train"], parts["evaluate"] = split(answer, message)
     report = {
+        "run": message.metadata.run_id,
         "partition": partition,
         "bytes": {"down": payload_bytes(message), "up": payload_bytes(answer)},
         "metrics": {
@@ -108,7 +109,11 @@ def _send(variable: str, content: Any) -> None:
 
 
 def _announce(experiment: Experiment, run: int) -> str:
-    """Have the run's data and model loaded for the processes to come; returns what went wrong before."""
+    """Report that the run is here, and have its data and model loaded for the processes to come.
+
+    Returns what went wrong before.
+    """
+    _send(REPORTS, {"run": run})
     _prepare_for(experiment, run)
     return take_trouble()
 

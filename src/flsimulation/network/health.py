@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from flsimulation.network.names import TROUBLE
 from flsimulation.telemetry.container import container_usage, oom_kills
-from flsimulation.telemetry.metrics import HEALTH_METRIC, make_metric
 from flsimulation.telemetry.process import machine_memory_bytes
+from flsimulation.telemetry.table import HEALTH_METRIC, make_metric
 
 CLIENT_BYTES = 760 * 2**20
 """Memory that a client of the default experiment needs (docs/network.md says how it was measured)."""

@@ -151,7 +151,7 @@ def run_client(superlink: str, name: str | None, partition: int | None, metrics_
         *("--insecure", "--superlink", superlink, "--node-config", config),
         *("--port", str(_free_port())),
     )
-    metrics = ClientMetrics()
+    metrics = ClientMetrics(name)
     Node("client", arguments, CLIENT_APP, metrics.registry, metrics.count).run(metrics_port)
 
 

@@ -7,54 +7,78 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from flsimulation.telemetry.client_series import ClientSeries
 from flsimulation.telemetry.container import ContainerCollector
-from flsimulation.telemetry.metrics import CLIENT_METRICS, NODE_METRICS, make_metric
+from flsimulation.telemetry.table import CLIENT_METRICS, NODE_METRICS, Series
+
+_NO_PARTITION = "none"
 
 
 class ClientMetrics:
     """Counts the reports of a client; a report is one message with its answer.
 
     Flower runs a process for each message, so the counts are kept here, in the process that stays.
+
+    Parameters
+    ----------
+    name : str
+        By which the server knows the client.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.registry = CollectorRegistry()
-        self._metrics: dict[str, Any] = {
-            m.name: make_metric(m, self.registry) for m in CLIENT_METRICS + NODE_METRICS
-        }
+        self._series = Series(CLIENT_METRICS + NODE_METRICS, self.registry)
+        self._clients = ClientSeries(self._series)
         self.registry.register(ContainerCollector())
-        self._partition = "none"
-        self._metrics["fl_client_info"].info({"partition": self._partition})
+        self._name = name
+        self._run: int | None = None
+        self._past: set[int] = set()  # runs before this one
+        self._hold(_NO_PARTITION)
 
     def count(self, report: Mapping[str, Any]) -> None:
-        """Count one report: a message that begins, is answered, or whose process was killed."""
+        """Count one report.
+
+        Parameters
+        ----------
+        report : mapping
+            ``killed`` of a process that was killed; ``run``, its id, of a run that is here;
+            ``partition`` of a message that begins; or of a message that is answered run,
+            partition, bytes by direction and metrics by phase.
+        """
         if "killed" in report:
-            self._of("fl_client_crashes_total", self._partition).inc()
+            self._series.counter("fl_client_crashes_total").inc()
             return
-        partition = self._partition = str(report["partition"])
-        self._metrics["fl_client_info"].info({"partition": partition})
-        if "bytes" not in report:  # it begins
+        current = "run" not in report or self._is_of_current_run(report["run"])
+        if "partition" not in report:
             return
-        for direction, size in report["bytes"].items():
-            self._of("fl_client_message_bytes_total", partition, direction=direction).inc(size)
-        for phase, metrics in report["metrics"].items():  # what failed the server counts
+        partition = str(report["partition"])
+        for direction, size in report.get("bytes", {}).items():
+            labels = {"partition": partition, "direction": direction}
+            self._series.counter("fl_client_message_bytes_total", **labels).inc(size)
+            if current:
+                self._series.gauge("fl_client_last_message_bytes", **labels).set(size)
+        if current:
+            self._hold(partition)
+        for phase, metrics in report.get("metrics", {}).items():  # what failed the server counts
             if phase == "train":
-                self._fit(metrics, partition)
-            else:
-                self._score("fl_client_loss", metrics, "loss", partition)
-                self._score("fl_client_accuracy", metrics, "accuracy", partition)
+                self._clients.count_fit(metrics, partition)
+            if current and phase == "train":
+                self._clients.show_fit(metrics, partition)
+            elif current:
+                self._clients.show_scores(metrics, partition)
 
-    def _fit(self, metrics: Mapping[str, float], partition: str) -> None:
-        epochs, examples = metrics["epochs"], metrics["num-examples"]
-        self._of("fl_client_fits_total", partition).inc()
-        self._of("fl_client_epochs_total", partition).inc(epochs)
-        self._of("fl_client_examples_total", partition).inc(epochs * examples)
-        self._of("fl_client_fit_duration_seconds", partition).observe(metrics["seconds"])
-        self._score("fl_client_train_loss", metrics, "loss", partition)
+    def _is_of_current_run(self, run: int) -> bool:
+        """Whether a report is of the run that began last; with a new one the values begin anew."""
+        if run in self._past:
+            return False  # a process that outlived its run
+        if run != self._run:
+            if self._run is not None:
+                self._past.add(self._run)
+            self._run = run
+            self._clients.begin_run()
+            self._series.clear("fl_client_last_message_bytes")
+            self._hold(_NO_PARTITION)
+        return True
 
-    def _score(self, name: str, metrics: Mapping[str, float], key: str, partition: str) -> None:
-        if key in metrics:
-            self._of(name, partition).set(metrics[key])
-
-    def _of(self, name: str, partition: str, **labels: str) -> Any:
-        return self._metrics[name].labels(partition=partition, **labels)
+    def _hold(self, partition: str) -> None:
+        self._series.inform("fl_client_info", name=self._name, partition=partition)

@@ -1,13 +1,13 @@
 """What this container takes of the machine: control groups of version 2 and version 1.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html and .../cgroup-v1/. Outside of a container the
-same files tell of the whole session; where there are none, this process and the machine are told.
+same files count whatever else the session runs, other clients too, or there are none: then this
+process and those that it started are counted, and the limits are the machine's.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from flsimulation.telemetry.metrics import CONTAINER_METRICS
-from flsimulation.telemetry.process import machine_memory_bytes
+from flsimulation.telemetry.process import (
+    ancestors,
+    cpu_seconds,
+    machine_memory_bytes,
+    peak_memory_bytes,
+    process_tree,
+    proportional_bytes,
+)
+from flsimulation.telemetry.table import CONTAINER_METRICS
 
 _NO_LIMIT = 2**60  # bytes; version 1 writes "no limit" as a number near 2**63
 
@@ -45,7 +52,7 @@ def container_usage(root: Path = Path("/sys/fs/cgroup")) -> Usage:
         return _version_2(root)
     if (root / "cpuacct" / "cpuacct.usage").is_file():
         return _version_1(root)
-    return _process()
+    return own_usage()
 
 
 def _version_2(root: Path) -> Usage:
@@ -54,7 +61,7 @@ def _version_2(root: Path) -> Usage:
     quota, _, period = (_text(root / "cpu.max") or "max 100000").partition(" ")
     used = _number(root / "memory.current")
     if used is None or "usage_usec" not in cpu:
-        return _process()
+        return own_usage()
     return Usage(
         cpu["usage_usec"] / 1e6,
         _cores(quota, period),
@@ -67,7 +74,7 @@ def _version_1(root: Path) -> Usage:
     memory = _table(root / "memory" / "memory.stat")
     used = _number(root / "memory" / "memory.usage_in_bytes")
     if used is None:
-        return _process()
+        return own_usage()
     quota = _text(root / "cpu" / "cpu.cfs_quota_us") or "-1"
     period = _text(root / "cpu" / "cpu.cfs_period_us") or "100000"
     return Usage(
@@ -78,11 +85,21 @@ def _version_1(root: Path) -> Usage:
     )
 
 
-def _process() -> Usage:
+def own_usage() -> Usage:
+    """Use of this process and of all that it started, with the machine's limits."""
+    tree = process_tree(os.getpid())
     times = os.times()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seconds = times.user + times.system + times.children_user + times.children_system
-    return Usage(seconds, float(os.cpu_count() or 1), peak, machine_memory_bytes())
+    seconds = sum(map(cpu_seconds, tree)) or times.user + times.system
+    memory = sum(map(proportional_bytes, tree)) or peak_memory_bytes()  # where there is no /proc
+    return Usage(seconds, float(os.cpu_count() or 1), memory, machine_memory_bytes())
+
+
+def is_own(root: Path) -> bool:
+    """Whether the control group holds nothing but this process, its parents and its children."""
+    files = (root / "cgroup.procs", root / "memory" / "cgroup.procs")
+    listed = next((text for file in files if (text := _text(file))), "")
+    here = {int(process) for process in listed.split()} - {0}  # 0: of another container
+    return here <= {*ancestors(os.getpid()), *process_tree(os.getpid())}
 
 
 def _cores(quota: str, period: str) -> float:
@@ -132,12 +149,16 @@ class ContainerCollector(Collector):
 
     def __init__(self, root: Path = Path("/sys/fs/cgroup")) -> None:
         self._root = root
+        self._own = is_own(root)  # later a check of the container's health may be in it, too
+        self._cpu_seconds = 0.0
 
     def collect(self) -> Iterator[Family]:
         """One family for each row of the table."""
-        usage = container_usage(self._root)
+        usage = container_usage(self._root) if self._own else own_usage()
+        # The time of a process that nobody waited for is lost; a counter never falls.
+        self._cpu_seconds = max(self._cpu_seconds, usage.cpu_seconds)
         values = {
-            "fl_container_cpu_seconds_total": usage.cpu_seconds,
+            "fl_container_cpu_seconds_total": self._cpu_seconds,
             "fl_container_cpu_limit_cores": usage.cpu_limit_cores,
             "fl_container_memory_bytes": float(usage.memory_bytes),
             "fl_container_memory_limit_bytes": float(usage.memory_limit_bytes),

@@ -1,0 +1,155 @@
+"""The one table of metrics: what the exporters, dashboards, alerts and docs/metrics.md are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.metrics import MetricWrapperBase
+
+Kind: TypeAlias = Literal["counter", "gauge", "histogram", "info"]
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)  # histogram buckets
+PHASES = ("train", "aggregate", "evaluate")
+STATES = ("running", "completed", "degraded", "failed", "interrupted")
+LABELLED_CLIENTS = 100  # with more clients there are no series by client
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table."""
+
+    name: str
+    """As it is exported, unit and ``_total`` included."""
+    kind: Kind
+    unit: str
+    """Base unit, or what is counted."""
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+SERVER_METRICS = (
+    Metric("fl_run_info", "info", "1", "The run: its experiment, strategy, dataset and model.", ("name", "strategy", "dataset", "model", "seed")),
+    Metric("fl_run_state", "gauge", "0 or 1", "1 for the state that the run is in.", ("state",)),
+    Metric("fl_run_started_timestamp_seconds", "gauge", "seconds", "When the current or the last run began, Unix time; 0 before any."),
+    Metric("fl_run_rounds", "gauge", "rounds", "Rounds that the experiment asks for."),
+    Metric("fl_run_round", "gauge", "rounds", "The last round that the run completed."),
+    Metric("fl_run_current_round", "gauge", "rounds", "The round of the run that began last; 0 before the first."),
+    Metric("fl_run_round_mean_seconds", "gauge", "seconds", "Mean duration of the run's rounds; 0 before the first is complete."),
+    Metric("fl_run_answers", "gauge", "answers", "Answers of clients in this run, failed ones included."),
+    Metric("fl_run_failures", "gauge", "failures", "Answers of this run that failed or did not come, by reason.", ("reason",)),
+    Metric("fl_rounds_total", "counter", "rounds", "Rounds completed."),
+    Metric("fl_round_started_timestamp_seconds", "gauge", "seconds", "When the current round began, Unix time; 0 while none is in progress."),
+    Metric("fl_phase_started_timestamp_seconds", "gauge", "seconds", "When the current phase's messages went out, Unix time; 0 while no run is in progress."),
+    Metric("fl_last_round_seconds", "gauge", "seconds", "Duration of each phase of the run's last completed round.", ("phase",)),
+    Metric("fl_last_round_bytes", "gauge", "bytes", "Payload of the messages of the run's last completed round.", ("direction",)),
+    Metric("fl_round_duration_seconds", "histogram", "seconds", "Duration of a whole round."),
+    Metric("fl_round_phase_duration_seconds", "histogram", "seconds", "Duration of a round's phase: train, aggregate, evaluate.", ("phase",)),
+    Metric("fl_global_loss", "gauge", "loss", "Loss of the global model: central on the test set, federated on the clients' held-out parts.", ("source",)),
+    Metric("fl_global_accuracy", "gauge", "ratio", "Accuracy of the global model, 0 to 1, by source as for the loss.", ("source",)),
+    Metric("fl_global_loss_lowest", "gauge", "loss", "Lowest finite loss of the global model in this run.", ("source",)),
+    Metric("fl_global_accuracy_highest", "gauge", "ratio", "Highest accuracy of the global model in this run.", ("source",)),
+    Metric("fl_clients_expected", "gauge", "clients", "Clients that the experiment asks for."),
+    Metric("fl_clients_connected", "gauge", "clients", "Clients that the server can reach."),
+    Metric("fl_client_connected", "gauge", "0 or 1", "1 while the server can reach the client that holds the partition.", ("partition",)),
+    Metric("fl_clients_selected", "gauge", "clients", "Clients that were asked in the current phase."),
+    Metric("fl_clients_awaited", "gauge", "clients", "Clients whose answer the server waits for in the current phase."),
+    Metric("fl_client_awaited", "gauge", "0 or 1", "1 while the server waits for the answer of the client that holds the partition.", ("partition",)),
+    Metric("fl_client_failures_total", "counter", "failures", "Answers that failed or did not come: error, diverged, deadline or lost.", ("reason",)),
+    Metric("fl_message_bytes_total", "counter", "bytes", "Payload of the messages to (down) and from (up) the clients.", ("direction",)),
+)  # fmt: skip
+"""What the server knows."""
+
+CLIENT_METRICS = (
+    Metric("fl_client_fits_total", "counter", "fits", "Local trainings that a client finished.", ("partition",)),
+    Metric("fl_client_epochs_total", "counter", "epochs", "Local epochs that a client finished.", ("partition",)),
+    Metric("fl_client_examples_total", "counter", "examples", "Examples that a client trained on, each epoch anew.", ("partition",)),
+    Metric("fl_client_fit_duration_seconds", "histogram", "seconds", "Duration of a client's local training.", ("partition",)),
+    Metric("fl_client_fit_mean_seconds", "gauge", "seconds", "Mean duration of a client's last five local trainings of this run.", ("partition",)),
+    Metric("fl_client_train_loss", "gauge", "loss", "Mean loss over the last local epoch of a client's training.", ("partition",)),
+    Metric("fl_client_loss", "gauge", "loss", "Loss of the global model on a client's held-out part.", ("partition",)),
+    Metric("fl_client_accuracy", "gauge", "ratio", "Accuracy of the global model on a client's held-out part, 0 to 1.", ("partition",)),
+)  # fmt: skip
+"""What a client knows: exported by the run itself in one process, by each client on a network."""
+
+NODE_METRICS = (
+    Metric("fl_client_info", "info", "1", "The client's name, and the partition that it trains on; none before it has one.", ("name", "partition")),
+    Metric("fl_client_last_message_bytes", "gauge", "bytes", "Payload of the last message to (down) and from (up) this client in this run.", ("partition", "direction")),
+    Metric("fl_client_message_bytes_total", "counter", "bytes", "Payload of the messages to (down) and from (up) this client.", ("partition", "direction")),
+    Metric("fl_client_crashes_total", "counter", "crashes", "Processes of this client that were killed before they answered."),
+)  # fmt: skip
+"""What only a client's container knows."""
+
+CONTAINER_METRICS = (
+    Metric("fl_container_cpu_seconds_total", "counter", "seconds", "CPU time of the container."),
+    Metric("fl_container_cpu_limit_cores", "gauge", "cores", "Cores that the container may use; those of the machine without a limit."),
+    Metric("fl_container_memory_bytes", "gauge", "bytes", "Memory that the container has in use, without file cache that can be dropped."),
+    Metric("fl_container_memory_limit_bytes", "gauge", "bytes", "Memory that the container may use; that of the machine without a limit."),
+)  # fmt: skip
+"""What the superlink's and each client's container take of the machine."""
+
+HEALTH_METRIC = Metric("fl_container_failing", "gauge", "0 or 1", "1 while the container cannot do its work: its program ended by itself and is not up again, or its messages' processes are killed one after the other.")  # fmt: skip
+"""What a container's health check reads."""
+
+METRICS = SERVER_METRICS + CLIENT_METRICS
+"""The metrics of a run in one process."""
+
+ALL_METRICS = (*METRICS, *NODE_METRICS, *CONTAINER_METRICS, HEALTH_METRIC)
+"""Every metric. The exporters, dashboards, alerts and docs/metrics.md are made from this table."""
+
+
+def make_metric(metric: Metric, registry: CollectorRegistry) -> MetricWrapperBase:
+    """A row of the table as a metric of prometheus_client, in a registry."""
+    if metric.kind == "info":
+        return Info(metric.name.removesuffix("_info"), metric.help, registry=registry)
+    if metric.kind == "histogram":
+        return Histogram(
+            metric.name, metric.help, metric.labels, registry=registry, buckets=SECONDS
+        )
+    kind = Counter if metric.kind == "counter" else Gauge
+    return kind(metric.name, metric.help, metric.labels, registry=registry)
+
+
+class Series:
+    """The metrics of some rows of the table, in a registry.
+
+    Parameters
+    ----------
+    rows : sequence of Metric
+        What is kept.
+    registry : CollectorRegistry
+        Where it is served from.
+    """
+
+    def __init__(self, rows: Sequence[Metric], registry: CollectorRegistry) -> None:
+        self._metrics: dict[str, Any] = {m.name: make_metric(m, registry) for m in rows}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._metrics
+
+    def counter(self, name: str, /, **labels: str) -> Counter:
+        """A counter's series."""
+        return self._child(name, labels)  # type: ignore[no-any-return]
+
+    def gauge(self, name: str, /, **labels: str) -> Gauge:
+        """A gauge's series."""
+        return self._child(name, labels)  # type: ignore[no-any-return]
+
+    def histogram(self, name: str, /, **labels: str) -> Histogram:
+        """A histogram's series."""
+        return self._child(name, labels)  # type: ignore[no-any-return]
+
+    def inform(self, name: str, /, **labels: str) -> None:
+        """Set the labels of an info."""
+        self._metrics[name].info(labels)
+
+    def clear(self, *names: str) -> None:
+        """Remove all series of metrics with labels."""
+        for name in names:
+            self._metrics[name].clear()
+
+    def _child(self, name: str, labels: Mapping[str, str]) -> Any:
+        metric = self._metrics[name]
+        return metric.labels(**labels) if labels else metric
