@@ -36,13 +36,13 @@ def run_command(
         experiment = load_run_experiment(resume, runtime)
     else:
         experiment = load_experiment(file, [*overrides, *runtime])
-    console = _Console(quiet=json or quiet)
+    console = RunConsole(quiet=json or quiet)
     folders = [resume] if resume is not None else []
     with contextlib.ExitStack() as stack:
         sinks = stack.enter_context(_metrics(experiment, port))
         stack.callback(_say_where, console, folders)
         if not console.quiet:
-            sinks.append(stack.enter_context(_view(console, experiment)))
+            sinks.append(stack.enter_context(view_of(console, experiment)))
         run = _on_network if experiment.runtime.kind == "network" else _from_here
         result = run(experiment, out, resume, sinks, folders.append)
     if json:
@@ -81,7 +81,7 @@ def _say_where(console: Console, folders: list[Path]) -> None:
         console.print(lines, soft_wrap=True, highlight=False, markup=False)
 
 
-class _Console(Console):
+class RunConsole(Console):
     """A console whose reader may go away, as ``| head`` does, without an end to the run."""
 
     def on_broken_pipe(self) -> None:
@@ -103,5 +103,6 @@ def _metrics(experiment: Experiment, port: int | None) -> Iterator[list[Sink]]:
         yield [metrics]
 
 
-def _view(console: Console, experiment: Experiment) -> LiveView | PlainView:
+def view_of(console: Console, experiment: Experiment) -> LiveView | PlainView:
+    """What shows a run: lines with a bar under them on a terminal, else lines."""
     return LiveView(console, experiment) if console.is_terminal else PlainView(console, experiment)

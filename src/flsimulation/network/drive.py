@@ -84,11 +84,35 @@ def run_on_network(
         except BaseException:  # Ctrl-C, or a sink that fails: nobody is left to watch it
             command.stop(run_id)
             raise
-        if log.result is not None:
-            return log.result
-        if log.error is None:
-            state, last = command.state(run_id), " ".join(log.last[-1:])
-            log.error = f"the run ended as {state} without a result" + (f": {last}" if last else "")
+        return _result(command, run_id, log)
+
+
+def attach_to_run(
+    command: Flower,
+    run_id: str,
+    sinks: Iterable[Sink] = (),
+    opened: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
+    """Follow a run from its beginning; whoever follows it may go, and it stays in progress.
+
+    Parameters
+    ----------
+    command : Flower
+        Of the run's SuperLink.
+    run_id : str
+        Flower's id of the run.
+    sinks, opened
+        As of `run_on_network`, whose fields of a ``RunResult`` it returns and whose errors it raises.
+    """
+    return _result(command, run_id, _follow(command, run_id, tuple(sinks), opened, None))
+
+
+def _result(command: Flower, run_id: str, log: _Log) -> dict[str, Any]:
+    if log.result is not None:
+        return log.result
+    if log.error is None:
+        state, last = command.state(run_id), " ".join(log.last[-1:])
+        log.error = f"the run ended as {state} without a result" + (f": {last}" if last else "")
     raise (InputError if log.input else RunError)(log.error)
 
 
