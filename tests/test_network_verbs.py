@@ -559,6 +559,78 @@ def test_ctrl_c_is_passed_on_and_waited_for(docker: Docker, flsim: Any) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def event(**content: Any) -> str:
+    return f"superlink-1  | flsim-event {json.dumps(content)}\n"
+
+
+EVENTS = {
+    event(**{"run-dir": "runs/x"}): "the run is written to runs/x",
+    event(event="RunStarted", experiment={"name": "mine", "strategy.name": "fedavg", "data.clients": 4, "strategy.rounds": 3}): "run mine started: fedavg, 4 clients, 3 rounds",
+    event(event="ClientsConnected", partitions=[0, 2], expected=4): "2 of 4 clients connected",
+    event(event="PhaseStarted", round=1, phase="train", cohort=[0]): None,
+    event(event="ClientReplied", round=1, phase="train", partition=2, metrics={}, reason=None, error=None): None,
+    event(event="ClientReplied", round=1, phase="train", partition=2, metrics={}, reason="lost", error="it went away"): "round 1: client 2 failed (lost): it went away",
+    event(event="RoundFinished", round=1, central={"loss": 0.5, "accuracy": 0.25}, federated=None, failures={"lost": 1}, seconds={"total": 1.5}): "round 1: accuracy 0.2500, loss 0.5000, 1.50 s, 1 failed",
+    event(event="RoundFinished", round=2, central=None, federated={"loss": 0.125}, failures={}, seconds={"total": 2.0}): "round 2: loss 0.1250, 2.00 s",
+    event(event="RunFinished", state="failed", rounds=2, seconds=9.04, error="no client"): "run failed after 2 rounds, 9.0 s: no client",
+    event(event="RunFinished", state="completed", rounds=3, seconds=9.0, error=None): "run completed after 3 rounds, 9.0 s",
+    event(error="another run", input=False): "the run failed: another run",
+    event(result={"state": "completed"}): None,
+    event(model=1, safetensors="AAAA"): None,
+}  # fmt: skip
+
+
+def test_logs_show_events_as_lines_for_people(docker: Docker, flsim: Any) -> None:
+    broken = "superlink-1  | flsim-event {cut\n"
+    other = event(event="RoundFinished", round=7)  # of another version
+    plain = "client-1     | a line of Flower's\n"
+    docker.answer("compose logs", "".join((plain, *EVENTS, broken, other, plain)))
+    code, output, errors = flsim("logs")
+    assert (code, errors) == (0, "")
+    said = [f"superlink-1  | flsim: {text}\n" for text in EVENTS.values() if text]
+    assert output == "".join((plain, *said, broken, other, plain))
+    assert flsim("logs", "--raw")[1] == "".join((plain, *EVENTS, broken, other, plain))
+
+
+def test_logs_end_with_their_reader(docker: Docker) -> None:
+    docker.answer("compose logs", "a line\n" * 100_000)
+    command = [sys.executable, "-m", "flsimulation", "logs"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as whole:
+        assert whole.stdout is not None
+        assert whole.stderr is not None
+        assert whole.stdout.readline() == "a line\n"
+        whole.stdout.close()
+        assert whole.stderr.read() == ""
+    assert whole.returncode == 1  # as click ends where nobody reads
+
+
+def test_folders_are_those_that_compose_resolved(
+    docker: Docker, flsim: Any, room: Any, tmp_path: Path
+) -> None:
+    results, mine = tmp_path / "results", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "fast.toml").write_text("[data]\nclients = 4\n")
+    (mine / "hidden.toml").touch(mode=0o600)
+    superlink = docker.config["services"]["superlink"]
+    volumes = [bound(results, "runs"), bound(mine, "experiments")]
+    docker.set_config(superlink=superlink | {"volumes": volumes})
+    _, output, _ = flsim("doctor")
+    lines = output.splitlines()
+    assert f"✓ disk for results: 50.0 GB free at {tmp_path}" in lines
+    assert f"✓ results: {results} is not there yet and can be made" in lines
+    assert f"✗ {mine / 'hidden.toml'} cannot be read in containers; chmod -R a+rX {mine}" in lines
+    report = results / "20260101T000000Z-fast" / "report.html"
+    docker.answer("compose up --no-deps", makes=str(report))
+    code, output, errors = flsim("up", mine / "fast.toml")
+    assert (code, errors) == (0, "")
+    assert docker.raw[-1][1] == {"CLIENTS": "4", "EXPERIMENT": "experiments/fast.toml"}
+    assert f"Report      {report}" in output.splitlines()
+    assert not (docker.project / "runs").exists()
+    assert flsim("up", docker.project / "experiments" / "mine.toml")[0] == 2
+
+
 def test_the_compose_file_is_found_above_or_named(
     docker: Docker, flsim: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -175,15 +175,17 @@ def stop_in_order(command: Flower, run: KnownRun, here: Path | None) -> KnownRun
     RunError
         If the run could not be stopped, or its end was not written in time.
     """
-    if not command.stop(run.id) and not command.state(run.id).startswith("finished"):
-        raise RunError(f"run {run.id} could not be stopped; flsim logs superlink says why")
-    (ended,) = known_runs(command, [one for one in command.runs() if one.id == run.id])
+    status = "finished:stopped" if command.stop(run.id) else command.state(run.id)
+    if not status.startswith("finished"):
+        raise RunError(f"run {run.id} could not be stopped; the SuperLink's log says why")
+    ended = replace(run, flower=replace(run.flower, status=status))
     if here is None:
+        _learn(ended, command.logs([run.id])[run.id])
         return ended
     if not _wait(lambda: _manifest(here)["state"] != "running", _END_SECONDS):
         raise RunError(
             f"run {run.id} is stopped, but its server did not write the end into {here} within "
-            f"{_END_SECONDS:g} s; flsim logs superlink says what it does"
+            f"{_END_SECONDS:g} s; the SuperLink's log says what it does"
         )
     _wait(lambda: _is_reported(here), _REPORT_SECONDS)
     ended.read_end(here)
