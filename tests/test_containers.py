@@ -324,6 +324,7 @@ def test_a_run_whose_terminal_is_gone_is_found_stopped_in_order_and_resumed(stac
     code = SLOW.replace("class Slow", "class Patient")
     experiment = stack.experiment("patient", code, "[strategy]\nrounds = 3\n")
     with follow(stack, experiment) as driver:
+        wait_for("the run", lambda: list(stack.runs.glob("2*-patient")))
         wait_for("round 2", in_round(stack, "patient", 2))
         label = "label=com.docker.compose.{}"
         mine = [label.format("project=flsimulation-test"), label.format("service=run")]
