@@ -235,6 +235,25 @@ def test_containers_have_no_more_rights_than_they_need(stack: Stack) -> None:
         assert not [p for p in (client["NetworkSettings"]["Ports"] or {}).values() if p]
 
 
+def test_logs_processes_and_memory_are_bounded_and_enough(stack: Stack, default_run: Path) -> None:
+    memory = {"superlink": 2**32, "client": 2**30, "prometheus": 2**30}
+    for service, limit in memory.items():
+        for container in stack.containers(service):
+            host = container["HostConfig"]
+            assert (host["Memory"], host["MemorySwap"]) == (limit, limit)
+            assert host["PidsLimit"] == 1024
+            assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
+            if service != "prometheus":
+                assert host["Tmpfs"] == {"/tmp": "exec,mode=1777,size=1g"}
+            assert not container["State"]["OOMKilled"]
+            found = subprocess.run(
+                ["docker", "stats", "--no-stream", "--format", "{{json .}}", container["Id"]],
+                capture_output=True,
+                text=True,
+            )
+            assert int(json.loads(found.stdout)["PIDs"]) < 1024 / 2
+
+
 def owners_of(init: int) -> set[int]:
     """Users of a container's processes, but for its init."""
     found = subprocess.run(["pgrep", "-P", str(init)], capture_output=True, text=True)
@@ -301,6 +320,46 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
     name = victim["Config"]["Hostname"]
     assert re.search(rf"client \d \({name}\) went away, waiting for it for up to 30 s", out)
     assert "Traceback" not in out + err
+
+
+def test_a_run_whose_terminal_is_gone_is_found_stopped_in_order_and_resumed(stack: Stack) -> None:
+    code = SLOW.replace("class Slow", "class Patient")
+    experiment = stack.experiment("patient", code, "[strategy]\nrounds = 3\n")
+    with follow(stack, experiment) as driver:
+        wait_for("the run", lambda: list(stack.runs.glob("2*-patient")))
+        wait_for("round 2", in_round(stack, "patient", 2))
+        label = "label=com.docker.compose.{}"
+        mine = [label.format("project=flsimulation-test"), label.format("service=run")]
+        words = [word for one in mine for word in ("--filter", one)]
+        ids = subprocess.run(["docker", "ps", "--quiet", *words], capture_output=True, text=True)
+        subprocess.run(["docker", "kill", *ids.stdout.split()], capture_output=True, check=True)
+        driver.communicate(timeout=60)
+    name = stack.last_run().name
+    inside = stack("exec", "--no-TTY", "superlink", "flsim", "runs", "--json")
+    assert inside.returncode == 0, inside.stderr
+    newest = json.loads(inside.stdout)[0]
+    assert (newest["name"], newest["state"]) == ("patient", "running")
+    assert newest["run_dir"] == f"runs/{name}"
+    second = flsim("up", "--no-build", "--without=prometheus", cwd=ROOT, env=stack.environment)
+    assert second.returncode == 1
+    assert second.stderr.startswith("flsim: a run is in progress (patient, ")
+    stopped = flsim("stop", cwd=ROOT, env=stack.environment)
+    assert stopped.returncode == 0, stopped.stderr
+    manifest = json.loads((stack.runs / name / "manifest.json").read_text())
+    rounds = len(read_lines(stack.runs / name / "rounds.jsonl"))
+    assert (manifest["state"], manifest["rounds"]) == ("interrupted", rounds)
+    assert stopped.stdout.splitlines() == [
+        f"interrupted: {rounds} of 3 rounds",
+        "",
+        f"Report  {stack.runs / name / 'report.html'}",
+        f"Resume  CLIENTS=2 docker compose run --rm run --resume runs/{name}",
+    ]
+    resumed = stack.run("--resume", f"runs/{name}", CLIENTS="2")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert json.loads((stack.runs / name / "manifest.json").read_text())["rounds"] == 3
+    logs = flsim("logs", "superlink", cwd=ROOT, env=stack.environment).stdout
+    assert f"flsim: run interrupted after {rounds} rounds" in logs
+    assert "flsim-event" not in logs
 
 
 def test_a_client_out_of_memory_is_lost_and_says_so(stack: Stack) -> None:

@@ -19,7 +19,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import typer
 
-from flsimulation.cli import compose, doctor, ports, status
+from flsimulation.cli import docker as docker_calls
+from flsimulation.cli import doctor, ports, status
 from flsimulation.cli.main import main
 from flsimulation.cli.network import register
 from flsimulation.errors import RunError
@@ -37,7 +38,7 @@ with (home / "calls").open("a") as calls:
     calls.write(json.dumps([words, setting]) + "\\n")
 if words[0] == "compose":
     rest = words[1:]
-    while rest[0] in ("--profile", "--file"):
+    while rest[0] in ("--profile", "--file", "--ansi"):
         rest = rest[2:]
     words = ["compose", *rest]
 answer = {{}}
@@ -102,6 +103,13 @@ def container(service: str, number: int = 1, state: str = "running", **more: Any
     return {"Name": f"fl-{service}-{number}", "Service": service, "State": state, "Health": "", "ExitCode": 0, **more}  # fmt: skip
 
 
+def bound(folder: Path, name: str) -> dict[str, Any]:
+    return {"type": "bind", "source": str(folder), "target": f"/work/{name}"}
+
+
+CLIENT = {"build": {}, "command": ["client", "--superlink", "superlink:8080"], "deploy": {"replicas": 2}, "mem_limit": str(GIB)}  # fmt: skip
+
+
 def published(port: int) -> list[dict[str, Any]]:
     return [{"host_ip": "127.0.0.1", "published": str(port), "target": 1}]
 
@@ -128,18 +136,22 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_ports: list[int
     (project / ".env").write_text("CLIENTS=2\n")
     monkeypatch.chdir(project)
     monkeypatch.setenv("PATH", str(home))
-    for name in ("COMPOSE_FILE", "CLIENTS", "EXPERIMENT"):
+    for name in ("COMPOSE_FILE", "CLIENTS", "EXPERIMENT", "SUPERLINK"):
         monkeypatch.delenv(name, raising=False)
     playback = Docker(home, project)
     superlink, prometheus, grafana = free_ports
     playback.config = {
         "name": "fl",
         "services": {
-            "client": {"build": {}, "deploy": {"replicas": 2}, "mem_limit": str(GIB)},
+            "client": CLIENT,
             "grafana": {"image": "graf:1", "ports": published(grafana)},
             "prometheus": {"image": "prom:1", "ports": published(prometheus)},
             "run": {"build": {}},
-            "superlink": {"build": {}, "ports": published(superlink)},
+            "superlink": {
+                "build": {},
+                "ports": published(superlink),
+                "volumes": [bound(project / name, name) for name in ("runs", "experiments")],
+            },
         },
     }
     playback.set_config()
@@ -203,11 +215,11 @@ def test_up_checks_builds_starts_and_runs(
     ]
     words, settings = docker.raw[0]
     assert words == ["compose", "--profile", "*", "--file", str(docker.project / "compose.yaml"), "config", "--format", "json"]  # fmt: skip
-    assert settings == {"CLIENTS": "4", "EXPERIMENT": "experiments/mine.toml"}
-    assert docker.raw[-1][1] == settings
+    assert settings == {"CLIENTS": "4", "EXPERIMENT": None}  # it is named from what Compose says
+    assert docker.raw[-1][1] == {"CLIENTS": "4", "EXPERIMENT": "experiments/mine.toml"}
     assert (docker.project / "runs").is_dir()
     assert output.splitlines()[-1] == (
-        "the network goes on; flsim up FILE runs another experiment, flsim down ends it"
+        "the network stays; flsim up FILE runs another experiment, flsim down ends it"
     )
 
 
@@ -232,7 +244,8 @@ def test_options_of_up_reach_compose(
 def test_clients_on_the_command_line_win_over_those_of_the_file(docker: Docker, flsim: Any) -> None:
     (docker.project / "experiments" / "mine.toml").write_text("[data]\nclients = 4\n")
     assert flsim("up", "experiments/mine.toml", "--clients", "3")[0] == 0
-    assert docker.raw[0][1] == {"CLIENTS": "3", "EXPERIMENT": "experiments/mine.toml"}
+    assert docker.raw[0][1] == {"CLIENTS": "3", "EXPERIMENT": None}
+    assert docker.raw[-1][1] == {"CLIENTS": "3", "EXPERIMENT": "experiments/mine.toml"}
 
 
 def test_up_says_what_to_open(docker: Docker, flsim: Any, free_ports: list[int]) -> None:
@@ -268,7 +281,7 @@ def test_up_ends_with_the_status_of_the_run_and_names_its_report(
     assert output.splitlines() == [
         "round 1",
         f"Report      {report}",
-        "the network goes on; flsim up FILE runs another experiment, flsim down ends it",
+        "the network stays; flsim up FILE runs another experiment, flsim down ends it",
     ]
 
 
@@ -363,16 +376,10 @@ def test_up_again_finds_its_own_ports_and_goes_on(
     assert docker.calls[-1] == RUN
 
 
-def test_a_second_run_does_not_end_the_first(docker: Docker, flsim: Any) -> None:
+def test_a_superlink_that_does_not_answer_yet_has_no_run(docker: Docker, flsim: Any) -> None:
     docker.set_containers(container("superlink"), container("run"))
-    code, _, errors = flsim("up")
-    assert code == 1
-    assert errors == (
-        "flsim: a run goes on in fl-run-1; flsim logs --follow run follows it, "
-        "flsim down ends everything\n"
-    )
-    assert docker.calls[-1] == RUNS_THERE[0]
-    assert flsim("up", "--no-run")[0] == 0
+    assert flsim("up")[0] == 0
+    assert docker.calls[-1] == RUN
 
 
 def test_a_port_that_a_container_of_others_has_is_named(
@@ -404,10 +411,10 @@ def test_a_port_that_a_program_has_is_named(
 def test_clients_that_do_not_fit_are_refused_unless_asked_for_by_number(
     docker: Docker, flsim: Any
 ) -> None:
-    docker.answer("info", ENGINE | {"MemTotal": 2 * GIB})
-    docker.set_config(client={"deploy": {"replicas": 3}})
+    docker.answer("info", ENGINE | {"MemTotal": 3 * GIB})
+    docker.set_config(client=CLIENT | {"deploy": {"replicas": 3}})
     line = (
-        "flsim: memory: 2.0 GiB; 3 clients need about 2.6 GiB, 2 fit; "
+        "flsim: memory: 3.0 GiB; 3 clients need about 3.8 GiB, 2 fit; "
         "start fewer (flsim up --clients 2) or give Docker more\n"
     )
     code, _, errors = flsim("up")
@@ -505,7 +512,7 @@ def test_an_answer_that_is_no_json_is_one_line(docker: Docker, flsim: Any, comma
 def test_a_docker_that_hangs_is_given_up(docker: Docker) -> None:
     docker.answer("info", waits=True)
     with pytest.raises(RunError, match=r"docker info did not answer within 0.3 s; restart Docker"):
-        compose.ask("info", seconds=0.3)
+        docker_calls.ask("info", seconds=0.3)
 
 
 @pytest.mark.parametrize(
@@ -515,13 +522,14 @@ def test_a_docker_that_hangs_is_given_up(docker: Docker) -> None:
         (["down", "-v"], "compose down --remove-orphans --volumes"),
         (["logs"], "compose logs"),
         (["logs", "client", "run", "--follow"], "compose logs --follow client run"),
+        (["logs", "--raw"], "compose logs"),
     ],
 )
 def test_down_and_logs_reach_compose(
     docker: Docker, flsim: Any, arguments: list[str], command: str
 ) -> None:
     docker.answer(command, "what docker prints\n")
-    assert flsim(*arguments) == (0, "what docker prints\n", "")
+    assert flsim(*arguments) == (0, "what docker prints\n", "")  # no event, so as it is
     assert docker.calls == [CHECKS[0], command]
 
 
@@ -549,6 +557,81 @@ def test_ctrl_c_is_passed_on_and_waited_for(docker: Docker, flsim: Any) -> None:
     thread.join()
     assert (code, output, errors) == (130, "waiting\nstopped\n", "")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def event(**content: Any) -> str:
+    return f"superlink-1  | flsim-event {json.dumps(content)}\n"
+
+
+EVENTS = {
+    event(**{"run-dir": "runs/x"}): "the run is written to runs/x",
+    event(event="RunStarted", experiment={"name": "mine", "strategy.name": "fedavg", "data.clients": 4, "strategy.rounds": 3}): "run mine started: fedavg, 4 clients, 3 rounds",
+    event(event="ClientsConnected", partitions=[0, 2], expected=4): "2 of 4 clients connected",
+    event(event="PhaseStarted", round=1, phase="train", cohort=[0]): None,
+    event(event="ClientReplied", round=1, phase="train", partition=2, metrics={}, reason=None, error=None): None,
+    event(event="ClientReplied", round=1, phase="train", partition=2, metrics={}, reason="lost", error="it went away"): "round 1: client 2 failed (lost): it went away",
+    event(event="RoundFinished", round=1, central={"loss": 0.5, "accuracy": 0.25}, federated=None, failures={"lost": 1}, seconds={"total": 1.5}): "round 1: accuracy 0.2500, loss 0.5000, 1.50 s, 1 failed",
+    event(event="RoundFinished", round=2, central=None, federated={"loss": 0.125}, failures={}, seconds={"total": 2.0}): "round 2: loss 0.1250, 2.00 s",
+    event(event="RunFinished", state="failed", rounds=2, seconds=9.04, error="no client"): "run failed after 2 rounds, 9.0 s: no client",
+    event(event="RunFinished", state="completed", rounds=3, seconds=9.0, error=None): "run completed after 3 rounds, 9.0 s",
+    event(error="another run", input=False): "the run failed: another run",
+    event(result={"state": "completed"}): None,
+    event(model=1, safetensors="AAAA"): None,
+}  # fmt: skip
+
+
+def test_logs_show_events_as_lines_for_people(docker: Docker, flsim: Any) -> None:
+    broken = "superlink-1  | flsim-event {cut\n"
+    other = event(event="RoundFinished", round=7)  # of another version
+    plain = "client-1     | a line of Flower's\n"
+    docker.answer("compose logs", "".join((plain, *EVENTS, broken, other, plain)))
+    code, output, errors = flsim("logs")
+    assert (code, errors) == (0, "")
+    said = [f"superlink-1  | flsim: {text}\n" for text in EVENTS.values() if text]
+    assert output == "".join((plain, *said, broken, other, plain))
+    assert flsim("logs", "--raw")[1] == "".join((plain, *EVENTS, broken, other, plain))
+
+
+def test_logs_end_with_their_reader(docker: Docker) -> None:
+    docker.answer("compose logs", "a line\n" * 100_000)
+    command = [sys.executable, "-m", "flsimulation", "logs"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as whole:
+        assert whole.stdout is not None
+        assert whole.stderr is not None
+        assert whole.stdout.readline() == "a line\n"
+        whole.stdout.close()
+        try:
+            assert whole.wait(60) == 1  # as click ends where nobody reads
+        finally:
+            whole.kill()
+        assert whole.stderr.read() == ""
+
+
+def test_folders_are_those_that_compose_resolved(
+    docker: Docker, flsim: Any, room: Any, tmp_path: Path
+) -> None:
+    results, mine = tmp_path / "results", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "fast.toml").write_text("[data]\nclients = 4\n")
+    (mine / "hidden.toml").touch(mode=0o600)
+    superlink = docker.config["services"]["superlink"]
+    volumes = [bound(results, "runs"), bound(mine, "experiments")]
+    docker.set_config(superlink=superlink | {"volumes": volumes})
+    _, output, _ = flsim("doctor")
+    lines = output.splitlines()
+    assert f"✓ disk for results: 50.0 GB free at {tmp_path}" in lines
+    assert f"✓ results: {results} is not there yet and can be made" in lines
+    assert f"✗ {mine / 'hidden.toml'} cannot be read in containers; chmod -R a+rX {mine}" in lines
+    report = results / "20260101T000000Z-fast" / "report.html"
+    docker.answer("compose up --no-deps", makes=str(report))
+    code, output, errors = flsim("up", mine / "fast.toml")
+    assert (code, errors) == (0, "")
+    assert docker.raw[-1][1] == {"CLIENTS": "4", "EXPERIMENT": "experiments/fast.toml"}
+    assert f"Report      {report}" in output.splitlines()
+    assert not (docker.project / "runs").exists()
+    assert flsim("up", docker.project / "experiments" / "mine.toml")[0] == 2
 
 
 def test_the_compose_file_is_found_above_or_named(
@@ -685,30 +768,100 @@ class Prometheus(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_status_asks_prometheus_first(docker: Docker, flsim: Any) -> None:
+@pytest.mark.parametrize("answers", [True, False])
+def test_status_asks_the_superlink_first_and_prometheus_if_that_is_silent(
+    docker: Docker, flsim: Any, answers: bool
+) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Prometheus)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     docker.set_config(prometheus={"image": "prom:1", "ports": published(server.server_port)})
     docker.set_containers(container("superlink"), container("prometheus"))
+    if answers:
+        docker.answer("exec fl-superlink-1 python -c", METRICS)
+    else:
+        docker.answer("exec", err="container is not running", status=1)
     try:
         _, output, _ = flsim("status")
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
-    assert output.splitlines()[-2:] == [
-        "run         completed, 5 of 5 rounds, accuracy 0.2500 (federated)",
-        f"Prometheus  http://localhost:{server.server_port}",
-    ]
-    assert not any(call.startswith("exec") for call in docker.calls)
+    lines = output.splitlines()
+    assert lines[-1] == f"Prometheus  http://localhost:{server.server_port}"
+    said = {
+        True: "run         running, 3 of 10 rounds, accuracy 0.9123 (central)",
+        False: "run         completed, 5 of 5 rounds, accuracy 0.2500 (federated)",
+    }
+    assert said[answers] in lines
+    assert said[not answers] not in lines
 
 
-def test_metrics_with_values_that_are_no_numbers_are_read() -> None:
-    assert status.parse_metrics('a{state="x",job="y"} NaN\nb_total +Inf\n# b 1\n') | {"a": {}} == {
+def test_metrics_are_read_as_prometheus_itself_reads_them() -> None:
+    text = (
+        'a{state="x",job="y"} NaN\nb_total +Inf\n# b 1\nc{partition="1",note="a b} \\"c\\""} 2e3\n'
+    )
+    assert status.parse_metrics(text) | {"a": {}} == {
         "a": {},
         "b_total": {"": float("inf")},
+        "c": {"1": 2000.0},
     }
+    assert status.parse_metrics("Traceback (most recent call last):\n  ...\n") == {}
+
+
+def gauges(**series: dict[str, float]) -> status.Samples:
+    running = {"fl_run_state": {"running": 1.0}}
+    counts = {"fl_clients_connected": {"": 8.0}, "fl_clients_expected": {"": 10.0}}
+    return running | counts | series
+
+
+@pytest.mark.parametrize(
+    ("samples", "lines"),
+    [
+        (gauges(), ["clients     8 of 10 connected"]),
+        (gauges(fl_client_connected={"0": 1, "1": 1}), ["clients     8 of 10 connected"]),
+        (gauges(fl_client_connected={"10": 0, "0": 1, "9": 0}), ["clients     8 of 10 connected, not clients 9, 10"]),
+        (gauges(fl_client_awaited={"1": 1, "2": 0}, fl_client_connected={"1": 0, "2": 1}, fl_phase_started_timestamp_seconds={"": 988.0}), ["clients     8 of 10 connected, not client 1", "waiting     client 1 (not connected), for 12 s"]),
+        (gauges(fl_client_awaited={"1": 1, "2": 1, "3": 1}, fl_client_connected={"1": 1, "2": 0, "3": 1}, fl_phase_started_timestamp_seconds={"": 800.4}), ["clients     8 of 10 connected, not client 2", "waiting     client 2 (not connected) and clients 1, 3, for 3 min 20 s"]),
+        (gauges(fl_client_awaited={str(p): 1 for p in range(8)}, fl_phase_started_timestamp_seconds={"": 0.0}), ["clients     8 of 10 connected", "waiting     clients 0, 1, 2, 3, 4 and 3 more"]),
+        (gauges(fl_run_state={"completed": 1.0}, fl_client_awaited={"1": 1}), ["clients     8 of 10 connected"]),
+    ],
+)  # fmt: skip
+def test_status_names_who_is_away_and_whom_the_round_waits_for(
+    samples: status.Samples, lines: list[str]
+) -> None:
+    assert status.run_lines(samples, now=1000.0)[1:] == lines
+
+
+def test_clients_are_found_by_what_they_run(docker: Docker, flsim: Any) -> None:
+    docker.set_config(
+        slow={"command": ["client", "--superlink", "superlink:8080"]}, labelled={"command": ["sh", "-c", "flsim client"], "labels": {"flsimulation.role": "client"}}, other={"command": ["client"], "labels": {"flsimulation.role": "observer"}}, silent={"command": None}
+    )  # fmt: skip
+    names = ("client", "slow", "labelled", "other", "silent")
+    docker.set_containers(*(container(name) for name in names))
+    docker.answer("exec", 'fl_client_info{partition="3"} 1.0\n')
+    _, output, _ = flsim("status")
+    rows = [line.split() for line in output.splitlines()[1:6]]
+    assert {row[0]: row[-1] for row in rows} == {
+        "client": "3",
+        "slow": "3",
+        "labelled": "3",
+        "other": "-",
+        "silent": "-",
+    }
+    assert sum(call.startswith("exec") for call in docker.calls) == 3
+
+
+def test_clients_of_an_override_are_started_and_counted_unless_a_profile_keeps_them(
+    docker: Docker, flsim: Any
+) -> None:
+    slow = {"command": ["client"], "image": "flsimulation"}
+    docker.set_config(slow=slow, later=slow | {"profiles": ["later"]})
+    docker.answer("info", ENGINE | {"MemTotal": 2 * GIB})
+    code, _, errors = flsim("up", "--no-run", "--no-build", "--clients", "2")
+    assert code == 0
+    assert "; 3 clients need about " in errors
+    assert f"compose up --detach {ALL} slow" in docker.calls
 
 
 @pytest.fixture
@@ -749,7 +902,7 @@ def test_the_doctor_finds_nothing_wrong(
         "✓ disk for Docker's images: 50.0 GB free at /",
         f"✓ disk for results: 50.0 GB free at {runs}",
         f"✓ results: {runs} is writable, it belongs to {runs.owner()}",
-        "✓ memory: 16.0 GiB; 2 clients need about 2.0 GiB, 24 fit",
+        "✓ memory: 16.0 GiB; 2 clients need about 2.9 GiB, 17 fit",
     ]
 
 
@@ -763,7 +916,9 @@ def test_the_doctor_finds_everything_wrong(
     docker.answer(f"ps --filter publish={free_ports[0]} ", "fl-superlink-1\tfl\n")
     docker.answer("info", ENGINE | {"ServerVersion": "18.9.1", "MemTotal": GIB, "MemoryLimit": False})  # fmt: skip
     docker.answer("compose version", "2.19.0")
-    docker.set_config(client={"deploy": {"resources": {"limits": {"memory": str(GIB // 2)}}}})
+    docker.set_config(
+        client=CLIENT | {"deploy": {"resources": {"limits": {"memory": str(GIB // 2)}}}}
+    )
     code, output, errors = flsim("doctor", "--clients", "1")
     assert (code, errors) == (1, "")
     lines = output.splitlines()[3:]
@@ -780,8 +935,8 @@ def test_the_doctor_finds_everything_wrong(
         "✗ disk for Docker's images: 0.5 GB free at /, 6 GB are needed; docker system prune removes what nobody uses",
         f"✗ disk for results: 0.5 GB free at {docker.project}, 1 GB are needed; remove old runs",
         f"✓ results: {docker.project}/runs is not there yet and can be made",
-        "✗ memory: 1.0 GiB; 1 client needs about 1.3 GiB, 0 fit; give Docker more",
-        "! a client may use 0.5 GiB and takes about 0.6 GiB: it may be killed; set CLIENT_MEMORY=1g in .env",
+        "✗ memory: 1.0 GiB; 1 client needs about 2.1 GiB, 0 fit; give Docker more",
+        "! a client may use 0.5 GiB and takes about 0.8 GiB: it may be killed; set CLIENT_MEMORY=1g in .env",
     ]  # fmt: skip
 
 
@@ -871,7 +1026,7 @@ def test_the_doctor_says_who_owns_results_that_cannot_be_written(
     [("2.40.3-3", (2, 40)), ("v2.27.0-desktop.1", (2, 27)), ("20.10.24+dfsg1", (20, 10)), ("dev", (0, 0))],
 )  # fmt: skip
 def test_versions_are_read_whatever_stands_around_them(text: str, found: tuple[int, int]) -> None:
-    assert compose.version(text) == found
+    assert docker_calls.version(text) == found
 
 
 def test_registering_the_verbs_imports_nothing_heavy() -> None:

@@ -1,37 +1,26 @@
-"""Docker Compose for the network's verbs: the calls, and what their errors mean."""
+"""Docker Compose for the network's verbs: the project as Compose reads it, and calls of Compose."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flsimulation.errors import InputError, RunError
+from flsimulation.cli.docker import ANSWER_SECONDS, ask, parsed, show
+from flsimulation.errors import InputError
 
 FILE_NAME = "compose.yaml"
 PORTS = {"superlink": 8080, "prometheus": 9090, "grafana": 3000}
 """The services that people reach from outside, and the ports they have unless told otherwise."""
+RUNS, EXPERIMENTS = "/work/runs", "/work/experiments"
+"""Where the containers have the results and the experiments."""
+ROLE = "flsimulation.role"
+"""The label that says what a service of the project is."""
 
-_ANSWER_SECONDS = 60.0
-
-# What Docker says -> what it means, and the remedy. The first that fits is taken.
-_MEANINGS = (
-    (r"permission denied.*(docker\.sock|daemon socket|docker API)", "you may not talk to Docker: permission denied on its socket; add yourself to its group (sudo usermod -aG docker $USER) and log in again"),
-    (r"cannot connect to the docker daemon|is the docker daemon running|failed to connect to the docker api|error during connect", "Docker is installed, but its engine does not run; start it (sudo systemctl start docker, or open Docker Desktop)"),
-    (r"unknown command: docker compose|'compose' is not a docker command|unknown flag: --(profile|short)", "Docker has no Compose 2; install its plugin (the package docker-compose-plugin, or Docker Desktop)"),
-    (r"port is already allocated|address already in use|ports are not available", "{port} is taken by another program; end it, or choose another port (flsim doctor names both)"),
-    (r"no space left on device", "the disk is full; docker system prune removes what nobody uses"),
-    (r"container (?P<container>\S+) is unhealthy|container (?P<ended>\S+) exited \(", "{container} did not become healthy; flsim logs says why"),
-    (r"pull access denied|manifest unknown|manifest for .* not found|no such host|failed to resolve|i/o timeout|toomanyrequests|tls handshake|connection refused|no route to host|context deadline exceeded", "an image cannot be had ({line}); check the connection, a proxy, or the versions in .env"),
-)  # fmt: skip
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to listen at, and to connect to
 
 
 @dataclass(frozen=True)
@@ -51,10 +40,31 @@ class Project:
         return self.files[0].parent
 
     @property
+    def client_services(self) -> tuple[str, ...]:
+        """Services that run clients, whatever they are called."""
+        return tuple(name for name, service in self.services.items() if _is_client(service))
+
+    @property
     def clients(self) -> int:
-        """Replicas of the service client."""
-        client = self.services["client"]
-        return int(client.get("deploy", {}).get("replicas") or client.get("scale") or 1)
+        """Replicas of all services that run clients and start by themselves."""
+        services = [self.services[name] for name in self.client_services]
+        return sum(_replicas(service) for service in services if not service.get("profiles"))
+
+    @property
+    def superlink(self) -> str | None:
+        """``host:port`` where this machine reaches the SuperLink, if it is published."""
+        if (address := self.port("superlink")) is None:
+            return None
+        host, port = address
+        host = _ANYWHERE.get(host, host)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def mount(self, target: str) -> Path | None:
+        """The folder of this machine that the SuperLink has at ``target``, as Compose resolved it."""
+        for volume in self.services["superlink"].get("volumes", []):
+            if volume.get("target") == target and volume.get("type") == "bind":
+                return Path(volume["source"])
+        return None
 
     def port(self, service: str) -> tuple[str, int] | None:
         """Address and port where the service is published on this machine."""
@@ -63,15 +73,20 @@ class Project:
                 return published.get("host_ip") or "127.0.0.1", int(published["published"])
         return None
 
-    def ask(self, *arguments: str, seconds: float | None = _ANSWER_SECONDS) -> str:
+    def ask(self, *arguments: str, seconds: float | None = ANSWER_SECONDS) -> str:
         """Call Compose and give what it prints."""
         whole = (*_compose(self.files), *arguments)
         return ask(*whole, environment=self.environment, seconds=seconds)
 
-    def show(self, *arguments: str, explain: bool = False) -> int:
-        """Call Compose on this terminal and give its exit status."""
+    def show(
+        self,
+        *arguments: str,
+        explain: bool = False,
+        each: Callable[[str], str | None] | None = None,
+    ) -> int:
+        """Call Compose on this terminal and give its exit status; as `show`."""
         whole = (*_compose(self.files), *arguments)
-        return show(*whole, environment=self.environment, explain=explain)
+        return show(*whole, environment=self.environment, explain=explain, each=each)
 
     def containers(self) -> list[dict[str, Any]]:
         """What runs, and what ended and is still there; ordered by service and replica."""
@@ -130,154 +145,23 @@ def open_project(files: tuple[Path, ...], environment: Mapping[str, str] | None 
     return Project(files, config.get("name", files[0].parent.name), services, environment)
 
 
-def ask(
-    *arguments: str,
-    environment: Mapping[str, str] | None = None,
-    seconds: float | None = _ANSWER_SECONDS,
-) -> str:
-    """Call docker and give what it prints.
-
-    Raises
-    ------
-    RunError
-        In one line: what is wrong, and the remedy.
-    """
-    with _docker_there():
-        try:
-            done = subprocess.run(  # noqa: S603 - no shell, and the docker that is on PATH
-                ["docker", *arguments],  # noqa: S607
-                env=_environment(environment),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=seconds,
-            )
-        except subprocess.TimeoutExpired:
-            raise RunError(
-                f"docker {_verb(arguments)} did not answer within {seconds:g} s; restart Docker"
-            ) from None
-    if done.returncode:
-        raise RunError(explain_errors(done.stderr or done.stdout, arguments))
-    return done.stdout
+def _is_client(service: Mapping[str, Any]) -> bool:
+    """By its label, else by what it runs: an override may bring clients of its own."""
+    labels = service.get("labels") or {}
+    if ROLE in labels:
+        return bool(labels[ROLE] == "client")
+    return bool((service.get("command") or [""])[0] == "client")
 
 
-def show(
-    *arguments: str, environment: Mapping[str, str] | None = None, explain: bool = False
-) -> int:
-    """Call docker on this terminal and give its exit status; Ctrl-C ends it cleanly.
-
-    With ``explain``, docker's messages are also read, and a failure raises `RunError`.
-    """
-    with (
-        _docker_there(),
-        subprocess.Popen(  # noqa: S603 - no shell, and the docker that is on PATH
-            ["docker", *arguments],  # noqa: S607
-            env=_environment(environment),
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if explain else None,
-            encoding="utf-8",
-            errors="replace",
-            process_group=0,  # a signal reaches it once, through us
-        ) as child,
-        _passing_on(child),
-    ):
-        said = []
-        for line in child.stderr or ():
-            sys.stderr.write(line)
-            said.append(line)
-        status = child.wait()
-    if explain and status:
-        raise RunError(explain_errors("".join(said), arguments))
-    return status
-
-
-def explain_errors(text: str, arguments: tuple[str, ...]) -> str:
-    """Docker's messages in one line: the first known meaning, or the last line."""
-    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    for pattern, meaning in _MEANINGS:
-        for line in reversed(lines):
-            found = re.search(pattern, line, re.IGNORECASE)
-            if found:
-                names = [name for name in found.groupdict().values() if name]
-                ports = re.findall(r":(\d{2,5})\b", line)
-                return meaning.format(
-                    line=line.removeprefix("Error response from daemon: "),
-                    port=f"port {ports[-1]}" if ports else "a port",
-                    container=names[0] if names else "a container",
-                )
-    return f"docker {_verb(arguments)} failed: {lines[-1] if lines else 'it does not say why'}"
-
-
-def parsed(text: str) -> Any:
-    """Docker's JSON. Raises `RunError` if it is none."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise RunError(f"docker gave no JSON but {text[:60]!r}; is it Docker's own?") from None
-
-
-def version(text: str) -> tuple[int, int]:
-    """Major and minor number in a version such as ``v2.40.3-desktop.1``; 0.0 without one."""
-    found = re.search(r"(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def _replicas(service: Mapping[str, Any]) -> int:
+    found = service.get("deploy", {}).get("replicas", service.get("scale"))
+    return 1 if found is None else int(found)
 
 
 def _compose(files: tuple[Path, ...]) -> tuple[str, ...]:
     """The words before Compose's own verb; all profiles, so that no service stays unseen."""
     named = [word for file in files for word in ("--file", str(file))]
     return "compose", "--profile", "*", *named
-
-
-def _verb(arguments: tuple[str, ...]) -> str:
-    """``compose up`` of a whole command."""
-    if arguments[0] != "compose":
-        return arguments[0]
-    rest = list(arguments[1:])
-    while rest[0] in ("--profile", "--file"):
-        rest = rest[2:]
-    return f"compose {rest[0]}"
-
-
-def _environment(changes: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, "COMPOSE_MENU": "0", **(changes or {})}
-
-
-@contextlib.contextmanager
-def _docker_there() -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        if error.filename != "docker":
-            raise
-        raise RunError(
-            "docker is not installed, or not on PATH; install Docker Engine or Docker Desktop "
-            "(flsim run needs neither)"
-        ) from None
-    except PermissionError as error:
-        if error.filename != "docker":
-            raise
-        raise RunError("docker is on PATH, but you may not run it; ask its owner") from None
-
-
-@contextlib.contextmanager
-def _passing_on(child: subprocess.Popen[str]) -> Iterator[None]:
-    """Hand Ctrl-C and SIGTERM to the child, wait for it, and only then stop ourselves."""
-    received = []
-
-    def pass_on(number: int, _: object) -> None:
-        received.append(number)
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.killpg(child.pid, signal.SIGINT)  # docker and its plugin, each a process
-
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise KeyboardInterrupt
 
 
 def _place(service: str) -> int:

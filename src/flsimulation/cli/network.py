@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-from flsimulation.errors import InputError, RunError
-
-if TYPE_CHECKING:
-    from flsimulation.cli.compose import Project
-
-STANDING = ("superlink", "client", "prometheus", "grafana")
-"""The services that stay; ``run`` comes and goes with each experiment."""
-
-_PASSWORD = "grafana-password"  # noqa: S105 - the service that makes it
-_CAN_BE_LEFT_OUT = ("prometheus", "grafana")
 
 ComposeFile = Annotated[
     Path | None,
@@ -25,11 +14,26 @@ ComposeFile = Annotated[
 Clients = Annotated[
     int | None, typer.Option(min=1, help="Number of clients; else as in compose.yaml.")
 ]
+SuperLink = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        envvar="SUPERLINK",
+        help="The SuperLink. [default: the one of the Compose project here or above, else "
+        "127.0.0.1:8080]",
+    ),
+]
+Run = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]", help="The run's id, the beginning of it, or its run directory."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the network's verbs to the command."""
-    for verb in (client, superlink, up, down, status, logs, doctor):
+    for verb in (client, superlink, up, down, status, runs, attach, stop, logs, doctor):
         app.command()(verb)
 
 
@@ -105,6 +109,8 @@ def up(
 
     FILE is an experiment file in experiments/; without it the default experiment runs.
     """
+    from flsimulation.cli.up import up_command
+
     up_command(file, experiment, clients, without or [], run=not no_run, build=not no_build)
 
 
@@ -116,6 +122,8 @@ def down(
     file: ComposeFile = None,
 ) -> None:
     """Stop the network; the results in runs/ stay."""
+    from flsimulation.cli.up import down_command
+
     down_command(file, volumes=volumes)
 
 
@@ -126,10 +134,49 @@ def status(file: ComposeFile = None) -> None:
     status_command(file)
 
 
+def runs(
+    superlink: SuperLink = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> None:
+    """List the runs of a SuperLink since it started, the newest first."""
+    from flsimulation.cli.runs import runs_command
+
+    runs_command(superlink, limit, json=json)
+
+
+def attach(
+    run: Run = None,
+    superlink: SuperLink = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Follow a run of a network from its beginning, and end with its status.
+
+    Without RUN it is the one in progress. Ctrl-C leaves the run in progress.
+    """
+    from flsimulation.cli.runs import attach_command
+
+    attach_command(superlink, run, json=json, quiet=quiet)
+
+
+def stop(run: Run = None, superlink: SuperLink = None) -> None:
+    """End a run of a network in order, so that it can be resumed.
+
+    Without RUN it is the one in progress.
+    """
+    from flsimulation.cli.runs import stop_command
+
+    stop_command(superlink, run)
+
+
 def logs(
     services: Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...")] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what comes; Ctrl-C ends it.")
+        bool, typer.Option("--follow", "-f", help="Show what comes, too; Ctrl-C ends it.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Keep the events of a run as they are, in JSON.")
     ] = False,
     file: ComposeFile = None,
 ) -> None:
@@ -138,7 +185,9 @@ def logs(
     SERVICE is superlink, client, run, prometheus, grafana or grafana-password (which printed
     the password when it was made); without it all are shown.
     """
-    logs_command(file, services or [], follow=follow)
+    from flsimulation.cli.logs import logs_command
+
+    logs_command(file, services or [], follow=follow, raw=raw)
 
 
 def doctor(clients: Clients = None, file: ComposeFile = None) -> None:
@@ -146,145 +195,3 @@ def doctor(clients: Clients = None, file: ComposeFile = None) -> None:
     from flsimulation.cli.doctor import doctor_command
 
     doctor_command(file, clients)
-
-
-def up_command(
-    file: Path | None,
-    experiment: Path | None,
-    clients: int | None,
-    without: list[str],
-    *,
-    run: bool,
-    build: bool,
-) -> None:
-    """Check, build, start what stands, say where to look, run."""
-    from flsimulation.cli.compose import find_files, open_project
-    from flsimulation.cli.doctor import memory, memory_check, ready
-    from flsimulation.cli.status import address_lines
-
-    files = find_files(file)
-    wanted = _wanted(without)
-    environment = _settings(experiment, clients, files[0].parent)
-    project = open_project(files, environment)
-    fitting = memory_check(memory(ready(project)), project.clients)
-    if fitting.level == "bad" and clients is None:
-        raise RunError(fitting.text)
-    if fitting.level == "bad":
-        typer.echo(f"flsim: {fitting.text}", err=True)  # their own number: they may know better
-    if run:
-        _refuse_second_run(project)
-    wanted = _with_images(project, [service for service in wanted if service in project.services])
-    (project.folder / "runs").mkdir(exist_ok=True)  # ours; Docker would make it root's
-    if build and project.show("build", *wanted, *["run"] * run):
-        raise RunError("the image could not be built; the lines above say why")
-    project.show("up", "--detach", *wanted, explain=True)
-    for line in address_lines(project, project.containers()):
-        typer.echo(line)
-    if "grafana" in wanted and _PASSWORD in project.services:  # it was printed when it was made
-        typer.echo(project.ask("logs", "--no-log-prefix", _PASSWORD), nl=False)
-    if run:
-        _run(project)
-    else:
-        typer.echo("started; flsim up FILE runs an experiment, flsim down ends it")
-
-
-def down_command(file: Path | None, *, volumes: bool) -> None:
-    """Stop and remove everything that the project started."""
-    from flsimulation.cli.compose import find_files, open_project
-
-    project = open_project(find_files(file))
-    project.show("down", "--remove-orphans", *["--volumes"] * volumes, explain=True)
-
-
-def logs_command(file: Path | None, services: list[str], *, follow: bool) -> None:
-    """Show the logs of some services, or of all."""
-    from flsimulation.cli.compose import find_files, open_project
-
-    project = open_project(find_files(file))
-    for service in services:
-        if service not in project.services:
-            raise InputError(f"no service {service!r}; there are {', '.join(project.services)}")
-    project.show("logs", *["--follow"] * follow, *services, explain=True)
-
-
-def _wanted(without: list[str]) -> list[str]:
-    for service in without:
-        if service not in _CAN_BE_LEFT_OUT:
-            raise InputError(
-                f"--without {service}: only {' and '.join(_CAN_BE_LEFT_OUT)} can be left out"
-            )
-    left_out = {*without, *["grafana"] * ("prometheus" in without)}  # it shows what that stores
-    return [service for service in STANDING if service not in left_out]
-
-
-def _settings(experiment: Path | None, clients: int | None, folder: Path) -> dict[str, str]:
-    """What is set over .env: the experiment as the containers know it, and its clients."""
-    settings = {}
-    if experiment is not None:
-        from flsimulation.experiment import load_experiment
-
-        spec = load_experiment(experiment)  # a mistake is told now, not after minutes of building
-        path, seen = experiment.resolve(), folder.resolve() / "experiments"
-        if not path.is_relative_to(seen):
-            raise InputError(
-                f"{experiment}: the containers see {seen} only; "
-                "copy the file there, with what it names"
-            )
-        inside = f"experiments/{path.relative_to(seen).as_posix()}"
-        settings = {"EXPERIMENT": inside, "CLIENTS": str(spec.data.clients)}
-    if clients is not None:
-        settings["CLIENTS"] = str(clients)
-    return settings
-
-
-def _refuse_second_run(project: Project) -> None:
-    for row in project.containers():
-        if row["Service"] == "run" and row["State"] == "running":
-            raise RunError(
-                f"a run goes on in {row['Name']}; flsim logs --follow run follows it, "
-                "flsim down ends everything"
-            )
-
-
-def _with_images(project: Project, wanted: list[str]) -> list[str]:
-    """Fetch the images that are not built here; without Grafana's, go on without Grafana."""
-    there = []
-    for service in wanted:
-        image = project.services[service].get("image", "")
-        try:
-            if "build" not in project.services[service]:
-                _fetch(project, service, image)
-        except RunError as error:
-            if service != "grafana":
-                raise RunError(f"{service} ({image}): {error}") from None
-            typer.echo(f"flsim: going on without grafana ({image}): {error}", err=True)
-        else:
-            there.append(service)
-    return there
-
-
-def _fetch(project: Project, service: str, image: str) -> None:
-    from flsimulation.cli.compose import ask
-
-    try:
-        ask("image", "inspect", "--format", "{{.Id}}", image)
-    except RunError:
-        typer.echo(f"fetching {image} ...")
-        project.ask("pull", "--quiet", service, seconds=None)
-
-
-def _run(project: Project) -> None:
-    """Run the experiment in the foreground and end with its status."""
-    runs = project.folder / "runs"
-    before = set(runs.iterdir())
-    try:
-        status = project.show(
-            "up", "--no-deps", "--no-log-prefix", "--force-recreate", "--exit-code-from", "run", "run"
-        )  # fmt: skip
-    finally:
-        for folder in sorted(set(runs.iterdir()) - before):
-            if (folder / "report.html").is_file():
-                typer.echo(f"Report      {folder / 'report.html'}")
-        typer.echo("the network goes on; flsim up FILE runs another experiment, flsim down ends it")
-    if status:
-        raise typer.Exit(status)

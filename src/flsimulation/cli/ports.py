@@ -6,7 +6,7 @@ import contextlib
 import socket
 from pathlib import Path
 
-from flsimulation.cli.compose import ask
+from flsimulation.cli.docker import ask
 
 
 def taken(host: str, port: int) -> bool:

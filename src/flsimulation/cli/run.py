@@ -38,15 +38,15 @@ def run_command(
         experiment = load_run_experiment(resume, runtime)
     else:
         experiment = load_experiment(file, [*overrides, *runtime])
-    console = _Console(quiet=json or quiet)
+    console = RunConsole(quiet=json or quiet)
     folders = [resume] if resume is not None else []
     network = experiment.runtime.kind == "network"
     superlink = experiment.runtime.superlink if network else None
     with contextlib.ExitStack() as stack:
         sinks = stack.enter_context(_metrics(experiment, port))
-        stack.callback(_say_where, console, folders, superlink)
+        stack.callback(_say_where, console, folders, superlink, experiment.data.clients)
         if not console.quiet:
-            sinks.append(stack.enter_context(_view(console, experiment)))
+            sinks.append(stack.enter_context(view_of(console, experiment)))
         run = _on_network if network else _from_here
         try:
             result = run(experiment, out, resume, sinks, folders.append)
@@ -84,7 +84,7 @@ def _on_network(
     return run_on_network(experiment, out, sinks, None if resume else opened, resume)
 
 
-def _say_where(console: Console, folders: list[Path], superlink: str | None) -> None:
+def _say_where(console: Console, folders: list[Path], superlink: str | None, clients: int) -> None:
     """Name the report, if it is here, and after Ctrl-C the way to resume; an error names its own."""
     stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
     for folder in folders:
@@ -92,7 +92,7 @@ def _say_where(console: Console, folders: list[Path], superlink: str | None) -> 
         if (folder / "report.html").is_file():
             lines.append(f"Report  {folder / 'report.html'}")
         if stopped and _can_resume(folder):
-            lines.append(f"Resume  {resume_command(folder, superlink)}")
+            lines.append(f"Resume  {resume_command(folder, superlink, clients)}")
         if lines:
             console.print("\n" + "\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
@@ -103,7 +103,7 @@ def _can_resume(folder: Path) -> bool:
     return rounds.is_file() and rounds.stat().st_size > 0
 
 
-class _Console(Console):
+class RunConsole(Console):
     """A console whose reader may go away, as ``| head`` does, without an end to the run."""
 
     def on_broken_pipe(self) -> None:
@@ -125,5 +125,6 @@ def _metrics(experiment: Experiment, port: int | None) -> Iterator[list[Sink]]:
         yield [metrics]
 
 
-def _view(console: Console, experiment: Experiment) -> LiveView | PlainView:
+def view_of(console: Console, experiment: Experiment) -> LiveView | PlainView:
+    """What shows a run: lines with a bar under them on a terminal, else lines."""
     return LiveView(console, experiment) if console.is_terminal else PlainView(console, experiment)

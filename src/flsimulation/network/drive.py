@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flsimulation.errors import InputError, RunError
-from flsimulation.events import Event, RoundFinished, RunFinished, Sink
+from flsimulation.events import Event, RoundFinished, RunFinished, RunStarted, Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.network import lines
 from flsimulation.network.ends import resume_command
@@ -31,6 +31,7 @@ class _Log:
     """As the SuperLink sees it."""
     rounds: int = 0
     """Rounds that the run can be resumed after."""
+    clients: int | None = None
     end: RunFinished | None = None
     read: int = 0
     """Lines that were for us."""
@@ -42,7 +43,9 @@ class _Log:
 
     def note(self, event: Event) -> None:
         """Remember what is needed if the log tells no more."""
-        if isinstance(event, RoundFinished):
+        if isinstance(event, RunStarted):
+            self.clients = event.experiment.data.clients
+        elif isinstance(event, RoundFinished):
             self.rounds = event.round
         elif isinstance(event, RunFinished):
             self.rounds, self.end = max(self.rounds, event.rounds), event
@@ -95,14 +98,39 @@ def run_on_network(
         except BaseException:  # Ctrl-C, or a sink that fails: nobody is left to watch it
             command.stop(run_id)
             raise
-        if log.result is not None:
-            return log.result
-        if log.error is None:
-            log.error = _cause(command, run_id, log.end)
+        return _result(command, run_id, log, resumed is not None)
+
+
+def attach_to_run(
+    command: Flower,
+    run_id: str,
+    sinks: Iterable[Sink] = (),
+    opened: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
+    """Follow a run from its beginning; whoever follows it may go, and it stays in progress.
+
+    Parameters
+    ----------
+    command : Flower
+        Of the run's SuperLink.
+    run_id : str
+        Flower's id of the run.
+    sinks, opened
+        As of `run_on_network`, whose fields of a ``RunResult`` it returns and whose errors it raises.
+    """
+    return _result(command, run_id, _follow(command, run_id, tuple(sinks), opened, None))
+
+
+def _result(command: Flower, run_id: str, log: _Log, was_resumed: bool = False) -> dict[str, Any]:
+    """What the run came to; raises what it failed of, with the way to resume it."""
+    if log.result is not None:
+        return log.result
+    if log.error is None:
+        log.error = _cause(command, run_id, log.end)
     if log.input:
         raise InputError(log.error)
-    if log.run_dir is not None and (log.rounds or resumed is not None):
-        again = resume_command(log.run_dir, experiment.runtime.superlink)
+    if log.run_dir is not None and (log.rounds or was_resumed):
+        again = resume_command(log.run_dir, command.superlink, log.clients)
         raise RunError(f"{log.error}; resume with `{again}`")
     raise RunError(log.error)
 

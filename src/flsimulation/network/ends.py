@@ -28,7 +28,12 @@ _LOOK_SECONDS = 0.05
 _SUPERLINK = "its SuperLink was killed or started again, or the machine stopped"
 
 
-def resume_command(run_dir: str | Path, superlink: str | None = None) -> str:
+def resume_command(
+    run_dir: str | Path,
+    superlink: str | None = None,
+    clients: int | None = None,
+    compose: str | None = None,
+) -> str:
     """The whole command by which people resume a run.
 
     Parameters
@@ -37,9 +42,15 @@ def resume_command(run_dir: str | Path, superlink: str | None = None) -> str:
         As the SuperLink sees it.
     superlink : str, optional
         Where it is seen from here, if that may be another place than the run's experiment says.
+    clients : int, optional
+        Of the run. In containers they are named: plain Compose would start its usual number.
+    compose : str, optional
+        What stands for ``flsim run`` where only the containers see the directory; by default as
+        the environment says.
     """
-    if command := os.environ.get(COMMAND):
-        return f"{command} --resume {shlex.quote(str(run_dir))}"
+    if command := os.environ.get(COMMAND, compose or ""):
+        named = f"CLIENTS={clients} " if clients is not None else ""
+        return f"{named}{command} --resume {shlex.quote(str(run_dir))}"
     where = f" --superlink {superlink}" if superlink is not None else ""
     return f"flsim run --resume {shlex.quote(str(run_dir))}{where}"
 

@@ -1,15 +1,17 @@
-"""Flower's own command line, as this program uses it: submit, follow, stop a run."""
+"""Flower's own command line, as this program uses it: submit, list, follow, stop a run."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,39 @@ _CONNECTION = "flsim"  # our name of the SuperLink in Flower's configuration
 _HEALTH_SECONDS = 5.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy
 _FLWR = (sys.executable, "-m", "flwr.cli.app")
+_LOGS_SECONDS = 60.0  # for the logs of all runs; one that has none yet would be waited for
+_LOGS = """\
+import sys
+from flwr.cli.app import app
+mark, connection, *runs = sys.argv[1:]
+for run in runs:
+    print(f"\\n{mark}{run}", flush=True)
+    try:
+        app(["log", run, connection, "--show"], standalone_mode=False)
+    except Exception as error:
+        print(error, file=sys.stderr)
+"""  # one process for all: most of the time is Flower's imports
+
+
+@dataclass(frozen=True)
+class FlowerRun:
+    """A run as Flower knows it."""
+
+    id: str
+    status: str
+    """Flower's own word, such as ``running`` or ``finished:completed``."""
+    submitted: str
+    """When, UTC: ``2026-01-31 12:00:00Z``."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether Flower counts it as over; its server may still be writing the end."""
+        return self.status.startswith("finished")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its server has been started, and has a log."""
+        return self.status not in ("pending", "starting", "unknown")
 
 
 class Flower:
@@ -40,6 +75,11 @@ class Flower:
         connection = {"address": superlink, "insecure": True}
         config = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
         (home / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
+
+    @property
+    def superlink(self) -> str:
+        """``host:port`` of the SuperLink."""
+        return self._superlink
 
     def check(self) -> None:
         """See that the SuperLink is there.
@@ -116,27 +156,72 @@ class Flower:
             process.wait()
             process.stdout.close()
 
-    def stop(self, run_id: str) -> None:
-        """Stop a run; nothing happens if it is over."""
-        subprocess.run(  # noqa: S603
+    def stop(self, run_id: str) -> bool:
+        """Stop a run: its server gets SIGINT. False if it was over, or could not be stopped."""
+        done = subprocess.run(  # noqa: S603
             [*_FLWR, "stop", run_id, _CONNECTION],
             env=self._environment(),
             capture_output=True,
             check=False,
             start_new_session=True,
         )
+        return done.returncode == 0
 
     def state(self, run_id: str) -> str:
         """Flower's own word for the state of a run, such as ``finished:completed``."""
+        runs: Any = self._list("--run-id", run_id).get("runs") or [{}]
+        return str(runs[0].get("status", "unknown"))
+
+    def runs(self) -> tuple[FlowerRun, ...]:
+        """Every run since the SuperLink started, newest first.
+
+        Raises
+        ------
+        RunError
+            If the SuperLink does not list them.
+        """
+        answer: Any = self._list()
+        if not answer.get("success"):
+            text = _one_line(str(answer.get("error-message", "")))
+            raise RunError(f"the SuperLink at {self._superlink} does not list its runs: {text}")
+        found = [
+            FlowerRun(str(run["run-id"]), str(run["status"]), str(run["pending-at"]))
+            for run in answer.get("runs", [])
+        ]
+        return tuple(sorted(found, key=lambda run: run.submitted, reverse=True))
+
+    def logs(self, run_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The lines of each run's log so far; a run without a log yet has none."""
+        mark = f"flsim-log-{secrets.token_hex(8)} "
+        try:
+            done = subprocess.run(  # noqa: S603
+                [sys.executable, "-c", _LOGS, mark, _CONNECTION, *run_ids],
+                env=self._environment(),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=_LOGS_SECONDS,
+                start_new_session=True,
+            )
+            text = done.stdout
+        except subprocess.TimeoutExpired as late:
+            text = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else ""
+        parts = [part.partition("\n") for part in text.split(mark)[1:]]
+        return {run_id: [] for run_id in run_ids} | {
+            run_id: log.splitlines() for run_id, _, log in parts
+        }
+
+    def _list(self, *options: str) -> dict[str, Any]:
         done = subprocess.run(  # noqa: S603
-            [*_FLWR, "list", _CONNECTION, "--run-id", run_id, "--format", "json"],
+            [*_FLWR, "list", _CONNECTION, *options, "--format", "json"],
             env=self._environment(),
             capture_output=True,
             text=True,
             check=False,
+            start_new_session=True,
         )
-        runs: Any = _json_of(done.stdout).get("runs") or [{}]
-        return str(runs[0].get("status", "unknown"))
+        return _json_of(done.stdout)
 
     def _environment(self) -> dict[str, str]:
         return os.environ | {
@@ -177,7 +262,7 @@ def write_app(folder: Path, config: Mapping[str, bool | float | int | str]) -> N
     (folder / "pyproject.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
 
 
-def _json_of(text: str) -> dict[str, object]:
+def _json_of(text: str) -> dict[str, Any]:
     """The JSON object in a command's output, whatever stands before it."""
     start = text.find("{")
     try:

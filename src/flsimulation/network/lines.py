@@ -16,10 +16,9 @@ import numpy as np
 from safetensors.numpy import load
 
 from flsimulation.events import Checkpoint, Event
+from flsimulation.network.names import MARK
 from flsimulation.telemetry.checkpoint import serialize_arrays
 from flsimulation.telemetry.wire import from_json, to_json
-
-MARK = "flsim-event "
 
 
 def tell(event: Event) -> None:

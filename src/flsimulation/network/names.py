@@ -14,3 +14,5 @@ CLIENT_APP, SERVER_APP = "flwr-clientapp", "flwr-serverapp"
 """Flower's commands for a message and for a run."""
 LEFT = 75
 """Exit status of a SuperNode that is to be started again at once (EX_TEMPFAIL of sysexits.h)."""
+MARK = "flsim-event "
+"""Begins the lines of a run's log that are for programs."""
