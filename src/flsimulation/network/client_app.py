@@ -23,7 +23,7 @@ from flsimulation.messages import (
     split,
 )
 from flsimulation.network import sockets, threads
-from flsimulation.network.killed import Killed
+from flsimulation.network.launches import Killed
 from flsimulation.network.names import CLIENT_APP, REPORTS, WARM
 from flsimulation.training import Batches
 

@@ -10,8 +10,6 @@ docs/decisions/0009 says why, and what of Flower this depends on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import os
 import select
 import signal
@@ -22,13 +20,13 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flsimulation.network import sockets
-from flsimulation.network.killed import Killed
+from flsimulation.network.launches import Killed, Launched
 from flsimulation.network.names import CLIENT_APP, SERVER_APP
 from flsimulation.network.shims import run_command
-from flsimulation.processes import end_with_parent
+from flsimulation.processes import compact, end_with_parent
 
 _SUPEREXEC = "flower-superexec"
 _SOON_SECONDS = 10.0  # a program that ends so soon has something wrong
@@ -38,15 +36,6 @@ _HOLD_SECONDS = 20.0  # that a launch waits for the data; Flower gives a task up
 _AGAIN_SECONDS = 1.0  # before the long-running program is started again
 _RUNS_SECONDS = 4.0  # that a run has to write and tell its end
 _END_SECONDS = 3.0  # that the program has to end by itself; Docker allows ten for all
-
-
-class _Launched(NamedTuple):
-    """A process that was launched."""
-
-    command: str
-    arguments: tuple[str, ...]
-    program: int | None
-    """The long-running program of its time."""
 
 
 class WarmServer:
@@ -91,13 +80,13 @@ class WarmServer:
         self._killed = killed
         self._parent = parent
         self._base = base
-        self._launched: dict[int, _Launched] = {}
+        self._launched: dict[int, Launched] = {}
         self._held: list[dict[str, Any]] = []  # launches that wait for the data
         self._held_until = 0.0
 
     def serve(self) -> None:
         """Serve until SIGTERM, or until the parent is gone."""
-        _compact()
+        compact()
         wake, waker = os.pipe()
         os.set_blocking(waker, False)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -159,7 +148,7 @@ class WarmServer:
     def _launch(self, request: dict[str, Any]) -> None:
         process = self._fork(lambda: run_command(request["launch"], request["arguments"]))
         arguments = tuple(request["arguments"])
-        self._launched[process] = _Launched(request["launch"], arguments, self._running)
+        self._launched[process] = Launched(request["launch"], arguments, self._running)
 
     def _replace_prepared(self) -> None:
         """Fork a server that loads the experiment and then forks in our place."""
@@ -214,7 +203,7 @@ class WarmServer:
                 return
             if process == 0:
                 return
-            command, arguments, program = self._launched.pop(process, _Launched("", (), None))
+            command, arguments, program = self._launched.pop(process, Launched("", (), None))
             if os.WIFSIGNALED(status) and command and self._killed is not None:
                 number, peak = os.WTERMSIG(status), usage.ru_maxrss * 1024
                 tell = partial(self._killed, Killed(command, arguments, number, peak))
@@ -305,11 +294,3 @@ class _Prepared:
 def _end(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
     raise SystemExit(0)
-
-
-def _compact() -> None:
-    """Give back what loading left, and let forks share the rest: their collector leaves it alone."""
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # of glibc

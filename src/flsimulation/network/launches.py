@@ -1,14 +1,24 @@
-"""A process that a signal ended before it could tell anything."""
+"""Processes that are launched for Flower, and those that a signal ended."""
 
 from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Launched(NamedTuple):
+    """A process that was launched."""
+
+    command: str
+    arguments: tuple[str, ...]
+    program: int | None
+    """The long-running program of its time."""
 
 
 @dataclass(frozen=True)
 class Killed:
-    """A launched process that was killed."""
+    """A launched process that was killed before it could tell anything."""
 
     command: str
     arguments: tuple[str, ...]
