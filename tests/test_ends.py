@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -228,25 +227,6 @@ def listener(port: int) -> int:
     raise AssertionError(f"nobody listens at {port}")
 
 
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of its own that is soon full."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("to mount a file system is not permitted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path) -> None:
-    with (disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-
-
 def check_end(run: Run, state: str, rounds: int) -> None:
     """What manifest, metric and ``flsim status`` say."""
     wait_for("the end", lambda: run.manifest()["state"] != "running")
@@ -396,12 +376,12 @@ def test_only_flowers_superlink_is_killed(stage: Stage) -> None:
     check_resume(run)
 
 
-def test_the_disk_is_full(stage: Stage) -> None:
+def test_the_disk_is_full(stage: Stage, small_disk: Any) -> None:
     with (
         small_disk(stage.folder / "runs" / "disk") as disk,
         standing(stage, "full", out="runs/disk/full") as run,
     ):
-        fill(disk)
+        disk.fill()
         run.gate.open()
         status, _, err = run.said()
         assert status == 1
@@ -409,7 +389,7 @@ def test_the_disk_is_full(stage: Stage) -> None:
         found = re.fullmatch(said, err)
         assert found is not None, err
         assert found[2] == run.command
-        check_end(run, "failed", run.manifest()["rounds"])
+        check_end(run, "failed", len(read_lines(run.run_dir / "rounds.jsonl")))
         assert run.manifest()["error"] == found[1]
-        (disk / "ballast").unlink()
+        disk.free()
         check_resume(run)

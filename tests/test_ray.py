@@ -455,5 +455,5 @@ def test_ctrl_c_ends_the_run_and_the_ray_that_it_started(
     os.killpg(going.pid, signal.SIGINT)  # as a terminal does: to Ray's processes too
     stdout, stderr = going.communicate(timeout=60)
     assert (going.returncode, stderr) == (130, "")
-    assert stdout.splitlines()[-1] == f"Go on   flsim run --resume {out}"
+    assert stdout.splitlines()[-1] == f"Resume  flsim run --resume {out}"
     assert ray_processes() == before

@@ -574,7 +574,7 @@ def test_what_cannot_be_resumed_is_refused(make_experiment: Make, tmp_path: Path
         resume(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(make_experiment(), tmp_path / "run", [Interrupt(1)])
-    with pytest.raises(InputError, match="has no checkpoint to go on from"):
+    with pytest.raises(InputError, match="has no checkpoint to resume from"):
         resume(tmp_path / "run")
     with pytest.raises(InputError, match="holds no model"):
         load_model(tmp_path / "run")
@@ -662,7 +662,7 @@ def test_ctrl_c_in_round_two_leaves_a_readable_directory(
     assert process.returncode == 130
     assert "interrupted: " in output
     assert output.endswith(
-        f"Report  {tmp_path}/run/report.html\nGo on   flsim run --resume {tmp_path}/run\n"
+        f"Report  {tmp_path}/run/report.html\nResume  flsim run --resume {tmp_path}/run\n"
     )
     assert errors == ""
     folder = tmp_path / "run"

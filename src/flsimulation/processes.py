@@ -76,6 +76,14 @@ def is_taken(lock: Path) -> bool:
     return False
 
 
+def compact() -> None:
+    """Give back what loading left, and let forks share the rest: their collector leaves it alone."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc
+
+
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
     """Collect no garbage while modules are imported: they stay, and are looked through for nothing.
@@ -121,11 +129,3 @@ def is_there(process: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def compact() -> None:
-    """Give back what loading left, and let forks share the rest: their collector leaves it alone."""
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # of glibc

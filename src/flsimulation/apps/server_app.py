@@ -87,8 +87,8 @@ def make_server_app(
             attempts(event)
             for sink in listeners:
                 sink(event)
-            if isinstance(event, RoundFinished):  # it counts only if it could be kept
-                rounds = event.round
+                if isinstance(event, RoundFinished):  # it counts if the first could keep it
+                    rounds = event.round
 
         def finish(state: State, error: str | None = None) -> None:
             emit(RunFinished(state, rounds, time.perf_counter() - began, error))

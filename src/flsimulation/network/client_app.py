@@ -23,7 +23,7 @@ from flsimulation.messages import (
 )
 from flsimulation.network import sockets, threads
 from flsimulation.network.health import keep_trouble, see_kills, take_trouble
-from flsimulation.network.killed import Killed
+from flsimulation.network.launches import Killed
 from flsimulation.network.names import CLIENT_APP, REPORTS, WARM
 from flsimulation.training import Batches
 

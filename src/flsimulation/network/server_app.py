@@ -27,7 +27,7 @@ from flsimulation.events import Event, RunFinished, Sink
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.network import ends, lines, sockets, task, threads
-from flsimulation.network.killed import Killed
+from flsimulation.network.launches import Killed
 from flsimulation.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME, SERVER_APP
 from flsimulation.processes import alone
 from flsimulation.telemetry.process import peak_memory_bytes

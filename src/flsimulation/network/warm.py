@@ -24,7 +24,7 @@ from typing import Any
 
 from flsimulation.network import sockets
 from flsimulation.network.health import describe_end
-from flsimulation.network.killed import Killed, Launched
+from flsimulation.network.launches import Killed, Launched
 from flsimulation.network.names import CLIENT_APP, LEFT, SERVER_APP
 from flsimulation.network.prepared import Prepared
 from flsimulation.network.shims import run_command

@@ -64,7 +64,7 @@ def read_checkpoint(folder: Path, rounds: int) -> SavedRound:
             return _read(folder, round)
         except (OSError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError):
             continue  # damaged: the one before it is kept for this
-    raise InputError(f"{folder.parent}: has no checkpoint to go on from; start a new run")
+    raise InputError(f"{folder.parent}: has no checkpoint to resume from; start a new run")
 
 
 def _read(folder: Path, round: int) -> SavedRound:

@@ -17,7 +17,7 @@ class Launched(NamedTuple):
 
 @dataclass(frozen=True)
 class Killed:
-    """A launched process that was killed."""
+    """A launched process that was killed before it could tell anything."""
 
     command: str
     arguments: tuple[str, ...]

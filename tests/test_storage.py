@@ -1,0 +1,242 @@
+"""A run directory has one writer, and says how its run ended: killed, or on a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flsimulation import InputError, RunError, RunResult, resume, run
+from flsimulation.atomic import write_atomic
+from flsimulation.events import Event, RoundFinished, RunFinished
+from flsimulation.experiment import dump_toml
+from flsimulation.report import read_run
+from flsimulation.telemetry.jsonlines import JsonLines, read_lines
+from flsimulation.telemetry.manifest import KILLED, settle
+from flsimulation.telemetry.storage import claimed, is_claimed, storing
+
+Make = Callable[..., Any]
+FULL = "cannot be written: the disk is full; free some space there"
+
+
+def manifest(run_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((run_dir / "manifest.json").read_text()))
+
+
+def after_round(number: int, what: Callable[[], object]) -> Callable[[Event], None]:
+    """A sink that does something when a round is complete."""
+
+    def sink(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.round == number:
+            what()
+
+    return sink
+
+
+def test_a_run_in_progress_is_known_by_its_lock_and_has_no_second_writer(
+    make_experiment: Make, tmp_path: Path
+) -> None:
+    path, seen = tmp_path / "run", []
+
+    def look() -> None:
+        with pytest.raises(InputError, match="another process is writing this run; wait for"):
+            resume(path)
+        assert settle(path) is None
+        seen.append((read_run(path).manifest["state"], manifest(path)["rounds"]))
+
+    run(make_experiment(), path, [after_round(1, look), after_round(2, look)])
+    assert seen == [("running", 1), ("running", 2)]
+    assert not is_claimed(path)
+    assert (manifest(path)["state"], manifest(path)["rounds"]) == ("completed", 2)
+
+
+KILL = """
+import os, signal, sys
+from flsimulation import load_experiment, run
+from flsimulation.events import RoundFinished
+
+def sink(event):
+    if isinstance(event, RoundFinished) and event.round == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(load_experiment(sys.argv[1]), sys.argv[2], [sink])
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(make_experiment: Make, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A run of four rounds that nothing disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return run(make_experiment(strategy={"rounds": 4}), out)
+
+
+def test_a_killed_run_reads_as_interrupted_and_resumes_to_the_same_model(
+    make_experiment: Make, whole: RunResult, tmp_path: Path
+) -> None:
+    path, file = tmp_path / "run", tmp_path / "experiment.toml"
+    file.write_text(dump_toml(make_experiment(strategy={"rounds": 4})))
+    done = subprocess.run([sys.executable, "-c", KILL, str(file), str(path)], check=False)
+    assert done.returncode == -9
+    assert manifest(path)["state"] == "running"  # it could write nothing more
+    assert read_run(path).manifest["state"] == "interrupted"
+    assert read_run(path).manifest["rounds"] == 2
+    flsim = [sys.executable, "-m", "flsimulation"]
+    subprocess.run([*flsim, "report", str(path)], check=True)
+    ended = manifest(path)
+    assert (ended["state"], ended["rounds"], ended["error"]) == ("interrupted", 2, KILLED)
+    assert KILLED in (path / "report.html").read_text()
+    assert not (path / ".reserve").exists()
+    result = resume(path)
+    assert (result.state, result.weights_sha256) == ("completed", whole.weights_sha256)
+    assert [line["round"] for line in read_lines(path / "rounds.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_round_that_is_killed_while_it_is_written_does_not_count(
+    make_experiment: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    run(make_experiment(), path)
+    fields = manifest(path) | {"state": "running", "rounds": 0}
+    (path / "manifest.json").write_text(json.dumps(fields))
+    with (path / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 3, "cen')
+    assert settle(path) == fields | {"state": "interrupted", "error": KILLED, "rounds": 2}
+    assert settle(path) is None
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"state": 3}', "[]", '{"name": "x"}'])
+def test_what_is_no_manifest_is_left_alone(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    assert settle(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"] * (content is not None)
+
+
+def test_a_lock_goes_with_the_block_also_where_a_fork_is_left(tmp_path: Path) -> None:
+    with claimed(tmp_path):
+        assert is_claimed(tmp_path)
+        left = os.fork()
+        if left == 0:  # pragma: no cover - the fork
+            signal.pause()
+    try:
+        assert not is_claimed(tmp_path)
+    finally:
+        os.kill(left, 9)
+        os.waitpid(left, 0)
+
+
+def test_an_error_of_the_disk_is_one_sentence_with_the_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunError, match=rf"^{tmp_path}/no/f: cannot be written: No such file"),
+        storing(tmp_path),
+    ):
+        write_atomic(tmp_path / "no" / "f", "x")
+
+
+def test_a_line_that_does_not_fit_is_taken_back_whole(
+    tmp_path: Path, small_disk: Callable[[Path], AbstractContextManager[Any]]
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        path = tmp_path / "disk" / "lines.jsonl"
+        lines = JsonLines(path, lambda _: True)
+        lines.append({"round": 1})
+        disk.fill()
+        with pytest.raises(OSError, match=re.escape(f"No space left on device: '{path}'")):
+            lines.append({"round": 2, "text": "x" * 10_000})  # more than the page has left
+        disk.free()
+        lines.append({"round": 3})
+        assert [line["round"] for line in read_lines(path)] == [1, 3]
+
+
+def error_of(*arguments: Any) -> str:
+    """What a run fails of; the error itself, and all that it holds, is let go."""
+    try:
+        run(*arguments)
+    except RunError as error:
+        return str(error)
+    raise AssertionError("it did not fail")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "file"), [(1, "checkpoint/round-000002.strategy.pickle"), (4, "model.safetensors")]
+)
+def test_a_full_disk_fails_the_run_in_a_sentence_and_it_can_be_resumed(
+    make_experiment: Make,
+    whole: RunResult,
+    tmp_path: Path,
+    small_disk: Callable[[Path], AbstractContextManager[Any]],
+    recorder: Any,
+    rounds: int,
+    file: str,
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        path = tmp_path / "disk" / "run"
+        experiment = make_experiment(strategy={"rounds": 4})
+        told = error_of(experiment, path, [recorder, after_round(rounds, disk.fill)])
+        assert told == f"{path}/{file}: {FULL}"
+        ended = manifest(path)
+        assert (ended["state"], ended["rounds"]) == ("failed", rounds)
+        assert ended["error"] == told
+        (end,) = recorder.of(RunFinished)  # for the metrics and the view, too
+        assert (end.state, end.rounds, end.error) == ("failed", rounds, ended["error"])
+        disk.free()
+        result = resume(path)
+        assert (result.state, result.weights_sha256) == ("completed", whole.weights_sha256)
+        assert (path / "model.safetensors").is_file()
+        assert read_run(path).manifest["rounds"] == 4
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line(
+    make_experiment: Make,
+    tmp_path: Path,
+    small_disk: Callable[[Path], AbstractContextManager[Any]],
+) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text(dump_toml(make_experiment()))
+    with small_disk(tmp_path / "disk") as disk:
+        disk.fill()
+        out = tmp_path / "disk" / "run"
+        command = [sys.executable, "-m", "flsimulation", "run", str(file), f"--out={out}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, f"flsim: {out}/experiment.toml: {FULL}\n")
+        assert "Report" not in done.stdout
+
+
+def test_the_command_says_how_to_resume_after_a_full_disk(
+    make_experiment: Make,
+    tmp_path: Path,
+    small_disk: Callable[[Path], AbstractContextManager[Any]],
+) -> None:
+    code = (
+        "import sys; from flsimulation import runner; from tests.conftest import Disk\n"
+        "from tests.test_storage import after_round\n"
+        "from flsimulation.cli.main import main\n"
+        "from pathlib import Path; run = runner.run\n"
+        "fill = after_round(1, Disk(Path(sys.argv.pop())).fill)\n"
+        "runner.run = lambda e, out, sinks, opened: run(e, out, [*sinks, fill], opened)\n"
+        "main(sys.argv[1:])"
+    )
+    file = tmp_path / "experiment.toml"
+    file.write_text(dump_toml(make_experiment()))
+    with small_disk(tmp_path / "disk"):
+        out = tmp_path / "disk" / "run"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "run", str(file), f"--out={out}", str(tmp_path / "disk")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"flsim: {out}/checkpoint/round-000002.strategy.pickle: {FULL}; "
+            f"resume with `flsim run --resume {out}`\n"
+        )
