@@ -26,13 +26,14 @@ from flsimulation.cli.docker import ask, parsed, version
 from flsimulation.cli.folders import Check, disk_check, readable_checks, runs_check
 from flsimulation.cli.ports import containers_at, listener, taken
 from flsimulation.errors import FLSimulationError, InputError, RunError
+from flsimulation.network.health import CLIENT_BYTES
 from flsimulation.telemetry.process import machine_memory_bytes
 
 _ENGINE, _COMPOSE = (20, 10), (2, 20)  # oldest versions that will do
 # Memory of a client, and of all the rest: memory.max_usage_in_bytes of the containers' control
 # groups over four runs of the default experiment was 749 MiB in a client, 883 in the SuperLink, 131
 # in Prometheus and 115 in `run`, with ten clients no more (docs/network.md). An eighth is added.
-_CLIENT_BYTES, _REST_BYTES = 850 * 2**20, 1300 * 2**20
+_CLIENT_BYTES, _REST_BYTES = CLIENT_BYTES + 90 * 2**20, 1300 * 2**20
 _IMAGE_BYTES, _RUNS_BYTES = 6 * 10**9, 10**9  # disk: image of 4 GB and its building; results
 _SIGNS = {"good": ("✓", "green"), "warning": ("!", "yellow"), "bad": ("✗", "red")}
 

@@ -133,7 +133,8 @@ def stop_command(superlink: str | None, wanted: str | None) -> None:
         ended = stop_in_order(command, run, here)
     said = [f"{ended.state}: {ended.progress}"]
     if here is not None:
-        said += ["", f"Report  {here / 'report.html'}"]
+        report = here / "report.html"
+        said += ["", f"Report  {report}"] if report.is_file() else [""]
     elif ended.run_dir is not None:  # the end is written there, and cannot be read here
         said += ["", f"Results {ended.run_dir}, on the SuperLink's machine"]
     if ended.state != "completed" and (resume := place.resume(ended)) is not None:
