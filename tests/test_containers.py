@@ -53,6 +53,22 @@ class Slow(MLP):
 '''
 
 
+PATIENT = '''
+import time
+from pathlib import Path
+from flsimulation.models import MLP
+
+class Patient(MLP):
+    """Takes a second a step, and stands still while a file is there."""
+    def training_step(self, batch, index):
+        if len(batch[0]) > 2:
+            time.sleep(1.0)
+            while Path(__file__).with_name("gate").exists():
+                time.sleep(0.1)
+        return super().training_step(batch, index)
+'''
+
+
 def docker_answers() -> bool:
     if shutil.which("docker") is None:
         return False
@@ -323,11 +339,12 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
 
 
 def test_a_run_whose_terminal_is_gone_is_found_stopped_in_order_and_resumed(stack: Stack) -> None:
-    code = SLOW.replace("class Slow", "class Patient")
-    experiment = stack.experiment("patient", code, "[strategy]\nrounds = 3\n")
+    experiment = stack.experiment("patient", PATIENT, "[strategy]\nrounds = 3\n")
+    gate = stack.experiments / "gate"
     with follow(stack, experiment) as driver:
         wait_for("the run", lambda: list(stack.runs.glob("2*-patient")))
         wait_for("round 2", in_round(stack, "patient", 2))
+        gate.touch()
         label = "label=com.docker.compose.{}"
         mine = [label.format("project=flsimulation-test"), label.format("service=run")]
         words = [word for one in mine for word in ("--filter", one)]
@@ -344,6 +361,7 @@ def test_a_run_whose_terminal_is_gone_is_found_stopped_in_order_and_resumed(stac
     assert second.returncode == 1
     assert second.stderr.startswith("flsim: a run is in progress (patient, ")
     stopped = flsim("stop", cwd=ROOT, env=stack.environment)
+    gate.unlink()
     assert stopped.returncode == 0, stopped.stderr
     manifest = json.loads((stack.runs / name / "manifest.json").read_text())
     rounds = len(read_lines(stack.runs / name / "rounds.jsonl"))
@@ -394,7 +412,8 @@ def health(container: str) -> str:
 
 
 def test_a_client_that_fits_too_tightly_degrades_the_run_and_is_named(stack: Stack) -> None:
-    (one, *_) = [c["Id"] for c in stack.containers("client")]
+    stack("up", "--detach", "--wait", "--no-deps", "--force-recreate", "client")
+    (one, *_) = [c["Id"] for c in stack.containers("client")]  # new: it takes little yet
     limit = ["--memory=560m", "--memory-swap=560m"]
     subprocess.run(["docker", "update", *limit, one], check=True, capture_output=True)
     done = stack.run("--set=strategy.rounds=2")
@@ -417,13 +436,16 @@ def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
     stack("up", "--detach", "--no-deps", "client", CLIENT_MEMORY="300m")
     clients = [c["Id"] for c in stack.containers("client")]
     wait_for("bad health", lambda: [health(c) for c in clients] == ["unhealthy 0"] * 2)
-    logs = stack("logs", "--no-log-prefix", "client").stdout
-    assert re.search(
+
+    def logs() -> str:
+        return stack("logs", "--no-log-prefix", "client").stdout
+
+    said = (
         r"the program of this container was ended by SIGKILL, (most likely )?for want of memory; "
-        r"CLIENT_MEMORY is 300m, about 760m are needed; again in 8 s",
-        logs,
+        r"CLIENT_MEMORY is 300m, about 760m are needed; again in 4 s\n"
     )
-    assert "Traceback" not in logs
+    wait_for("the third pause", lambda: re.search(said, logs()))
+    assert "Traceback" not in logs()
     stack.up()
     assert [health(c["Id"]) for c in stack.containers("client")] == ["healthy 0"] * 2
 
