@@ -269,8 +269,13 @@ def test_an_end_of_the_servers_process(
 ) -> None:
     with standing(stage, name) as run:
         end(run)
-        status, _, err = run.said()
+        status, out, err = run.said()
     assert status == 1
+    if state == "failed":  # what its parent knows of a process that is gone
+        told = re.search(r"failed: 1 of 4 rounds in (\S+) s, .* peak memory (\d+) MiB", out)
+        assert told is not None, out
+        assert float(told[1]) > 0
+        assert int(told[2]) > 200
     assert err == f"flsim: {cause}; resume with `{run.command}`\n"
     check_end(run, state, rounds)
     check_resume(run)
@@ -310,7 +315,7 @@ def test_a_round_with_too_few_answers(stage: Stage) -> None:
         status, _, err = run.said()
     assert status == 1
     assert err.startswith("flsim: round 3: 1 of 2 clients succeeded, 2 needed; client ")
-    assert err.endswith(f"it went away before it answered; resume with `{run.command}`\n")
+    assert err.endswith(f"; resume with `{run.command}`\n")
     check_end(run, "failed", 2)
     assert run.manifest()["error"] in err
     check_resume(run)
@@ -358,7 +363,7 @@ def test_the_superlink_is_killed_and_started_again(stage: Stage) -> None:
         run.manifest()["error"]
         == "its SuperLink was killed or started again, or the machine stopped"
     )
-    said = f"flsim: {run.out}: interrupted after 1 rounds; resume it with `flsim run --resume {run.out}`"
+    said = f"flsim: {run.out}: interrupted after round 1; resume it with `flsim run --resume {run.out}`"
     assert said in stage.network.superlink.log.read_text().splitlines()
     check_resume(run)
 

@@ -172,8 +172,9 @@ def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
     from flsimulation.network.ends import last_end, resume_command, settle_runs
 
     for run_dir, manifest in settle_runs(memory):
-        command = resume_command(run_dir)
-        told = f"interrupted after {manifest['rounds']} rounds; resume it with `{command}`"
+        told = "interrupted in its first round; start it again"
+        if rounds := manifest["rounds"]:
+            told = f"interrupted after round {rounds}; resume it with `{resume_command(run_dir)}`"
         print(f"flsim: {run_dir}: {told}", flush=True)
     for event in last_end(memory) or ():
         metrics(event)
