@@ -269,8 +269,13 @@ def test_an_end_of_the_servers_process(
 ) -> None:
     with standing(stage, name) as run:
         end(run)
-        status, _, err = run.said()
+        status, out, err = run.said()
     assert status == 1
+    if state == "failed":  # what its parent knows of a process that is gone
+        told = re.search(r"failed: 1 of 4 rounds in (\S+) s, .* peak memory (\d+) MiB", out)
+        assert told is not None, out
+        assert float(told[1]) > 0
+        assert int(told[2]) > 200
     why = r"(, (not|most likely) for want of memory; [^;]+)?"  # as far as this kernel tells it
     assert re.fullmatch(rf"flsim: {cause}{why}; resume with `{re.escape(run.command)}`\n", err), err
     check_end(run, state, rounds)
@@ -360,7 +365,7 @@ def test_the_superlink_is_killed_and_started_again(stage: Stage) -> None:
         run.manifest()["error"]
         == "its SuperLink was killed or started again, or the machine stopped"
     )
-    said = f"flsim: {run.out}: interrupted after 1 rounds; resume it with `flsim run --resume {run.out}`"
+    said = f"flsim: {run.out}: interrupted after round 1; resume it with `flsim run --resume {run.out}`"
     assert said in stage.network.superlink.log.read_text().splitlines()
     check_resume(run)
 

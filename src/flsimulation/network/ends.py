@@ -9,7 +9,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,6 +66,12 @@ def remember(memory: Path | None, run_dir: str) -> None:
 def settle_run(memory: Path | None, state: str, error: str) -> tuple[Path, dict[str, Any]] | None:
     """Write the end of the SuperLink's last run, if its process was killed; gives its manifest."""
     return next(_settled(_folders(memory), state, error), None)
+
+
+def progress(manifest: Mapping[str, Any]) -> tuple[int, float]:
+    """Rounds of a run that ends now, and seconds since it began."""
+    began = datetime.fromisoformat(manifest["started"])
+    return int(manifest["rounds"]), (datetime.now(UTC) - began).total_seconds()
 
 
 def settle_runs(memory: Path | None) -> list[tuple[Path, dict[str, Any]]]:

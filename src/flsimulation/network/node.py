@@ -194,9 +194,11 @@ def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
     from flsimulation.network.ends import last_end, resume_command, settle_runs
 
     for run_dir, manifest in settle_runs(memory):
-        clients = manifest.get("data", {}).get("clients")
-        command = resume_command(run_dir, clients=clients)
-        told = f"interrupted after {manifest['rounds']} rounds; resume it with `{command}`"
+        told = "interrupted in its first round; start it again"
+        if rounds := manifest["rounds"]:
+            clients = manifest.get("data", {}).get("clients")
+            command = resume_command(run_dir, clients=clients)
+            told = f"interrupted after round {rounds}; resume it with `{command}`"
         print(f"flsim: {run_dir}: {told}", flush=True)
     for event in last_end(memory) or ():
         metrics(event)

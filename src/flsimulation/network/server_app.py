@@ -123,8 +123,8 @@ def tell_killed(killed: Killed) -> None:
     print(f"flsim: {cause}", file=sys.stderr, flush=True)
     memory = Path(path) if (path := os.environ.get(MEMORY)) else None
     run = ends.settle_run(memory, "failed", cause)
-    manifest = run[1] if run is not None else {}
-    end = RunFinished("failed", manifest.get("rounds", 0), 0.0, cause, killed.peak_memory_bytes)
+    rounds, seconds = ends.progress(run[1]) if run is not None else (0, 0.0)
+    end = RunFinished("failed", rounds, seconds, cause, killed.peak_memory_bytes)
     _report(end)
     task.fail(killed.arguments, [lines.of(end), lines.of_error(cause, input=False)], cause)
 
