@@ -230,7 +230,9 @@ def test_a_client_that_raises_is_named_and_the_run_goes_on(
     strange = float(data.dataset.x_train[data.train_indices(2)[0], 0])
     experiment = own_net(make_experiment, path, fail=f"at {strange!r}")
     result = run(experiment, tmp_path / "run", [recorder])
-    assert result.state == "completed"
+    assert (result.state, result.rounds) == ("degraded", 2)  # it fails in each round
+    (end,) = recorder.of(RunFinished)
+    assert end.error == "client 2 never succeeded: the model is made without its data"
     failed = [e for e in recorder.of(ClientReplied) if e.reason and e.round == 1]
     assert [(e.partition, e.reason) for e in failed] == [(2, "error")]
     assert failed[0].error.startswith("ValueError: a strange example (own.py:")
