@@ -113,7 +113,9 @@ class Stage:
         """The run's line of ``flsim status``."""
         url = f"http://127.0.0.1:{self.network.superlink.metrics_port}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
-            return run_lines(parse_metrics(answer.read().decode()), 0.0)[0].removeprefix("run").strip()
+            return (
+                run_lines(parse_metrics(answer.read().decode()), 0.0)[0].removeprefix("run").strip()
+            )
 
     def restart(self) -> None:
         port = f"--port={self.network.port}"
