@@ -337,7 +337,9 @@ def test_a_second_run_at_the_same_time_is_refused(network: Network) -> None:
         at_the_gate(gate, "a")
         second = network.run("--set=strategy.rounds=1")
         assert second.returncode == 1
-        assert second.stderr == ("flsim: another run goes on here; wait for its end, or stop it\n")
+        assert second.stderr == (
+            "flsim: another run is in progress here; flsim attach follows it, flsim stop ends it\n"
+        )
         gate.unlink()
         _, err = driver.communicate(timeout=120)
         assert driver.returncode == 0, err

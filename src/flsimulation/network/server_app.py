@@ -69,7 +69,9 @@ def _alone(memory: Path | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         while not stack.enter_context(alone(memory.with_suffix(".lock"))):
             if time.monotonic() > until:
-                message = "another run goes on here; wait for its end, or stop it"
+                message = (
+                    "another run is in progress here; flsim attach follows it, flsim stop ends it"
+                )
                 lines.tell_error(message, input=False)
                 raise RunError(message)
             time.sleep(_LOOK_SECONDS)
