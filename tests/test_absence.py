@@ -261,3 +261,43 @@ def test_what_went_wrong_at_a_client_stands_beside_the_number_of_those_that_are_
     assert federation.grid.trouble == (
         "; client b: its container's program was ended by SIGKILL, for want of memory"
     )
+
+
+def test_a_spare_that_takes_the_place_does_not_cut_off_a_client_that_is_back_in_time(
+    clock: Time, nodes: Nodes
+) -> None:
+    nodes.join(12, "c")  # a spare
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    clock.after(1, lambda: nodes.answer(10))
+    clock.after(2, lambda: nodes.leave(11))
+    clock.after(9, lambda: nodes.join(11, "b"))
+    clock.after(10, lambda: nodes.answer(11))
+    assert federation.train() == {}
+    assert federation.grid.partitions == {10: 0, 12: 1}
+
+
+def test_a_client_whose_place_a_spare_took_is_lost_for_that(clock: Time, nodes: Nodes) -> None:
+    nodes.join(12, "c", "an old trouble of its own")
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    clock.after(1, lambda: nodes.answer(10))
+    clock.after(2, lambda: nodes.leave(11))
+    assert federation.train() == {1: "it went away before it answered, and client c took its place"}
+
+
+def test_a_client_that_is_given_up_is_not_waited_for_when_another_is_away_for_a_moment(
+    clock: Time, nodes: Nodes
+) -> None:
+    federation = Federation(nodes)
+    federation.grid.wait(2, 5)
+    nodes.leave(11)
+    clock.sleep(1)
+    assert federation.grid.gather(30) == 1  # once
+    nodes.leave(10)
+    clock.sleep(1)
+    clock.after(2, lambda: nodes.join(10, "a"))
+    began = clock.now
+    assert federation.grid.gather(30) == 1
+    assert clock.now - began < 4
+    assert federation.of(ClientsConnected)[-2].gone == {"0": "a"}  # the other is waited for no more

@@ -67,6 +67,23 @@ def test_of_many_clients_three_are_named(make_experiment: Any) -> None:
     assert said.startswith("clients 0, 1, 2 and 4 more never succeeded")
 
 
+def test_what_was_before_a_resume_counts(make_experiment: Callable[..., Any]) -> None:
+    def resumed(*earlier: tuple[int, str | None]) -> Attempts:
+        attempts = Attempts(earlier)
+        experiment = make_experiment(data={"clients": 4}, strategy={"rounds": 5})
+        attempts(RunStarted(experiment, {}, 1, "", None, (), 1, 1, done=2))
+        return attempts
+
+    lost_later = resumed((1, None), (1, "lost"))
+    lost_later(replied(1, "lost"))
+    lost_later(replied(1, "lost"))
+    assert lost_later.never_succeeded() == ""
+    always = resumed((1, "lost"))
+    always(replied(1, "lost"))
+    assert always.never_succeeded().startswith("client 1 never succeeded")
+    assert resumed((2, "error"), (2, "error")).never_succeeded().startswith("client 2 never")
+
+
 class Clock:
     now = 0.0
 

@@ -82,8 +82,8 @@ def limited(monkeypatch: pytest.MonkeyPatch, limit: int, kills: list[int | None]
         (300 * MIB, [0, 1], "ended by SIGKILL, for want of memory; CLIENT_MEMORY is 300m, about "),
         (1024 * MIB, [3, 4], "for want of memory; CLIENT_MEMORY is 1024m, it needs more"),
         (300 * MIB, [None, None], "SIGKILL, most likely for want of memory; CLIENT_MEMORY is 300m"),
-        (300 * MIB, [2, 2], "ended by SIGKILL, not for want of memory; somebody sent that signal"),
-        (MACHINE, [0, 1], "ended by SIGKILL, for want of memory; give it more"),
+        (300 * MIB, [2, 2], "ended by SIGKILL, not for want of memory as far as the kernel tells"),
+        (MACHINE, [0, 1], "ended by SIGKILL, for want of memory; raise its memory limit"),
     ],
 )
 def test_sigkill_is_explained_as_far_as_the_kernel_tells(

@@ -574,7 +574,7 @@ EVENTS = {
     event(event="RoundFinished", round=2, central=None, federated={"loss": 0.125}, failures={}, seconds={"total": 2.0}): "round 2: loss 0.1250, 2.00 s",
     event(event="RunFinished", state="failed", rounds=2, seconds=9.04, error="no client"): "run failed after 2 rounds, 9.0 s: no client",
     event(event="RunFinished", state="completed", rounds=3, seconds=9.0, error=None): "run completed after 3 rounds, 9.0 s",
-    event(error="another run", input=False): "the run failed: another run",
+    event(error="another run", input=False): "another run",
     event(result={"state": "completed"}): None,
     event(model=1, safetensors="AAAA"): None,
 }  # fmt: skip

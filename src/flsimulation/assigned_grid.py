@@ -53,10 +53,12 @@ class AssignedGrid(PartitionedGrid):
         self._known: dict[int, Identity] = {}  # who every node is that said so once
         self._told: tuple[int, ...] | None = None
         self._gone: dict[int, float] = {}  # partitions whose client was there, and since when not
+        self._away: dict[int, float] = {}  # nodes that are asked and not there, and since when not
         self._given_up: set[int] = set()  # partitions that nobody waits for any more
         self._looked = float("-inf")
         self._begun = False  # whether all clients were there once
         self._sent: dict[str, int] = {}  # node of each message
+        self._asked_names: dict[int, str] = {}  # of those nodes, as they were then
         self._unavailable: dict[str, Message] = {}  # what Flower answers for nodes that are gone
         self._trouble = ""
 
@@ -90,6 +92,7 @@ class AssignedGrid(PartitionedGrid):
         self._table.update(online, back | met, strict=not self._begun)
         if (partitions := tuple(self.partitions.values())) != self._told:
             self._notify(partitions, now)
+        self._away = {n: since for n, since in self._away.items() if n not in self.partitions}
         self._looked = time.monotonic()
 
     def _notify(self, partitions: tuple[int, ...], now: float) -> None:
@@ -97,22 +100,26 @@ class AssignedGrid(PartitionedGrid):
         left = {*self._gone, *(self._told or ())} - {*partitions}
         self._gone = {p: self._gone.get(p, now) for p in sorted(left)}
         self._given_up &= left
-        gone = {str(p): self._table.name_of(p) or "unknown" for p in self._gone}
+        waited = [p for p in self._gone if p not in self._given_up]
+        gone = {str(p): self._table.name_of(p) or "unknown" for p in waited}
         patience = self._return_wait if self._begun else self._client_wait
         self._told = partitions
         self._emit(ClientsConnected(partitions, self._expected, gone, patience))
 
-    def why_lost(self, partition: int) -> str | None:
-        """Why no answer will come from a partition whose node went away; None if one still may.
+    def why_lost(self, partition: int, node: int) -> str | None:
+        """Why no answer will come from a node that went away; None if one still may.
 
         A node that is back has its message still. A client that was started again has not.
         """
-        if (node := self.node_of(partition)) is not None:
-            identity = self._table.identity_of(node)
-            trouble = identity.trouble if identity is not None else ""
-            return trouble or "it was started again before it answered"
-        if time.monotonic() - self._gone.get(partition, float("-inf")) < self._return_wait:
+        holder = self.node_of(partition)
+        identity = self._table.identity_of(holder) if holder is not None else None
+        if identity is not None and identity.name == self._asked_names.get(node):
+            return identity.trouble or "it was started again before it answered"
+        now = time.monotonic()
+        if now - self._away.setdefault(node, now) < self._return_wait:
             return None
+        if identity is not None:
+            return f"it went away before it answered, and client {identity.name} took its place"
         self._given_up.add(partition)
         return f"it went away before it answered, and was not back within {self._return_wait:g} s"
 
@@ -129,8 +136,9 @@ class AssignedGrid(PartitionedGrid):
     def gather(self, seconds: float) -> int:
         """Wait for clients that went away, once for each absence; gives how many are there."""
         self.look()
-        if self._absent() - self._given_up:
-            self.wait(self._expected, seconds)
+        absent = self._absent()
+        if absent - self._given_up:
+            self.wait(self._expected - len(absent & self._given_up), seconds)
         self._given_up = self._absent()
         return len(self.partitions)
 
@@ -180,6 +188,8 @@ class AssignedGrid(PartitionedGrid):
         # nodes that ask for parts again and again keep the SuperLink from taking them.
         sent = [(i, m) for m in self._addressed(messages) for i in self._grid.push_messages([m])]
         self._sent = {i: m.metadata.dst_node_id for i, m in sent}
+        identities = {node: self._table.identity_of(node) for node in self._sent.values()}
+        self._asked_names = {n: i.name for n, i in identities.items() if i is not None}
         return [i for i, _ in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -46,6 +46,8 @@ class RunStarted:
     """Why the clients are not trained stacked, where that was tried."""
     gpu: str | None = None
     """Name of the GPU that this process trains on."""
+    done: int = 0
+    """Rounds that were completed before, of a run that is resumed."""
 
 
 @dataclass(frozen=True)

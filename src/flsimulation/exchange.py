@@ -85,8 +85,8 @@ class PartitionedGrid(Grid):
     def wait(self, least: int, seconds: float) -> bool:
         """Wait until so many clients are there; False if they do not come in time."""
 
-    def why_lost(self, partition: int) -> str | None:  # noqa: ARG002 - of networks
-        """Why no answer will come from a partition whose node went away; None if one still may."""
+    def why_lost(self, partition: int, node: int) -> str | None:  # noqa: ARG002 - of networks
+        """Why no answer will come from a node that went away; None if one still may."""
         return "it went away before it answered"
 
     def node_of(self, partition: int) -> int | None:
@@ -265,7 +265,10 @@ class _Phase:
         self._grid.look()
         there = self._grid.partitions
         for identifier, asked in list(self._pending.items()):
-            if asked.node in there or (why := self._grid.why_lost(asked.partition)) is None:
+            if (
+                asked.node in there
+                or (why := self._grid.why_lost(asked.partition, asked.node)) is None
+            ):
                 continue
             del self._pending[identifier]
             for index in asked.errands:

@@ -38,7 +38,7 @@ class RunResult:
 
     name: str
     state: str
-    """``completed``, ``failed`` or ``interrupted``."""
+    """``completed``, ``degraded``, ``failed`` or ``interrupted``."""
     rounds: int
     """Rounds completed."""
     accuracy: float | None
@@ -191,13 +191,18 @@ def _resume(
 ) -> RunResult:
     rounds = read_lines(path / "rounds.jsonl")
     saved = read_checkpoint(path / "checkpoint", len(rounds))
+    trained = [
+        (int(line["partition"]), line.get("reason"))
+        for line in read_lines(path / "clients.jsonl")
+        if line["round"] <= saved.round and line.get("phase") == "train"
+    ]
     space = Workspace.load(experiment)
     with _carried(experiment, federate) as carry:
         directory = RunDirectory(path, experiment, done=saved.round)
         outcome = _Outcome(experiment, path)
         last = rounds[saved.round - 1].get("central")
         reached = is_reached(experiment.evaluate.target_accuracy, last)
-        start = Start(saved.round, saved.arrays, saved.strategy, reached)
+        start = Start(saved.round, saved.arrays, saved.strategy, reached, trained)
         with _reported(path):
             carry(experiment, [directory, outcome, *sinks], space, start)
     return outcome.result()

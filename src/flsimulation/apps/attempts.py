@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from flsimulation.events import ClientReplied, Event, RunStarted
 
@@ -14,9 +15,15 @@ class Attempts:
 
     A client counts that was asked to train at least twice (once in a run of one round) and failed
     each time. Of very many clients each may be asked once, and one failure says little then.
+
+    Parameters
+    ----------
+    earlier : iterable
+        Partition and failure, or None, of each training before a run was resumed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: Iterable[tuple[int, str | None]] = ()) -> None:
+        self._earlier = earlier
         self._succeeded = bytearray()  # one byte a client: populations are large
         self._failed: Counter[int] = Counter()
         self._least = 2
@@ -26,12 +33,17 @@ class Attempts:
         if isinstance(event, RunStarted):
             self._succeeded = bytearray(event.experiment.data.clients)
             self._least = min(2, event.experiment.strategy.rounds)
+            for partition, reason in self._earlier:
+                self._count(partition, reason)
         elif isinstance(event, ClientReplied) and event.phase == "train":
-            if event.reason is None:
-                self._succeeded[event.partition] = 1
-                self._failed.pop(event.partition, None)
-            elif not self._succeeded[event.partition]:
-                self._failed[event.partition] += 1
+            self._count(event.partition, event.reason)
+
+    def _count(self, partition: int, reason: str | None) -> None:
+        if reason is None:
+            self._succeeded[partition] = 1
+            self._failed.pop(partition, None)
+        elif not self._succeeded[partition]:
+            self._failed[partition] += 1
 
     def never_succeeded(self) -> str:
         """One sentence that names the clients that never succeeded; "" if there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Start:
     """Attributes of the strategy object after them."""
     reached: bool = False
     """Whether the target accuracy was reached in them, so that none is to come."""
+    trained: Sequence[tuple[int, str | None]] = ()
+    """Partition and failure, or None, of each training in them."""
 
 
 def make_server_app(
@@ -80,7 +82,7 @@ def make_server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         began, rounds = time.perf_counter(), start.round if start else 0
-        attempts = Attempts()
+        attempts = Attempts(start.trained if start else ())
 
         def emit(event: Event) -> None:
             nonlocal rounds
@@ -100,7 +102,8 @@ def make_server_app(
             finish("degraded" if never else "completed", never or None)
         except Exception as error:
             ours = isinstance(error, FLSimulationError)
-            finish("failed", str(error) if ours else describe_error(error))
+            with undisturbed():
+                finish("failed", str(error) if ours else describe_error(error))
             raise
         except BaseException as end:  # Ctrl-C, or a sink that ends the process
             with undisturbed():
@@ -115,7 +118,7 @@ def _federate(
 ) -> None:
     """The run itself, from its announcement to the last evaluation."""
     experiment = space.experiment
-    emit(_announcement(space))
+    emit(_announcement(space, start.round if start is not None else 0))
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
     arrays = record_of(space.initial_state())
     if start is not None:
@@ -161,7 +164,7 @@ def _partitioned(
     return assigned
 
 
-def _announcement(space: Workspace) -> RunStarted:
+def _announcement(space: Workspace, done: int) -> RunStarted:
     data, module = space.data, space.trainer.module
     listed = len(data.partitions) <= _LISTED_CLIENTS
     return RunStarted(
@@ -176,6 +179,7 @@ def _announcement(space: Workspace) -> RunStarted:
         engine="sequential" if space.decided.trainer is None else "stacked",
         not_stacked=space.decided.why_not,
         gpu=space.trainer.gpu if space.experiment.runtime.kind == "inprocess" else None,
+        done=done,
     )
 
 

@@ -43,7 +43,7 @@ def _said(told: dict[str, Any]) -> str | None:
     if "run-dir" in told:
         return f"the run is written to {told['run-dir']}"
     if "error" in told and "event" not in told:
-        return f"the run failed: {told['error']}"
+        return str(told["error"])
     kind = told.get("event")
     if kind == "RunStarted":
         spec = told["experiment"]

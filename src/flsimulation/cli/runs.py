@@ -87,8 +87,11 @@ def runs_command(superlink: str | None, limit: int, *, json: bool) -> None:
         command.check()
         listed = command.runs()
         found = known_runs(command, listed[:limit])
+    resumed = set()  # directories of newer runs: what they say is not an older run's end
     for run in found:
-        if run.end is None and run.flower.is_over and (here := place.seen(run)) is not None:
+        is_newest = run.run_dir not in resumed
+        resumed.add(run.run_dir)
+        if is_newest and run.end is None and run.flower.is_over and (here := place.seen(run)):
             run.read_end(here)
     if json:
         typer.echo(dump_json([run.record() for run in found]))
@@ -137,7 +140,7 @@ def stop_command(superlink: str | None, wanted: str | None) -> None:
         said += ["", f"Report  {report}"] if report.is_file() else [""]
     elif ended.run_dir is not None:  # the end is written there, and cannot be read here
         said += ["", f"Results {ended.run_dir}, on the SuperLink's machine"]
-    if ended.state != "completed" and (resume := place.resume(ended)) is not None:
+    if ended.state in ("failed", "interrupted") and (resume := place.resume(ended)) is not None:
         said.append(f"Resume  {resume}")
     _say(console, said)
 

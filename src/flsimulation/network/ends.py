@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -64,8 +64,17 @@ def remember(memory: Path | None, run_dir: str) -> None:
 
 
 def settle_run(memory: Path | None, state: str, error: str) -> tuple[Path, dict[str, Any]] | None:
-    """Write the end of the SuperLink's last run, if its process was killed; gives its manifest."""
-    return next(_settled(_folders(memory), state, error), None)
+    """Write the end of the SuperLink's last run, if its process was killed; returns its manifest."""
+    last = _last(memory)
+    manifest = settle(last, state, error) if last is not None else None
+    return (last, manifest) if last is not None and manifest is not None else None
+
+
+def forget(memory: Path | None) -> None:
+    """Another run begins, and has no directory yet: the last one's end is not this one's."""
+    if memory is not None:
+        with contextlib.suppress(OSError):
+            _note(memory).unlink(missing_ok=True)
 
 
 def progress(manifest: Mapping[str, Any]) -> tuple[int, float]:
@@ -75,14 +84,23 @@ def progress(manifest: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def settle_runs(memory: Path | None) -> list[tuple[Path, dict[str, Any]]]:
-    """Write the ends of all runs that an earlier SuperLink left in progress; gives their manifests.
+    """Write the ends of all runs that were left in progress; returns their manifests.
+
+    The last run of the SuperLink ended with it. What ended others in the same folder, which may be
+    runs in one process, nobody knows.
 
     Parameters
     ----------
     memory : Path, optional
         The SuperLink's; its runs are in the same folder.
     """
-    return list(_settled(_folders(memory), "interrupted", _SUPERLINK))
+    if memory is None:
+        return []
+    last = settle_run(memory, "interrupted", _SUPERLINK)
+    folders = sorted((path.parent for path in memory.parent.glob("*/manifest.json")), reverse=True)
+    others = [(folder, settle(folder)) for folder in folders]
+    found = [(folder, manifest) for folder, manifest in others if manifest is not None]
+    return [*([last] if last is not None else []), *found]
 
 
 def last_end(memory: Path | None) -> tuple[RunStarted, RunFinished] | None:
@@ -149,21 +167,14 @@ def _has_parent() -> bool:
     return True
 
 
-def _settled(folders: list[Path], state: str, error: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for folder in folders:
-        if (manifest := settle(folder, state, error)) is not None:
-            yield folder, manifest
-
-
-def _folders(memory: Path | None) -> list[Path]:
-    """Run directories, the one of the last run first."""
+def _last(memory: Path | None) -> Path | None:
+    """Directory of the SuperLink's last run."""
     if memory is None:
-        return []
-    folders = sorted((path.parent for path in memory.parent.glob("*/manifest.json")), reverse=True)
-    with contextlib.suppress(OSError):
-        last = Path(_note(memory).read_text(encoding="utf-8"))
-        folders = [last, *(folder for folder in folders if folder != last)]
-    return folders
+        return None
+    try:
+        return Path(_note(memory).read_text(encoding="utf-8"))
+    except OSError:
+        return None
 
 
 def _note(memory: Path) -> Path:

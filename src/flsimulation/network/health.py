@@ -94,11 +94,11 @@ def describe_end(status: int, variable: str = "CLIENT_MEMORY") -> str:
         return ended
     short = see_kills()
     if short is False:
-        return f"{ended}, not for want of memory; somebody sent that signal"
+        return f"{ended}, not for want of memory as far as the kernel tells"
     sure = "for want of memory" if short else "most likely for want of memory"
     limit = container_usage().memory_limit_bytes
     if limit >= machine_memory_bytes():
-        return f"{ended}, {sure}; give it more"
+        return f"{ended}, {sure}; raise its memory limit"
     needs = f"about {_mib(CLIENT_BYTES)} are needed" if limit < CLIENT_BYTES else "it needs more"
     return f"{ended}, {sure}; {variable} is {_mib(limit)}, {needs}"
 

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from flsimulation.errors import InputError
 from flsimulation.network import sockets
-from flsimulation.network.health import Health, describe_end, keep_trouble
+from flsimulation.network.health import Health, describe_end, keep_trouble, see_kills
 from flsimulation.network.names import CLIENT_APP, MEMORY, REPORTS, SERVER_APP, TROUBLE, WARM
 from flsimulation.network.shims import write_shims
 from flsimulation.telemetry.exporter import served
@@ -100,6 +100,7 @@ class Node:
                 health.is_up()
             else:
                 if "killed" in report:
+                    see_kills()  # this one is explained
                     health.message_was_killed()
                 elif report.get("metrics"):
                     health.message_was_answered()
@@ -192,12 +193,15 @@ def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) 
 def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
     """Set right, and say, what an earlier SuperLink left that was killed or restarted."""
     from flsimulation.network.ends import last_end, resume_command, settle_runs
+    from flsimulation.telemetry.manifest import KILLED
 
     for run_dir, manifest in settle_runs(memory):
         told = "interrupted in its first round; start it again"
         if rounds := manifest["rounds"]:
             clients = manifest.get("data", {}).get("clients")
             command = resume_command(run_dir, clients=clients)
+            if manifest["error"] == KILLED:  # it may be a run in one process
+                command = f"flsim run --resume {run_dir}"
             told = f"interrupted after round {rounds}; resume it with `{command}`"
         print(f"flsim: {run_dir}: {told}", flush=True)
     for event in last_end(memory) or ():

@@ -107,7 +107,7 @@ def _learn(run: KnownRun, log: Iterable[str]) -> None:
     for line in log:
         told = lines.read(line)
         if isinstance(told, RunStarted):
-            run.experiment = told.experiment
+            run.experiment, run.rounds = told.experiment, told.done
         elif isinstance(told, RoundFinished):
             run.rounds = told.round
         elif isinstance(told, RunFinished):

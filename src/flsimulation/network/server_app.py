@@ -65,16 +65,21 @@ def _alone(memory: Path | None) -> Iterator[None]:
     if memory is None:
         yield
         return
-    until = time.monotonic() + _ENDING_SECONDS
+    until, lock = time.monotonic() + _ENDING_SECONDS, memory.with_suffix(".lock")
     with contextlib.ExitStack() as stack:
-        while not stack.enter_context(alone(memory.with_suffix(".lock"))):
-            if time.monotonic() > until:
-                message = (
-                    "another run is in progress here; flsim attach follows it, flsim stop ends it"
-                )
-                lines.tell_error(message, input=False)
-                raise RunError(message)
-            time.sleep(_LOOK_SECONDS)
+        try:
+            while not stack.enter_context(alone(lock)):
+                if time.monotonic() > until:
+                    raise RunError(
+                        "another run is in progress here; flsim attach follows it, "
+                        "flsim stop ends it"
+                    )
+                time.sleep(_LOOK_SECONDS)
+        except (OSError, RunError) as error:
+            is_full = isinstance(error, OSError)
+            text = f"{lock}: cannot be written: {error}" if is_full else str(error)
+            lines.tell_error(text, input=False)
+            raise RunError(text) from None
         yield
 
 

@@ -9,12 +9,12 @@ import contextlib
 import itertools
 from collections.abc import Sequence
 
-import httpx
 from flwr.common.constant import SubStatus
 from flwr.proto.log_pb2 import PushLogsRequest
 from flwr.proto.runtime_pb2 import PushTaskOutputRequest
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 
 _ADDRESS, _TOKEN = "--runtime-api-address", "--token"
@@ -48,6 +48,6 @@ def fail(arguments: Sequence[str], log: Sequence[str], details: str) -> None:
         retry_invoker=retry,
     )
     output = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details)
-    with contextlib.suppress(httpx.HTTPError), contextlib.closing(client):
+    with contextlib.suppress(Exception, RunNotRunningException), contextlib.closing(client):
         client.PushLogs(PushLogsRequest(logs=log))
         client.PushTaskOutput(output)

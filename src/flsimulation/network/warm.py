@@ -82,6 +82,7 @@ class WarmServer:
         self._program = program
         self._running: int | None = None
         self._started = self._start_at = 0.0
+        self._at_once = False  # whether the next start shall not wait
         self._quick = 0  # times in a row that the program ended soon
         self._prepare = prepare
         self._prepared: dict[str, Any] | None = None
@@ -120,8 +121,10 @@ class WarmServer:
                     self._answer(sockets.receive(self._listener))
                 self._launch_held()
         finally:
-            self._end_runs()
-            self._end_program()
+            try:
+                self._end_runs()
+            finally:
+                self._end_program()
 
     def _is_to_start(self) -> bool:
         return self._program is not None and self._running is None
@@ -143,7 +146,7 @@ class WarmServer:
         elif "launch" in request:
             self._launch(request)
         elif "restart" in request:
-            self._restart_program()
+            self._restart_program(at_once=True)
         elif "prepare" in request and request["prepare"] != self._prepared:
             self._prepared = request["prepare"]
             self._replace_prepared()
@@ -240,20 +243,23 @@ class WarmServer:
         if status < 0 and self._killed is not None:
             end = describe_end(status, "SUPERLINK_MEMORY" if is_run else "CLIENT_MEMORY")
             self._fork(partial(self._killed, Killed(command, arguments, end, peak)))
-        if command == _SUPEREXEC or (command == CLIENT_APP and status < 0):
+        if command == CLIENT_APP and status < 0:
+            self._restart_program(at_once=True)
+        elif command == _SUPEREXEC:
             self._restart_program()
 
     def _plan_restart(self, status: int) -> None:
         """Start the program again: at once if it left to be; else later and later."""
         now = time.monotonic()
         self._running = None
-        if status == LEFT:
-            self._start_at = now
+        if status == LEFT or self._at_once:
+            self._start_at, self._at_once = now, False
             return
         self._quick = self._quick + 1 if now - self._started < _SOON_SECONDS else 0
         self._start_at = now + min(_LATEST_SECONDS, _AGAIN_SECONDS * 2**self._quick)
 
-    def _restart_program(self) -> None:
+    def _restart_program(self, *, at_once: bool = False) -> None:
+        self._at_once = at_once
         if self._base is not None:
             with contextlib.suppress(OSError):
                 sockets.send(self._base, {"restart": True})
@@ -264,7 +270,8 @@ class WarmServer:
         """Let the runs' processes end first, while there is somebody to tell how they ended."""
         runs = [p for p, launched in self._launched.items() if launched.command == SERVER_APP]
         for process in runs:
-            os.kill(process, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
         until = time.monotonic() + _RUNS_SECONDS
         while runs and time.monotonic() < until:
             runs = [process for process in runs if not os.waitpid(process, os.WNOHANG)[0]]

@@ -120,6 +120,7 @@ class PrometheusMetrics:
             self._series.gauge("fl_run_failures", reason=reason).set(0)
         for name in ("round", "current_round", "round_mean_seconds", "answers"):
             self._series.gauge(f"fl_run_{name}").set(0)
+        self._series.gauge("fl_run_round").set(event.done)
         self._series.gauge("fl_run_rounds").set(spec.strategy.rounds)
         self._series.gauge("fl_run_started_timestamp_seconds").set(self._clock())
         self._rest()
