@@ -450,6 +450,8 @@ def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
     assert "Traceback" not in logs()
     stack.up()
     assert [health(c["Id"]) for c in stack.containers("client")] == ["healthy 0"] * 2
+    done = stack.run("--set=strategy.rounds=1")  # with enough memory they are of use again
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_superlink_may_be_restarted_between_runs(stack: Stack) -> None:

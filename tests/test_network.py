@@ -65,6 +65,17 @@ def wait_for(what: str, condition: Callable[[], Any]) -> Any:
     raise AssertionError(f"{what} did not happen within {PATIENCE:g} s")
 
 
+def processes_of(session: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, IndexError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
 class Program:
     """``flsim superlink`` or ``flsim client``, with its metrics."""
 
@@ -97,12 +108,10 @@ class Program:
         assert self.process.wait(30) is not None
 
     def kill(self) -> None:
-        """Kill all its processes at once, as the end of a machine does."""
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError, IndexError):
-                fields = stat.read_text().rpartition(")")[2].split()
-                if int(fields[3]) == self.process.pid:  # its session, which is the program's own
-                    os.kill(int(stat.parent.name), signal.SIGKILL)
+        """Kill all its processes at once, as the end of a machine does; the youngest first."""
+        for process in sorted(processes_of(self.process.pid), reverse=True):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self.process.wait()
 
 

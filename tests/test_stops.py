@@ -14,6 +14,7 @@ from tests.test_network import (
     at_the_gate,
     driven,
     last_run,
+    processes_of,
     started,
     wait_for,
 )
@@ -40,19 +41,6 @@ def connected(network: Network) -> float:
 
 def is_running(network: Network) -> bool:
     return network.superlink.samples().get("fl_run_state,state=running", 0) == 1
-
-
-def processes(session: int) -> list[int]:
-    """Processes of a session that have not ended."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
 
 
 def begins(network: Network, gate: Path) -> None:
@@ -95,7 +83,7 @@ def test_twenty_stops_in_a_row_leave_no_client_stuck_and_no_process(network: Net
     for name, client in network.clients.items():
         wait_for(
             f"the end of what {name} worked on",
-            lambda client=client: len(processes(client.process.pid)) == STAYING,
+            lambda client=client: len(processes_of(client.process.pid)) == STAYING,
         )
 
 
