@@ -108,10 +108,12 @@ class Program:
         assert self.process.wait(30) is not None
 
     def kill(self) -> None:
-        """Kill all its processes at once, as the end of a machine does; the youngest first."""
-        for process in sorted(processes_of(self.process.pid), reverse=True):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        """Kill all its processes at once, as the end of a machine does: none sees another's end."""
+        processes = sorted(processes_of(self.process.pid))
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
         self.process.wait()
 
 
