@@ -157,8 +157,9 @@ class PartitionTable:
     def _remember_names(self, there: set[int]) -> None:
         """Keep the names of the nodes that are there: one may be silent in the next run."""
         names = {n: name for n, name in self._names.items() if n in there}
-        self._names = names | {n: identity.name for n, identity in self._identities.items()}
-        if self._nodes_memory is not None:
+        names |= {n: identity.name for n, identity in self._identities.items()}
+        is_new, self._names = names != self._names, names
+        if is_new and self._nodes_memory is not None:
             self._nodes_memory.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self._nodes_memory, json.dumps(self._names, indent=2) + "\n")
 
