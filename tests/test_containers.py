@@ -307,8 +307,8 @@ def in_round(stack: Stack, name: str, number: int) -> Callable[[], bool]:
 
     def check() -> bool:
         runs = list(stack.runs.glob(f"2*-{name}"))
-        lines = read_lines(runs[-1] / "clients.jsonl") if runs else []
-        return any(line["round"] == number - 1 and line["phase"] == "train" for line in lines)
+        lines = read_lines(runs[-1] / "rounds.jsonl") if runs else []
+        return any(line["round"] == number - 1 for line in lines)
 
     return check
 
