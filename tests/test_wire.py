@@ -328,7 +328,12 @@ def test_verify_says_which_round_differs_and_how() -> None:
 
     moved = record(finished(1), finished(2), m1=[1, 1], m2=[1, 1])
     moved.started = dataclasses.replace(STARTED, histogram={"0": [2, 1]})
-    assert compare(here, moved)[0].startswith("the partitions differ")
+    assert compare(here, moved) == [
+        "the two runtimes do not hold the same data: the clients' partitions"
+    ]
+    unseen = record(finished(1), finished(2), m1=[1, 1], m2=[1, 1])
+    unseen.started = None
+    assert compare(here, unseen)[0].startswith("the run in the other runtime did not say")
     missing = record(finished(1), finished(2), m1=[1, 1])
     assert "round 2" in compare(here, missing)[0]
 

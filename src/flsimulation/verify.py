@@ -200,9 +200,7 @@ def compare(
     tolerance: float = TOLERANCE,
 ) -> list[str]:
     """What differs between two runs, one line each; none if they agree to the tolerance."""
-    differences = []
-    if _data(here) != _data(there):
-        differences.append("the partitions differ: the two runtimes do not hold the same data")
+    differences = _differing_data(here.started, there.started)
     if len(here.rounds) != len(there.rounds):
         differences.append(
             f"{len(here.rounds)} rounds in one process, {len(there.rounds)} in the other runtime"
@@ -226,11 +224,19 @@ def arrays_of(record: ArrayRecord) -> Model:
     return {name: np.array(array.numpy()) for name, array in record.items()}
 
 
-def _data(record: Record) -> tuple[object, ...] | None:
-    started = record.started
-    if started is None:
-        return None
-    return started.data_digest, started.histogram, started.train_examples, started.parameters
+def _differing_data(one: RunStarted | None, other: RunStarted | None) -> list[str]:
+    """Whether two runs began with the same data and model, and what of it is not the same."""
+    if one is None or other is None:
+        which = "one process" if one is None else "the other runtime"
+        return [f"the run in {which} did not say with which data it began; verify again"]
+    names = {
+        "data_digest": "the data set",
+        "histogram": "the clients' partitions",
+        "train_examples": "the number of training examples",
+        "parameters": "the model's number of parameters",
+    }
+    parts = [text for name, text in names.items() if getattr(one, name) != getattr(other, name)]
+    return [f"the two runtimes do not hold the same data: {', '.join(parts)}"] if parts else []
 
 
 def _compare_round(
