@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from tests.test_network import flsim, free_port, wait_for
 
-from flsimulation.telemetry.jsonlines import read_lines
+from flsimulation.rundir.jsonlines import read_lines
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))

@@ -19,7 +19,7 @@ from tests.test_network import (
     wait_for,
 )
 
-from flsimulation.telemetry.jsonlines import read_lines
+from flsimulation.rundir.jsonlines import read_lines
 
 CLIENTS = ("a", "b", "c")
 STAYING = 5  # of a client: its own process, two that fork, Flower's SuperNode and SuperExec

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from flsimulation import run
-from flsimulation.apps.workers import workers_for
-from flsimulation.apps.workspace import Workspace
+from flsimulation.client.workers import workers_for
+from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, ModelError
 from flsimulation.events import ClientReplied, RunStarted
 from flsimulation.experiment import Experiment
