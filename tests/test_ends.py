@@ -132,7 +132,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, blobs_npz: Path) -> Iterator
     gate.open()
     whole = load_experiment(None, settings(folder, blobs_npz, gate.folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda _: None)
+        patch.setattr("flsimulation.client.workspace.processes_for", lambda *_: 1)
         weights = run(whole, folder / "whole").weights_sha256
     with started(folder, "a", "b") as network:
         yield Stage(network, blobs_npz, str(weights))

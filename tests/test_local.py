@@ -18,7 +18,8 @@ from torch.nn import functional
 from flsimulation.errors import ClientError, InputError
 from flsimulation.experiment.spec import Train
 from flsimulation.models import MLP
-from flsimulation.training import Batches, LocalTrainer
+from flsimulation.training import Batches
+from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.scores import scores
 
 X = torch.tensor(np.random.default_rng(0).normal(size=(23, 6)), dtype=torch.float32)

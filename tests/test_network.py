@@ -192,7 +192,7 @@ def last_run(network: Network) -> Path:
 
 def run_one_by_one(out: Path, monkeypatch: pytest.MonkeyPatch) -> RunResult:
     """The small experiment in this process, its clients trained as those of a network are."""
-    monkeypatch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda _: None)
+    monkeypatch.setattr("flsimulation.client.workspace.processes_for", lambda *_: 1)
     return run(load_experiment(None, [*SMALL, "train.engine=sequential"]), out)
 
 
