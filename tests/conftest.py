@@ -21,6 +21,9 @@ from flsimulation.data import Dataset
 from flsimulation.events import Event
 from flsimulation.experiment import Experiment
 
+PATIENCE = 600.0
+"""Seconds until a test that waits for what never comes fails: no machine needs as many."""
+
 FEATURES = 6
 CLASSES = 3
 

@@ -28,6 +28,8 @@ from tests.test_network_verbs import Docker, bound, container, published
 
 from flsimulation.telemetry.jsonlines import read_lines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:

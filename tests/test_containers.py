@@ -78,7 +78,7 @@ def docker_answers() -> bool:
 needed = pytest.mark.skipif(
     not docker_answers() and "CI" not in os.environ, reason="no Docker engine answers here"
 )
-pytestmark = needed
+pytestmark = [pytest.mark.containers, needed]
 
 
 class Stack:

@@ -23,6 +23,8 @@ from flsimulation.cli.status import parse_metrics, run_lines
 from flsimulation.report import read_run
 from flsimulation.telemetry.jsonlines import read_lines
 
+pytestmark = pytest.mark.slow
+
 GATED = '''
 import os
 import time

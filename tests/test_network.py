@@ -21,6 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from flsimulation import RunResult, load_experiment, run
 from flsimulation.telemetry.jsonlines import read_lines
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("data.examples-per-client=200", "train.device=cpu")
 PATIENCE = 90.0  # seconds, on a slow machine; what is waited for comes much sooner
 

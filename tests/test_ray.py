@@ -37,8 +37,11 @@ from flsimulation.runtimes.ray import RayGrid, run_on_actors
 from flsimulation.runtimes.ray_actors import Actors, actors
 from flsimulation.verify import Record, compare
 
-# Ray drops the handles of its processes as it ends them
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [
+    pytest.mark.ray,
+    # Ray drops the handles of its processes as it ends them
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 PACKAGE = Path(flsimulation.__file__).parent
 Make = Callable[..., Experiment]

@@ -21,6 +21,8 @@ from tests.test_network import (
 
 from flsimulation.telemetry.jsonlines import read_lines
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = ("a", "b", "c")
 STAYING = 5  # of a client: its own process, two that fork, Flower's SuperNode and SuperExec
 
