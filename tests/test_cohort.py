@@ -30,6 +30,8 @@ from flsimulation.training.program import StepPrograms
 from flsimulation.training.step import exactly
 from flsimulation.training.wave import Trained, Wave
 
+pytestmark = pytest.mark.seconds
+
 FEATURES, CLASSES, EXAMPLES = 6, 3, 64
 X = torch.tensor(np.random.default_rng(0).normal(size=(EXAMPLES, FEATURES)))  # float64
 X32 = X.float()

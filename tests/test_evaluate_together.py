@@ -24,6 +24,8 @@ from flsimulation.models import CNN, MLP, Logistic, TwoNN
 from flsimulation.runtimes import inprocess
 from flsimulation.training import Batches, CohortEvaluator, DirectEvaluator, Scored, evaluation
 
+pytestmark = pytest.mark.seconds
+
 X = torch.tensor(np.random.default_rng(0).normal(size=(90, 6)), dtype=torch.float32)
 Y = torch.tensor(np.arange(90) % 3)
 IMAGES = torch.tensor(np.random.default_rng(1).normal(size=(90, 1, 8, 8)), dtype=torch.float32)

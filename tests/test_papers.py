@@ -35,6 +35,8 @@ from flsimulation.papers import reproduce as reproducing
 from flsimulation.processes import alone
 from flsimulation.training import LocalTrainer
 
+pytestmark = pytest.mark.seconds
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -24,6 +24,8 @@ from flsimulation.telemetry.jsonlines import JsonLines, read_lines
 from flsimulation.telemetry.manifest import KILLED, settle
 from flsimulation.telemetry.storage import claimed, is_claimed, storing
 
+pytestmark = pytest.mark.seconds
+
 Make = Callable[..., Any]
 FULL = "cannot be written: the disk is full; free some space there"
 

@@ -31,6 +31,8 @@ from flsimulation.telemetry.client_metrics import ClientMetrics
 from flsimulation.telemetry.wire import from_json, to_json
 from flsimulation.verify import Record, compare, verify_engines
 
+pytestmark = pytest.mark.seconds
+
 STARTED = RunStarted(
     experiment=load_experiment(None, ["model.args={hidden = [8, 8]}"]),
     model_arguments={"hidden": [8, 8]},
