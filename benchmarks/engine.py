@@ -23,10 +23,10 @@ from torch.nn import functional
 from results import command_line, json_file, write
 from workloads import WORKLOADS, experiment
 
-from flsimulation.apps.workspace import Workspace
-from flsimulation.training import program as programs
-from flsimulation.training.script import compiled
-from flsimulation.training.wave import Terms, WaveFit
+from flsimulation.client.workspace import Workspace
+from flsimulation.training.stacked.compiler import program as programs
+from flsimulation.training.stacked.compiler.torchscript import compiled
+from flsimulation.training.stacked.wave import Terms, WaveFit
 
 
 def bare(space: Workspace, cohort: range, state: dict[str, torch.Tensor]) -> None:

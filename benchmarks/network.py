@@ -33,7 +33,7 @@ import tomli_w
 from results import command_line, json_file, write
 
 from flsimulation.experiment import Experiment, flatten, load_experiment
-from flsimulation.network.flower import Flower
+from flsimulation.runtimes.network.flower import Flower
 
 BIN = Path(sys.executable).parent
 CORES = os.cpu_count() or 1
@@ -157,7 +157,7 @@ def stock(spec: Experiment, folder: Path) -> list[dict[str, float]]:
     ]
     app = folder / "app"
     shutil.copytree(Path(__file__).parent / "stock_flower", app)
-    components = {"serverapp": "stock_server:app", "clientapp": "flsimulation.apps.client_app:app"}
+    components = {"serverapp": "stock_server:app", "clientapp": "flsimulation.client.app:app"}
     table: dict[str, Any] = {
         "project": {"name": "stock", "version": "0.1.0", "license": {"text": "Apache-2.0"}},
         "tool": {

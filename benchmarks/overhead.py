@@ -20,13 +20,13 @@ import flsimulation  # noqa: F401 - before torch: it lets OpenMP's waiting threa
 import numpy as np
 from results import command_line, json_file, write
 
-from flsimulation.apps.workspace import Stacking, Workspace
+from flsimulation.client.workspace import Stacking, Workspace
 from flsimulation.events import RoundFinished
 from flsimulation.experiment import Experiment
 from flsimulation.runtimes.inprocess import run_in_process
-from flsimulation.telemetry.rundir import RunDirectory
+from flsimulation.rundir.writer import RunDirectory
 from flsimulation.training import Batches
-from flsimulation.training.wave import State, Trained, Wave
+from flsimulation.training.stacked.wave import State, Trained, Wave
 
 _LEFT_OUT = 2  # rounds, in which things are done for the first time
 

@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flsimulation.atomic import write_atomic  # before torch: it lets OpenMP's waiting threads sleep
+from flsimulation.host.files import (
+    write_atomic,
+)  # before torch: it lets OpenMP's waiting threads sleep
 import torch
 
 _CPUINFO = Path("/proc/cpuinfo")  # of Linux

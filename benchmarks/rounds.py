@@ -26,11 +26,11 @@ from torch.nn import functional
 from results import command_line, json_file, write
 from workloads import WORKLOADS, experiment
 
-from flsimulation.apps.workspace import Workspace
+from flsimulation.client.workspace import Workspace
 from flsimulation.events import Checkpoint, PhaseStarted, RoundFinished
 from flsimulation.runtimes.inprocess import run_in_process
-from flsimulation.telemetry.process import peak_memory_bytes
-from flsimulation.telemetry.rundir import RunDirectory
+from flsimulation.host.usage import peak_memory_bytes
+from flsimulation.rundir.writer import RunDirectory
 
 _LEFT_OUT = 2  # rounds, in which either side does things for the first time
 

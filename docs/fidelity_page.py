@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flsimulation.papers import HEADS, cells, names
+from flsimulation.studies.papers import HEADS, cells, names
 
 FOLDER = Path(__file__).parent / "fidelity"
 

@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from flsimulation.errors import FAILURE_REASONS
 from flsimulation.experiment.spec import Experiment, Section
 from flsimulation.experiment.strategy import STRATEGIES, own_parameters
-from flsimulation.telemetry import table
+from flsimulation.metrics import table
 
 DOCS = Path(__file__).parent
 NOTICE = "<!-- Made by docs/generate.py; change the code it reads, then run `make docs`. -->"

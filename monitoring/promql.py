@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
-from flsimulation.telemetry.table import ALL_METRICS, Metric
+from flsimulation.metrics.table import ALL_METRICS, Metric
 
 _BY_NAME = {metric.name: metric for metric in ALL_METRICS}
 _HISTOGRAM_SERIES = ("_bucket", "_sum", "_count")
@@ -31,7 +31,7 @@ def metric(name: str) -> Metric:
         found = _BY_NAME.get(name.removesuffix(suffix))
         if name.endswith(suffix) and found is not None and found.kind == "histogram":
             return found
-    raise LookupError(f"flsimulation.telemetry.metrics exports no series {name!r}")
+    raise LookupError(f"flsimulation.metrics.server exports no series {name!r}")
 
 
 def promql(text: str) -> str:

@@ -11,14 +11,15 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
-from flsimulation import assigned_grid, awaiting, exchange
-from flsimulation.assigned_grid import AssignedGrid
-from flsimulation.assignment import PartitionTable
 from flsimulation.events import ClientReplied, ClientsAwaited, ClientsConnected
-from flsimulation.exchange import Exchange
 from flsimulation.experiment import load_experiment
-from flsimulation.messages import identity_reply
+from flsimulation.messages.content import identity_reply
+from flsimulation.node import grid as assigned_grid
+from flsimulation.node.assignment import PartitionTable
+from flsimulation.node.grid import AssignedGrid
 from flsimulation.runtimes.inprocess import flower_identity
+from flsimulation.server import awaiting, exchange
+from flsimulation.server.exchange import Exchange
 
 
 class Time:

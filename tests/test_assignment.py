@@ -14,17 +14,17 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from flsimulation import assigned_grid
-from flsimulation.apps.client_app import make_client_app, partition_of
-from flsimulation.apps.server_app import make_server_app
-from flsimulation.assigned_grid import AssignedGrid
-from flsimulation.assignment import Identity, PartitionTable
+from flsimulation.client.app import make_client_app, partition_of
 from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, RoundFinished, RunFinished
 from flsimulation.experiment import flatten, load_experiment
-from flsimulation.messages import assigned_partition
-from flsimulation.packing import unpack
+from flsimulation.messages.content import assigned_partition
+from flsimulation.messages.packing import unpack
+from flsimulation.node import grid as assigned_grid
+from flsimulation.node.assignment import Identity, PartitionTable
+from flsimulation.node.grid import AssignedGrid, connect
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
+from flsimulation.server.app import make_server_app
 
 pytestmark = pytest.mark.seconds
 
@@ -170,7 +170,7 @@ def federate(spec: Any, network: Network, events: list[Any]) -> None:
     from flwr.app import Context
 
     context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
-    make_server_app([events.append])(network, context)
+    make_server_app([events.append], connect=connect)(network, context)
 
 
 def network_of(spec: Any, names: Iterable[str]) -> Network:
@@ -246,7 +246,7 @@ def test_a_client_that_goes_away_is_counted_and_used_again_when_it_is_back() -> 
     from flwr.app import Context
 
     context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
-    make_server_app([watch])(network, context)
+    make_server_app([watch], connect=connect)(network, context)
     cohorts = {e.round: e.cohort for e in of(events, RoundFinished)}
     assert cohorts[1] == (0, 1)
     assert (0,) in cohorts.values()
@@ -271,7 +271,7 @@ def test_a_client_that_dies_in_a_phase_is_lost_and_does_not_hold_up_the_round() 
     from flwr.app import Context
 
     context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
-    make_server_app([watch])(network, context)
+    make_server_app([watch], connect=connect)(network, context)
     lost = [e for e in events if getattr(e, "reason", None) == "lost"]
     assert [(e.round, e.phase, e.partition) for e in lost] == [(1, "evaluate", 1), (2, "train", 1)]
     rounds = of(events, RoundFinished)

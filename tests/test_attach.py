@@ -26,7 +26,7 @@ from tests.test_network import (
 )
 from tests.test_network_verbs import Docker, bound, container, published
 
-from flsimulation.telemetry.jsonlines import read_lines
+from flsimulation.rundir.jsonlines import read_lines
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flsimulation.apps.attempts import Attempts
-from flsimulation.awaiting import Awaiting
 from flsimulation.events import ClientReplied, ClientsAwaited, RunStarted
+from flsimulation.server.attempts import Attempts
+from flsimulation.server.awaiting import Awaiting
 
 
 def begun(make_experiment: Callable[..., Any], clients: int = 4, rounds: int = 5) -> Attempts:

@@ -25,10 +25,10 @@ from flsimulation.errors import ClientError
 from flsimulation.experiment.spec import Train
 from flsimulation.models import CNN, MLP, Logistic, TwoNN
 from flsimulation.training import Batches, CohortTrainer, LocalTrainer, NotStackable, State
-from flsimulation.training import script as script_module
-from flsimulation.training.program import StepPrograms
-from flsimulation.training.step import exactly
-from flsimulation.training.wave import Trained, Wave
+from flsimulation.training.stacked.compiler import torchscript as script_module
+from flsimulation.training.stacked.compiler.program import StepPrograms
+from flsimulation.training.stacked.compiler.step import exactly
+from flsimulation.training.stacked.wave import Trained, Wave
 
 pytestmark = pytest.mark.seconds
 
@@ -233,7 +233,7 @@ def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
             TRACES[key] = StepPrograms(module, x, y)
         return TRACES[key]
 
-    monkeypatch.setattr("flsimulation.training.cohort.StepPrograms", programs)
+    monkeypatch.setattr("flsimulation.training.stacked.engine.StepPrograms", programs)
 
 
 # --- equality -------------------------------------------------------------------------------------
@@ -751,7 +751,7 @@ def test_a_client_that_is_done_stays_as_it_is(name: str) -> None:
 def test_company_and_threads_change_nothing_but_roundings(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flsimulation.training.cohort._WAVE_BYTES", 2_000)  # small waves
+    monkeypatch.setattr("flsimulation.training.stacked.engine._WAVE_BYTES", 2_000)  # small waves
     module = built(Net, OPTIMIZERS["adam"])
     trainer = CohortTrainer(module, Train(batch_size=4, epochs=2), X32, Y)
     clients = Clients((5, 9, 2, 7, 9, 4, 11, 3))
@@ -864,7 +864,7 @@ def test_a_client_without_examples_fails_as_it_does_alone() -> None:
 def test_clients_that_are_not_done_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     clock = SimpleNamespace(time=lambda: float(next(ticks)), perf_counter=lambda: 0.0)
-    monkeypatch.setattr("flsimulation.training.wave.time", clock)
+    monkeypatch.setattr("flsimulation.training.stacked.wave.time", clock)
     module = built(Net, OPTIMIZERS[name])
     trainer = CohortTrainer(module, Train(batch_size=4), X32, Y)
     clients = Clients((20, 4, 8))
@@ -1152,7 +1152,7 @@ def test_programs_of_shipped_models_are_torchscript(
         modules.append(module)
         return run
 
-    monkeypatch.setattr("flsimulation.training.program.compiled", compiled)
+    monkeypatch.setattr("flsimulation.training.stacked.compiler.program.compiled", compiled)
     x = (IMAGES if name == "cnn" else X).float()
     programs = StepPrograms(built(MODELS[name], learning_rate=0.1), x[:32], Y[:32])
     plain = (0.1,) * len(programs.trained)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
-from flsimulation.cohort_messages import bundle, cohort_answer, cohort_reply, merged, unbundle
 from flsimulation.errors import ClientError
-from flsimulation.messages import failure, failure_of, metrics_of, reply, state_of
+from flsimulation.messages.batch import bundle, cohort_answer, cohort_reply, merged, unbundle
+from flsimulation.messages.content import failure, failure_of, metrics_of, reply, state_of
 from flsimulation.runtimes.inprocess import flower_identity
 
 

@@ -9,14 +9,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from flsimulation.telemetry.container import (
-    ContainerCollector,
-    container_usage,
-    is_own,
-    own_usage,
-)
-from flsimulation.telemetry.process import machine_memory_bytes
-from flsimulation.telemetry.table import CONTAINER_METRICS
+from flsimulation.host.usage import machine_memory_bytes
+from flsimulation.metrics.container import ContainerCollector, container_usage, is_own, own_usage
+from flsimulation.metrics.table import CONTAINER_METRICS
 
 CORES = float(os.cpu_count() or 1)
 

@@ -24,7 +24,7 @@ import pytest
 from tests.conftest import PATIENCE, wait_for
 from tests.test_network import flsim, free_port
 
-from flsimulation.telemetry.jsonlines import read_lines
+from flsimulation.rundir.jsonlines import read_lines
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))

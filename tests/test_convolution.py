@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from flsimulation.experiment.spec import Train
 from flsimulation.models import CNN
 from flsimulation.training import Batches, CohortTrainer, LocalTrainer
-from flsimulation.training import trace as trace_module
-from flsimulation.training.convolution import replacements
-from flsimulation.training.program import StepPrograms
+from flsimulation.training.stacked.compiler import trace as trace_module
+from flsimulation.training.stacked.compiler.convolution import replacements
+from flsimulation.training.stacked.compiler.program import StepPrograms
 
 aten = torch.ops.aten
 ON_GPU = replacements(torch.device("cuda"))

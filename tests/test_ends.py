@@ -20,9 +20,9 @@ from tests.conftest import PATIENCE, wait_for
 from tests.test_network import Network, Program, flsim, started
 
 from flsimulation import load_experiment, run
-from flsimulation.cli.status import parse_metrics, run_lines
+from flsimulation.cli.deploy.status import parse_metrics, run_lines
 from flsimulation.report import read_run
-from flsimulation.telemetry.jsonlines import read_lines
+from flsimulation.rundir.jsonlines import read_lines
 
 pytestmark = pytest.mark.slow
 
@@ -243,7 +243,7 @@ def check_end(run: Run, state: str, rounds: int) -> None:
 
 def stop(run: Run) -> None:
     """As ``flwr stop`` does, from another terminal."""
-    from flsimulation.network.flower import flower
+    from flsimulation.runtimes.network.flower import flower
 
     with flower(run.stage.network.address) as command:
         done = subprocess.run(

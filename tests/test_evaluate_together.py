@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flsimulation.apps.workspace import Workspace
+from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError
 from flsimulation.events import Checkpoint, ClientReplied, RoundFinished
-from flsimulation.messages import state_of_record
+from flsimulation.messages.content import state_of_record
 from flsimulation.models import CNN, MLP, Logistic, TwoNN
 from flsimulation.runtimes import inprocess
-from flsimulation.training import Batches, CohortEvaluator, DirectEvaluator, Scored, evaluation
+from flsimulation.training import Batches, CohortEvaluator, DirectEvaluator, Scored
+from flsimulation.training.stacked import evaluation
 
 pytestmark = pytest.mark.seconds
 
@@ -268,7 +269,7 @@ def test_whoever_comes_after_the_deadline_is_late(monkeypatch: pytest.MonkeyPatc
     clients = Clients(MLP(6, 3, hidden=(5, 4)), [6] * 12)
     now = [0.0]
     clock = SimpleNamespace(time=lambda: now[0])
-    monkeypatch.setattr("flsimulation.training.evaluation.time", clock)
+    monkeypatch.setattr("flsimulation.training.stacked.evaluation.time", clock)
     monkeypatch.setattr("flsimulation.training.direct.time", clock)
     coming = clients.evaluate(expires=1.0)
     assert all(isinstance(own, dict) for own in next(coming).values())

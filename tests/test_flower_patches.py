@@ -17,8 +17,8 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 from flwr.supernode import start_client_internal
 
-from flsimulation.network import flower_patches
-from flsimulation.network.names import LEFT
+from flsimulation.node import flower_patches
+from flsimulation.runtimes.network.names import LEFT
 
 
 class Clock:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from flsimulation.network import health
-from flsimulation.network.names import TROUBLE
-from flsimulation.telemetry.container import Usage, oom_kills
+from flsimulation.metrics.container import Usage, oom_kills
+from flsimulation.node import health
+from flsimulation.runtimes.network.names import TROUBLE
 
 MIB = 2**20
 MACHINE = 8 * 2**30

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flsimulation.errors import DataError, InputError, ModelError
-from flsimulation.importing import import_object
+from flsimulation.experiment.importing import import_object
 
 
 @pytest.fixture(autouse=True)

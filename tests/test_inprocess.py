@@ -16,9 +16,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation import run
-from flsimulation.apps.workspace import Stacking, Workspace
+from flsimulation.client.workspace import Stacking, Workspace
 from flsimulation.errors import RunError
-from flsimulation.messages import failure_of
+from flsimulation.messages.content import failure_of
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity, run_in_process
 from flsimulation.training import NotStackable
 

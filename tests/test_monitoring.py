@@ -15,7 +15,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from flsimulation.telemetry.table import ALL_METRICS, make_metric
+from flsimulation.metrics.table import ALL_METRICS, make_metric
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # monitoring is a folder of the repository, not of the package

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import PATIENCE, wait_for
 
 from flsimulation import RunResult, load_experiment, run
-from flsimulation.telemetry.jsonlines import read_lines
+from flsimulation.rundir.jsonlines import read_lines
 
 pytestmark = pytest.mark.slow
 

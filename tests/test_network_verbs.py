@@ -19,10 +19,10 @@ import pytest
 import typer
 from tests.conftest import PATIENCE, wait_for
 
-from flsimulation.cli import docker as docker_calls
-from flsimulation.cli import doctor, ports, status
+from flsimulation.cli.deploy import docker as docker_calls
+from flsimulation.cli.deploy import doctor, ports, status
+from flsimulation.cli.deploy.network import register
 from flsimulation.cli.main import main
-from flsimulation.cli.network import register
 from flsimulation.errors import RunError
 
 pytestmark = pytest.mark.seconds
@@ -875,7 +875,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         def free(self) -> float:
             return facts["free"]
 
-    monkeypatch.setattr("flsimulation.cli.folders.shutil.disk_usage", lambda _: Usage())
+    monkeypatch.setattr("flsimulation.cli.deploy.folders.shutil.disk_usage", lambda _: Usage())
     return facts
 
 
@@ -966,7 +966,7 @@ def test_the_doctor_names_files_that_containers_cannot_read(
 def test_the_doctor_without_docker_and_without_a_project(
     docker: Docker, flsim: Any, room: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("flsimulation.cli.doctor.taken", lambda host, port: False)
+    monkeypatch.setattr("flsimulation.cli.deploy.doctor.taken", lambda host, port: False)
     monkeypatch.chdir(tmp_path)
     code, output, _ = flsim("doctor")
     assert code == 0
@@ -996,9 +996,9 @@ def test_the_doctor_names_packages_outside_their_range(monkeypatch: pytest.Monke
     facts = {"torch": "2.3.0+cpu", "rich": "14.0"}
     needs = ["torch>=2.9", "rich>=13.9", "nowhere-to-be-found>=1", "pytest>=99; extra == 'dev'"]
     real = doctor.metadata.version
-    monkeypatch.setattr("flsimulation.cli.doctor.metadata.requires", lambda _: needs)
-    monkeypatch.setattr("flsimulation.cli.doctor.metadata.version", lambda n: facts.get(n) or real(n))  # fmt: skip
-    monkeypatch.setattr("flsimulation.cli.doctor.platform.python_version", lambda: "3.10.2")
+    monkeypatch.setattr("flsimulation.cli.deploy.doctor.metadata.requires", lambda _: needs)
+    monkeypatch.setattr("flsimulation.cli.deploy.doctor.metadata.version", lambda n: facts.get(n) or real(n))  # fmt: skip
+    monkeypatch.setattr("flsimulation.cli.deploy.doctor.platform.python_version", lambda: "3.10.2")
     assert [(check.level, check.text) for check in doctor.python_checks()] == [
         ("bad", "Python 3.10.2; >=3.11 is needed"),
         ("bad", "torch: 2.3.0+cpu is installed, >=2.9 is needed; pip install 'torch>=2.9'"),
@@ -1013,8 +1013,8 @@ def test_the_doctor_says_who_owns_results_that_cannot_be_written(
 ) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
-    monkeypatch.setattr("flsimulation.cli.doctor.os.access", lambda path, mode: False)
-    monkeypatch.setattr("flsimulation.cli.folders.getpass.getuser", lambda: "ann")
+    monkeypatch.setattr("flsimulation.cli.deploy.doctor.os.access", lambda path, mode: False)
+    monkeypatch.setattr("flsimulation.cli.deploy.folders.getpass.getuser", lambda: "ann")
     check = doctor.runs_check(runs)
     assert (check.level, check.text) == (
         "bad",
@@ -1032,7 +1032,7 @@ def test_versions_are_read_whatever_stands_around_them(text: str, found: tuple[i
 
 def test_registering_the_verbs_imports_nothing_heavy() -> None:
     code = (
-        "import sys, typer\nfrom flsimulation.cli.network import register\nregister(typer.Typer())\n"
+        "import sys, typer\nfrom flsimulation.cli.deploy.network import register\nregister(typer.Typer())\n"
         "print([m for m in ('torch', 'flwr', 'pydantic', 'rich.table', 'http.client') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flsimulation import packing
-from flsimulation.packing import is_packed, pack, unpack
+from flsimulation.messages import packing
+from flsimulation.messages.packing import is_packed, pack, unpack
 from flsimulation.runtimes.inprocess import flower_identity
 
 names = st.text(min_size=1, max_size=8)

@@ -20,7 +20,8 @@ from flsimulation.data import load_dataset
 from flsimulation.errors import InputError
 from flsimulation.experiment import Experiment, dump_toml
 from flsimulation.experiment.spec import Data
-from flsimulation.papers import (
+from flsimulation.host.processes import alone
+from flsimulation.studies.papers import (
     Paper,
     Reproduction,
     flbenchmark,
@@ -31,8 +32,7 @@ from flsimulation.papers import (
     palihawadana2022,
     rounds_to,
 )
-from flsimulation.papers import reproduce as reproducing
-from flsimulation.processes import alone
+from flsimulation.studies.papers import reproduce as reproducing
 from flsimulation.training import LocalTrainer
 
 pytestmark = pytest.mark.seconds

@@ -14,10 +14,10 @@ from flsimulation.cli.partition import partition_command
 from flsimulation.data.federated import FederatedData
 from flsimulation.data.partitions import DrawnPartitions
 from flsimulation.errors import DataError
-from flsimulation.exchange import PartitionedGrid
 from flsimulation.experiment import Experiment
 from flsimulation.runtimes.inprocess import InProcessGrid
-from flsimulation.sampling import LISTED_CLIENTS, OfferedNodes, offered
+from flsimulation.server.exchange import PartitionedGrid
+from flsimulation.server.sampling import LISTED_CLIENTS, OfferedNodes, offered
 
 MILLION = 1_000_000
 

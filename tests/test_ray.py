@@ -24,18 +24,18 @@ from flwr.simulation.ray_transport import ray_actor
 
 import flsimulation
 from flsimulation import run
-from flsimulation.apps import share_app
 from flsimulation.cli.main import main
+from flsimulation.client import share as share_app
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import InputError, RoundError
 from flsimulation.events import ClientReplied, RunStarted
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
-from flsimulation.runtimes import ray_actors
 from flsimulation.runtimes.inprocess import flower_identity, run_in_process
-from flsimulation.runtimes.ray import RayGrid, run_on_actors
-from flsimulation.runtimes.ray_actors import Actors, actors
-from flsimulation.verify import Record, compare
+from flsimulation.runtimes.ray import actors as ray_actors
+from flsimulation.runtimes.ray.actors import Actors, actors
+from flsimulation.runtimes.ray.grid import RayGrid, run_on_actors
+from flsimulation.studies.verify import Record, compare
 
 pytestmark = [
     pytest.mark.ray,
@@ -366,7 +366,7 @@ def test_without_ray_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     for name in [n for n in sys.modules if n.endswith(("runtimes.ray_actors", ".ray_actor"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("flsimulation.runtimes.ray_actors")
+    monkeypatch.delattr("flsimulation.runtimes.ray.actors")
     assert status_of(verb, file, "--runtime", "ray") == 2
     assert capsys.readouterr().err == (
         "flsim: runtime.kind 'ray' needs Ray, which is not installed; "

@@ -14,16 +14,9 @@ import pytest
 from matplotlib.colors import to_hex
 
 from flsimulation.errors import InputError
-from flsimulation.report import (
-    formats,
-    partition_figure,
-    plots,
-    png,
-    read_run,
-    write_pngs,
-    write_report,
-)
-from flsimulation.report.canvas import BLUE, GREEN, ORANGE, VERMILION
+from flsimulation.report import formats, partition_figure, png, read_run, write_pngs, write_report
+from flsimulation.report.figures import plots
+from flsimulation.report.figures.canvas import BLUE, GREEN, ORANGE, VERMILION
 from flsimulation.report.scores import client_spread, failure_counts, phase_seconds
 
 XHTML = "{http://www.w3.org/1999/xhtml}"

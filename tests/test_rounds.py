@@ -16,12 +16,12 @@ from flwr.serverapp.strategy import FedAvg
 
 from flsimulation.errors import ClientError, RoundError, RunError
 from flsimulation.events import Checkpoint, ClientReplied, PhaseStarted, RoundFinished
-from flsimulation.exchange import Exchange
 from flsimulation.experiment import Experiment
-from flsimulation.messages import evaluation_asked, failure, reply_both
-from flsimulation.rounds import Rounds
+from flsimulation.messages.content import evaluation_asked, failure, reply_both
+from flsimulation.messages.weights import first_not_finite, weights_sha256, with_types_of
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
-from flsimulation.weights import first_not_finite, weights_sha256, with_types_of
+from flsimulation.server.exchange import Exchange
+from flsimulation.server.rounds import Rounds
 
 Behaviour = Callable[[int, Message], float]
 """What the fake client of a partition adds to the model; it may raise."""
@@ -178,7 +178,7 @@ def test_clients_after_the_deadline_are_left_out_and_the_round_goes_on(
 ) -> None:
     now = [0.0]  # seconds; only a client's training takes any
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
-    monkeypatch.setattr("flsimulation.exchange.time", clock)
+    monkeypatch.setattr("flsimulation.server.exchange.time", clock)
 
     def behave(partition: int, message: Message) -> float:
         assert message.metadata.ttl == 300.0

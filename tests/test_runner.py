@@ -24,9 +24,9 @@ from flsimulation.errors import InputError, RoundError, RunError
 from flsimulation.events import ClientReplied, RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import Experiment
 from flsimulation.experiment.strategy import STRATEGIES
+from flsimulation.rundir.writer import RunDirectory
 from flsimulation.runtimes.inprocess import run_in_process
-from flsimulation.strategies import MOVING_THE_MODEL
-from flsimulation.telemetry.rundir import RunDirectory
+from flsimulation.server.strategies import MOVING_THE_MODEL
 
 pytestmark = pytest.mark.seconds
 
@@ -183,7 +183,7 @@ def test_fedprox_holds_clients_nearer_to_the_global_model(
         )
         result = run(experiment, tmp_path / f"mu-{mu}")
         final = load_model(result.run_dir).state_dict()
-        from flsimulation.apps.workspace import Workspace
+        from flsimulation.client.workspace import Workspace
 
         start = Workspace.load(experiment).initial_state()
         return sum(float(((final[k] - start[k]) ** 2).sum()) for k in start)
@@ -603,7 +603,7 @@ def test_bad_data_leaves_no_run_directory(
 def test_two_runs_in_the_same_second_get_their_own_directories(
     make_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flsimulation.telemetry import rundir
+    from flsimulation.rundir import writer as rundir
 
     class Stopped(rundir.datetime):
         @classmethod

@@ -19,7 +19,7 @@ from tests.test_network import (
     started,
 )
 
-from flsimulation.telemetry.jsonlines import read_lines
+from flsimulation.rundir.jsonlines import read_lines
 
 pytestmark = pytest.mark.slow
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from flsimulation import InputError, RunError, RunResult, resume, run
-from flsimulation.atomic import write_atomic
 from flsimulation.events import Event, RoundFinished, RunFinished
 from flsimulation.experiment import dump_toml
+from flsimulation.host.files import write_atomic
 from flsimulation.report import read_run
-from flsimulation.telemetry.jsonlines import JsonLines, read_lines
-from flsimulation.telemetry.manifest import KILLED, settle
-from flsimulation.telemetry.storage import claimed, is_claimed, storing
+from flsimulation.rundir.jsonlines import JsonLines, read_lines
+from flsimulation.rundir.manifest import KILLED, settle
+from flsimulation.rundir.storage import claimed, is_claimed, storing
 
 pytestmark = pytest.mark.seconds
 

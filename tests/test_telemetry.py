@@ -17,7 +17,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import PATIENCE
 
 from flsimulation import run
-from flsimulation.atomic import write_atomic
 from flsimulation.errors import InputError
 from flsimulation.events import (
     Checkpoint,
@@ -29,11 +28,12 @@ from flsimulation.events import (
     RunFinished,
     RunStarted,
 )
-from flsimulation.telemetry.checkpoint import read_checkpoint, write_checkpoint
-from flsimulation.telemetry.exporter import served
-from flsimulation.telemetry.jsonlines import JsonLines, read_lines
-from flsimulation.telemetry.metrics import PrometheusMetrics
-from flsimulation.telemetry.table import METRICS
+from flsimulation.host.files import write_atomic
+from flsimulation.metrics.exporter import served
+from flsimulation.metrics.server import PrometheusMetrics
+from flsimulation.metrics.table import METRICS
+from flsimulation.rundir.checkpoint import read_checkpoint, write_checkpoint
+from flsimulation.rundir.jsonlines import JsonLines, read_lines
 
 
 def metrics_of_a_run(experiment: Any, path: Path, *sinks: Any) -> Any:
@@ -362,7 +362,7 @@ def test_peak_memory_is_the_programs_own_not_its_parents() -> None:
     """A child begins with its parent's peak in getrusage, which is where one would look first."""
     held = bytearray(600 * 2**20)
     code = (
-        "from flsimulation.telemetry.process import peak_memory_bytes as peak\n"
+        "from flsimulation.host.usage import peak_memory_bytes as peak\n"
         "before = peak(); held = bytearray(200 * 2**20); print(before, peak())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.superexec import run_superexec
 from flwr.supernode import start_client_internal
 
-from flsimulation.network import waits
+from flsimulation.node import waits
 
 
 def test_flowers_supernode_sleeps_where_we_think_it_does() -> None:

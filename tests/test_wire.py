@@ -24,12 +24,12 @@ from flsimulation.events import (
     RunFinished,
     RunStarted,
 )
-from flsimulation.network import drive, lines
-from flsimulation.network.client_app import _tell
-from flsimulation.network.flower import write_app
-from flsimulation.telemetry.client_metrics import ClientMetrics
-from flsimulation.telemetry.wire import from_json, to_json
-from flsimulation.verify import Record, compare, verify_engines
+from flsimulation.metrics.client import ClientMetrics
+from flsimulation.node.client_app import _tell
+from flsimulation.runtimes.network import drive, lines
+from flsimulation.runtimes.network.events import from_json, to_json
+from flsimulation.runtimes.network.flower import write_app
+from flsimulation.studies.verify import Record, compare, verify_engines
 
 pytestmark = pytest.mark.seconds
 
@@ -231,7 +231,7 @@ def test_the_submitted_app_is_one_file_that_names_installed_components(tmp_path:
     write_app(tmp_path / "app", {"name": "x", "data.alpha": 0.5})
     assert [path.name for path in (tmp_path / "app").iterdir()] == ["pyproject.toml"]
     table = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert table["components"]["clientapp"] == "flsimulation.network.client_app:app"
+    assert table["components"]["clientapp"] == "flsimulation.node.client_app:app"
     assert table["config"] == {"name": "x", "data.alpha": 0.5}
 
 
@@ -330,7 +330,12 @@ def test_verify_says_which_round_differs_and_how() -> None:
 
     moved = record(finished(1), finished(2), m1=[1, 1], m2=[1, 1])
     moved.started = dataclasses.replace(STARTED, histogram={"0": [2, 1]})
-    assert compare(here, moved)[0].startswith("the partitions differ")
+    assert compare(here, moved) == [
+        "the two runtimes do not hold the same data: the clients' partitions"
+    ]
+    unseen = record(finished(1), finished(2), m1=[1, 1], m2=[1, 1])
+    unseen.started = None
+    assert compare(here, unseen)[0].startswith("the run in the other runtime did not say")
     missing = record(finished(1), finished(2), m1=[1, 1])
     assert "round 2" in compare(here, missing)[0]
 
@@ -352,7 +357,7 @@ def test_engines_agree_round_by_round(make_experiment: Any, strategy: dict[str, 
 def test_engines_that_part_are_named_with_the_round(
     make_experiment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flsimulation.training.local import LocalTrainer
+    from flsimulation.training.lightning import LocalTrainer
 
     fit = LocalTrainer.fit
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 from tests.conftest import PATIENCE
 
-from flsimulation import exchange, run
-from flsimulation.apps.workers import workers_for
-from flsimulation.apps.workspace import Workspace
+from flsimulation import run
+from flsimulation.client.workers import workers_for
+from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, ModelError
 from flsimulation.events import ClientReplied, RunStarted
 from flsimulation.experiment import Experiment
+from flsimulation.server import exchange
 
 pytestmark = pytest.mark.seconds
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from flsimulation.apps.workspace import Workspace
+from flsimulation.client.workspace import Workspace
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import ModelError
 from flsimulation.experiment.spec import Model

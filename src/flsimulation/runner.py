@@ -12,24 +12,24 @@ from typing import Any
 
 from flwr.app import ArrayRecord
 
-from flsimulation.apps.server_app import Start
-from flsimulation.apps.workspace import Workspace
+from flsimulation.client.workspace import Workspace
 from flsimulation.errors import InputError
 from flsimulation.events import Checkpoint, Event, RoundFinished, RunFinished, Scores, Sink
 from flsimulation.experiment import Experiment, load_run_experiment
-from flsimulation.processes import undisturbed
+from flsimulation.host.processes import undisturbed
+from flsimulation.host.usage import peak_memory_bytes
+from flsimulation.messages.weights import weights_sha256
 from flsimulation.report import load_plots, write_report
-from flsimulation.rounds import is_reached
+from flsimulation.rundir.checkpoint import read_checkpoint
+from flsimulation.rundir.jsonlines import read_lines
+from flsimulation.rundir.manifest import settle
+from flsimulation.rundir.storage import claimed, storing
+from flsimulation.rundir.writer import RunDirectory, create_run_directory
 from flsimulation.runtimes import Federate
 from flsimulation.runtimes.inprocess import run_in_process
-from flsimulation.runtimes.ray import ray_federation
-from flsimulation.telemetry.checkpoint import read_checkpoint
-from flsimulation.telemetry.jsonlines import read_lines
-from flsimulation.telemetry.manifest import settle
-from flsimulation.telemetry.process import peak_memory_bytes
-from flsimulation.telemetry.rundir import RunDirectory, create_run_directory
-from flsimulation.telemetry.storage import claimed, storing
-from flsimulation.weights import weights_sha256
+from flsimulation.runtimes.ray.grid import ray_federation
+from flsimulation.server.app import Start
+from flsimulation.server.rounds import is_reached
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import click
 import typer
 
 from flsimulation import __version__
-from flsimulation.cli.network import register
+from flsimulation.cli.deploy.network import register
 from flsimulation.errors import FLSimulationError, InputError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 0 is success

@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from flsimulation.atomic import write_atomic
 from flsimulation.errors import InputError
 from flsimulation.events import Event, RoundFinished, RunFinished
-from flsimulation.processes import uncollected
+from flsimulation.host.files import write_atomic
+from flsimulation.host.processes import uncollected
 
 _SAID_SECONDS = 60.0  # from one line of progress to the next, where nothing moves
 
 
 def list_papers() -> None:
     """Print the papers that ship with the package."""
-    from flsimulation.papers.spec import load_paper, names
+    from flsimulation.studies.papers.spec import load_paper, names
 
     width = max(map(len, names()))
     for name in names():
@@ -34,7 +34,7 @@ def paper_command(
     name: str, wanted: str, minutes: float, seeds: int, out: Path | None, json: Path | None
 ) -> None:
     """Run what fits in the time; print paper beside ours."""
-    from flsimulation.papers.spec import load_paper
+    from flsimulation.studies.papers.spec import load_paper
 
     paper = load_paper(name)
     rows = [row for row in paper.row if wanted.lower() in row.name.lower()]
@@ -44,7 +44,7 @@ def paper_command(
     if json is not None and not json.parent.is_dir():
         raise InputError(f"--json {json}: {json.parent} is no folder; name a place in one that is")
     with uncollected():
-        from flsimulation.papers.reproduce import Reproduction, Trial
+        from flsimulation.studies.papers.reproduce import Reproduction, Trial
 
     console = Console()
     folder = out or Path("runs") / "papers" / Path(name).stem
@@ -116,7 +116,7 @@ class _View:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    from flsimulation.papers.table import HEADS, cells
+    from flsimulation.studies.papers.table import HEADS, cells
 
     table = Table(*HEADS, box=None, header_style="bold")
     for column in table.columns[2:]:

@@ -8,11 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flsimulation.atomic import write_atomic
 from flsimulation.data.federated import FederatedData
 from flsimulation.data.partitions import DrawnPartitions
 from flsimulation.errors import InputError
 from flsimulation.experiment import load_experiment
+from flsimulation.host.files import write_atomic
 from flsimulation.report import partition_figure
 from flsimulation.report import png as as_png
 

@@ -18,8 +18,8 @@ from flsimulation.cli.view import LiveView, PlainView
 from flsimulation.errors import RunError
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, load_experiment, load_run_experiment
-from flsimulation.network.ends import resume_command
-from flsimulation.processes import uncollected
+from flsimulation.host.processes import uncollected
+from flsimulation.runtimes.network.resuming import resume_command
 
 
 def run_command(
@@ -79,7 +79,7 @@ def _from_here(
 def _on_network(
     experiment: Experiment, out: Path | None, resume: Path | None, sinks: list[Sink], opened: Opened
 ) -> dict[str, Any]:
-    from flsimulation.network.drive import run_on_network
+    from flsimulation.runtimes.network.drive import run_on_network
 
     return run_on_network(experiment, out, sinks, None if resume else opened, resume)
 
@@ -117,8 +117,8 @@ def _metrics(experiment: Experiment, port: int | None) -> Iterator[list[Sink]]:
     if port is None:
         yield []
         return
-    from flsimulation.telemetry.exporter import served
-    from flsimulation.telemetry.metrics import PrometheusMetrics
+    from flsimulation.metrics.exporter import served
+    from flsimulation.metrics.server import PrometheusMetrics
 
     metrics = PrometheusMetrics(experiment.data.clients)
     with served(metrics.registry, port):

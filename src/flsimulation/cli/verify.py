@@ -21,7 +21,7 @@ def verify_command(
     kind = [f"runtime.kind={runtime}"] if runtime is not None else []
     experiment = load_experiment(file, [*overrides, *kind])
     ways = "stacked and sequential" if engines else f"in one process and on {_checked(experiment)}"
-    from flsimulation.verify import RoundComparison, verify, verify_engines
+    from flsimulation.studies.verify import RoundComparison, verify, verify_engines
 
     typer.echo(f"{experiment.name}: {ways}")
     typer.echo("round   cohort   scores apart   weights apart")
@@ -48,11 +48,11 @@ def _checked(experiment: Experiment) -> str:
     """Where the other runtime is; raises before the minutes that one process may take."""
     runtime = experiment.runtime
     if runtime.kind == "ray":
-        from flsimulation.runtimes.ray import check_ray
+        from flsimulation.runtimes.ray.grid import check_ray
 
         check_ray(runtime)
         return f"Ray at {runtime.ray_address}" if runtime.ray_address else "a Ray of its own"
-    from flsimulation.network.flower import flower
+    from flsimulation.runtimes.network.flower import flower
 
     with flower(runtime.superlink) as command:
         command.check()

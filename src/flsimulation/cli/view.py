@@ -22,7 +22,7 @@ from flsimulation.events import (
     Scores,
 )
 from flsimulation.experiment import Experiment
-from flsimulation.telemetry.process import peak_memory_bytes
+from flsimulation.host.usage import peak_memory_bytes
 
 _NAMED = 3  # clients named in one line
 _SHOWN_FAILURES = 5  # clients named in one round; the run directory has them all

@@ -13,8 +13,8 @@ import torch
 from flsimulation.data.arrays import check_range, inputs, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.errors import DataError, describe_error
+from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Data
-from flsimulation.importing import import_object
 
 _NEEDED = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = ("classes", "owners")

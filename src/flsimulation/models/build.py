@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from flsimulation import seeds
 from flsimulation.data.dataset import Dataset
 from flsimulation.errors import ModelError, describe_error
+from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Model
-from flsimulation.importing import import_object
 from flsimulation.models.cnn import CNN
 from flsimulation.models.logistic import Logistic
 from flsimulation.models.mlp import MLP, TwoNN

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from flsimulation.errors import InputError
-from flsimulation.telemetry.manifest import settled
+from flsimulation.rundir.manifest import settled
 
 Record: TypeAlias = dict[str, Any]
 """One JSON object of the run directory."""

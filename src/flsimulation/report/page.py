@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flsimulation import __version__
-from flsimulation.atomic import write_atomic
-from flsimulation.report.canvas import png, svg
+from flsimulation.host.files import write_atomic
 from flsimulation.report.captions import captions
 from flsimulation.report.details import details
+from flsimulation.report.figures.canvas import png, svg
+from flsimulation.report.figures.plots import figures
 from flsimulation.report.headline import headline
 from flsimulation.report.log import RunLog, read_run
-from flsimulation.report.plots import figures
 from flsimulation.report.tables import (
     errors_table,
     phases_table,
@@ -23,7 +23,7 @@ from flsimulation.report.tables import (
     worst_table,
 )
 from flsimulation.report.tiles import tiles
-from flsimulation.telemetry.manifest import settle
+from flsimulation.rundir.manifest import settle
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-from flsimulation.apps.server_app import Start
-from flsimulation.apps.workspace import Workspace
+from flsimulation.client.workspace import Workspace
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment
+from flsimulation.server.app import Start
 
 Federate: TypeAlias = Callable[[Experiment, Iterable[Sink], Workspace | None, Start | None], None]
 """Runs a federation: its experiment, who is told, the data and model, and where it goes on."""

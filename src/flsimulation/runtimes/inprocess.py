@@ -13,18 +13,18 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from flsimulation.apps.client_app import make_client_app
-from flsimulation.apps.cohort_app import Asked, evaluate_together, train_together
-from flsimulation.apps.server_app import Start, make_server_app
-from flsimulation.apps.workers import workers_for
-from flsimulation.apps.workspace import Workspace
+from flsimulation.client.app import make_client_app
+from flsimulation.client.cohort import Asked, evaluate_together, train_together
+from flsimulation.client.workers import workers_for
+from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.events import Sink
-from flsimulation.exchange import PartitionedGrid
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.strategy import quiet_flower
-from flsimulation.messages import config_of, failure, model_of
-from flsimulation.processes import imports_kept
+from flsimulation.host.processes import imports_kept
+from flsimulation.messages.content import config_of, failure, model_of
+from flsimulation.server.app import Start, make_server_app
+from flsimulation.server.exchange import PartitionedGrid
 
 RUN_ID = 1
 SERVER_NODE_ID = 1

@@ -1,11 +1,11 @@
 """Local training: one client at a time with plain Lightning, or many as one program."""
 
 from flsimulation.training.batches import Batches
-from flsimulation.training.cohort import CohortTrainer
 from flsimulation.training.direct import DirectEvaluator
-from flsimulation.training.evaluation import CohortEvaluator, Scored
-from flsimulation.training.local import Fit, LocalTrainer, State
-from flsimulation.training.step import NotStackable
+from flsimulation.training.lightning import Fit, LocalTrainer, State
+from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.engine import CohortTrainer
+from flsimulation.training.stacked.evaluation import CohortEvaluator, Scored
 
 __all__ = [
     "Batches",

@@ -18,13 +18,13 @@ from torch import Tensor
 from flsimulation import seeds
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.training.batches import Batches
-from flsimulation.training.effects import attributes
 from flsimulation.training.failures import too_late
-from flsimulation.training.local import State
+from flsimulation.training.lightning import State
 from flsimulation.training.logged import CannotTake, Log, Logged, reduced
 from flsimulation.training.scores import scores
-from flsimulation.training.stackable import overridden
-from flsimulation.training.step import NotStackable, watched
+from flsimulation.training.stacked.compiler.step import NotStackable, watched
+from flsimulation.training.stacked.effects import attributes
+from flsimulation.training.stacked.eligible import overridden
 
 _STEPS = ("validation_step", "test_step")  # the first that the module has is its evaluation
 

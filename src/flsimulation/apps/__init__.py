@@ -1,1 +1,0 @@
-"""The Flower apps: what runs on the server and on every client."""

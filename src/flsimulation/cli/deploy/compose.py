@@ -1,0 +1,174 @@
+"""Docker Compose for the network's verbs: the project as Compose reads it, and calls of Compose."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flsimulation.cli.deploy.docker import ANSWER_SECONDS, ask, parsed, show
+from flsimulation.errors import InputError
+
+FILE_NAME = "compose.yaml"
+PORTS = {"superlink": 8080, "prometheus": 9090, "grafana": 3000}
+"""The services that people reach from outside, and the ports they have unless told otherwise."""
+RUNS, EXPERIMENTS = "/work/runs", "/work/experiments"
+"""Where the containers have the results and the experiments."""
+ROLE = "flsimulation.role"
+"""The label that says what a service of the project is."""
+
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to listen at, and to connect to
+
+
+@dataclass(frozen=True)
+class Project:
+    """A Compose project, as Compose itself reads it."""
+
+    files: tuple[Path, ...]
+    name: str
+    services: Mapping[str, Any]
+    """Name of a service -> what Compose resolved for it."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What this call sets over .env."""
+
+    @property
+    def folder(self) -> Path:
+        """Where .env and the results lie."""
+        return self.files[0].parent
+
+    @property
+    def client_services(self) -> tuple[str, ...]:
+        """Services that run clients, whatever they are called."""
+        return tuple(name for name, service in self.services.items() if _is_client(service))
+
+    @property
+    def clients(self) -> int:
+        """Replicas of all services that run clients and start by themselves."""
+        services = [self.services[name] for name in self.client_services]
+        return sum(_replicas(service) for service in services if not service.get("profiles"))
+
+    @property
+    def superlink(self) -> str | None:
+        """``host:port`` where this machine reaches the SuperLink, if it is published."""
+        if (address := self.port("superlink")) is None:
+            return None
+        host, port = address
+        host = _ANYWHERE.get(host, host)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def mount(self, target: str) -> Path | None:
+        """The folder of this machine that the SuperLink has at ``target``, as Compose resolved it."""
+        for volume in self.services["superlink"].get("volumes", []):
+            if volume.get("target") == target and volume.get("type") == "bind":
+                return Path(volume["source"])
+        return None
+
+    def port(self, service: str) -> tuple[str, int] | None:
+        """Address and port where the service is published on this machine."""
+        for published in self.services.get(service, {}).get("ports", []):
+            if str(published.get("published", "")).isdigit():
+                return published.get("host_ip") or "127.0.0.1", int(published["published"])
+        return None
+
+    def ask(self, *arguments: str, seconds: float | None = ANSWER_SECONDS) -> str:
+        """Call Compose and give what it prints."""
+        whole = (*_compose(self.files), *arguments)
+        return ask(*whole, environment=self.environment, seconds=seconds)
+
+    def show(
+        self,
+        *arguments: str,
+        explain: bool = False,
+        each: Callable[[str], str | None] | None = None,
+    ) -> int:
+        """Call Compose on this terminal and give its exit status; as `show`."""
+        whole = (*_compose(self.files), *arguments)
+        return show(*whole, environment=self.environment, explain=explain, each=each)
+
+    def containers(self) -> list[dict[str, Any]]:
+        """What runs, and what ended and is still there; ordered by service and replica."""
+        found = [parsed(line) for line in self.ask("ps", "--all", "--format", "json").splitlines()]
+        rows = found[0] if found and isinstance(found[0], list) else found  # before Compose 2.21
+        return sorted(rows, key=lambda row: (_place(row["Service"]), _natural(row["Name"])))
+
+
+def find_files(file: Path | None) -> tuple[Path, ...]:
+    """The Compose files: those named, else ``compose.yaml`` here or in a folder above.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    given = os.environ.get("COMPOSE_FILE", "")
+    separator = os.environ.get("COMPOSE_PATH_SEPARATOR", os.pathsep)
+    named = [file] if file is not None else [Path(part) for part in given.split(separator) if part]
+    for path in named:
+        if not path.is_file():
+            source = "--file" if file is not None else "COMPOSE_FILE"
+            raise InputError(f"{source} {path}: no such file")
+    if named:
+        return tuple(path.absolute() for path in named)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / FILE_NAME).is_file():
+            return (folder / FILE_NAME,)
+    raise InputError(
+        f"no {FILE_NAME} here or above; run it in a clone of the repository, "
+        "or name the file with --file or COMPOSE_FILE"
+    )
+
+
+def open_project(files: tuple[Path, ...], environment: Mapping[str, str] | None = None) -> Project:
+    """Let Compose read the files.
+
+    Raises
+    ------
+    InputError
+        If they describe something else than FLSimulation's network.
+    RunError
+        If Compose cannot read them.
+    """
+    environment = environment or {}
+    text = ask(*_compose(files), "config", "--format", "json", environment=environment)
+    config = parsed(text)
+    services = config.get("services", {})
+    missing = [name for name in ("superlink", "client") if name not in services]
+    if missing:
+        raise InputError(
+            f"{files[0]} is not FLSimulation's: it has no service {' and no '.join(missing)}; "
+            "name the right file with --file"
+        )
+    return Project(files, config.get("name", files[0].parent.name), services, environment)
+
+
+def _is_client(service: Mapping[str, Any]) -> bool:
+    """By its label, else by what it runs: an override may bring clients of its own."""
+    labels = service.get("labels") or {}
+    if ROLE in labels:
+        return bool(labels[ROLE] == "client")
+    return bool((service.get("command") or [""])[0] == "client")
+
+
+def _replicas(service: Mapping[str, Any]) -> int:
+    found = service.get("deploy", {}).get("replicas", service.get("scale"))
+    return 1 if found is None else int(found)
+
+
+def _compose(files: tuple[Path, ...]) -> tuple[str, ...]:
+    """The words before Compose's own verb; all profiles, so that no service stays unseen."""
+    named = [word for file in files for word in ("--file", str(file))]
+    return "compose", "--profile", "*", *named
+
+
+def _place(service: str) -> int:
+    order = ("superlink", "client", "run", "prometheus", "grafana", "grafana-password")
+    return order.index(service) if service in order else len(order)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """So that client-10 comes after client-9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

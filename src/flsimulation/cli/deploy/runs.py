@@ -1,0 +1,205 @@
+"""``flsim runs``, ``attach`` and ``stop``: the way back to a run of a SuperLink."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from json import dumps as dump_json
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flsimulation.cli.deploy.compose import RUNS, Project, find_files, open_project
+from flsimulation.cli.deploy.tables import print_table
+from flsimulation.cli.run import DEGRADED, RunConsole, view_of
+from flsimulation.cli.view import PlainView
+from flsimulation.errors import FLSimulationError, RunError
+from flsimulation.events import Event, RunStarted
+from flsimulation.runtimes.network.drive import attach_to_run
+from flsimulation.runtimes.network.flower import flower
+from flsimulation.runtimes.network.resuming import resume_command
+from flsimulation.runtimes.network.runs import KnownRun, find_run, known_runs, stop_in_order
+
+_USUAL = "127.0.0.1:8080"
+_COMPOSE_RUN = "docker compose run --rm run"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A SuperLink, and the Compose project that it belongs to if it was found by that."""
+
+    superlink: str
+    given: bool
+    """Whether the command line or the environment named it."""
+    project: Project | None = None
+
+    @property
+    def option(self) -> str:
+        """What another command needs to find the same SuperLink."""
+        known = not self.given or self.superlink == os.environ.get("SUPERLINK")
+        return "" if known else f" --superlink {self.superlink}"
+
+    def seen(self, run: KnownRun) -> Path | None:
+        """A run's directory as this process sees it, if it does."""
+        if run.run_dir is None:
+            return None
+        inside, places = PurePosixPath(run.run_dir), [Path(run.run_dir)]
+        mount = self.project.mount(RUNS) if self.project is not None else None
+        if mount is not None and not inside.is_absolute() and inside.parts[0] == "runs":
+            places.insert(0, mount.joinpath(*inside.parts[1:]))
+        return next((path for path in places if (path / "manifest.json").is_file()), None)
+
+    def resume(self, run: KnownRun) -> str | None:
+        """The whole command that resumes a run, if there is anything to resume.
+
+        In containers, and where only they see the run directory by its name, it is Compose's; that
+        would start its usual number of clients without ``CLIENTS``.
+        """
+        if run.run_dir is None or run.experiment is None or not run.rounds:
+            return None
+        is_here = (Path(run.run_dir) / "experiment.toml").is_file()
+        compose = _COMPOSE_RUN if self.project is not None and not is_here else None
+        named = self.superlink == run.experiment.runtime.superlink
+        superlink = None if named else self.superlink
+        return resume_command(run.run_dir, superlink, run.experiment.data.clients, compose)
+
+
+def find_superlink(given: str | None) -> Place:
+    """The SuperLink that is named, else the one that the Compose project publishes, else the usual."""
+    if given is not None:
+        return Place(given, given=True)
+    with contextlib.suppress(FLSimulationError):  # no project here, or no Docker
+        project = open_project(find_files(None))
+        if (superlink := project.superlink) is not None:
+            return Place(superlink, given=False, project=project)
+    return Place(_USUAL, given=False)
+
+
+def runs_command(superlink: str | None, limit: int, *, json: bool) -> None:
+    """List the newest runs of a SuperLink."""
+    place = find_superlink(superlink)
+    with flower(place.superlink) as command:
+        command.check()
+        listed = command.runs()
+        found = known_runs(command, listed[:limit])
+    resumed = set()  # directories of newer runs: what they say is not an older run's end
+    for run in found:
+        is_newest = run.run_dir not in resumed
+        resumed.add(run.run_dir)
+        if is_newest and run.end is None and run.flower.is_over and (here := place.seen(run)):
+            run.read_end(here)
+    if json:
+        typer.echo(dump_json([run.record() for run in found]))
+        return
+    if not found:
+        typer.echo("no run since the SuperLink started; flsim run starts one")
+        return
+    print_table(_table(found))
+    if len(listed) > limit:
+        typer.echo(f"{len(listed) - limit} older; --limit {len(listed)} shows them")
+
+
+def attach_command(superlink: str | None, wanted: str | None, *, json: bool, quiet: bool) -> None:
+    """Follow a run from its beginning, as ``flsim run`` shows it."""
+    place, console = find_superlink(superlink), RunConsole(quiet=json or quiet)
+    with flower(place.superlink) as command:
+        command.check()
+        run = find_run(command, wanted)
+
+        def opened(path: Path) -> None:
+            run.run_dir = str(path)
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(_say_end, console, place, run)
+            view = stack.enter_context(_LateView(console))
+            result = attach_to_run(command, run.id, [view], opened)
+    if json:
+        typer.echo(dump_json(result))
+    if result["state"] == "degraded":
+        raise typer.Exit(DEGRADED)
+
+
+def stop_command(superlink: str | None, wanted: str | None) -> None:
+    """End a run in order, wait for it, and say how it is resumed."""
+    place, console = find_superlink(superlink), RunConsole()
+    with flower(place.superlink) as command:
+        command.check()
+        run = find_run(command, wanted)
+        if run.flower.is_over:
+            raise RunError(f"run {run.id} is over: {run.state}, {run.progress}")
+        here = place.seen(run)
+        ended = stop_in_order(command, run, here)
+    said = [f"{ended.state}: {ended.progress}"]
+    if here is not None:
+        report = here / "report.html"
+        said += ["", f"Report  {report}"] if report.is_file() else [""]
+    elif ended.run_dir is not None:  # the end is written there, and cannot be read here
+        said += ["", f"Results {ended.run_dir}, on the SuperLink's machine"]
+    if ended.state in ("failed", "interrupted") and (resume := place.resume(ended)) is not None:
+        said.append(f"Resume  {resume}")
+    _say(console, said)
+
+
+def _say_end(console: Console, place: Place, run: KnownRun) -> None:
+    """Name the report, or after Ctrl-C what becomes of the run."""
+    if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+        verbs = [f"flsim {verb}{place.option}" for verb in ("attach", "stop")]
+        text = f"detached, the run is in progress; {verbs[0]} shows it again, {verbs[1]} ends it"
+        _say(console, ["", text])
+    elif (here := place.seen(run)) is not None and (here / "report.html").is_file():
+        _say(console, ["", f"Report  {here / 'report.html'}"])
+
+
+def _say(console: Console, lines: list[str]) -> None:
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+class _LateView:
+    """A sink that shows a run from the event that tells what it is."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._view: PlainView | None = None
+
+    def __enter__(self) -> _LateView:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._view is not None:
+            self._view.__exit__(kind, error, trace)
+
+    def __call__(self, event: Event) -> None:
+        if self._console.quiet:
+            return
+        if isinstance(event, RunStarted):
+            self._view = view_of(self._console, event.experiment).__enter__()
+        if self._view is not None:
+            self._view(event)
+
+
+def _table(runs: list[KnownRun]) -> Table:
+    table = Table("run", "name", "state", "rounds", "started", "directory", box=None, header_style="bold")  # fmt: skip
+    for run in runs:
+        rounds = f"{run.rounds}/{run.of_rounds}" if run.of_rounds is not None else "-"
+        table.add_row(run.id, run.name or "-", run.state, rounds, run.flower.submitted, run.run_dir or "-")  # fmt: skip
+    return table
+
+
+def going_run(superlink: str) -> KnownRun | None:
+    """The run in progress at a SuperLink; None without one, or where none answers yet."""
+    with flower(superlink) as command:
+        try:
+            command.check()
+            return find_run(command, None)
+        except FLSimulationError:
+            return None

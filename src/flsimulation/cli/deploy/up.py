@@ -1,0 +1,170 @@
+"""``flsim up`` and ``down``: the whole network in containers, and a run on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from flsimulation.cli.deploy.compose import EXPERIMENTS, RUNS, Project, find_files, open_project
+from flsimulation.cli.deploy.docker import ask
+from flsimulation.cli.deploy.doctor import memory, memory_check, ready
+from flsimulation.cli.deploy.status import address_lines
+from flsimulation.errors import InputError, RunError
+
+STANDING = ("superlink", "client", "prometheus", "grafana")
+"""The services that stay; ``run`` comes and goes with each experiment."""
+
+_PASSWORD = "grafana-password"  # noqa: S105 - the service that makes it
+_CAN_BE_LEFT_OUT = ("prometheus", "grafana")
+
+
+def up_command(
+    file: Path | None,
+    experiment: Path | None,
+    clients: int | None,
+    without: list[str],
+    *,
+    run: bool,
+    build: bool,
+) -> None:
+    """Check, build, start what stands, say where to look, run."""
+    files = find_files(file)
+    wanted = _wanted(without)
+    project = _project(files, experiment, clients)
+    fitting = memory_check(memory(ready(project)), project.clients)
+    if fitting.level == "bad" and clients is None:
+        raise RunError(fitting.text)
+    if fitting.level == "bad":
+        typer.echo(f"flsim: {fitting.text}", err=True)  # their own number: they may know better
+    if run:
+        _refuse_second_run(project)
+    wanted = _with_images(project, _there(project, wanted))
+    if (runs := project.mount(RUNS)) is not None:
+        runs.mkdir(parents=True, exist_ok=True)  # ours; Docker would make it root's
+    if build and project.show("build", *wanted, *["run"] * run):
+        raise RunError("the image could not be built; the lines above say why")
+    project.show("up", "--detach", *wanted, explain=True)
+    for line in address_lines(project, project.containers()):
+        typer.echo(line)
+    if "grafana" in wanted and _PASSWORD in project.services:  # it was printed when it was made
+        typer.echo(project.ask("logs", "--no-log-prefix", _PASSWORD), nl=False)
+    if run:
+        _run(project)
+    else:
+        typer.echo("started; flsim up FILE runs an experiment, flsim down ends it")
+
+
+def down_command(file: Path | None, *, volumes: bool) -> None:
+    """Stop and remove everything that the project started."""
+    project = open_project(find_files(file))
+    project.show("down", "--remove-orphans", *["--volumes"] * volumes, explain=True)
+
+
+def _wanted(without: list[str]) -> list[str]:
+    for service in without:
+        if service not in _CAN_BE_LEFT_OUT:
+            raise InputError(
+                f"--without {service}: only {' and '.join(_CAN_BE_LEFT_OUT)} can be left out"
+            )
+    left_out = {*without, *["grafana"] * ("prometheus" in without)}  # it shows what that stores
+    return [service for service in STANDING if service not in left_out]
+
+
+def _there(project: Project, wanted: list[str]) -> list[str]:
+    """Of the wanted services those that the project has, and clients that an override adds."""
+    added = [
+        name
+        for name in project.client_services
+        if name not in wanted and not project.services[name].get("profiles")
+    ]
+    return [service for service in wanted if service in project.services] + added
+
+
+def _project(files: tuple[Path, ...], experiment: Path | None, clients: int | None) -> Project:
+    """The project, with what is set over .env: the clients, and the experiment inside containers."""
+    settings = {}
+    if experiment is not None:
+        from flsimulation.experiment import load_experiment
+
+        spec = load_experiment(experiment)  # a mistake is told now, not after minutes of building
+        settings["CLIENTS"] = str(spec.data.clients)
+    if clients is not None:
+        settings["CLIENTS"] = str(clients)
+    project = open_project(files, settings)
+    if experiment is None:
+        return project
+    return replace(project, environment={**settings, "EXPERIMENT": _inside(project, experiment)})
+
+
+def _inside(project: Project, experiment: Path) -> str:
+    """An experiment file as the containers know it."""
+    path, seen = experiment.resolve(), project.mount(EXPERIMENTS)
+    if seen is None:
+        raise InputError(f"{experiment}: the containers see no folder of experiments")
+    if not path.is_relative_to(seen.resolve()):
+        raise InputError(
+            f"{experiment}: the containers see {seen} only; copy the file there, with what it names"
+        )
+    return f"experiments/{path.relative_to(seen.resolve()).as_posix()}"
+
+
+def _refuse_second_run(project: Project) -> None:
+    """Ask the SuperLink: a run whose terminal is gone has no container of its own any more."""
+    running = {row["Service"] for row in project.containers() if row["State"] == "running"}
+    if "superlink" not in running or project.superlink is None:
+        return
+    from flsimulation.cli.deploy.runs import going_run
+
+    if (run := going_run(project.superlink)) is not None:
+        raise RunError(
+            f"a run is in progress ({run.name or run.id}, {run.progress}); "
+            "flsim attach follows it, flsim stop ends it"
+        )
+
+
+def _with_images(project: Project, wanted: list[str]) -> list[str]:
+    """Fetch the images that are not built here; without Grafana's, go on without Grafana."""
+    there = []
+    for service in wanted:
+        image = project.services[service].get("image", "")
+        try:
+            if "build" not in project.services[service]:
+                _fetch(project, service, image)
+        except RunError as error:
+            if service != "grafana":
+                raise RunError(f"{service} ({image}): {error}") from None
+            typer.echo(f"flsim: going on without grafana ({image}): {error}", err=True)
+        else:
+            there.append(service)
+    return there
+
+
+def _fetch(project: Project, service: str, image: str) -> None:
+    try:
+        ask("image", "inspect", "--format", "{{.Id}}", image)
+    except RunError:
+        typer.echo(f"fetching {image} ...")
+        project.ask("pull", "--quiet", service, seconds=None)
+
+
+def _run(project: Project) -> None:
+    """Run the experiment in the foreground and end with its status."""
+    before = _directories(project)
+    try:
+        status = project.show(
+            "up", "--no-deps", "--no-log-prefix", "--force-recreate", "--exit-code-from", "run", "run"
+        )  # fmt: skip
+    finally:
+        for folder in sorted(_directories(project) - before):
+            if (folder / "report.html").is_file():
+                typer.echo(f"Report      {folder / 'report.html'}")
+        typer.echo("the network stays; flsim up FILE runs another experiment, flsim down ends it")
+    if status:
+        raise typer.Exit(status)
+
+
+def _directories(project: Project) -> set[Path]:
+    runs = project.mount(RUNS)
+    return set(runs.iterdir()) if runs is not None and runs.is_dir() else set()

@@ -1,0 +1,1 @@
+"""What runs at a client: its data and model, and its part in a round."""

@@ -1,0 +1,119 @@
+"""One client's training: from what a message asks for to the numbers in its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from flwr.app import Message
+
+from flsimulation import seeds
+from flsimulation.client.workspace import Workspace
+from flsimulation.errors import ClientError
+from flsimulation.messages.content import RESERVED, config_of
+from flsimulation.training import Fit, State
+
+
+class Order(NamedTuple):
+    """What a training message asks of a client."""
+
+    partition: int
+    round: int
+    proximal_mu: float
+    expires: float | None
+    """Unix time in seconds after which nobody waits for the answer, if there is a deadline."""
+
+
+class Done(Protocol):
+    """What a client's training gave, as far as its numbers go; see `Fit`."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """By name."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+
+
+def order_of(message: Message, partition: int, space: Workspace) -> Order:
+    """Read a training message to the client of a partition."""
+    config = config_of(message)
+    round, mu = int(number(config, "server-round")), number(config, "proximal-mu")
+    return Order(partition, round, mu, expires(message, space))
+
+
+def fit(space: Workspace, state: State, order: Order) -> Fit:
+    """Train one client from a global model, by the engine that the experiment asks of a client.
+
+    Raises
+    ------
+    ClientError
+        If it fails.
+    """
+    spec, batches = space.experiment, space.train_batches(order.partition, order.round)
+    if spec.train.engine != "stacked":
+        return space.trainer.fit(
+            state,
+            batches,
+            seed=seeds.integer(spec.seed, "fit", order.round, order.partition),
+            validation=space.validation_batches(order.partition) if spec.train.validate_ else None,
+            proximal_mu=order.proximal_mu,
+            expires=order.expires,
+        )
+    trainer = space.cohort  # the program of many clients, for one
+    assert trainer is not None  # noqa: S101 - or the experiment was refused
+    mu, expires = order.proximal_mu, order.expires
+    (wave,) = trainer.fit(state, [batches], proximal_mu=mu, expires=expires)
+    (result,) = wave.results
+    if isinstance(result, ClientError):
+        raise result
+    return Fit(wave.state(0), result.scores, result.steps, result.seconds)
+
+
+def fit_metrics(space: Workspace, partition: int, done: Done) -> dict[str, float]:
+    """The numbers in a trained client's answer. Raises `ClientError`."""
+    return {
+        **logged(done.scores),
+        "num-examples": space.data.train_size(partition),
+        "epochs": space.experiment.train.epochs,
+        "steps": done.steps,
+        "seconds": done.seconds,
+    }
+
+
+def evaluation_metrics(
+    space: Workspace, partition: int, scores: Mapping[str, float]
+) -> dict[str, float]:
+    """The numbers in an evaluated client's answer. Raises `ClientError`."""
+    return {**logged(scores), "num-examples": len(space.data.validation_indices(partition))}
+
+
+def logged(scores: Mapping[str, float]) -> Mapping[str, float]:
+    """What the module logged, unless it took a name that means something else in an answer.
+
+    Raises
+    ------
+    ClientError
+        If it did.
+    """
+    if taken := sorted(RESERVED & scores.keys()):
+        raise ClientError("error", f"the module logs {taken[0]!r}, a name in use; log another")
+    return scores
+
+
+def number(config: Mapping[str, object], key: str) -> float:
+    """A number among a message's settings; 0 if it is not there."""
+    value = config.get(key, 0.0)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def expires(message: Message, space: Workspace) -> float | None:
+    """Unix time in seconds after which nobody waits for the answer, if there is a deadline."""
+    if space.experiment.round.deadline == 0:
+        return None
+    return message.metadata.created_at + message.metadata.ttl

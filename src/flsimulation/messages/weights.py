@@ -1,0 +1,76 @@
+"""The global model as arrays: its digest, its soundness, its plain average."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from flsimulation.messages.arrays import HeldArray, joined
+
+
+def weights_sha256(arrays: ArrayRecord) -> str:
+    """SHA-256 (hex) over all arrays in name order: name, dtype, shape and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        value = arrays[name].numpy()
+        sha.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        sha.update(value.tobytes())
+    return sha.hexdigest()
+
+
+def first_not_finite(arrays: ArrayRecord) -> str | None:
+    """Name of the first array that holds a NaN or an infinity, or None."""
+    for name, array in arrays.items():
+        value = array.numpy()
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+            return str(name)
+    return None
+
+
+def without(arrays: ArrayRecord, names: Collection[str]) -> ArrayRecord:
+    """``arrays`` but those of these names."""
+    return joined({name: array for name, array in arrays.items() if name not in names})
+
+
+def average_of(
+    names: Iterable[str], models: Sequence[ArrayRecord], weights: Sequence[float]
+) -> dict[str, Array]:
+    """The weighted mean over ``models`` of the arrays of these names.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Which arrays.
+    models, weights
+        The clients' models and the weight of each.
+    """
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+    means = {
+        name: sum(s * m[name].numpy() for s, m in zip(shares, models, strict=True))
+        for name in names
+    }
+    return {name: HeldArray(np.asarray(mean)) for name, mean in means.items()}
+
+
+def mean_of(models: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:
+    """The weighted mean of models, in the types of the first."""
+    return with_types_of(joined(average_of(models[0], models, weights)), models[0])
+
+
+def with_types_of(arrays: ArrayRecord, model: ArrayRecord) -> ArrayRecord:
+    """``arrays`` in the types of ``model``; integers are rounded.
+
+    Strategies compute in whatever type their weights lead to, so that a counter becomes a float and
+    float32 becomes float64 from one round to the next.
+    """
+    return joined({name: _typed(array, model.get(name, array)) for name, array in arrays.items()})
+
+
+def _typed(array: Array, like: Array) -> Array:
+    if array.dtype == like.dtype:
+        return array
+    value, kind = array.numpy(), np.dtype(like.dtype)
+    return HeldArray(np.asarray(value if kind.kind in "fc" else np.rint(value), kind))

@@ -1,0 +1,1 @@
+"""Prometheus metrics of a run, its clients and its containers."""

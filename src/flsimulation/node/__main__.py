@@ -1,0 +1,71 @@
+"""``python -m flsimulation.node SOCKET ROLE ARGUMENTS``: what a container's others fork from.
+
+The arguments are those of Flower's long-running program: its SuperNode or its SuperLink.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from flsimulation.host.processes import end_with_parent
+from flsimulation.node import sockets
+from flsimulation.runtimes.network.names import REPORTS
+
+
+def tell_up() -> None:
+    """Report that the container's program is up."""
+    with contextlib.suppress(OSError):
+        sockets.send(os.environ[REPORTS], {"up": True})
+
+
+def main() -> None:
+    """Import what the role needs, then serve."""
+    path, role, *arguments = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
+    from flsimulation.node import client_app, flower_patches, shims, threads, waits, warm
+
+    end_with_parent()
+
+    def keep(command: str) -> None:
+        end_with_parent()
+        shims.run_command(command, arguments)
+
+    threads.hold()
+    waits.shorten_pulls()
+    flower_patches.send_heartbeats_often()
+    import_module("httpcore")  # httpx imports it only with its first client
+    import_module("flwr.supercore.cli")
+    if role == "client":
+        import_module("flwr.supernode.cli")
+        watch = flower_patches.RunWatch()
+        waits.shorten_looks(watch.look)
+        flower_patches.leave_with_run(watch)
+        server = warm.WarmServer(
+            Path(path),
+            lambda: keep("flower-supernode"),
+            client_app.prepare,
+            client_app.tell_killed,
+            serving=tell_up,
+        )
+    else:
+        import_module("flwr.superlink.cli")
+        from flsimulation.node import server_app
+
+        flower_patches.list_nodes_heard_lately()
+        server = warm.WarmServer(
+            Path(path),
+            lambda: keep("flower-superlink"),
+            killed=server_app.tell_killed,
+            serving=tell_up,
+        )
+    server.serve()
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # a fork's threads are not ours to wait for

@@ -1,0 +1,127 @@
+"""The ClientApp that a network's clients run, in a process that started warm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+import torch
+from flwr.app import Message
+
+from flsimulation import seeds
+from flsimulation.client.app import make_client_app
+from flsimulation.client.workspace import Workspace
+from flsimulation.experiment import Experiment, flatten, unflatten
+from flsimulation.messages.content import (
+    evaluation_asked,
+    failure_of,
+    metrics_of,
+    payload_bytes,
+    split,
+)
+from flsimulation.node import sockets, threads
+from flsimulation.node.health import keep_trouble, see_kills, take_trouble
+from flsimulation.node.launches import Killed
+from flsimulation.runtimes.network.names import CLIENT_APP, REPORTS, WARM
+from flsimulation.training import Batches
+
+_prepared: tuple[int, Workspace] | None = None
+"""A run's id with its data and model: another run may find other files under the same names."""
+
+
+def prepare(order: dict[str, Any]) -> None:
+    """Load a run's data and model for the processes that are forked from this one."""
+    global _prepared
+    threads.hold()
+    see_kills()
+    space = Workspace.load(unflatten(order["experiment"]))
+    _prepared = order["run"], space
+    _practise(space)
+
+
+def _practise(space: Workspace) -> None:
+    """Train and evaluate on two examples: Lightning and PyTorch do a lot when first used.
+
+    Only without a GPU, which no process may use before it forks.
+    """
+    if torch.cuda.is_available():
+        return
+    dataset = space.data.dataset
+    batches = Batches(
+        dataset.x_train,
+        dataset.y_train,
+        space.data.partitions[0][:2],
+        2,
+        lambda: seeds.rng(0, "practice"),
+    )
+    state = space.initial_state()
+    with contextlib.suppress(Exception):  # whatever is wrong, the first message says it
+        space.trainer.fit(state, batches, seed=0)
+        if space.can_evaluate_clients:
+            space.trainer.evaluate(state, batches)
+
+
+def tell_killed(killed: Killed) -> None:
+    """Report that a message's process was killed before it answered."""
+    if killed.command != CLIENT_APP:
+        return
+    print(f"flsim: a message's process was {killed.end}", file=sys.stderr, flush=True)
+    keep_trouble(f"the process of its message was {killed.end}")
+    _send(REPORTS, {"killed": True})
+
+
+def _workspace(experiment: Experiment, run: int) -> Workspace:
+    threads.release()
+    if _prepared is not None and _prepared[0] == run:
+        return _prepared[1]
+    _prepare_for(experiment, run)
+    return Workspace.load(experiment)
+
+
+def _begin(partition: int) -> None:
+    """Report whose message begins: if its process is killed, nobody else can say so."""
+    _send(REPORTS, {"partition": partition})
+
+
+def _tell(partition: int, message: Message, answer: Message) -> None:
+    """Report a message and its answer to the process that serves the metrics."""
+    parts = {message.metadata.message_type: answer}
+    if evaluation_asked(message) is not None:
+        parts["train"], parts["evaluate"] = split(answer, message)
+    report = {
+        "run": message.metadata.run_id,
+        "partition": partition,
+        "bytes": {"down": payload_bytes(message), "up": payload_bytes(answer)},
+        "metrics": {
+            kind: metrics_of(part) for kind, part in parts.items() if failure_of(part) is None
+        },
+    }
+    _send(REPORTS, report)
+
+
+def _send(variable: str, content: Any) -> None:
+    """Send to a socket of this container, if there is one; training does not depend on it."""
+    if path := os.environ.get(variable):
+        with contextlib.suppress(OSError):
+            sockets.send(path, content)
+
+
+def _announce(experiment: Experiment, run: int) -> str:
+    """Report that the run is here, and have its data and model loaded for the processes to come.
+
+    Returns what went wrong before.
+    """
+    _send(REPORTS, {"run": run})
+    _prepare_for(experiment, run)
+    return take_trouble()
+
+
+def _prepare_for(experiment: Experiment, run: int) -> None:
+    if _prepared is None or _prepared[0] != run:
+        _send(WARM, {"prepare": {"run": run, "experiment": flatten(experiment)}})
+
+
+app = make_client_app(_workspace, _tell, _announce, _begin)
+"""The ClientApp that the submitted app names."""

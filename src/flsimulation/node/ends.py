@@ -1,0 +1,150 @@
+"""Ends of a network's run that its own process cannot write or tell in time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flsimulation.errors import InputError, Interrupted
+from flsimulation.events import RunFinished, RunStarted
+from flsimulation.experiment import Experiment, load_run_experiment
+from flsimulation.host.files import write_atomic
+from flsimulation.rundir.manifest import settle
+
+_GONE_SECONDS = 0.5  # within which Flower's own process is missed, if it is gone
+_LOOK_SECONDS = 0.05
+_SUPERLINK = "its SuperLink was killed or started again, or the machine stopped"
+
+
+def remember(memory: Path | None, run_dir: str) -> None:
+    """Note which run a SuperLink's server writes; nothing depends on it but the repair."""
+    if memory is not None:
+        with contextlib.suppress(OSError):
+            write_atomic(_note(memory), run_dir)
+
+
+def settle_run(memory: Path | None, state: str, error: str) -> tuple[Path, dict[str, Any]] | None:
+    """Write the end of the SuperLink's last run, if its process was killed; returns its manifest."""
+    last = _last(memory)
+    manifest = settle(last, state, error) if last is not None else None
+    return (last, manifest) if last is not None and manifest is not None else None
+
+
+def forget(memory: Path | None) -> None:
+    """Another run begins, and has no directory yet: the last one's end is not this one's."""
+    if memory is not None:
+        with contextlib.suppress(OSError):
+            _note(memory).unlink(missing_ok=True)
+
+
+def progress(manifest: Mapping[str, Any]) -> tuple[int, float]:
+    """Rounds of a run that ends now, and seconds since it began."""
+    began = datetime.fromisoformat(manifest["started"])
+    return int(manifest["rounds"]), (datetime.now(UTC) - began).total_seconds()
+
+
+def settle_runs(memory: Path | None) -> list[tuple[Path, dict[str, Any]]]:
+    """Write the ends of all runs that were left in progress; returns their manifests.
+
+    The last run of the SuperLink ended with it. What ended others in the same folder, which may be
+    runs in one process, nobody knows.
+
+    Parameters
+    ----------
+    memory : Path, optional
+        The SuperLink's; its runs are in the same folder.
+    """
+    if memory is None:
+        return []
+    last = settle_run(memory, "interrupted", _SUPERLINK)
+    folders = sorted((path.parent for path in memory.parent.glob("*/manifest.json")), reverse=True)
+    others = [(folder, settle(folder)) for folder in folders]
+    found = [(folder, manifest) for folder, manifest in others if manifest is not None]
+    return [*([last] if last is not None else []), *found]
+
+
+def last_end(memory: Path | None) -> tuple[RunStarted, RunFinished] | None:
+    """How the SuperLink's last run ended, if that was before its time; for the metrics."""
+    if memory is None:
+        return None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
+        run_dir = Path(_note(memory).read_text(encoding="utf-8"))
+        manifest = json.loads((run_dir / "manifest.json").read_bytes())
+        if manifest["state"] == "interrupted":
+            end = RunFinished("interrupted", manifest["rounds"], 0.0, manifest["error"])
+            return _start(load_run_experiment(run_dir), manifest["data"], manifest["model"]), end
+    return None
+
+
+def _start(experiment: Experiment, data: dict[str, Any], model: dict[str, Any]) -> RunStarted:
+    return RunStarted(
+        experiment=experiment,
+        model_arguments=model["arguments"],
+        parameters=model["parameters"],
+        data_digest=data["digest"],
+        histogram=data["histogram"],
+        classes=tuple(data["classes"]),
+        train_examples=data["train-examples"],
+        test_examples=data["test-examples"],
+    )
+
+
+def end_in_order() -> None:
+    """Let a signal end this process's run as Ctrl-C does, before it ends the process.
+
+    Flower's own way would close the run's log first, and then end the process within seconds.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        for other in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(_cause(number))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def _cause(number: int) -> str:
+    """What a signal to a run's process means. Flower sends SIGINT for two things."""
+    if number != signal.SIGINT:
+        return "SIGTERM ended it, as when its SuperLink is stopped"
+    until = time.monotonic() + _GONE_SECONDS
+    while time.monotonic() < until:
+        if not _has_parent():
+            return "its SuperLink ended"
+        time.sleep(_LOOK_SECONDS)
+    return "it was stopped"
+
+
+def _has_parent() -> bool:
+    """Whether Flower's process that asked for this one is there."""
+    try:
+        os.kill(int(sys.argv[sys.argv.index("--parent-pid") + 1]), 0)
+    except (ValueError, IndexError, PermissionError):
+        return True  # nobody knows
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _last(memory: Path | None) -> Path | None:
+    """Directory of the SuperLink's last run."""
+    if memory is None:
+        return None
+    try:
+        return Path(_note(memory).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+
+
+def _note(memory: Path) -> Path:
+    return memory.with_suffix(".run")

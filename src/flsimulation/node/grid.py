@@ -1,0 +1,282 @@
+"""Flower's grid of a network, with a partition for each node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from flsimulation.errors import RunError
+from flsimulation.events import ClientsConnected, Sink
+from flsimulation.experiment import Experiment
+from flsimulation.messages.content import assign, identity_of
+from flsimulation.messages.packing import is_packed, pack, unpack
+from flsimulation.node.assignment import Identity, PartitionTable
+from flsimulation.server.exchange import PartitionedGrid
+
+if TYPE_CHECKING:
+    from flwr.supercore.run import Run  # not public; what `Grid` itself is annotated with
+
+_LOOK_SECONDS = 0.5  # between two looks at who is there
+_UNAVAILABLE = frozenset((3, 4, 5))  # Flower's codes for a message, reply or node that is gone
+_SILENT = 10.0  # seconds after which a node that does not say who it is is silent
+
+
+def connect(
+    grid: Grid, experiment: Experiment, emit: Sink, memory: Path | None = None
+) -> AssignedGrid:
+    """Flower's grid with the experiment's clients, as soon as they are there.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's own.
+    experiment : Experiment
+        Its number of clients, and how long it waits for them.
+    emit : callable
+        Is notified when a client comes or goes.
+    memory : Path, optional
+        File that keeps which client holds which partition.
+
+    Raises
+    ------
+    RunError
+        If they do not come in time.
+    """
+    clients, patience = experiment.data.clients, experiment.runtime.client_wait
+    assigned = AssignedGrid(grid, PartitionTable(clients, memory), experiment, emit)
+    if not assigned.wait(clients, patience):
+        raise RunError(
+            f"{len(assigned.partitions)} of {clients} clients connected within {patience:g} s; "
+            f"start more clients, lower data.clients, or raise runtime.client-wait"
+            f"{assigned.trouble}"
+        )
+    return assigned
+
+
+class AssignedGrid(PartitionedGrid):
+    """Flower's grid with a partition for each node; messages tell the node which it holds.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's own.
+    table : PartitionTable
+        Who holds what.
+    experiment : Experiment
+        Its number of clients, and how long it waits for them.
+    emit : callable
+        Is notified when a client comes or goes.
+    """
+
+    def __init__(
+        self, grid: Grid, table: PartitionTable, experiment: Experiment, emit: Sink
+    ) -> None:
+        self._grid = grid
+        self._table = table
+        self._expected = experiment.data.clients
+        self._client_wait = experiment.runtime.client_wait
+        self._return_wait = experiment.runtime.return_wait
+        self._emit = emit
+        self._asked: dict[str, int] = {}
+        self._silent: dict[int, float] = {}  # nodes that do not say who they are, and since when
+        self._known: dict[int, Identity] = {}  # who every node is that said so once
+        self._told: tuple[int, ...] | None = None
+        self._gone: dict[int, float] = {}  # partitions whose client was there, and since when not
+        self._away: dict[int, float] = {}  # nodes that are asked and not there, and since when not
+        self._given_up: set[int] = set()  # partitions that nobody waits for any more
+        self._looked = float("-inf")
+        self._begun = False  # whether all clients were there once
+        self._sent: dict[str, int] = {}  # node of each message
+        self._asked_names: dict[int, str] = {}  # of those nodes, as they were then
+        self._unavailable: dict[str, Message] = {}  # what Flower answers for nodes that are gone
+        self._trouble = ""
+
+    @property
+    def partitions(self) -> Mapping[int, int]:
+        """Partition of every node that has one and is there, by partition."""
+        return self._table.partitions
+
+    @property
+    def costs_time(self) -> bool:
+        """A message over a network takes part of a second, and a process of the client's."""
+        return True
+
+    def look(self) -> None:
+        """See who came and who went; asks new nodes for their name, without waiting."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        now = time.monotonic()
+        online = set(self._grid.get_node_ids())
+        new = online - self._table.nodes - set(self._asked.values())
+        back = {node: self._known[node] for node in new & self._known.keys()}
+        if unknown := sorted(new - back.keys()):
+            ids = self._grid.push_messages(
+                [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
+            )
+            self._asked |= dict(zip(ids, unknown, strict=True))
+            self._silent |= dict.fromkeys(unknown, now)
+        met = self._answers(online)
+        names = {identity.name for identity in met.values()}  # whose older nodes are dead
+        self._known = {n: i for n, i in self._known.items() if i.name not in names} | met
+        self._table.update(online, back | met, strict=not self._begun)
+        if (partitions := tuple(self.partitions.values())) != self._told:
+            self._notify(partitions, now)
+        self._away = {n: since for n, since in self._away.items() if n not in self.partitions}
+        self._looked = time.monotonic()
+
+    def _notify(self, partitions: tuple[int, ...], now: float) -> None:
+        """Tell who is there, and who was and is not any more."""
+        left = {*self._gone, *(self._told or ())} - {*partitions}
+        self._gone = {p: self._gone.get(p, now) for p in sorted(left)}
+        self._given_up &= left
+        waited = [p for p in self._gone if p not in self._given_up]
+        gone = {str(p): self._table.name_of(p) or "unknown" for p in waited}
+        patience = self._return_wait if self._begun else self._client_wait
+        self._told = partitions
+        self._emit(ClientsConnected(partitions, self._expected, gone, patience))
+
+    def why_lost(self, partition: int, node: int) -> str | None:
+        """Why no answer will come from a node that went away; None if one still may.
+
+        A node that is back has its message still. A client that was started again has not.
+        """
+        holder = self.node_of(partition)
+        identity = self._table.identity_of(holder) if holder is not None else None
+        if identity is not None and identity.name == self._asked_names.get(node):
+            return identity.trouble or "it was started again before it answered"
+        now = time.monotonic()
+        if now - self._away.setdefault(node, now) < self._return_wait:
+            return None
+        if identity is not None:
+            return f"it went away before it answered, and client {identity.name} took its place"
+        self._given_up.add(partition)
+        return f"it went away before it answered, and was not back within {self._return_wait:g} s"
+
+    def wait(self, least: int, seconds: float) -> bool:
+        """Wait until so many clients hold a partition; False if they do not come in time."""
+        until = time.monotonic() + seconds
+        self.look()
+        while len(self.partitions) < least and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+            self.look()
+        self._begun = self._begun or len(self.partitions) >= self._expected
+        return len(self.partitions) >= least
+
+    def gather(self, seconds: float) -> int:
+        """Wait for clients that went away, once for each absence; gives how many are there."""
+        self.look()
+        absent = self._absent()
+        if absent - self._given_up:
+            self.wait(self._expected - len(absent & self._given_up), seconds)
+        self._given_up = self._absent()
+        return len(self.partitions)
+
+    def _absent(self) -> set[int]:
+        return set(range(self._expected)) - set(self.partitions.values())
+
+    def _answers(self, online: set[int]) -> dict[int, Identity]:
+        self._asked = {m: n for m, n in self._asked.items() if n in online}
+        met = {}
+        for answer in self._grid.pull_messages(list(self._asked)) if self._asked else ():
+            node = self._asked.pop(answer.metadata.reply_to_message_id, None)
+            if node is not None and answer.has_error():
+                self._trouble = f"; a client answers: {answer.error.reason or answer.error.code}"
+            elif node is not None:
+                met[node] = Identity(*identity_of(answer))
+                self._silent.pop(node, None)
+                self._explain(met[node])
+        self._silent = {n: since for n, since in self._silent.items() if n in online}
+        return met
+
+    def _explain(self, identity: Identity) -> None:
+        if identity.trouble:
+            self._trouble = f"; client {identity.name}: {identity.trouble}"
+
+    @property
+    def trouble(self) -> str:
+        """What is known of clients that are not there, as the end of a sentence."""
+        silent = [n for n, since in self._silent.items() if time.monotonic() - since > _SILENT]
+        if self._trouble or not silent:
+            return self._trouble
+        names = ", ".join(sorted(self._table.name_of_node(node) for node in silent))
+        them = "them" if len(silent) > 1 else "it"
+        return f"; connected, but silent: {names}; restart {them} (docker restart)"
+
+    def set_run(self, run: Run) -> None:
+        """Pass on the run's description."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run's description."""
+        return self._grid.run
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages, each with the partition that its node holds."""
+        # One by one: Flower shows a node its message before the message's parts are there, and many
+        # nodes that ask for parts again and again keep the SuperLink from taking them.
+        sent = [(i, m) for m in self._addressed(messages) for i in self._grid.push_messages([m])]
+        self._sent = {i: m.metadata.dst_node_id for i, m in sent}
+        identities = {node: self._table.identity_of(node) for node in self._sent.values()}
+        self._asked_names = {n: i.name for n, i in identities.items() if i is not None}
+        return [i for i, _ in sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Answers that are there.
+
+        Flower answers in place of a node that is not there. Why it is not, and whether it comes
+        back, is then known only a little later, by `look` and `why_lost`.
+        """
+        wanted = set(message_ids)
+        self._unavailable = {i: m for i, m in self._unavailable.items() if i in wanted}
+        asked = sorted(wanted - self._unavailable.keys())
+        answers = [_unpacked(answer) for answer in self._grid.pull_messages(asked)] if asked else []
+        late = [answer for answer in answers if _is_flowers_own(answer)]
+        self._unavailable |= {a.metadata.reply_to_message_id: a for a in late}
+        if late:
+            self._looked = float("-inf")  # who is there has changed
+            self.look()
+        there = self.partitions
+        given_up = [i for i in self._unavailable if self._sent.get(i) in there]
+        return [
+            *(answer for answer in answers if not _is_flowers_own(answer)),
+            *(self._unavailable.pop(i) for i in given_up),
+        ]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and wait for the answers, with Flower's own polling."""
+        answers = self._grid.send_and_receive(self._addressed(messages), timeout=timeout)
+        return [_unpacked(answer) for answer in answers]
+
+    def _addressed(self, messages: Iterable[Message]) -> list[Message]:
+        """Copies to send: the messages themselves may be looked at again, and stay as they are."""
+        models: dict[int, ConfigRecord | ArrayRecord] = {}  # most often one, the same for all
+        addressed = list(messages)
+        for message in addressed:
+            assign(message, self.partitions[message.metadata.dst_node_id])
+        return [_packed(message, models) for message in addressed]
+
+
+def _packed(message: Message, models: dict[int, ConfigRecord | ArrayRecord]) -> Message:
+    content, told = pack(message.content, models), message.metadata
+    return Message(
+        content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id
+    )
+
+
+def _is_flowers_own(answer: Message) -> bool:
+    """Whether Flower answers because the node, or the message, is not there any more."""
+    return answer.has_error() and answer.error.code in _UNAVAILABLE
+
+
+def _unpacked(answer: Message) -> Message:
+    if answer.has_content() and is_packed(answer.content):
+        answer.content = unpack(answer.content)
+    return answer

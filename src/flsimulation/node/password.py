@@ -1,0 +1,26 @@
+"""``python -m flsimulation.node.password FILE``: Grafana's password, made at the first start."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from flsimulation.host.files import write_atomic
+
+
+def main() -> None:
+    """Write the password of ``GRAFANA_ADMIN_PASSWORD``, or a new one if there is none yet."""
+    path = Path(sys.argv[1])
+    given = os.environ.get("GRAFANA_ADMIN_PASSWORD", "")
+    if given:
+        write_atomic(path, given)
+    elif not path.is_file():
+        password = secrets.token_urlsafe(12)
+        write_atomic(path, password)
+        print(f"Grafana: user admin, password {password} (it is not shown again)")
+
+
+if __name__ == "__main__":
+    main()

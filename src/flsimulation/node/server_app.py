@@ -1,0 +1,147 @@
+"""The ServerApp that a network's SuperLink runs: the same federation, with its run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from flsimulation import runner
+from flsimulation.client.workspace import Workspace
+from flsimulation.errors import (
+    FLSimulationError,
+    InputError,
+    Interrupted,
+    RunError,
+    describe_error,
+)
+from flsimulation.events import Event, RunFinished, Sink
+from flsimulation.experiment import Experiment, unflatten
+from flsimulation.experiment.strategy import quiet_flower
+from flsimulation.host.processes import alone
+from flsimulation.host.usage import peak_memory_bytes
+from flsimulation.node import ends, sockets, task, threads
+from flsimulation.node.grid import connect
+from flsimulation.node.launches import Killed
+from flsimulation.runtimes.network import lines
+from flsimulation.runtimes.network.events import to_json
+from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME, SERVER_APP
+from flsimulation.server.app import Start, make_server_app
+
+_ENDING_SECONDS = 5.0  # that a run which was stopped may take to end before the next
+_LOOK_SECONDS = 0.1
+
+app = ServerApp()
+"""The ServerApp that the submitted app names."""
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment of the run config; write its run directory where this process runs."""
+    threads.release()
+    config = context.run_config
+    out, resumed = (str(config.get(key, "")) for key in (OUT, RESUME))
+    models = bool(config.get(MODELS, False))
+    memory = Path(path) if (path := os.environ.get(MEMORY)) else None
+
+    ends.end_in_order()
+    try:
+        with _alone(memory):
+            _run(out, resumed, models, memory, grid, context)
+    except Interrupted as end:
+        message = f"the run was interrupted: {end}"
+        lines.tell_error(message, input=False)
+        raise RunError(message) from None  # Flower's word for it is failed
+
+
+@contextlib.contextmanager
+def _alone(memory: Path | None) -> Iterator[None]:
+    """Keep other runs of this SuperLink out: they would share its clients and its metrics."""
+    if memory is None:
+        yield
+        return
+    until, lock = time.monotonic() + _ENDING_SECONDS, memory.with_suffix(".lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            while not stack.enter_context(alone(lock)):
+                if time.monotonic() > until:
+                    raise RunError(
+                        "another run is in progress here; flsim attach follows it, "
+                        "flsim stop ends it"
+                    )
+                time.sleep(_LOOK_SECONDS)
+        except (OSError, RunError) as error:
+            is_full = isinstance(error, OSError)
+            text = f"{lock}: cannot be written: {error}" if is_full else str(error)
+            lines.tell_error(text, input=False)
+            raise RunError(text) from None
+        yield
+
+
+def _run(
+    out: str, resumed: str, models: bool, memory: Path | None, grid: Grid, context: Context
+) -> None:
+    def federate(
+        _: Experiment, sinks: Iterable[Sink], space: Workspace | None, start: Start | None
+    ) -> None:
+        with quiet_flower():
+            make_server_app(sinks, space, start, partial(connect, memory=memory))(grid, context)
+
+    told: list[Sink] = [_tell, *([lines.tell_model] if models else [])]
+
+    def opened(path: str | Path) -> None:
+        ends.remember(memory, str(path))
+        lines.tell_opened(str(path))
+
+    try:
+        if resumed:
+            opened(resumed)
+            result = runner.resume(resumed, told, federate)
+        else:
+            experiment = unflatten(context.run_config)
+            result = runner.run(experiment, out or None, told, opened, federate)
+    except FLSimulationError as error:
+        lines.tell_error(str(error), input=isinstance(error, InputError))
+        raise
+    except Exception as error:
+        lines.tell_error(describe_error(error), input=False)
+        raise
+    lines.tell_result(asdict(result))
+
+
+def _tell(event: Event) -> None:
+    """Tell the program that follows, and the metrics; both are other processes."""
+    if isinstance(event, RunFinished):
+        event = replace(event, peak_memory_bytes=peak_memory_bytes())
+    lines.tell(event)
+    _report(event)
+
+
+def tell_killed(killed: Killed) -> None:
+    """Write and tell the end of a run whose process was killed."""
+    if killed.command != SERVER_APP:
+        return
+    cause = f"the run's process was {killed.end}"
+    print(f"flsim: {cause}", file=sys.stderr, flush=True)
+    memory = Path(path) if (path := os.environ.get(MEMORY)) else None
+    run = ends.settle_run(memory, "failed", cause)
+    rounds, seconds = ends.progress(run[1]) if run is not None else (0, 0.0)
+    end = RunFinished("failed", rounds, seconds, cause, killed.peak_memory_bytes)
+    _report(end)
+    task.fail(killed.arguments, [lines.of(end), lines.of_error(cause, input=False)], cause)
+
+
+def _report(event: Event) -> None:
+    """Tell the process that serves the container's metrics; the run does not depend on it."""
+    path, line = os.environ.get(REPORTS), to_json(event)
+    if path and line is not None:
+        with contextlib.suppress(OSError):
+            sockets.send(path, line)

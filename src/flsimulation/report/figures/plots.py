@@ -1,0 +1,48 @@
+"""The figures of a run: matplotlib objects that know nothing of files or pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flsimulation.report.figures.clients import clients_figure
+from flsimulation.report.figures.curves import accuracy_figure, loss_figure
+from flsimulation.report.figures.partition import partition_figure
+from flsimulation.report.figures.stacks import failures_figure, times_figure
+from flsimulation.report.log import RunLog, look
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "accuracy_figure",
+    "clients_figure",
+    "failures_figure",
+    "figures",
+    "loss_figure",
+    "partition_figure",
+    "times_figure",
+]
+
+
+def figures(log: RunLog) -> dict[str, Figure]:
+    """All figures that the run has the numbers for, by name."""
+    makers: dict[str, Callable[[RunLog], Figure | None]] = {
+        "accuracy": accuracy_figure,
+        "loss": loss_figure,
+        "partition": _partition,
+        "clients": clients_figure,
+        "times": times_figure,
+        "failures": failures_figure,
+    }
+    made = {name: make(log) for name, make in makers.items()}
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def _partition(log: RunLog) -> Figure | None:
+    histogram = look(log.manifest, "data", "histogram")
+    return (
+        partition_figure(histogram, look(log.manifest, "data", "classes") or ())
+        if histogram
+        else None
+    )

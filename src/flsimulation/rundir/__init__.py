@@ -1,0 +1,1 @@
+"""The run directory: one format, written and read here only."""

@@ -1,0 +1,227 @@
+"""The run directory, written as the run goes; what a killed run leaves can be read and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flsimulation.errors import InputError
+from flsimulation.events import (
+    Checkpoint,
+    ClientReplied,
+    Event,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+)
+from flsimulation.experiment import Experiment, dump_toml
+from flsimulation.host.files import write_atomic
+from flsimulation.host.usage import machine_memory_bytes, peak_memory_bytes
+from flsimulation.messages.weights import weights_sha256
+from flsimulation.rundir.checkpoint import serialize_arrays, write_checkpoint
+from flsimulation.rundir.jsonlines import JsonLines
+from flsimulation.rundir.manifest import Manifest
+from flsimulation.rundir.storage import storing
+
+_CUT_SHORT = ("failed", "interrupted")
+_PACKAGES = ("flsimulation", "torch", "pytorch-lightning", "flwr", "flwr-datasets", "numpy")
+
+
+def create_run_directory(name: str, out: str | Path | None = None) -> Path:
+    """Make a new run directory: ``out``, else ``runs/<utc-time>-<name>``.
+
+    Raises
+    ------
+    InputError
+        If ``out`` holds files already, or the folder cannot be made.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = Path(out) if out is not None else Path("runs") / f"{stamp}-{name}"
+    number = 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if out is not None:
+                return _empty(path)
+            number += 1  # another run of this name began in the same second
+            path = path.with_name(f"{stamp}-{name}-{number}")
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"{path}: cannot be made ({reason}); choose a place with --out"
+            ) from None
+
+
+def _empty(path: Path) -> Path:
+    if not path.is_dir() or any(path.iterdir()):
+        raise InputError(f"--out {path}: is not an empty folder; name a new one, or use --resume")
+    return path
+
+
+class RunDirectory:
+    """A sink that writes the run's files.
+
+    Parameters
+    ----------
+    path : Path
+        An existing folder, empty or that of the run that goes on.
+    experiment : Experiment
+        Written out in full.
+    done : int
+        Rounds of the directory's earlier run to keep; what came after them is dropped.
+    """
+
+    def __init__(self, path: Path, experiment: Experiment, done: int = 0) -> None:
+        self.path = path
+        self._experiment = experiment
+        self._checkpoint: Checkpoint | None = None
+        self._model: dict[str, Any] = {}
+
+        def keep(line: Mapping[str, Any]) -> bool:
+            return int(line["round"]) <= done and line.get("phase") != "final"
+
+        with storing(path):
+            write_atomic(path / "experiment.toml", dump_toml(experiment))
+            self._rounds = JsonLines(path / "rounds.jsonl", keep)
+            self._clients = JsonLines(path / "clients.jsonl", keep)
+            self._manifest = Manifest(path, _fields(experiment, done))
+
+    def __call__(self, event: Event) -> None:
+        """Write what the event tells.
+
+        Raises
+        ------
+        RunError
+            If it cannot be written; never at the end of a run that failed or was interrupted.
+        """
+        if isinstance(event, RunFinished) and event.state in _CUT_SHORT:
+            self._give_up(event)
+            return
+        with storing(self.path):
+            self._store(event)
+
+    def _store(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            description = _description(event)
+            self._model = description["model"]
+            self._manifest.describe(description)
+        elif isinstance(event, ClientReplied):
+            self._clients.append(_client_line(event))
+        elif isinstance(event, Checkpoint):
+            self._checkpoint = event
+            write_checkpoint(self.path / "checkpoint", event)
+        elif isinstance(event, RoundFinished):
+            self._rounds.append(event.record())
+            with contextlib.suppress(OSError):  # the line is there, and readers count the lines
+                self._manifest.update({"rounds": event.round})
+        elif isinstance(event, RunFinished):
+            self._write_model()
+            self._manifest.close(self._ended(event))
+
+    def _give_up(self, event: RunFinished) -> None:
+        """Write what can be written: the manifest first, the disk may be full."""
+        with contextlib.suppress(OSError):
+            self._manifest.close(self._ended(event))
+        with contextlib.suppress(OSError):
+            self._write_model()
+
+    def _ended(self, event: RunFinished) -> dict[str, Any]:
+        arrays = self._checkpoint.arrays if self._checkpoint is not None else None
+        return {
+            "state": event.state,
+            "error": event.error,
+            "rounds": event.rounds,
+            "seconds": event.seconds,
+            "peak-memory-bytes": peak_memory_bytes(),
+            "weights-sha256": weights_sha256(arrays) if arrays is not None else None,
+        }
+
+    def _write_model(self) -> None:
+        """The model for any reader, and as the checkpoint that Lightning loads with its class."""
+        if (checkpoint := self._checkpoint) is None:
+            return
+        import torch
+
+        write_atomic(self.path / "model.safetensors", serialize_arrays(checkpoint.arrays))
+        file = io.BytesIO()
+        torch.save(
+            {
+                "state_dict": checkpoint.arrays.to_torch_state_dict(),
+                "hyper_parameters": dict(self._model["arguments"]),
+                "pytorch-lightning_version": metadata.version("pytorch-lightning"),
+                "epoch": checkpoint.round * self._experiment.train.epochs,
+                "global_step": 0,
+            },
+            file,
+        )
+        write_atomic(self.path / "model.ckpt", file.getvalue())
+
+
+def _fields(experiment: Experiment, done: int) -> dict[str, Any]:
+    """The manifest of a run that has not begun."""
+    return {
+        "name": experiment.name,
+        "state": "running",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": None,
+        "seed": experiment.seed,
+        "rounds": done,
+        "resumed-after": done or None,
+        "error": None,
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in _PACKAGES},
+        },
+        "host": {
+            "system": platform.platform(),
+            "processor-count": os.cpu_count(),
+            "memory-bytes": machine_memory_bytes(),
+        },
+        "peak-memory-bytes": None,
+        "weights-sha256": None,
+    }
+
+
+def _description(event: RunStarted) -> dict[str, Any]:
+    """What is known once data and model are there."""
+    spec = event.experiment
+    return {
+        "data": {
+            "dataset": spec.data.dataset,
+            "digest": event.data_digest,
+            "classes": list(event.classes),
+            "train-examples": event.train_examples,
+            "test-examples": event.test_examples,
+            "clients": spec.data.clients,
+            "histogram": event.histogram,
+        },
+        "model": {
+            "class": spec.model.class_,
+            "arguments": dict(event.model_arguments),
+            "parameters": event.parameters,
+        },
+        "engine": event.engine,
+        "not-stacked": event.not_stacked,
+        "gpu": event.gpu,
+    }
+
+
+def _client_line(event: ClientReplied) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "round": event.round,
+        "phase": event.phase,
+        "partition": event.partition,
+        **event.metrics,
+    }
+    if event.reason is not None:
+        line |= {"reason": event.reason, "error": event.error}
+    return line

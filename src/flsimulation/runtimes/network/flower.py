@@ -1,0 +1,276 @@
+"""Flower's own command line, as this program uses it: submit, list, follow, stop a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from flsimulation.errors import InputError, RunError
+
+_CONNECTION = "flsim"  # our name of the SuperLink in Flower's configuration
+_HEALTH_SECONDS = 5.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy
+_FLWR = (sys.executable, "-m", "flwr.cli.app")
+_LOGS_SECONDS = 60.0  # for the logs of all runs; one that has none yet would be waited for
+_LOGS = """\
+import sys
+from flwr.cli.app import app
+mark, connection, *runs = sys.argv[1:]
+for run in runs:
+    print(f"\\n{mark}{run}", flush=True)
+    try:
+        app(["log", run, connection, "--show"], standalone_mode=False)
+    except Exception as error:
+        print(error, file=sys.stderr)
+"""  # one process for all: most of the time is Flower's imports
+
+
+@dataclass(frozen=True)
+class FlowerRun:
+    """A run as Flower knows it."""
+
+    id: str
+    status: str
+    """Flower's own word, such as ``running`` or ``finished:completed``."""
+    submitted: str
+    """When, UTC: ``2026-01-31 12:00:00Z``."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether Flower counts it as over; its server may still be writing the end."""
+        return self.status.startswith("finished")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its server has been started, and has a log."""
+        return self.status not in ("pending", "starting", "unknown")
+
+
+class Flower:
+    """Flower's command ``flwr`` for one SuperLink, with a configuration of its own.
+
+    Parameters
+    ----------
+    superlink : str
+        ``host:port``.
+    home : Path
+        Folder for Flower's configuration; the user's own is left alone.
+    """
+
+    def __init__(self, superlink: str, home: Path) -> None:
+        self._superlink = superlink
+        self._home = home
+        connection = {"address": superlink, "insecure": True}
+        config = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+        (home / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
+
+    @property
+    def superlink(self) -> str:
+        """``host:port`` of the SuperLink."""
+        return self._superlink
+
+    def check(self) -> None:
+        """See that the SuperLink is there.
+
+        Raises
+        ------
+        InputError
+            If it does not answer.
+        """
+        url = f"http://{self._superlink}/health"
+        try:
+            with _DIRECT.open(url, timeout=_HEALTH_SECONDS):
+                return
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise InputError(
+                f"runtime.superlink {self._superlink}: no SuperLink answers there ({reason}); "
+                f"start one with `flsim up` or `flsim superlink`, or name another with --superlink"
+            ) from None
+
+    def answers(self) -> bool:
+        """Whether the SuperLink is there."""
+        try:
+            self.check()
+        except InputError:
+            return False
+        return True
+
+    def submit(self, config: Mapping[str, bool | float | int | str]) -> str:
+        """Submit a run; gives its id.
+
+        Raises
+        ------
+        RunError
+            If the SuperLink refuses it.
+        """
+        folder = self._home / "app"
+        write_app(folder, config)
+        return self.submit_app(folder)
+
+    def submit_app(self, folder: Path) -> str:
+        """Submit the Flower app in a folder; gives the run's id. Raises `RunError`."""
+        done = subprocess.run(  # noqa: S603
+            [*_FLWR, "run", str(folder), _CONNECTION, "--format", "json"],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,  # Ctrl-C is for us
+        )
+        answer = _json_of(done.stdout)
+        if done.returncode or not answer.get("run-id"):
+            text = str(answer.get("error-message") or done.stderr or done.stdout)
+            raise RunError(f"the SuperLink at {self._superlink} took no run: {_one_line(text)}")
+        return str(answer["run-id"])
+
+    @contextlib.contextmanager
+    def follow(self, run_id: str) -> Iterator[Iterator[str]]:
+        """The lines of a run's log, as they come, until the run is over."""
+        process = subprocess.Popen(  # noqa: S603
+            [*_FLWR, "log", run_id, _CONNECTION, "--stream"],
+            env=self._environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is for us: we stop the run
+        )
+        assert process.stdout is not None  # noqa: S101 - it was asked for
+        try:
+            yield iter(process.stdout)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+    def stop(self, run_id: str) -> bool:
+        """Stop a run: its server gets SIGINT. False if it was over, or could not be stopped."""
+        done = subprocess.run(  # noqa: S603
+            [*_FLWR, "stop", run_id, _CONNECTION],
+            env=self._environment(),
+            capture_output=True,
+            check=False,
+            start_new_session=True,
+        )
+        return done.returncode == 0
+
+    def state(self, run_id: str) -> str:
+        """Flower's own word for the state of a run, such as ``finished:completed``."""
+        runs: Any = self._list("--run-id", run_id).get("runs") or [{}]
+        return str(runs[0].get("status", "unknown"))
+
+    def runs(self) -> tuple[FlowerRun, ...]:
+        """Every run since the SuperLink started, newest first.
+
+        Raises
+        ------
+        RunError
+            If the SuperLink does not list them.
+        """
+        answer: Any = self._list()
+        if not answer.get("success"):
+            text = _one_line(str(answer.get("error-message", "")))
+            raise RunError(f"the SuperLink at {self._superlink} does not list its runs: {text}")
+        found = [
+            FlowerRun(str(run["run-id"]), str(run["status"]), str(run["pending-at"]))
+            for run in answer.get("runs", [])
+        ]
+        return tuple(sorted(found, key=lambda run: run.submitted, reverse=True))
+
+    def logs(self, run_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The lines of each run's log so far; a run without a log yet has none."""
+        mark = f"flsim-log-{secrets.token_hex(8)} "
+        try:
+            done = subprocess.run(  # noqa: S603
+                [sys.executable, "-c", _LOGS, mark, _CONNECTION, *run_ids],
+                env=self._environment(),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=_LOGS_SECONDS,
+                start_new_session=True,
+            )
+            text = done.stdout
+        except subprocess.TimeoutExpired as late:
+            text = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else ""
+        parts = [part.partition("\n") for part in text.split(mark)[1:]]
+        return {run_id: [] for run_id in run_ids} | {
+            run_id: log.splitlines() for run_id, _, log in parts
+        }
+
+    def _list(self, *options: str) -> dict[str, Any]:
+        done = subprocess.run(  # noqa: S603
+            [*_FLWR, "list", _CONNECTION, *options, "--format", "json"],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+        return _json_of(done.stdout)
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {
+            "FLWR_HOME": str(self._home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+@contextlib.contextmanager
+def flower(superlink: str) -> Iterator[Flower]:
+    """Flower's command line for one SuperLink, inside the block."""
+    with tempfile.TemporaryDirectory(prefix="flsim-flower-") as home:
+        yield Flower(superlink, Path(home))
+
+
+def write_app(folder: Path, config: Mapping[str, bool | float | int | str]) -> None:
+    """Write the Flower app of a run: no code, only the names of the installed components.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there.
+    config : mapping
+        The run config: the experiment, flattened, and keys of the driver.
+    """
+    from flsimulation import __version__
+
+    folder.mkdir(parents=True, exist_ok=True)
+    components = {
+        "serverapp": "flsimulation.node.server_app:app",
+        "clientapp": "flsimulation.node.client_app:app",
+    }
+    app = {"publisher": "flsimulation", "components": components, "config": dict(config)}
+    project = {"name": "flsimulation", "version": __version__, "license": {"text": "Apache-2.0"}}
+    table = {"project": project, "tool": {"flwr": {"app": app}}}
+    (folder / "pyproject.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
+
+
+def _json_of(text: str) -> dict[str, Any]:
+    """The JSON object in a command's output, whatever stands before it."""
+    start = text.find("{")
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text[start:]) if start >= 0 else ({}, 0)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) or "it gave no reason"

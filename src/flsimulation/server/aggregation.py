@@ -1,0 +1,129 @@
+"""A round's results made into the new global model: by the strategy, or as one weighted mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from flsimulation.errors import RoundError, RunError, describe_error
+from flsimulation.messages.arrays import joined
+from flsimulation.messages.content import model_of, set_model
+from flsimulation.messages.weights import (
+    average_of,
+    first_not_finite,
+    mean_of,
+    with_types_of,
+    without,
+)
+from flsimulation.server.exchange import Replies
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """What becomes of the clients' models.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        One of Flower's.
+    name : str
+        The strategy's, for errors.
+    buffers : frozenset of str
+        Arrays that the strategy does not see; they are averaged over the clients.
+    """
+
+    strategy: Strategy
+    name: str
+    buffers: frozenset[str]
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the strategy does no more than average, weighted by examples."""
+        own = self.strategy
+        return (
+            isinstance(own, FedAvg)
+            and type(own).aggregate_train is FedAvg.aggregate_train
+            and own.train_metrics_aggr_fn is aggregate_metricrecords
+            and own.weighted_by_key == "num-examples"
+            and not self.buffers
+        )
+
+    def aggregate(self, number: int, trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
+        """The new global model and the clients' training metrics.
+
+        Raises
+        ------
+        RunError
+            If the strategy fails or the model is not finite.
+        """
+        require_same_metrics(number, trained)
+        try:
+            if trained.means:
+                results: tuple[ArrayRecord, MetricRecord | None]
+                means, examples = zip(
+                    *(mean for _, mean in sorted(trained.means.items())), strict=True
+                )
+                results = mean_of(means, examples), MetricRecord({**mean_metrics(trained)})
+            else:
+                results = self._by_strategy(number, trained)
+        except RoundError:
+            raise
+        except Exception as error:
+            raise RunError(
+                f"round {number}: strategy {self.name}: {describe_error(error)}"
+            ) from error
+        if (bad := first_not_finite(results[0])) is not None:
+            raise RunError(
+                f"round {number}: the aggregated weights {bad} are not finite; "
+                f"lower the server's or the clients' learning rate"
+            )
+        return results
+
+    def _by_strategy(
+        self, number: int, trained: Replies
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        sent, buffers = model_of(trained.results[0]), self._take_buffers(trained)
+        arrays, metrics = self.strategy.aggregate_train(number, trained.results)
+        if arrays is None:
+            raise RoundError(
+                f"round {number}: the strategy made no model of {len(trained.results)} results"
+            )
+        return with_types_of(joined({**arrays, **buffers}), sent), metrics
+
+    def _take_buffers(self, trained: Replies) -> dict[str, Array]:
+        """Average the buffers, and leave the strategy results without them."""
+        if not self.buffers:
+            return {}
+        models = [model_of(result) for result in trained.results]
+        weights = [trained.metrics[p]["num-examples"] for p in sorted(trained.metrics)]
+        for result, model in zip(trained.results, models, strict=True):
+            set_model(result, without(model, self.buffers))
+        return average_of(self.buffers, models, weights)
+
+
+def mean_metrics(replies: Replies) -> dict[str, float]:
+    """The clients' numbers, each the mean weighted by examples: Flower's own rule, all at once."""
+    partitions = sorted(replies.metrics)
+    names = [name for name in replies.metrics[partitions[0]] if name != "num-examples"]
+    numbers = np.array([[replies.metrics[p][name] for name in names] for p in partitions])
+    weights = np.array([replies.metrics[p]["num-examples"] for p in partitions], np.float64)
+    return dict(zip(names, (weights / weights.sum() @ numbers).tolist(), strict=True))
+
+
+def require_same_metrics(number: int, replies: Replies) -> None:
+    """Flower aggregates only what all clients report; say who lacks what. Raises `RoundError`."""
+    names = {partition: metrics.keys() for partition, metrics in replies.metrics.items()}
+    every = set().union(*names.values())
+    if all(len(own) == len(every) for own in names.values()):
+        return
+    for name in sorted(every):
+        lacking = [partition for partition in sorted(names) if name not in names[partition]]
+        if lacking:
+            raise RoundError(
+                f"round {number}: the module logs {name!r} on some clients only, not on client "
+                f"{lacking[0]}; log it on every client or on none"
+            )

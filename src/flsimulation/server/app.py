@@ -1,0 +1,215 @@
+"""The Flower ServerApp: one federation from the initial model to the last evaluation."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from flsimulation.client.workspace import Workspace
+from flsimulation.errors import FLSimulationError, Interrupted, RunError, describe_error
+from flsimulation.events import (
+    Checkpoint,
+    ClientReplied,
+    ClientsConnected,
+    Event,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+    Scores,
+    Sink,
+    State,
+)
+from flsimulation.experiment import Experiment, unflatten
+from flsimulation.host.processes import undisturbed
+from flsimulation.messages.arrays import joined, record_of
+from flsimulation.messages.content import ARRAYS, CONFIG, metrics_of, state_of_record
+from flsimulation.models import model_arguments
+from flsimulation.server.attempts import Attempts
+from flsimulation.server.exchange import Exchange, PartitionedGrid, Replies
+from flsimulation.server.rounds import Ended, Rounds
+from flsimulation.server.strategies import MOVING_THE_MODEL, build_strategy
+
+Connect: TypeAlias = Callable[[Grid, Experiment, Sink], PartitionedGrid]
+"""Makes a grid with partitions of Flower's, and waits for the experiment's clients."""
+
+_LISTED_CLIENTS = 1000  # a histogram of more clients than this is not written out
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run goes on."""
+
+    round: int
+    """Rounds that are done."""
+    arrays: ArrayRecord
+    """The global model after them."""
+    strategy: Mapping[str, Any]
+    """Attributes of the strategy object after them."""
+    reached: bool = False
+    """Whether the target accuracy was reached in them, so that none is to come."""
+    trained: Sequence[tuple[int, str | None]] = ()
+    """Partition and failure, or None, of each training in them."""
+
+
+def make_server_app(
+    sinks: Iterable[Sink] = (),
+    workspace: Workspace | None = None,
+    start: Start | None = None,
+    connect: Connect | None = None,
+) -> ServerApp:
+    """A ServerApp for any of Flower's runtimes.
+
+    Parameters
+    ----------
+    sinks : iterable of callables
+        Each takes every event of the run.
+    workspace : Workspace, optional
+        Data and trainer that this process has already.
+    start : Start, optional
+        Go on after this round instead of starting anew.
+    connect : callable, optional
+        Makes a grid with partitions of one without, and waits for its clients.
+    """
+    listeners = tuple(sinks)
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        began, rounds = time.perf_counter(), start.round if start else 0
+        attempts = Attempts(start.trained if start else ())
+
+        def emit(event: Event) -> None:
+            nonlocal rounds
+            attempts(event)
+            for sink in listeners:
+                sink(event)
+                if isinstance(event, RoundFinished):  # it counts if the first could keep it
+                    rounds = event.round
+
+        def finish(state: State, error: str | None = None) -> None:
+            emit(RunFinished(state, rounds, time.perf_counter() - began, error))
+
+        try:
+            space = workspace or Workspace.load(unflatten(context.run_config))
+            _federate(grid, space, emit, start, connect)
+            never = attempts.never_succeeded()
+            finish("degraded" if never else "completed", never or None)
+        except Exception as error:
+            ours = isinstance(error, FLSimulationError)
+            with undisturbed():
+                finish("failed", str(error) if ours else describe_error(error))
+            raise
+        except BaseException as end:  # Ctrl-C, or a sink that ends the process
+            with undisturbed():
+                finish("interrupted", str(end) if isinstance(end, Interrupted) else None)
+            raise
+
+    return app
+
+
+def _federate(
+    grid: Grid, space: Workspace, emit: Sink, start: Start | None, connect: Connect | None
+) -> None:
+    """The run itself, from its announcement to the last evaluation."""
+    experiment = space.experiment
+    emit(_announcement(space, start.round if start is not None else 0))
+    strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
+    arrays = record_of(space.initial_state())
+    if start is not None:
+        vars(strategy).update(start.strategy)
+        # in the clients' order, by which strategies may go; a file has another
+        arrays = joined({name: start.arrays[name] for name in arrays})
+        emit(Checkpoint(start.round, arrays, strategy))
+    exchange = Exchange(
+        _partitioned(grid, experiment, emit, connect), experiment.round.deadline, emit
+    )
+    rounds = Rounds(
+        experiment,
+        strategy,
+        exchange,
+        judge=lambda model: _judge(model, space),
+        emit=emit,
+        buffers=_averaged_buffers(space),
+    )
+    if start is not None and start.reached:
+        ended = Ended(arrays, Replies(()), start.round)
+    else:
+        ended = rounds.run(arrays, first=start.round + 1 if start else 1)
+    if space.can_evaluate_clients:
+        _evaluate_everyone(exchange, ended, space, emit)
+
+
+def _partitioned(
+    grid: Grid, experiment: Experiment, emit: Sink, connect: Connect | None
+) -> PartitionedGrid:
+    """The grid, with a partition for each node."""
+    if isinstance(grid, PartitionedGrid):
+        emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
+        return grid
+    if connect is None:
+        raise RunError("the grid does not say which node holds which partition")
+    return connect(grid, experiment, emit)
+
+
+def _announcement(space: Workspace, done: int) -> RunStarted:
+    data, module = space.data, space.trainer.module
+    listed = len(data.partitions) <= _LISTED_CLIENTS
+    return RunStarted(
+        experiment=space.experiment,
+        model_arguments=model_arguments(space.experiment.model, data.dataset),
+        parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        data_digest=data.dataset.digest,
+        histogram=data.histogram() if listed else None,
+        classes=data.dataset.classes,
+        train_examples=data.train_examples,
+        test_examples=len(data.dataset.y_test),
+        engine="sequential" if space.decided.trainer is None else "stacked",
+        not_stacked=space.decided.why_not,
+        gpu=space.trainer.gpu if space.experiment.runtime.kind == "inprocess" else None,
+        done=done,
+    )
+
+
+def _averaged_buffers(space: Workspace) -> frozenset[str]:
+    """Buffers of the model, under a strategy that must not move them."""
+    if space.experiment.strategy.name not in MOVING_THE_MODEL:
+        return frozenset()
+    module = space.trainer.module
+    return frozenset(name for name, _ in module.named_buffers()) & module.state_dict().keys()
+
+
+def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
+    """Scores of the global model on the test set."""
+    if not space.trainer.can_evaluate:
+        return {}
+    try:
+        return space.test_scores(state_of_record(arrays))
+    except FLSimulationError as error:
+        raise RunError(f"evaluation on the test set failed: {error}") from error
+
+
+def _evaluate_everyone(exchange: Exchange, ended: Ended, space: Workspace, emit: Sink) -> None:
+    """Each client's score of the final model, for the spread; asked again only where unknown."""
+    arrays, evaluated, last = ended
+    wanted = space.experiment.evaluate.clients
+    there = exchange.grid.partitions  # ascending by partition
+    targets = [(partition, node) for node, partition in itertools.islice(there.items(), wanted)]
+    if {partition for partition, _ in targets} <= set(evaluated.cohort):
+        for partition, _ in targets:
+            emit(_as_final(last, partition, evaluated))
+        return
+    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"server-round": last})})
+    messages = [Message(content, n, MessageType.EVALUATE) for _, n in targets]
+    exchange.run(exchange.errand(last, "final", messages))
+
+
+def _as_final(round: int, partition: int, evaluated: Replies) -> ClientReplied:
+    if (error := evaluated.failures.get(partition)) is not None:
+        return ClientReplied(round, "final", partition, reason=error.reason, error=str(error))
+    return ClientReplied(round, "final", partition, metrics_of(evaluated.by_partition[partition]))

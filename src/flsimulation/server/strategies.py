@@ -1,0 +1,44 @@
+"""From the experiment's [strategy] to Flower's own strategy object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.serverapp import strategy as flower
+
+from flsimulation.experiment import Experiment
+from flsimulation.experiment.strategy import STRATEGIES
+from flsimulation.server.sampling import LISTED_CLIENTS
+
+MOVING_THE_MODEL = frozenset({"fedavgm", "fedadam", "fedadagrad", "fedyogi", "qfedavg"})
+"""Strategies that move the global model along the clients' mean change instead of averaging.
+
+A step with momentum or a learning rate of its own can leave the range that makes sense for a
+buffer: a running variance below zero gives NaN at the next evaluation. Buffers are therefore
+averaged plainly under these (docs/decisions/0005)."""
+
+
+def build_strategy(experiment: Experiment, *, evaluate: bool = True) -> flower.Strategy:
+    """Flower's strategy object with the experiment's parameters, otherwise unmodified.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its strategy section names the class and the parameters.
+    evaluate : bool
+        Whether clients have something to evaluate with; otherwise their evaluation is off.
+    """
+    spec = experiment.strategy
+    large = experiment.data.clients > LISTED_CLIENTS  # then it is offered the cohort only
+    own: dict[str, Any] = {key.replace("-", "_"): value for key, value in spec.parameters.items()}
+    if spec.name == "qfedavg":
+        own["train_loss_key"] = "loss"  # the name under which our clients report it
+    strategy: flower.Strategy = getattr(flower, STRATEGIES[spec.name])(
+        fraction_train=spec.fraction_train,
+        fraction_evaluate=spec.fraction_evaluate if evaluate else 0.0,
+        min_train_nodes=experiment.cohort_size if large else spec.min_train_nodes,
+        min_evaluate_nodes=experiment.evaluated_size if large else spec.min_evaluate_nodes,
+        min_available_nodes=spec.min_train_nodes,  # who waits for clients is the round loop
+        **own,
+    )
+    return strategy

@@ -1,0 +1,1 @@
+"""What is made of many runs: comparisons of runtimes and engines, published figures."""

@@ -1,0 +1,144 @@
+"""What papers report of a run, read from its run directory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flsimulation.experiment import load_run_experiment
+from flsimulation.rundir.jsonlines import read_lines
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a run."""
+
+    title: str
+    read: Callable[[Path, int], float | None]
+    """From a run directory, scores as means of so many last rounds; None where the run does not
+    give it."""
+    shown: Callable[[float], str]
+    least: bool = False
+    """Whether less is better."""
+
+
+def rounds_to(curve: Sequence[tuple[int, float]], target: float) -> float | None:
+    """Where a learning curve crosses the target.
+
+    The curve is made monotone (each value is the best so far) and read between its points by
+    linear interpolation, as McMahan et al. (2017), section 3, do.
+
+    Parameters
+    ----------
+    curve : sequence of (int, float)
+        Rounds, ascending, and the accuracy after them.
+    target : float
+        The accuracy to reach.
+
+    Returns
+    -------
+    float or None
+        Rounds; None where the curve stays below.
+    """
+    before: tuple[int, float] | None = None
+    for round, value in curve:
+        if value >= target:
+            if before is None:
+                return float(round)
+            gained, lacked = value - before[1], target - before[1]
+            return before[0] + (round - before[0]) * lacked / gained
+        before = round, max(value, before[1] if before else value)
+    return None
+
+
+def _rounds(run_dir: Path, last: int) -> float | None:  # noqa: ARG001 - of the whole curve
+    target = load_run_experiment(run_dir).evaluate.target_accuracy
+    return rounds_to(list(_central(run_dir, "accuracy").items()), target)
+
+
+def _of_test(name: str) -> Callable[[Path, int], float | None]:
+    """The mean of a score on the test set over the last rounds in which it was judged."""
+
+    def measure(run_dir: Path, last: int) -> float | None:
+        found = list(_central(run_dir, name).values())[-last:]
+        return statistics.fmean(found) if found else None
+
+    return measure
+
+
+def _after(round: int) -> Callable[[Path, int], float | None]:
+    return lambda run_dir, last: _central(run_dir, "accuracy").get(round)  # noqa: ARG005
+
+
+def _central(run_dir: Path, name: str) -> dict[int, float]:
+    """A score on the test set by round, ascending."""
+    lines = read_lines(run_dir / "rounds.jsonl")
+    scores = {line["round"]: line["central"] or {} for line in lines}
+    return {round: own[name] for round, own in scores.items() if name in own}
+
+
+def _clients(run_dir: Path) -> list[float]:
+    """The clients' accuracies under the final model, ascending."""
+    lines = read_lines(run_dir / "clients.jsonl")
+    return sorted(
+        line["accuracy"] for line in lines if line["phase"] == "final" and "accuracy" in line
+    )
+
+
+def _of_clients(read: Callable[[list[float]], float]) -> Callable[[Path, int], float | None]:
+    def measure(run_dir: Path, last: int) -> float | None:  # noqa: ARG001 - of the final model
+        found = _clients(run_dir)
+        return read(found) if found else None
+
+    return measure
+
+
+def _tenth(found: Sequence[float]) -> int:
+    return max(1, len(found) // 10)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+_MEASURES = {
+    "rounds": Measure("rounds", _rounds, lambda value: f"{value:.0f}", least=True),
+    "accuracy": Measure("test accuracy", _of_test("accuracy"), _percent),
+    "clients-mean": Measure("mean of the clients", _of_clients(statistics.fmean), _percent),
+    "clients-worst": Measure(
+        "worst 10 %", _of_clients(lambda found: statistics.fmean(found[: _tenth(found)])), _percent
+    ),
+    "clients-best": Measure(
+        "best 10 %", _of_clients(lambda found: statistics.fmean(found[-_tenth(found) :])), _percent
+    ),
+    "clients-variance": Measure(
+        "variance of the clients, %²",
+        _of_clients(statistics.pvariance),
+        lambda value: f"{1e4 * value:.0f}",
+        least=True,
+    ),
+}
+
+
+def measure_of(name: str) -> Measure:
+    """A measure by its name in a paper's file.
+
+    ``rounds`` to the target accuracy; ``accuracy`` and ``test-NAME``, scores on the test set;
+    ``accuracy@N``, after round N; ``clients-mean``, ``-worst``, ``-best`` and ``-variance`` of the
+    clients' accuracies under the final model.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if name in _MEASURES:
+        return _MEASURES[name]
+    if (score := name.removeprefix("test-")) != name and score:
+        return Measure(f"test {score}", _of_test(score), _percent)
+    if (round := name.removeprefix("accuracy@")) != name and round.isdecimal():
+        return Measure(f"test accuracy, round {round}", _after(int(round)), _percent)
+    known = ", ".join([*_MEASURES, "test-NAME", "accuracy@ROUND"])
+    raise ValueError(f"{name!r} is no measure; it takes {known}")

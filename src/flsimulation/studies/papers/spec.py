@@ -1,0 +1,155 @@
+"""A paper's published figures, and the experiments that should give them: a TOML file each."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from flsimulation.errors import ExperimentError, InputError
+from flsimulation.experiment import Experiment, experiment_of, explain
+from flsimulation.experiment.spec import Count, Section
+from flsimulation.studies.papers.measures import measure_of
+
+
+class Search(Section):
+    """How a key that the paper tuned is tuned here: uphill on a grid without ends."""
+
+    key: Annotated[str, Field(pattern=r"^[a-z_-]+(\.[a-z_-]+)+$")] = "model.args.learning_rate"
+    """The dotted key of the experiment."""
+    start: Annotated[float, Field(gt=0)]
+    """The first value tried."""
+    per_decade: Count = 3
+    """Grid points from a value to ten times that value."""
+
+    def value(self, step: int) -> float:
+        """The value so many grid points above the start, to four digits."""
+        return float(f"{self.start * 10 ** (step / self.per_decade):.4g}")
+
+
+class Row(Section):
+    """One line of the paper's table."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What stands before the figures."""
+    published: Annotated[dict[str, float], Field(min_length=1)]
+    """The paper's figures, by measure."""
+    set_: dict[str, Any] = {}
+    """Keys of the experiment in which this row differs, as nested tables."""
+    search: Search | None = None
+    """In place of the paper's."""
+
+    @field_validator("published")
+    @classmethod
+    def _known(cls, published: dict[str, float]) -> dict[str, float]:
+        for name in published:
+            measure_of(name)
+        return published
+
+
+class Paper(Section):
+    """Figures of one paper."""
+
+    title: str
+    cite: str
+    """Authors, venue, year, and the table."""
+    url: str
+    note: str = ""
+    """In what the settings here differ from the paper's, or what it leaves open."""
+    last: Count = 1
+    """Scores are means over so many last rounds."""
+    experiment: dict[str, Any] = {}
+    """The experiment that all rows begin with."""
+    search: Search | None = None
+    """What is tuned for each row; nothing where left out."""
+    row: Annotated[list[Row], Field(min_length=1)]
+
+    def searched(self, row: Row) -> Search | None:
+        """What is tuned for the row."""
+        return row.search or self.search
+
+    def table_of(self, row: Row, seed: int, step: int, most: int | None = None) -> dict[str, Any]:
+        """The keys of a row's experiment that differ from the defaults, as nested tables.
+
+        Parameters
+        ----------
+        row : Row
+            One of this paper's.
+        seed : int
+            Added to the experiment's own.
+        step : int
+            Grid points above the search's start.
+        most : int, optional
+            Rounds to run at most, in place of the experiment's.
+        """
+        table = _merged(self.experiment, row.set_)
+        if (search := self.searched(row)) is not None:
+            table = _merged(table, _nested(search.key, search.value(step)))
+        if most is not None:
+            table = _merged(table, _nested("strategy.rounds", most))
+        return table | {"seed": table.get("seed", 0) + seed}
+
+    def experiment_of(self, row: Row, table: dict[str, Any]) -> Experiment:
+        """The experiment of a row's table. Raises `ExperimentError` if it is none."""
+        return experiment_of(table, f"{self.title}: {row.name}")
+
+
+def names() -> list[str]:
+    """Papers that ship with the package."""
+    return sorted(path.name.removesuffix(".toml") for path in _files().iterdir())
+
+
+def load_paper(name: str) -> Paper:
+    """Read a shipped paper by its name, or a file of one's own (``*.toml``).
+
+    Raises
+    ------
+    InputError
+        If there is none, or a key or value of it is wrong.
+    """
+    source = Path(name) if name.endswith(".toml") else _files() / f"{name}.toml"
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{name}: no such paper; choose from {', '.join(names())}, or name a .toml file"
+        ) from None
+    try:
+        paper = Paper.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        lines = [explain(item, name, Paper) for item in error.errors()]
+        raise ExperimentError("\n".join(lines)) from None
+    for row in paper.row:
+        spec = paper.experiment_of(row, paper.table_of(row, 0, 0))  # told now, not after hours
+        if "rounds" in row.published and not spec.evaluate.target_accuracy:
+            raise ExperimentError(
+                f"{name}: row {row.name!r}: 'rounds' are those to evaluate.target-accuracy, got 0; "
+                f"set it in the experiment"
+            )
+    return paper
+
+
+def _files() -> Any:
+    return resources.files(__package__) / "files"
+
+
+def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with the changes in its nested tables."""
+    merged = dict(table)
+    for key, value in changes.items():
+        before = merged.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _nested(key: str, value: object) -> dict[str, Any]:
+    """``a.b`` as ``{"a": {"b": value}}``."""
+    first, dot, rest = key.partition(".")
+    return {first: _nested(rest, value) if dot else value}

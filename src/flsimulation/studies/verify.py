@@ -1,0 +1,284 @@
+"""Whether one process and a network, or Ray, give the same: partitions, cohorts, scores, weights.
+
+Both run the same engine, so every round must agree to rounding: the runtimes differ in who carries
+the messages, and perhaps in the number of threads. And whether the two engines give the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from flsimulation import runner
+from flsimulation.client.workspace import Workspace
+from flsimulation.events import Checkpoint, Event, RoundFinished, RunStarted, Scores
+from flsimulation.experiment import Experiment
+from flsimulation.runtimes import Federate
+from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.runtimes.network.drive import run_on_network
+from flsimulation.runtimes.ray.grid import ray_federation
+from flsimulation.server.app import Start
+
+TOLERANCE = 1e-6
+"""Largest relative difference of scores and weights in any round, with the same engine."""
+BETWEEN_ENGINES = 1e-5
+"""The same between engines, where each round begins with the same global model."""
+
+Model = Mapping[str, np.ndarray]
+
+
+@dataclass
+class Record:
+    """What a run did, as far as it must be the same in every runtime."""
+
+    started: RunStarted | None = None
+    rounds: list[RoundFinished] = field(default_factory=list)
+    models: dict[int, Model] = field(default_factory=dict)
+    """The global model after each round."""
+
+    def __call__(self, event: Event) -> None:
+        """Take what the event tells."""
+        if isinstance(event, RunStarted):
+            self.started = event
+        elif isinstance(event, RoundFinished):
+            self.rounds.append(event)
+        elif isinstance(event, Checkpoint):
+            self.models[event.round] = arrays_of(event.arrays)
+
+
+@dataclass(frozen=True)
+class RoundComparison:
+    """How far the two runtimes are apart in one round."""
+
+    round: int
+    same_cohort: bool
+    scores: float
+    """Largest relative difference of any score."""
+    weights: float
+    """Relative difference of the global models: ``|a - b| / |a|`` over all weights."""
+    identical: bool
+    """Whether the global models are the same bit for bit."""
+    tolerance: float = TOLERANCE
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the round is the same to rounding."""
+        return self.same_cohort and max(self.scores, self.weights) <= self.tolerance
+
+
+def verify(
+    experiment: Experiment, compared: Callable[[RoundComparison], None] | None = None
+) -> list[str]:
+    """Run an experiment in one process and where it says; give what differs, one line each.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its ``runtime`` says what one process is compared with: Ray, or else the network.
+    compared : callable, optional
+        Is told each round's comparison.
+
+    Raises
+    ------
+    InputError
+        If the experiment cannot be run, or no SuperLink or no Ray answers.
+    RunError
+        If one of the two runs could not go on.
+    """
+    if experiment.runtime.kind == "ray":
+        return compare(*_with_ray(experiment), compared)
+    experiment = _with_one_engine(experiment)
+    here, there = Record(), Record()
+    with tempfile.TemporaryDirectory(prefix="flsim-verify-") as folder:
+        runner.run(experiment, Path(folder) / "run", [here])
+    run_on_network(experiment, sinks=[there], models=there.models)
+    return compare(here, there, compared)
+
+
+def _with_ray(experiment: Experiment) -> tuple[Record, Record]:
+    """A run in one process, and each of its rounds again on Ray, from the same model.
+
+    Actors average their shares' models in other groups than one process: what that rounds off grows
+    over many rounds.
+    """
+    spec = _changed(experiment, experiment.train.engine)
+    space = Workspace.load(spec)
+    here, starts = _run_here(space)
+    with ray_federation(spec) as on_ray:
+        return here, _each_again(here, starts, space, on_ray)
+
+
+def _with_one_engine(experiment: Experiment) -> Experiment:
+    """The experiment with the engine that a network's clients have, unless it asks for another."""
+    if experiment.train.engine != "auto":
+        return experiment
+    train = experiment.train.model_copy(update={"engine": "sequential"})
+    return experiment.model_copy(update={"train": train})
+
+
+def verify_engines(
+    experiment: Experiment, compared: Callable[[RoundComparison], None] | None = None
+) -> list[str]:
+    """Run an experiment stacked, and each of its rounds again sequentially; give what differs.
+
+    Every sequential round begins with the model and the strategy's state that the stacked one began
+    with: over many rounds rounding grows, which is no engine's fault.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Run in this process, whatever its ``runtime``.
+    compared : callable, optional
+        Is told each round's comparison.
+
+    Raises
+    ------
+    InputError
+        If the experiment cannot be run, or its model not be trained stacked.
+    RunError
+        If a run could not go on.
+    """
+    space = Workspace.load(_changed(experiment, "stacked"))
+    here, starts = _run_here(space)
+    again = dataclasses.replace(space, experiment=_changed(experiment, "sequential"))
+    there = _each_again(here, starts, again, run_in_process)
+    return compare(here, there, compared, BETWEEN_ENGINES)
+
+
+def _run_here(space: Workspace) -> tuple[Record, dict[int, Start]]:
+    """A run in this process, and where the round after each of its rounds began."""
+    record, starts = Record(), dict[int, Start]()
+
+    def keep(event: Event) -> None:
+        if isinstance(event, Checkpoint):
+            state = copy.deepcopy(vars(event.strategy))
+            starts[event.round] = Start(event.round, event.arrays, state)
+
+    run_in_process(space.experiment, [record, keep], space)
+    return record, starts
+
+
+def _each_again(
+    here: Record, starts: Mapping[int, Start], space: Workspace, federate: Federate
+) -> Record:
+    """Every round of a run once more, from where it began."""
+    there = Record()
+    for round in here.rounds:
+        strategy = space.experiment.strategy.model_copy(update={"rounds": round.round})
+        spec = space.experiment.model_copy(update={"strategy": strategy})
+        short = copy.copy(space)  # with what it has built
+        vars(short)["experiment"] = spec
+        record = Record()
+        federate(spec, [record], short, starts.get(round.round - 1))
+        (done,) = record.rounds
+        if round.central is None:  # the last round of a run is judged, whatever the schedule
+            done = dataclasses.replace(done, central=None)
+        there.started = record.started
+        there.rounds.append(done)
+        there.models[done.round] = record.models[done.round]  # not the one that it began with
+    return there
+
+
+def _changed(experiment: Experiment, engine: str) -> Experiment:
+    """The experiment with an engine, and without the evaluation at the end."""
+    train = experiment.train.model_copy(update={"engine": engine})
+    evaluate = experiment.evaluate.model_copy(update={"clients": 0})
+    return experiment.model_copy(update={"train": train, "evaluate": evaluate})
+
+
+def compare(
+    here: Record,
+    there: Record,
+    compared: Callable[[RoundComparison], None] | None = None,
+    tolerance: float = TOLERANCE,
+) -> list[str]:
+    """What differs between two runs, one line each; none if they agree to the tolerance."""
+    differences = _differing_data(here.started, there.started)
+    if len(here.rounds) != len(there.rounds):
+        differences.append(
+            f"{len(here.rounds)} rounds in one process, {len(there.rounds)} in the other runtime"
+        )
+    for one, other in zip(here.rounds, there.rounds, strict=False):
+        comparison = _compare_round(one, other, here.models, there.models, tolerance)
+        if compared is not None:
+            compared(comparison)
+        if not comparison.same_cohort:
+            differences.append(f"round {one.round}: cohort {one.cohort} and {other.cohort}")
+        elif not comparison.agrees:
+            differences.append(
+                f"round {one.round}: scores differ by {comparison.scores:.1e}, weights by "
+                f"{comparison.weights:.1e}; at most {tolerance:.0e} is rounding"
+            )
+    return differences
+
+
+def arrays_of(record: ArrayRecord) -> Model:
+    """A model as NumPy arrays, copied."""
+    return {name: np.array(array.numpy()) for name, array in record.items()}
+
+
+def _differing_data(one: RunStarted | None, other: RunStarted | None) -> list[str]:
+    """Whether two runs began with the same data and model, and what of it is not the same."""
+    if one is None or other is None:
+        which = "one process" if one is None else "the other runtime"
+        return [f"the run in {which} did not say with which data it began; verify again"]
+    names = {
+        "data_digest": "the data set",
+        "histogram": "the clients' partitions",
+        "train_examples": "the number of training examples",
+        "parameters": "the model's number of parameters",
+    }
+    parts = [text for name, text in names.items() if getattr(one, name) != getattr(other, name)]
+    return [f"the two runtimes do not hold the same data: {', '.join(parts)}"] if parts else []
+
+
+def _compare_round(
+    one: RoundFinished,
+    other: RoundFinished,
+    ours: Mapping[int, Model],
+    theirs: Mapping[int, Model],
+    tolerance: float,
+) -> RoundComparison:
+    scores = max(
+        _difference_of_scores(one.central, other.central),
+        _difference_of_scores(one.federated, other.federated),
+    )
+    weights = _difference_of_models(ours.get(one.round), theirs.get(other.round))
+    return RoundComparison(
+        round=one.round,
+        same_cohort=one.cohort == other.cohort,
+        scores=scores,
+        weights=weights,
+        identical=one.weights_sha256 == other.weights_sha256,
+        tolerance=tolerance,
+    )
+
+
+def _difference_of_scores(one: Scores | None, other: Scores | None) -> float:
+    one, other = one or {}, other or {}
+    if one.keys() != other.keys():
+        return float("inf")
+    return max((_relative(one[name], other[name]) for name in one), default=0.0)
+
+
+def _relative(one: float, other: float) -> float:
+    if one == other or (np.isnan(one) and np.isnan(other)):
+        return 0.0
+    return float(abs(one - other) / max(abs(one), abs(other)))
+
+
+def _difference_of_models(one: Model | None, other: Model | None) -> float:
+    if one is None or other is None or one.keys() != other.keys():
+        return float("inf")
+    if any(one[name].shape != other[name].shape for name in one):
+        return float("inf")
+    apart = sum(np.sum((one[n].astype(float) - other[n].astype(float)) ** 2) for n in one)
+    size = sum(np.sum(one[n].astype(float) ** 2) for n in one)
+    return float(np.sqrt(apart / size)) if size else float(apart > 0)

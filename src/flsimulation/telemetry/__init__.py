@@ -1,1 +1,0 @@
-"""Telemetry: what sinks make of a run's events."""

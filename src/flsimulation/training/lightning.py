@@ -1,0 +1,252 @@
+"""One client's update and one client's evaluation, with Lightning's own Trainer.
+
+The readable reference: ClientUpdate of McMahan et al., "Communication-Efficient Learning of Deep
+Networks from Decentralized Data" (AISTATS 2017), algorithm 1, for any LightningModule.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from flsimulation import seeds
+from flsimulation.errors import ClientError, InputError, describe_error
+from flsimulation.experiment.spec import Train
+from flsimulation.host.quiet import quiet_lightning
+from flsimulation.training.batches import Batches
+from flsimulation.training.callbacks import Deadline, Proximal, TrainingLoss
+from flsimulation.training.failures import loss_not_finite, no_step, weights_not_finite
+from flsimulation.training.scores import scores
+
+State = dict[str, Tensor]
+"""A module's state_dict: parameters and buffers by name."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a client's training gave."""
+
+    state: State
+    """The module's parameters and buffers afterwards, on the CPU."""
+    scores: dict[str, float]
+    """``loss`` (mean over the last epoch's examples) and whatever the module logged."""
+    steps: int
+    """Optimizer steps."""
+    seconds: float
+
+
+def takes_gpu(spec: Train) -> bool:
+    """Whether training is to be on a GPU."""
+    return spec.device != "cpu" and torch.cuda.is_available()
+
+
+class LocalTrainer:
+    """Trains and evaluates clients one after the other, with one Lightning Trainer.
+
+    Every fit starts from a fresh copy of the module, so that neither optimizer state nor anything
+    else the module keeps can pass from one client to the next. Settings of the Trainer that a module
+    changes (``self.trainer.limit_train_batches = ...``) do stay: leave them alone.
+
+    Parameters
+    ----------
+    module : LightningModule
+        The model; never changed.
+    spec : Train
+        Epochs, gradient clipping, device.
+
+    Raises
+    ------
+    InputError
+        If the experiment asks for a device that is not there.
+    """
+
+    def __init__(self, module: pl.LightningModule, spec: Train) -> None:
+        quiet_lightning()
+        self.module = module
+        self._spec = spec
+        self._trainer: _KeptTrainer | None = None
+        if spec.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether it trains on a GPU."""
+        return takes_gpu(self._spec)
+
+    @property
+    def gpu(self) -> str | None:
+        """Name of the GPU that it trains on."""
+        return torch.cuda.get_device_name() if self.uses_gpu else None
+
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether the module has a ``validation_step`` (or a ``test_step``)."""
+        return any(is_overridden(step, self.module) for step in ("validation_step", "test_step"))
+
+    def fit(
+        self,
+        state: State,
+        batches: Batches,
+        *,
+        seed: int,
+        validation: Batches | None = None,
+        proximal_mu: float = 0.0,
+        expires: float | None = None,
+    ) -> Fit:
+        """Train a copy of the module for the experiment's local epochs.
+
+        Parameters
+        ----------
+        state : dict of Tensor
+            The global model; not changed.
+        batches : Batches
+            The client's training part.
+        seed : int
+            Of the random draws inside the module (dropout, augmentation).
+        validation : Batches, optional
+            Run the module's validation loop on these after each epoch.
+        proximal_mu : float
+            Weight of FedProx's term mu/2 |w - w_global|^2; 0 for none.
+        expires : float, optional
+            Unix time in seconds after which to give up.
+
+        Raises
+        ------
+        ClientError
+            If the module raises, its loss or weights are not finite, or time is up.
+        """
+        began = time.perf_counter()
+        module = self._module(state)
+        loss = TrainingLoss()
+        extra: list[pl.Callback] = [loss]
+        if proximal_mu > 0:
+            extra.append(Proximal(proximal_mu, module))
+        if expires is not None:
+            extra.append(Deadline(expires))
+        trainer = self._run("fit", module, batches, validation, extra, seed)
+        if module.automatic_optimization and loss.mean is None:
+            raise no_step()
+        result = {name: value.detach().cpu() for name, value in module.state_dict().items()}
+        logged = scores(trainer.callback_metrics, {} if loss.mean is None else {"loss": loss.mean})
+        _check_finite(logged.get("loss", 0.0), result)
+        return Fit(result, logged, trainer.global_step, time.perf_counter() - began)
+
+    def evaluate(
+        self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
+    ) -> dict[str, float]:
+        """Scores of a model: the means over examples of what its validation step logs.
+
+        Parameters
+        ----------
+        state, batches
+            The model and the examples.
+        seed : int
+            Of the random draws inside the module.
+        expires : float, optional
+            Unix time in seconds after which to give up.
+
+        Raises
+        ------
+        ClientError
+            If the module raises or time is up.
+        """
+        stage = "validate" if is_overridden("validation_step", self.module) else "test"
+        extra: list[pl.Callback] = [Deadline(expires)] if expires is not None else []
+        trainer = self._run(stage, self._module(state), batches, None, extra, seed)
+        return scores(trainer.callback_metrics)
+
+    def _module(self, state: State) -> pl.LightningModule:
+        module = copy.deepcopy(self.module)
+        module.load_state_dict(state)
+        return module
+
+    def _run(
+        self,
+        stage: str,
+        module: pl.LightningModule,
+        batches: Batches,
+        validation: Batches | None,
+        extra: list[pl.Callback],
+        seed: int,
+    ) -> pl.Trainer:
+        """Fit, validate or test with the kept Trainer; a Trainer that failed is not kept."""
+        kept, self._trainer = self._trainer or _KeptTrainer(self._spec), None
+        trainer = kept.rewound(extra)
+        try:
+            with seeds.global_streams(seed):
+                if stage == "fit":
+                    trainer.fit(module, batches, validation)
+                else:
+                    getattr(trainer, stage)(module, batches, verbose=False)
+        except ClientError:
+            raise
+        except (Exception, SystemExit) as error:
+            if _was_interrupted(error):
+                raise KeyboardInterrupt from None
+            raise ClientError("error", _explained(error)) from error
+        self._trainer = kept
+        return trainer
+
+
+class _KeptTrainer:
+    """A Lightning Trainer that starts anew for each client without being built anew."""
+
+    def __init__(self, spec: Train) -> None:
+        gpu = takes_gpu(spec)
+        trainer = pl.Trainer(
+            accelerator="gpu" if gpu else "cpu",
+            devices=1,
+            max_epochs=spec.epochs,
+            gradient_clip_val=spec.gradient_clip or None,
+            deterministic="warn" if gpu else None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        self._trainer = cast(Any, trainer)  # its list of callbacks has no declared type
+        self._callbacks = list(self._trainer.callbacks)
+        self._start = copy.deepcopy(self._trainer.fit_loop.state_dict())
+
+    def rewound(self, extra: list[pl.Callback]) -> pl.Trainer:
+        """The Trainer with all progress at zero and only its own and the extra callbacks."""
+        fit = self._trainer.fit_loop
+        fit.load_state_dict(copy.deepcopy(self._start))
+        for loop in (fit, fit.epoch_loop, fit.epoch_loop.val_loop):
+            loop.on_iteration_done()  # a loaded state alone would count as a resumed run
+        # a module's own configure_callbacks() adds to this list
+        self._trainer.callbacks[:] = [*self._callbacks, *extra]
+        return cast(pl.Trainer, self._trainer)
+
+
+def _explained(error: BaseException) -> str:
+    """The error in one line, with the remedy where Lightning misses a metric to monitor."""
+    text = describe_error(error)
+    if "conditioned on metric" not in text:
+        return text
+    return f"{text}; set train.validate = true if validation_step logs it"
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether Lightning ended because of Ctrl-C, which it turns into an exit, or of SIGTERM."""
+    return isinstance(error, SIGTERMException) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    )
+
+
+def _check_finite(loss: float, state: State) -> None:
+    if not np.isfinite(loss):
+        raise loss_not_finite(loss)
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise weights_not_finite(name)

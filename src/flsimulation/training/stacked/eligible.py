@@ -1,0 +1,184 @@
+"""Which modules train the same alone and stacked, and the optimizer of a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from flsimulation.errors import describe_error
+from flsimulation.experiment.spec import Train
+from flsimulation.training.stacked.compiler.step import NotStackable
+
+_ELEMENTWISE = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax, torch.optim.NAdam),
+    torch.optim.RAdam,
+)
+_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+_FUSED_ON_CPU = (*_FUSED, torch.optim.Adagrad)
+_LARGEST = torch.finfo(torch.float32).max
+_OWN = {"training_step", "validation_step", "test_step", "predict_step", "forward"} | {
+    "configure_optimizers"
+}
+_ELSEWHERE = ("on_validation_", "on_test_", "on_predict_", "_")  # hooks that no fit calls
+
+
+class Scheduler(NamedTuple):
+    """A learning-rate scheduler and when it steps."""
+
+    scheduler: LRScheduler
+    interval: str
+    """``step`` or ``epoch``."""
+    frequency: int
+
+
+Optimization: TypeAlias = tuple[Optimizer, list[Scheduler]]
+"""An optimizer and its schedulers."""
+
+
+def check_stackable(module: pl.LightningModule, spec: Train) -> None:
+    """Raise `NotStackable` if a fit of the module is more than its step and its optimizer's."""
+    if spec.validate_:
+        raise NotStackable("train.validate evaluates between the epochs")
+    if not module.automatic_optimization:
+        raise NotStackable("the module optimizes by itself")
+    for name in sorted(overridden(type(module)) - _OWN):
+        if not name.startswith(_ELSEWHERE):
+            raise NotStackable(f"the module has a {name} of its own")
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+            raise NotStackable(f"{type(part).__name__} keeps running statistics")
+    if optimization(module)[0] is optimization(module)[0]:
+        raise NotStackable("configure_optimizers gives the same optimizer each time")
+
+
+def overridden(cls: type) -> set[str]:
+    """Methods that a module's class takes from Lightning's and changes."""
+    own: set[str] = set()
+    for parent in cls.__mro__:
+        if parent is pl.LightningModule:
+            break
+        own |= vars(parent).keys()
+    return {name for name in own if callable(getattr(pl.LightningModule, name, None))}
+
+
+def optimization(module: pl.LightningModule) -> Optimization:
+    """The module's own optimizer and schedulers. Raises `NotStackable`."""
+    try:
+        configured: Any = module.configure_optimizers()
+    except Exception as error:
+        raise NotStackable(
+            f"configure_optimizers needs a Trainer ({describe_error(error)})"
+        ) from None
+    optimizer, schedulers = _parsed(configured)
+    if type(optimizer) not in _ELEMENTWISE:
+        raise NotStackable(f"{type(optimizer).__name__} does not work element by element")
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise NotStackable("the optimizer has hooks")
+    return optimizer, schedulers
+
+
+def plain_rates(
+    optimizer: Optimizer, parameters: Sequence[nn.Parameter]
+) -> tuple[float, ...] | None:
+    """Each parameter's learning rate, if the optimizer is SGD without anything else."""
+    if type(optimizer) is not torch.optim.SGD:
+        return None
+    rates: dict[int, float] = {}
+    for group in optimizer.param_groups:
+        extras = group["momentum"], group["weight_decay"], group["maximize"]
+        if any(extras) or isinstance(group["lr"], Tensor) or not abs(group["lr"]) < _LARGEST:
+            return None
+        rates |= {id(parameter): float(group["lr"]) for parameter in group["params"]}
+    if any(id(parameter) not in rates for parameter in parameters):
+        return None
+    return tuple(rates[id(parameter)] for parameter in parameters)
+
+
+def stack_optimizer(optimizer: Optimizer, stacked: Mapping[int, nn.Parameter]) -> None:
+    """Let an optimizer that was made for one client step the stacked parameters of many.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Fresh; it works element by element.
+    stacked : mapping
+        Stacked parameter by the ``id`` of the client's own.
+    """
+    state = dict(optimizer.state)
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        alone = [parameter for parameter in group["params"] if id(parameter) in stacked]
+        for parameter in alone:
+            if parameter in state:  # Adagrad's sums, which it makes at once
+                own = stacked[id(parameter)]
+                optimizer.state[own] = {
+                    name: value.expand(own.shape).clone(memory_format=torch.contiguous_format)
+                    if isinstance(value, Tensor) and name != "step"
+                    else value
+                    for name, value in state[parameter].items()
+                }
+        group["params"] = [stacked[id(parameter)] for parameter in alone]
+        chosen = group.get("fused") is not None or group.get("foreach") is not None
+        on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
+        fused = type(optimizer) in (_FUSED_ON_CPU if on_cpu else _FUSED)
+        if fused and not chosen and not group.get("differentiable"):
+            group["fused"] = all(p.is_floating_point() for p in group["params"])
+
+
+def clipped(gradients: list[Tensor | None], most: float) -> list[Tensor | None]:
+    """Each client's gradient with a norm of at most ``most``, as ``clip_grad_norm_`` does it.
+
+    Parameters
+    ----------
+    gradients : list of Tensor or None
+        [clients, ...] for each parameter; all of them make the norm.
+    most : float
+        Largest norm.
+    """
+    norms = torch.stack(
+        [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients if g is not None]
+    )
+    share = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    return [
+        None if g is None else g * share.to(g.dtype).view(-1, *[1] * (g.ndim - 1))
+        for g in gradients
+    ]
+
+
+def _parsed(configured: Any) -> Optimization:
+    """What ``configure_optimizers`` may return, as Lightning documents it."""
+    schedulers: Any = []
+    if (
+        isinstance(configured, list | tuple)
+        and len(configured) == 2
+        and isinstance(configured[0], list)
+    ):
+        configured, schedulers = configured
+        schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    if isinstance(configured, list | tuple):
+        if len(configured) != 1:
+            raise NotStackable("the module has several optimizers or none")
+        configured = configured[0]
+    if isinstance(configured, dict):
+        schedulers = [configured["lr_scheduler"]] if "lr_scheduler" in configured else []
+        if configured.keys() - {"optimizer", "lr_scheduler"}:
+            raise NotStackable("configure_optimizers asks for more than a Trainer-free fit has")
+        configured = configured["optimizer"]
+    if not isinstance(configured, Optimizer):
+        raise NotStackable("the module has several optimizers or none")
+    return configured, [_scheduler(one) for one in schedulers]
+
+
+def _scheduler(given: Any) -> Scheduler:
+    config = given if isinstance(given, dict) else {"scheduler": given}
+    scheduler = config.get("scheduler")
+    if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
+        raise NotStackable("its scheduler goes by a metric")
+    return Scheduler(scheduler, config.get("interval", "epoch"), config.get("frequency", 1))

@@ -1,0 +1,157 @@
+"""One model's scores on many clients' held-out parts: those of one size take the step together."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from flsimulation import seeds
+from flsimulation.errors import ClientError
+from flsimulation.training.batches import Batches, gathered
+from flsimulation.training.direct import DirectEvaluator, Step
+from flsimulation.training.lightning import State
+from flsimulation.training.stacked.compiler.step import NotStackable, are_close, exactly
+from flsimulation.training.stacked.effects import random_states
+
+Scored: TypeAlias = dict[str, float] | ClientError
+"""One client's scores, or why it has none."""
+
+_PASS_BYTES = 40 * 2**20  # written by a pass's operations: more does not stay in the caches
+_PASS_EXAMPLES = 2000
+_WORTH = 3  # clients; fewer are as fast one by one
+_COMPARED = 4  # clients of a size's first pass, which also take the step alone
+
+
+class CohortEvaluator:
+    """Lets many clients take the evaluation step at once, if that gives what each one's gives.
+
+    Parameters
+    ----------
+    direct : DirectEvaluator
+        Has the model and its step.
+    x, y : Tensor
+        Inputs and targets of the data set, [n, ...].
+    """
+
+    def __init__(self, direct: DirectEvaluator, x: Tensor, y: Tensor) -> None:
+        self._direct, self._data = direct, (x, y)
+        self._can = True
+        self._most: dict[int, int] = {}  # clients of a pass, by the examples of each
+
+    def evaluate(
+        self,
+        state: State,
+        clients: Sequence[Batches],
+        alone: Callable[[int], Scored],
+        expires: float | None = None,
+    ) -> Iterator[dict[int, Scored]]:
+        """Score the model, and give the results as they come.
+
+        Parameters
+        ----------
+        state : dict of Tensor
+            The model; not changed.
+        clients : sequence of Batches
+            The clients' held-out parts.
+        alone : callable
+            Scores the client at a place, where that cannot be done together with others.
+        expires : float, optional
+            Unix time in seconds after which all are left to ``alone``.
+
+        Yields
+        ------
+        dict
+            By place in ``clients``.
+        """
+        sizes: dict[int, list[int]] = {}
+        for place, client in enumerate(clients):
+            sizes.setdefault(client.examples if len(client) == 1 else 0, []).append(place)
+        for size, places in sorted(sizes.items()):
+            while places:
+                most = self._most.get(size, _COMPARED) if size and self._can else 1
+                some, places = places[:most], places[most:]
+                if len(some) < _WORTH or (expires is not None and time.time() > expires):
+                    yield from ({place: alone(place)} for place in some)
+                else:
+                    yield self._together(state, clients, some, alone)
+
+    def _together(
+        self,
+        state: State,
+        clients: Sequence[Batches],
+        places: list[int],
+        alone: Callable[[int], Scored],
+    ) -> dict[int, Scored]:
+        rows = np.concatenate([clients[place].index_batches() for place in places])
+        try:
+            return dict(zip(places, self._scores(state, rows), strict=True))
+        except Exception:  # whatever the step does that it does not do for one client
+            found = {place: alone(place) for place in places}
+        # Either the examples of one of them made it fail, or it always will.
+        self._can = any(isinstance(scored, ClientError) for scored in found.values())
+        return found
+
+    def _scores(self, state: State, rows: np.ndarray) -> list[dict[str, float]]:
+        """Scores of clients with these examples, int64 [clients, batch]."""
+        step = self._taken(state, *gathered(self._data, rows, self._direct.device))
+        clients = torch.stack(step.values, 1).tolist()
+        return [self._direct.scores([step._replace(values=own)]) for own in clients]
+
+    def _taken(self, state: State, x: Tensor, y: Tensor) -> Step:
+        """The step for x [clients, batch, ...] and y; each of its values is [clients]."""
+        steps = list[Step]()
+
+        def step(x: Tensor, y: Tensor) -> list[Tensor]:
+            steps.append(self._direct.step(x, y))
+            return steps[-1].values
+
+        size, known = x.shape[1], x.shape[1] in self._most
+        self._direct.load(state)
+        with seeds.global_streams(0), torch.inference_mode():
+            streams = random_states()
+            values, most = (vmap(step)(x, y), 0) if known else _compared(step, x, y)
+            if random_states() != streams or not self._direct.is_new:
+                raise NotStackable("draws random numbers or changes the module")
+        if any(own[:-1] != steps[0][:-1] for own in steps):
+            raise NotStackable("logs something else for many clients at once")
+        if not known:
+            self._most[size] = most
+        return steps[0]._replace(values=values)
+
+
+def _compared(step: Callable[..., list[Tensor]], x: Tensor, y: Tensor) -> tuple[list[Tensor], int]:
+    """The step for clients of a size not seen before, and how many of them make a pass."""
+    with exactly(), warnings.catch_warnings():
+        warnings.filterwarnings("error", "There is a performance drop")  # vmap would loop
+        values: list[Tensor] = vmap(step)(x, y)
+    with exactly(), _Written() as written:  # type: ignore[no-untyped-call]
+        singles = [step(*own) for own in zip(x, y, strict=True)]
+    pairs = zip(zip(*values, strict=True), singles, strict=True)
+    if not all(are_close(a, b) for one, two in pairs for a, b in zip(one, two, strict=True)):
+        raise NotStackable("does something else for many clients at once")
+    most = min(_PASS_BYTES * len(x) // max(1, written.bytes), _PASS_EXAMPLES // x.shape[1])
+    return values, max(1, most)
+
+
+class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes that operations write inside the block."""
+
+    bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not any(given.alias_info for given in func._schema.returns):
+            found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            self.bytes += sum(tensor.nbytes for tensor in found)
+        return result

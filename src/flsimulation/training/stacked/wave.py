@@ -1,0 +1,293 @@
+"""One wave of a cohort: clients that take their steps together, as one stacked program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flsimulation.errors import ClientError
+from flsimulation.training.batches import Batches, gathered
+from flsimulation.training.failures import (
+    loss_not_finite,
+    no_step,
+    too_late,
+    weights_not_finite,
+)
+from flsimulation.training.lightning import State
+from flsimulation.training.logged import reduced
+from flsimulation.training.scores import scores
+from flsimulation.training.stacked.compiler.program import Step, StepPrograms
+from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
+from flsimulation.training.stacked.plan import Plan
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one client's training gave, beside its weights."""
+
+    scores: dict[str, float]
+    """``loss`` (mean over the last epoch's examples) and whatever the module logged."""
+    steps: int
+    """Optimizer steps."""
+    seconds: float
+    """The client's share of its wave's time."""
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Clients that were trained together."""
+
+    clients: tuple[int, ...]
+    """Their places in what was asked for."""
+    results: list[Trained | ClientError]
+    """One for each client."""
+    weights: State
+    """Their models' parameters and buffers, [clients, ...] where they are the clients' own; on the
+    device that trained them."""
+    own: frozenset[str]
+    """Names of the weights that are the clients' own."""
+    examples: np.ndarray
+    """Examples of each client, int64 [clients]."""
+
+    def state(self, place: int) -> State:
+        """The model of the client at this place of the wave; views, not copies."""
+        return {
+            name: value[place] if name in self.own else value
+            for name, value in self.weights.items()
+        }
+
+    def averaged(self) -> Wave:
+        """The wave with its sound clients' mean model, weighted by examples, in place of all."""
+        share = np.array(
+            [
+                0 if isinstance(r, ClientError) else n
+                for r, n in zip(self.results, self.examples, strict=True)
+            ]
+        )
+        if not share.any():
+            return Wave(self.clients, self.results, {}, frozenset(), self.examples)
+        sound = torch.from_numpy(np.flatnonzero(share))
+        mean = torch.from_numpy(share[share > 0] / share.sum())
+        whole = len(sound) == len(share)
+        weights = {}
+        for name, value in self.weights.items():
+            if name in self.own:
+                rows = (value if whole else value[sound.to(value.device)]).reshape(len(sound), -1)
+                value = (mean.to(rows.device, rows.dtype) @ rows).view(value.shape[1:])
+            weights[name] = value
+        return Wave(self.clients, self.results, weights, frozenset(), self.examples)
+
+    def on_cpu(self) -> Wave:
+        """The wave with its weights in the CPU's memory; views of them if they are there."""
+        weights = {name: value.cpu() for name, value in self.weights.items()}
+        return replace(self, weights=weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """What all waves of a cohort share."""
+
+    programs: StepPrograms
+    parameters: list[nn.Parameter]
+    """The module's own, in the order of ``programs.trained``."""
+    aliases: dict[str, str]
+    """For each name of a parameter the one that stands for it; a tied one has several."""
+    kinds: dict[str, torch.dtype]
+    """Type of each tensor of the module's state_dict, in its order."""
+    fixed: State
+    """The module's frozen parameters and buffers."""
+    optimization: Callable[[], Optimization]
+    """A new optimizer over `parameters`, and its schedulers."""
+    epochs: int
+    gradient_clip: float
+    x: Tensor
+    y: Tensor
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one round asks of its clients."""
+
+    start: State
+    """The global model, on the stack's device."""
+    rates: tuple[float, ...] | None
+    """Learning rate of each parameter where the programs take plain SGD's steps themselves."""
+    proximal_mu: float
+    expires: float | None
+    """Unix time in seconds after which to give up."""
+
+
+class WaveFit:
+    """One wave's training, from the global model to the clients' own.
+
+    Parameters
+    ----------
+    stack : Stack
+        Of the cohort.
+    terms : Terms
+        Of the round.
+    clients : list of Batches
+        The wave's.
+    """
+
+    def __init__(self, stack: Stack, terms: Terms, clients: list[Batches]) -> None:
+        self._stack, self._terms, self._clients = stack, terms, clients
+        self._programs = stack.programs
+        self._plan = Plan(clients, stack.epochs)
+        count = len(clients)
+        self._origin = [terms.start[name] for name in self._programs.trained]
+        self._leaves = [
+            t.expand(count, *t.shape).clone(memory_format=torch.contiguous_format)
+            for t in self._origin
+        ]
+        self._shared = [terms.start.get(n, stack.fixed[n]) for n in self._programs.shared]
+        self._values = torch.zeros(
+            *(1 + len(self._programs.how), self._plan.steps, count),
+            dtype=torch.float64,
+            device=stack.device,
+        )  # losses, then what was logged
+        self._ended: dict[int, list[Tensor]] = {}  # weights of clients that were done early
+        self._late = np.zeros(count, bool)
+        self._optimizer: Optimizer | None = None
+        self._schedulers: list[Scheduler] = []
+
+    def run(self, places: tuple[int, ...]) -> Wave:
+        """Train the wave's clients, which have these places in their cohort."""
+        began = time.perf_counter()
+        with torch.no_grad():
+            if self._terms.rates is None:
+                self._make_optimizer()
+            self._take_steps()
+            for place, rows in self._ended.items():
+                for leaf, row in zip(self._leaves, rows, strict=True):
+                    leaf[place] = row
+            own = dict(zip(self._programs.trained, self._leaves, strict=True))
+            names = {name: self._stack.aliases.get(name, name) for name in self._terms.start}
+            weights = {
+                name: own.get(names[name], value).detach()
+                for name, value in self._terms.start.items()
+            }
+            self._values = self._values.cpu()  # a GPU's work is done here
+            seconds = (time.perf_counter() - began) / len(places)
+            results = self._results(own, seconds)
+        mine = frozenset(name for name in weights if names[name] in own)
+        examples = np.array([client.examples for client in self._clients])
+        return Wave(places, results, weights, mine, examples)
+
+    def _make_optimizer(self) -> None:
+        self._optimizer, self._schedulers = self._stack.optimization()
+        self._leaves = [nn.Parameter(leaf, requires_grad=False) for leaf in self._leaves]
+        pairs = zip(self._stack.parameters, self._leaves, strict=True)
+        stack_optimizer(self._optimizer, {id(parameter): leaf for parameter, leaf in pairs})  # type: ignore[misc]
+
+    def _take_steps(self) -> None:
+        plan, expires = self._plan, self._terms.expires
+        for step in range(plan.steps):
+            if expires is not None and time.time() > expires:
+                self._late = plan.lasts > step
+                return
+            gradients: list[Tensor | None] = [None] * len(self._leaves)
+            for first, last, rows in plan.runs(step):
+                taken = self._take_step(first, last, rows)
+                self._values[0, step, first:last] = taken.losses
+                for index, value in enumerate(taken.logged, 1):
+                    self._values[index, step, first:last] = value
+                if self._optimizer is not None:
+                    self._gather(gradients, taken.gradients, first, last)
+            if self._optimizer is not None:
+                self._descend(self._optimizer, gradients, step)
+                for place in plan.ending(step):  # the others' steps move it too
+                    self._ended[place] = [leaf[place].clone() for leaf in self._leaves]
+
+    def _take_step(self, first: int, last: int, rows: np.ndarray) -> Step:
+        """Losses and gradients of neighbouring clients; without an optimizer also their step."""
+        x, y = gathered((self._stack.x, self._stack.y), rows, self._stack.device)
+        whole = last - first == len(self._clients)
+        leaves = self._leaves if whole else [leaf[first:last] for leaf in self._leaves]
+        program = self._programs.program(last - first, rows.shape[1], self._terms.rates)
+        return program(leaves, self._shared, x, y)
+
+    def _gather(
+        self, into: list[Tensor | None], gradients: list[Tensor | None], first: int, last: int
+    ) -> None:
+        for index, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            if last - first == len(self._clients):
+                into[index] = gradient.contiguous()  # PyTorch's fused optimizers go by the memory
+                continue
+            if (whole := into[index]) is None:
+                whole = into[index] = torch.zeros_like(self._leaves[index])
+            whole[first:last] = gradient
+
+    def _descend(self, optimizer: Optimizer, gradients: list[Tensor | None], step: int) -> None:
+        """One step of the optimizer, for all clients that are not done."""
+        if (mu := self._terms.proximal_mu) > 0:
+            gradients = [  # anew: two parameters may have one gradient
+                None if gradient is None else gradient.add(leaf - origin, alpha=mu)
+                for gradient, leaf, origin in zip(
+                    gradients, self._leaves, self._origin, strict=True
+                )
+            ]
+        if (most := self._stack.gradient_clip) > 0:
+            moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            gradients = clipped(
+                [
+                    g if id(p) in moved else None
+                    for p, g in zip(self._leaves, gradients, strict=True)
+                ],
+                most,
+            )
+        for leaf, gradient in zip(self._leaves, gradients, strict=True):
+            leaf.grad = gradient
+        optimizer.step()
+        batch, ends = self._plan.place_in_epoch(step)
+        for scheduler, interval, frequency in self._schedulers:
+            number = batch if interval == "step" else ends
+            if number and number % frequency == 0:
+                scheduler.step()
+
+    def _results(self, own: State, seconds: float) -> list[Trained | ClientError]:
+        values, weights = self._values.numpy(), self._plan.last_epoch
+        taken = np.where(weights > 0, values[0], 0)  # others may not be finite
+        losses = (taken * weights).sum(0) / np.maximum(weights.sum(0), 1)
+        unsound = _not_finite(own)
+        found: list[Trained | ClientError] = []
+        for place in range(len(self._clients)):
+            if self._late[place]:
+                found.append(too_late())
+            elif self._plan.lasts[place] == 0:
+                found.append(no_step())
+            elif not np.isfinite(losses[place]):
+                found.append(loss_not_finite(losses[place]))
+            elif (name := unsound.get(place)) is not None:
+                found.append(weights_not_finite(name))
+            else:
+                found.append(self._trained(place, float(losses[place]), seconds))
+        return found
+
+    def _trained(self, place: int, loss: float, seconds: float) -> Trained:
+        weights = self._plan.last_epoch[:, place]
+        batches = np.flatnonzero(weights)
+        values = self._values.numpy()[1:, batches, place].T
+        logged = reduced(self._programs.how, values, weights[batches])
+        return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds)
+
+
+def _not_finite(own: State) -> dict[int, str]:
+    """Clients with a weight that is not finite, and its name."""
+    found: dict[int, str] = {}
+    for name, value in own.items():
+        if not value.is_floating_point() or bool(value.sum().isfinite()):
+            continue
+        sound = value.isfinite().reshape(len(value), -1).all(1)
+        for place in (~sound).nonzero().flatten().tolist():
+            found.setdefault(place, name)
+    return found
