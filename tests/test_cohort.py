@@ -32,6 +32,8 @@ from flsimulation.training.stacked.compiler.step import NotStackable, exactly
 from flsimulation.training.stacked.trainer import CohortTrainer
 from flsimulation.training.stacked.wave import Trained, Wave
 
+pytestmark = pytest.mark.seconds
+
 FEATURES, CLASSES, EXAMPLES = 6, 3, 64
 X = torch.tensor(np.random.default_rng(0).normal(size=(EXAMPLES, FEATURES)))  # float64
 X32 = X.float()

@@ -28,6 +28,8 @@ from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked import evaluation
 from flsimulation.training.stacked.evaluation import CohortEvaluator
 
+pytestmark = pytest.mark.seconds
+
 X = torch.tensor(np.random.default_rng(0).normal(size=(90, 6)), dtype=torch.float32)
 Y = torch.tensor(np.arange(90) % 3)
 IMAGES = torch.tensor(np.random.default_rng(1).normal(size=(90, 1, 8, 8)), dtype=torch.float32)

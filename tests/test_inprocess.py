@@ -123,6 +123,7 @@ def test_flower_is_quiet_inside_a_run_and_as_before_after_it(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.seconds
 def test_the_garbage_collector_passes_over_imports_during_a_run_only(make_experiment: Any) -> None:
     frozen: list[int] = []
     run_in_process(make_experiment(), [lambda _: frozen.append(gc.get_freeze_count())])

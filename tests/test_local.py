@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from tests.conftest import PATIENCE
 from torch.nn import functional
 
 from flsimulation.errors import ClientError, InputError
@@ -211,7 +212,10 @@ def test_a_client_stops_when_its_time_is_up() -> None:
     with pytest.raises(ClientError, match="deadline") as caught:
         trainer.fit(module.state_dict(), batches(), seed=1, expires=time.time() - 1)
     assert caught.value.reason == "deadline"
-    assert trainer.fit(module.state_dict(), batches(), seed=1, expires=time.time() + 60).steps == 3
+    assert (
+        trainer.fit(module.state_dict(), batches(), seed=1, expires=time.time() + PATIENCE).steps
+        == 3
+    )
 
 
 class Interrupting(MLP):

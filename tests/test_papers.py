@@ -35,6 +35,8 @@ from flsimulation.studies.papers import (
 from flsimulation.studies.papers import reproduce as reproducing
 from flsimulation.training.lightning import LocalTrainer
 
+pytestmark = pytest.mark.seconds
+
 ROOT = Path(__file__).parent.parent
 
 

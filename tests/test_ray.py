@@ -38,8 +38,11 @@ from flsimulation.runtimes.ray.actors import Actors, actors
 from flsimulation.runtimes.ray.grid import RayGrid, run_on_actors
 from flsimulation.studies.verify import Record, compare
 
-# Ray drops the handles of its processes as it ends them
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [
+    pytest.mark.ray,
+    # Ray drops the handles of its processes as it ends them
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 PACKAGE = Path(flsimulation.__file__).parent
 Make = Callable[..., Experiment]
