@@ -235,7 +235,7 @@ def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
             TRACES[key] = StepPrograms(module, x, y)
         return TRACES[key]
 
-    monkeypatch.setattr("flsimulation.training.stacked.engine.StepPrograms", programs)
+    monkeypatch.setattr("flsimulation.training.stacked.trainer.StepPrograms", programs)
 
 
 # --- equality -------------------------------------------------------------------------------------
@@ -753,7 +753,7 @@ def test_a_client_that_is_done_stays_as_it_is(name: str) -> None:
 def test_company_and_threads_change_nothing_but_roundings(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flsimulation.training.stacked.engine._WAVE_BYTES", 2_000)  # small waves
+    monkeypatch.setattr("flsimulation.training.stacked.trainer._WAVE_BYTES", 2_000)  # small waves
     module = built(Net, OPTIMIZERS["adam"])
     trainer = CohortTrainer(module, Train(batch_size=4, epochs=2), X32, Y)
     clients = Clients((5, 9, 2, 7, 9, 4, 11, 3))
