@@ -10,7 +10,7 @@ import flsimulation
 PACKAGE = Path(flsimulation.__file__).parent
 
 LAYERS = (
-    ("errors", "seeds"),
+    ("errors", "seeds", "internals"),
     ("host",),
     ("experiment",),
     ("data", "events"),
