@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import gc
+import inspect
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ import flsimulation
 from flsimulation import run
 from flsimulation.cli.main import main
 from flsimulation.client import share as share_app
+from flsimulation.client.workspace import Workspace
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import InputError, RoundError
 from flsimulation.events import ClientReplied, RunStarted
@@ -37,8 +39,11 @@ from flsimulation.runtimes.ray.actors import Actors, actors
 from flsimulation.runtimes.ray.grid import RayGrid, run_on_actors
 from flsimulation.studies.verify import Record, compare
 
-# Ray drops the handles of its processes as it ends them
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [
+    pytest.mark.ray,
+    # Ray drops the handles of its processes as it ends them
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 PACKAGE = Path(flsimulation.__file__).parent
 Make = Callable[..., Experiment]
@@ -191,13 +196,12 @@ def test_one_by_one_where_a_module_cannot_be_stacked_and_one_that_raises_is_name
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # a process that is connected to Ray had better not be forked
-    monkeypatch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda space: None)
     path = own_modules(OWN)
     data = FederatedData.load(make_experiment())
     strange = repr(float(data.dataset.x_train[data.train_indices(2)[0], 0]))
     spec = own_net(make_experiment, path, {"raises": strange})
     here, there = Record(), Record()
-    run_in_process(spec, [here])
+    run_in_process(spec, [here], Workspace.load(spec, processes=1))
     on_ray(pool, spec, there, recorder)
     assert [e.engine for e in recorder.of(RunStarted)] == ["sequential"]
     assert compare(here, there) == []
@@ -305,6 +309,9 @@ def test_one_by_one_clients_go_in_shares_that_let_no_actor_wait_long(
 
 
 def test_what_flower_has_for_its_actors_is_still_what_we_use() -> None:
+    parameters = inspect.signature(ray_actor.VirtualClientEngineActor.run).parameters
+    assert list(parameters) == ["self", "client_app_fn", "message", "cid", "context"]
+    assert "on_actor_init_fn" in inspect.signature(vars(ray_actor.ClientAppActor)["__ray_metadata__"].modified_class.__init__).parameters
     assert ray_actor.ClientAppActor.__ray_metadata__.class_name == "ClientAppActor"
     own = ray_actor.VirtualClientEngineActor()
     with flower_identity():
@@ -361,9 +368,10 @@ def test_without_ray_one_line_says_what_to_install(
     file = str(experiment_file())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)
-    for name in [n for n in sys.modules if n.endswith(("runtimes.ray_actors", ".ray_actor"))]:
+    for name in [n for n in sys.modules if n.endswith((".ray.actors", ".ray_actors"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("flsimulation.runtimes.ray.actors")
+    monkeypatch.delattr("flsimulation.internals.ray_actors")
     assert status_of(verb, file, "--runtime", "ray") == 2
     assert capsys.readouterr().err == (
         "flsim: runtime.kind 'ray' needs Ray, which is not installed; "
@@ -372,18 +380,21 @@ def test_without_ray_one_line_says_what_to_install(
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.toml"]
 
 
-def test_ray_is_imported_by_one_module_only_and_that_one_only_inside_a_function() -> None:
-    needing = []
+def test_two_modules_need_ray_and_others_import_them_only_inside_functions() -> None:
+    needing = {"internals/ray_actors.py", "runtimes/ray/actors.py"}
+    found = set()
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         if any(name.split(".")[0] == "ray" or "ray_transport" in name for name in names):
-            needing.append(path.name)
+            found.add(str(path.relative_to(PACKAGE)))
+            continue
         at_once = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
-        assert not [n for n in at_once if (n.module or "").endswith("ray_actors")], path
-        assert not [n for n in at_once if "ray_actors" in [a.name for a in n.names]], path
-    assert needing == ["ray_actors.py"]
+        whole = {f"{n.module}.{a.name}" for n in at_once for a in n.names}
+        whole |= {n.module or "" for n in at_once}
+        assert not whole & {"flsimulation.runtimes.ray.actors", "flsimulation.internals.ray_actors"}
+    assert found == needing
 
 
 def test_an_address_where_no_ray_answers_is_named(
