@@ -22,6 +22,7 @@ pytest.importorskip("ray", reason="Ray is not installed; pip install 'flsimulati
 
 import ray
 from flwr.simulation.ray_transport import ray_actor
+from ray._private import worker
 
 import flsimulation
 from flsimulation import run
@@ -33,6 +34,7 @@ from flsimulation.errors import InputError, RoundError
 from flsimulation.events import ClientReplied, RunStarted
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
+from flsimulation.internals.ray_actors import room_for, without_notices
 from flsimulation.runtimes.inprocess import flower_identity, run_in_process
 from flsimulation.runtimes.ray import actors as ray_actors
 from flsimulation.runtimes.ray.actors import Actors, actors
@@ -309,9 +311,10 @@ def test_one_by_one_clients_go_in_shares_that_let_no_actor_wait_long(
 
 
 def test_what_flower_has_for_its_actors_is_still_what_we_use() -> None:
-    parameters = inspect.signature(ray_actor.VirtualClientEngineActor.run).parameters
-    assert list(parameters) == ["self", "client_app_fn", "message", "cid", "context"]
-    assert "on_actor_init_fn" in inspect.signature(vars(ray_actor.ClientAppActor)["__ray_metadata__"].modified_class.__init__).parameters
+    run_of = inspect.signature(ray_actor.VirtualClientEngineActor.run).parameters
+    assert list(run_of)[1:5] == ["client_app_fn", "message", "cid", "context"]
+    made = ray_actor.ClientAppActor.__ray_metadata__.modified_class
+    assert "on_actor_init_fn" in inspect.signature(made.__init__).parameters
     assert ray_actor.ClientAppActor.__ray_metadata__.class_name == "ClientAppActor"
     own = ray_actor.VirtualClientEngineActor()
     with flower_identity():
@@ -322,11 +325,22 @@ def test_what_flower_has_for_its_actors_is_still_what_we_use() -> None:
     assert given == ("cid", answer, context)
 
 
+def test_ray_prints_through_the_function_that_is_replaced_and_put_back() -> None:
+    printing = worker.print_to_stdstream
+    source = inspect.getsource(worker.listen_error_messages)
+    assert "            print_to_stdstream(\n" in source  # looked up each time, without an import
+    with without_notices():
+        assert worker.print_to_stdstream({"lines": ["lost"]}, ignore_prefix=False) is None
+    assert worker.print_to_stdstream is printing
+
+
 def test_flower_still_counts_how_many_actors_there_is_room_for(pool: Actors) -> None:
     room = ray_actor.pool_size_from_resources
     assert room({"num_cpus": 0.5, "num_gpus": 0.0}) == 6
     with pytest.raises(ValueError, match="ActorPool is empty"):
         room({"num_cpus": 1.0, "num_gpus": 1.0})
+    assert room_for({"num_cpus": 0.5, "num_gpus": 0.0}) == 6
+    assert room_for({"num_cpus": 1.0, "num_gpus": 1.0}) == 0
 
 
 @pytest.mark.parametrize(
