@@ -18,6 +18,7 @@ from flsimulation.errors import InputError, Interrupted
 from flsimulation.events import RunFinished, RunStarted
 from flsimulation.experiment import Experiment, load_run_experiment
 from flsimulation.host.files import write_atomic
+from flsimulation.internals.flower_words import PARENT
 from flsimulation.rundir.manifest import settle
 
 _GONE_SECONDS = 0.5  # within which Flower's own process is missed, if it is gone
@@ -128,7 +129,7 @@ def _cause(number: int) -> str:
 def _has_parent() -> bool:
     """Whether Flower's process that asked for this one is there."""
     try:
-        os.kill(int(sys.argv[sys.argv.index("--parent-pid") + 1]), 0)
+        os.kill(int(sys.argv[sys.argv.index(PARENT) + 1]), 0)
     except (ValueError, IndexError, PermissionError):
         return True  # nobody knows
     except ProcessLookupError:
