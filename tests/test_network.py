@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flsimulation import RunResult, load_experiment, run
-from flsimulation.rundir.jsonlines import read_lines
+from flsimulation.rundir import RunRecord
 
 SMALL = ("data.examples-per-client=200", "train.device=cpu")
 PATIENCE = 90.0  # seconds, on a slow machine; what is waited for comes much sooner
@@ -207,8 +207,8 @@ def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(
     assert result["weights_sha256"] == here.weights_sha256
     assert result["accuracy"] == here.accuracy
     directory = network.folder / result["run_dir"]
-    lines = read_lines(directory / "rounds.jsonl")
-    expected = read_lines(tmp_path / "here" / "rounds.jsonl")
+    lines = RunRecord(directory).rounds
+    expected = RunRecord(tmp_path / "here").rounds
     for line, other in zip(lines, expected, strict=True):
         for key in ("round", "central", "federated", "train", "cohort", "weights_sha256"):
             assert line[key] == other[key], key
@@ -239,7 +239,7 @@ def test_metrics_count_on_from_run_to_run_and_stay_after_the_last(network: Netwo
     assert after["fl_client_connected,partition=0"] == 1
     assert after["fl_round_started_timestamp_seconds"] == 0
     assert after["fl_container_memory_bytes"] > 10e6
-    lines = read_lines(network.folder / result["run_dir"] / "clients.jsonl")
+    lines = list(RunRecord(network.folder / result["run_dir"]).clients())
     seen = set()
     for client in network.clients.values():
         samples = client.samples()
@@ -447,7 +447,7 @@ def test_a_killed_message_is_counted_as_lost_and_the_client_is_used_again(
         gate.unlink()
         _, err = driver.communicate(timeout=120)
         assert driver.returncode == 0, err
-    lines = read_lines(last_run(network) / "rounds.jsonl")
+    lines = RunRecord(last_run(network)).rounds
     assert [line["round"] for line in lines] == [1, 2, 3]
     assert lines[0]["failures"] == {"lost": 1}
     assert lines[0]["cohort"] == [0, 1]

@@ -19,7 +19,7 @@ from tests.test_network import (
     wait_for,
 )
 
-from flsimulation.rundir.jsonlines import read_lines
+from flsimulation.rundir import RunRecord
 
 CLIENTS = ("a", "b", "c")
 STAYING = 5  # of a client: its own process, two that fork, Flower's SuperNode and SuperExec
@@ -78,7 +78,7 @@ def test_twenty_stops_in_a_row_leave_no_client_stuck_and_no_process(network: Net
     done = network.run("--set=data.clients=3", "--set=strategy.rounds=1", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["state"] == "completed"
-    (line,) = read_lines(last_run(network) / "rounds.jsonl")
+    (line,) = RunRecord(last_run(network)).rounds
     assert (line["cohort"], line["failures"]) == ([0, 1, 2], {})
     for name, client in network.clients.items():
         wait_for(

@@ -17,8 +17,10 @@ from rich.console import Console
 from flsimulation.cli.view import LiveView, PlainView
 from flsimulation.errors import RunError
 from flsimulation.events import Sink
-from flsimulation.experiment import Experiment, load_experiment, load_run_experiment
+from flsimulation.experiment import Experiment, load_experiment
 from flsimulation.host.processes import uncollected
+from flsimulation.rundir import RunRecord
+from flsimulation.rundir.reader import can_resume, report_of
 from flsimulation.runtimes.network.resuming import resume_command
 
 
@@ -35,7 +37,7 @@ def run_command(
 ) -> None:
     """Run or resume; print the JSON object, the summary, or nothing."""
     if resume is not None:
-        experiment = load_run_experiment(resume, runtime)
+        experiment = RunRecord(resume).experiment(runtime)
     else:
         experiment = load_experiment(file, [*overrides, *runtime])
     console = RunConsole(quiet=json or quiet)
@@ -51,7 +53,7 @@ def run_command(
         try:
             result = run(experiment, out, resume, sinks, folders.append)
         except RunError as error:
-            if network or not (again := [resume_command(f) for f in folders if _can_resume(f)]):
+            if network or not (again := [resume_command(f) for f in folders if can_resume(f)]):
                 raise
             raise RunError(f"{error}; resume with `{again[0]}`") from error
     if json:
@@ -89,18 +91,12 @@ def _say_where(console: Console, folders: list[Path], superlink: str | None, cli
     stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
     for folder in folders:
         lines = []
-        if (folder / "report.html").is_file():
-            lines.append(f"Report  {folder / 'report.html'}")
-        if stopped and _can_resume(folder):
+        if (report := report_of(folder)) is not None:
+            lines.append(f"Report  {report}")
+        if stopped and can_resume(folder):
             lines.append(f"Resume  {resume_command(folder, superlink, clients)}")
         if lines:
             console.print("\n" + "\n".join(lines), soft_wrap=True, highlight=False, markup=False)
-
-
-def _can_resume(folder: Path) -> bool:
-    """Whether the run of a directory that is here has completed a round."""
-    rounds = folder / "rounds.jsonl"
-    return rounds.is_file() and rounds.stat().st_size > 0
 
 
 class RunConsole(Console):
