@@ -60,6 +60,7 @@ def test_a_result_is_that_of_the_last_model_that_was_evaluated(tmp_path: Path) -
     assert RunRecord(path).last_evaluated["round"] == 2
 
 
+@pytest.mark.seconds
 def test_a_runs_directory_says_what_the_run_returned(make_experiment: Any, tmp_path: Path) -> None:
     seen: list[Any] = []
     result = run(make_experiment(strategy={"rounds": 1}), tmp_path / "run", [seen.append])
@@ -149,6 +150,7 @@ def test_names_that_are_no_scores_are_taken() -> None:
     assert sorted(RESERVED - BOOKKEEPING) == ["error", "partition", "phase", "reason", "round"]
 
 
+@pytest.mark.seconds
 def test_who_reads_a_run_directory_needs_no_torch_and_no_flower() -> None:
     code = "import sys, flsimulation.report; print({'torch', 'flwr'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -55,11 +55,9 @@ def run(
     RunError
         If the federation could not go on; the run directory says how far it came.
     """
-    space = Workspace.load(experiment)  # before anything is written
+    space = _workspace(experiment, federate)  # before anything is written
     _meanwhile(lambda: space.data.dataset.digest)
-    if (
-        federate is None and space.cohort is not None
-    ):  # takes a while, and may refuse the experiment
+    if space.engine.name == "stacked":
         _meanwhile(load_plots)  # not beside processes that are forked
     with _carried(experiment, federate) as carry:
         path = create_run_directory(experiment.name, out)
@@ -70,6 +68,11 @@ def run(
             with _reported(path):
                 carry(experiment, [directory, *sinks], space, None)
     return RunRecord(path).result()
+
+
+def _workspace(experiment: Experiment, federate: Federate | None) -> Workspace:
+    """What the run works with here; clients that another one carries train elsewhere."""
+    return Workspace.load(experiment, clients=None if federate is None else 0)
 
 
 def _meanwhile(work: Callable[[], object]) -> None:
@@ -129,7 +132,7 @@ def _resume(
     reached = is_reached(experiment.evaluate.target_accuracy, last.get("central"))
     trained = record.trained(until=saved.round)
     start = Start(saved.round, saved.arrays, saved.strategy, reached, trained)
-    space = Workspace.load(experiment)
+    space = _workspace(experiment, federate)
     with _carried(experiment, federate) as carry:
         directory = RunDirectory(record.path, experiment, done=saved.round)
         with _reported(record.path):
