@@ -19,7 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import PATIENCE, wait_for
 
-from flsimulation import RunResult, load_experiment, run
+from flsimulation import RunResult, load_experiment, resume, run
+from flsimulation.events import RoundFinished, RunFinished, RunStarted
 from flsimulation.rundir import RunRecord
 
 pytestmark = pytest.mark.slow
@@ -221,6 +222,30 @@ def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(
         {"a": 0, "b": 1},
         {"a": 1, "b": 0},
     )
+
+
+def test_run_from_python_goes_where_the_experiment_says(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flsimulation.runtimes.inprocess.run_in_process", None)  # not here
+    where = ["runtime.kind=network", f"runtime.superlink={network.address}"]
+    experiment = load_experiment(None, [*SMALL, *where, "strategy.rounds=1"])
+    opened: list[Path] = []
+    result = run(experiment, sinks=[recorder], opened=opened.append)
+    assert (result.state, result.rounds) == ("completed", 1)
+    assert opened == [Path(result.run_dir)]
+    assert list(tmp_path.iterdir()) == []  # the SuperLink's side writes the run directory
+    assert RunRecord(network.folder / result.run_dir).result() == result
+    (began,) = recorder.of(RunStarted)
+    assert began.experiment == experiment
+    (round,) = recorder.of(RoundFinished)
+    assert round.central["accuracy"] == result.accuracy
+    (end,) = recorder.of(RunFinished)
+    assert end.state == "completed"
+    monkeypatch.chdir(network.folder)  # to resume it must be seen here, too
+    again = resume(result.run_dir)
+    assert (again.rounds, again.weights_sha256) == (1, result.weights_sha256)
 
 
 def test_metrics_count_on_from_run_to_run_and_stay_after_the_last(network: Network) -> None:

@@ -142,7 +142,8 @@ class Checkpoint:
 
     round: int
     arrays: ArrayRecord
-    strategy: Strategy
+    strategy: Strategy | None
+    """None where the checkpoint came over a network."""
 
 
 @dataclass(frozen=True)

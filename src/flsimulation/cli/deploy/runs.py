@@ -23,8 +23,8 @@ from flsimulation.events import Event, RunStarted
 from flsimulation.rundir.reader import is_run_directory, report_of
 from flsimulation.runtimes.network.drive import attach_to_run
 from flsimulation.runtimes.network.flower import flower
-from flsimulation.runtimes.network.resuming import resume_command
 from flsimulation.runtimes.network.runs import KnownRun, find_run, known_runs, stop_in_order
+from flsimulation.runtimes.resuming import resume_command
 
 _USUAL = "127.0.0.1:8080"
 _COMPOSE_RUN = "docker compose run --rm run"
@@ -120,8 +120,8 @@ def attach_command(superlink: str | None, wanted: str | None, *, json: bool, qui
             view = stack.enter_context(_LateView(console))
             result = attach_to_run(command, run.id, [view], opened)
     if json:
-        typer.echo(dump_json(result))
-    if result["state"] == "degraded":
+        typer.echo(result.json())
+    if result.state == "degraded":
         raise typer.Exit(DEGRADED)
 
 

@@ -21,7 +21,7 @@ from flsimulation.experiment import Experiment
 from flsimulation.host.processes import alone
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.manifest import read_manifest
-from flsimulation.rundir.reader import can_resume
+from flsimulation.rundir.reader import can_resume, is_run_directory
 from flsimulation.studies.papers.measures import measure_of
 from flsimulation.studies.papers.spec import Paper, Row
 
@@ -253,7 +253,14 @@ class Reproduction:
                 shutil.rmtree(path)
             runner.run(spec, path, [watch])
         except RunError:
-            pass  # the run directory says why, and the search sees no figure
+            if not is_run_directory(path):
+                raise
+            return  # the run directory says why, and the search sees no figure
+        if not is_run_directory(path):
+            raise InputError(
+                f"{path}: the run is not written here, where its figures are read; start the "
+                f"SuperLink in this folder, or let it see this one"
+            )
 
 
 def _slug(name: str) -> str:
