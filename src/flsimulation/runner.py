@@ -121,13 +121,14 @@ def run(
     RunError
         If the federation could not go on; the run directory says how far it came.
     """
+    sinks = list(sinks)
     space = Workspace.load(experiment)  # before anything is written
     _meanwhile(lambda: space.data.dataset.digest)
     if (
         federate is None and space.cohort is not None
     ):  # takes a while, and may refuse the experiment
         _meanwhile(load_plots)  # not beside processes that are forked
-    with _carried(experiment, federate) as carry:
+    with _carried(experiment, federate, sinks) as carry:
         path = create_run_directory(experiment.name, out)
         with claimed(path):
             if opened is not None:
@@ -149,10 +150,12 @@ def _meanwhile(work: Callable[[], object]) -> None:
 
 
 @contextlib.contextmanager
-def _carried(experiment: Experiment, federate: Federate | None) -> Iterator[Federate]:
+def _carried(
+    experiment: Experiment, federate: Federate | None, sinks: Iterable[Sink]
+) -> Iterator[Federate]:
     """What runs the federation: as given, or as the experiment says."""
     if federate is None and experiment.runtime.kind == "ray":
-        with ray_federation(experiment) as on_ray:
+        with ray_federation(experiment, sinks) as on_ray:
             yield on_ray
     else:
         yield federate or run_in_process
@@ -183,7 +186,7 @@ def resume(
     path, experiment = Path(run_dir), experiment or load_run_experiment(run_dir)
     settle(path)
     with claimed(path):
-        return _resume(path, experiment, sinks, federate)
+        return _resume(path, experiment, list(sinks), federate)
 
 
 def _resume(
@@ -197,7 +200,7 @@ def _resume(
         if line["round"] <= saved.round and line.get("phase") == "train"
     ]
     space = Workspace.load(experiment)
-    with _carried(experiment, federate) as carry:
+    with _carried(experiment, federate, sinks) as carry:
         directory = RunDirectory(path, experiment, done=saved.round)
         outcome = _Outcome(experiment, path)
         last = rounds[saved.round - 1].get("central")
