@@ -76,6 +76,18 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
+class ActorsAwaited:
+    """Ray's actors take long to start. No run directory exists yet."""
+
+    started: int
+    expected: int
+    seconds: float
+    """Since they were asked for."""
+    patience: float | None = None
+    """Seconds that they may take, at most; None where Ray has room for them: as long as it takes."""
+
+
+@dataclass(frozen=True)
 class ClientsConnected:
     """A client came or went."""
 
@@ -184,6 +196,7 @@ class RunFinished:
 
 Event: TypeAlias = (
     RunStarted
+    | ActorsAwaited
     | ClientsConnected
     | ClientsAwaited
     | PhaseStarted

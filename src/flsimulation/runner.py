@@ -42,7 +42,8 @@ def run(
         If the federation could not go on; the run directory says how far it came, and a note of
         the error how the run is resumed.
     """
-    with open_runtime(experiment) as runtime:
+    sinks = tuple(sinks)
+    with open_runtime(experiment, sinks) as runtime:
         return runtime.run(out, sinks, opened)
 
 
@@ -69,7 +70,8 @@ def resume(
         As of `run`.
     """
     experiment = experiment or RunRecord(run_dir).experiment()
-    with open_runtime(experiment) as runtime:
+    sinks = tuple(sinks)
+    with open_runtime(experiment, sinks) as runtime:
         return runtime.resume(run_dir, sinks)
 
 

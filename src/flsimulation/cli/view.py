@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from flsimulation.events import (
+    ActorsAwaited,
     ClientReplied,
     ClientsAwaited,
     ClientsConnected,
@@ -72,6 +73,8 @@ class PlainView:
             if event.not_stacked is not None:
                 self._say(f"  clients train one by one: {event.not_stacked}", style="yellow")
             self._say(_row(_COLUMNS), style="dim")
+        elif isinstance(event, ActorsAwaited):
+            self._starting(event)
         elif isinstance(event, ClientsConnected):
             self._connected(event)
         elif isinstance(event, ClientsAwaited):
@@ -85,6 +88,15 @@ class PlainView:
             self._say(_row(_cells(event, self.rounds)))
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
+
+    def _starting(self, event: ActorsAwaited) -> None:
+        """Say how many of Ray's actors have started."""
+        up_to = f", for up to {event.patience:g} s" if event.patience is not None else ""
+        self._say(
+            f"  Ray: {event.started} of {event.expected} actors started, waiting for the others"
+            f"{up_to}, {event.seconds:.0f} s so far",
+            style="yellow",
+        )
 
     def _connected(self, event: ClientsConnected) -> None:
         """Say which clients are missing, and when they are all there again."""

@@ -79,23 +79,32 @@ class Runtime(Protocol):
 
 
 @contextlib.contextmanager
-def open_runtime(experiment: Experiment) -> Iterator[Runtime]:
+def open_runtime(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator[Runtime]:
     """Where an experiment's ``runtime`` says that it runs, inside the block.
 
-    On Ray its actors are up by then; on a network its SuperLink answers.
+    On Ray its actors have started by then; on a network its SuperLink answers.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its ``runtime`` decides.
+    sinks : iterable of callables
+        Are notified if it takes long to open.
 
     Raises
     ------
     InputError
         If the runtime is not available.
+    RunError
+        If it does not start.
     """
-    with _opener(experiment)(experiment) as runtime:
+    with _opener(experiment)(experiment, tuple(sinks)) as runtime:
         yield runtime
 
 
 def _opener(
     experiment: Experiment,
-) -> Callable[[Experiment], contextlib.AbstractContextManager[Runtime]]:
+) -> Callable[[Experiment, tuple[Sink, ...]], contextlib.AbstractContextManager[Runtime]]:
     with uncollected():  # Lightning alone takes seconds to import
         if experiment.runtime.kind == "network":
             from flsimulation.runtimes.network.drive import open_network
