@@ -15,7 +15,7 @@ import flsimulation
 PACKAGE = Path(flsimulation.__file__).parent
 
 LAYERS = (
-    ("errors", "seeds", "internals"),
+    ("clock", "errors", "seeds", "internals"),
     ("host",),
     ("experiment",),
     ("data", "events"),

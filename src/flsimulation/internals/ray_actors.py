@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import ray.util.client
 from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
-from ray._private import worker
+from ray._private import state, worker
 
-__all__ = ["client_app_actor", "room_for", "without_notices"]
+__all__ = ["client_app_actor", "ends_of", "is_ray_client", "room_for", "without_notices"]
 
 
 def client_app_actor() -> Any:
@@ -29,6 +30,17 @@ def room_for(size: Mapping[str, float]) -> int:
         return pool_size_from_resources(dict(size))
     except ValueError:  # for none
         return 0
+
+
+def is_ray_client() -> bool:
+    """Whether Ray Client stands between this process and Ray's table of actors."""
+    return bool(ray.util.client.ray.is_connected())  # type: ignore[no-untyped-call]
+
+
+def ends_of(actors: Sequence[Any]) -> list[int]:
+    """How often each actor's process has ended; not with Ray Client."""
+    known = state.actors()
+    return [int(known.get(actor._actor_id.hex(), {}).get("NumRestarts", 0)) for actor in actors]
 
 
 @contextlib.contextmanager

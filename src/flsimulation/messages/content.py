@@ -20,11 +20,6 @@ _EVALUATE = "evaluate-"  # prefix of the evaluation's records in a message of bo
 _FAILURE = "failure"
 _PARTITION_ID, _NAME, _TROUBLE = "partition-id", "name", "trouble"
 
-RESERVED = frozenset(
-    ("round", "phase", "partition", "num-examples", "epochs", "steps", "seconds", "reason", "error")
-)
-"""Names in an answer, or in its line of clients.jsonl, that a module must not log under."""
-
 _FIRST_CODE = 1000  # well above the codes Flower gives to its own errors
 _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
 _REASONS = {code: reason for reason, code in _CODES.items()}

@@ -200,7 +200,7 @@ def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
     """Set right, and say, what an earlier SuperLink left that was killed or restarted."""
     from flsimulation.node.ends import last_end, settle_runs
     from flsimulation.rundir.manifest import KILLED
-    from flsimulation.runtimes.network.resuming import resume_command
+    from flsimulation.runtimes.resuming import resume_command
 
     for run_dir, manifest in settle_runs(memory):
         told = "interrupted in its first round; start it again"

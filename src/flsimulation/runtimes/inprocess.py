@@ -258,7 +258,7 @@ def run_in_process(
         clients, averages = experiment.data.clients, space.engine.averages
         client = make_client_app(space)
         grid = InProcessGrid(client, clients, run_config, together, averages=averages)
-        make_server_app(sinks, space, start)(grid, context)
+        make_server_app(sinks, space, start, trains=True)(grid, context)
 
 
 @contextlib.contextmanager

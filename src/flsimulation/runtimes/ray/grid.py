@@ -19,7 +19,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flsimulation.client import share as share_app
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, InputError
-from flsimulation.events import Sink
+from flsimulation.events import Event, Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
@@ -175,17 +175,31 @@ def _answers(share: _Share, came: Message | ClientError) -> list[Message]:
 
 
 @contextlib.contextmanager
-def ray_federation(experiment: Experiment) -> Iterator[Federate]:
+def ray_federation(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator[Federate]:
     """What runs the experiment on Ray, inside the block; Ray and its actors are up by then.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What is to run.
+    sinks : iterable of callables
+        Are notified where the actors take long to start.
 
     Raises
     ------
     InputError
         If Ray is not installed, not where the experiment says, or has no room.
+    RunError
+        If an actor does not start.
     """
+
+    def emit(event: Event) -> None:
+        for sink in sinks:
+            sink(event)
+
     run_config = flatten(experiment)  # the same for all runs in the block: actors keep their data
     prepare = functools.partial(share_app.prepare, run_config)
-    with _ray().actors(experiment.runtime, experiment.data.clients, prepare) as ready:
+    with _ray().actors(experiment.runtime, experiment.data.clients, prepare, emit) as ready:
         yield functools.partial(run_on_actors, ready, run_config)
 
 
