@@ -138,7 +138,7 @@ def test_figures_are_shown_as_papers_show_them(name: str, value: float, shown: s
 
 @pytest.mark.parametrize("name", ["speed", "test-", "accuracy@", "accuracy@x"])
 def test_a_measure_that_is_none_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no measure; it takes rounds, accuracy, .*test-NAME"):
+    with pytest.raises(ValueError, match="is no measure; known: rounds, accuracy, .*test-NAME"):
         measure_of(name)
 
 
@@ -437,7 +437,7 @@ def test_a_run_that_fails_is_no_figure_and_not_the_end(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("rounds = 5", "speed = 5"), "row.1.published 'speed' is no measure; it takes rounds"),
+        (("rounds = 5", "speed = 5"), "row.1.published 'speed' is no measure; known: rounds"),
         (('title = "On Averages"', ""), "averages.toml: title is missing; add it"),
         (("per-decade = 1", "per-decad = 1"), "search.per-decad is not a key, got 1; did you mean"),
         (('[[row]]\nname = "C = 1"', '[[row]]\nnam = "C = 1"'), "row.0.nam is not a key"),

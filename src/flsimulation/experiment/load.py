@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from flsimulation.errors import ExperimentError
 from flsimulation.experiment.spec import Experiment, Section, kebab
+from flsimulation.experiment.suggest import remedy
 
 _REFERENCES = ("data.dataset", "model.class")  # keys whose value may hold a path
 
@@ -162,12 +162,8 @@ def explain(
     message = item["msg"].removeprefix("Value error, ")
     got = item["input"]
     if item["type"] == "extra_forbidden":
-        known = _keys(item["loc"][:-1], model)
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        others = f"known keys: {', '.join(known)}"
-        text = f"{key} is not a key, got {got!r}; " + (
-            f"did you mean {near[0]!r}?" if near else others
-        )
+        hint = remedy(str(item["loc"][-1]), _keys(item["loc"][:-1], model))
+        text = f"{key} is not a key, got {got!r}{hint}"
     elif item["type"] == "missing":
         text = f"{key} is missing; add it"
     elif item["type"] == "value_error" and (key == "strategy" or not key):

@@ -16,6 +16,7 @@ from typing import Any
 from flsimulation.errors import InputError, Interrupted
 from flsimulation.events import RunFinished, RunStarted
 from flsimulation.host.files import write_atomic
+from flsimulation.internals.flower_words import PARENT
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.manifest import settle
 from flsimulation.rundir.reader import run_directories
@@ -113,7 +114,7 @@ def _cause(number: int) -> str:
 def _has_parent() -> bool:
     """Whether Flower's process that asked for this one is there."""
     try:
-        os.kill(int(sys.argv[sys.argv.index("--parent-pid") + 1]), 0)
+        os.kill(int(sys.argv[sys.argv.index(PARENT) + 1]), 0)
     except (ValueError, IndexError, PermissionError):
         return True  # nobody knows
     except ProcessLookupError:

@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from prometheus_client import CollectorRegistry
 
 from flsimulation.errors import InputError
+from flsimulation.internals.flower_words import CLIENT_APP, SERVER_APP, SUPEREXEC
 from flsimulation.metrics.exporter import served
 from flsimulation.node import sockets
 from flsimulation.node.health import Health, describe_end, keep_trouble, see_kills
 from flsimulation.node.shims import write_shims
 from flsimulation.runtimes.network.names import (
-    CLIENT_APP,
     MEMORY,
     REPORTS,
-    SERVER_APP,
     TROUBLE,
     WARM,
 )
@@ -116,7 +115,7 @@ class Node:
         return count
 
     def _environment(self, folder: Path, memory: Path | None) -> dict[str, str]:
-        real = {command: _installed(command) for command in (self.launches, "flower-superexec")}
+        real = {command: _installed(command) for command in (self.launches, SUPEREXEC)}
         shims = folder / "bin"
         write_shims(shims, folder / "warm", real)
         environment = {

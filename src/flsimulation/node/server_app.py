@@ -27,13 +27,14 @@ from flsimulation.experiment import Experiment, unflatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.host.processes import alone
 from flsimulation.host.usage import peak_memory_bytes
+from flsimulation.internals.flower_words import SERVER_APP
 from flsimulation.node import ends, sockets, task, threads
 from flsimulation.node.grid import connect
 from flsimulation.node.launches import Killed
 from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.events import to_json
-from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME, SERVER_APP
+from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME
 from flsimulation.runtimes.recorded import record_resumed, record_run
 from flsimulation.server.app import Start, make_server_app
 

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
@@ -66,7 +67,13 @@ class Engine(Protocol):
 
 
 def engine_for(
-    module: pl.LightningModule, spec: Train, x: Tensor, y: Tensor, clients: int, processes: int = 1
+    module: pl.LightningModule,
+    spec: Train,
+    x: Tensor,
+    y: Tensor,
+    clients: int,
+    processes: int = 1,
+    clock: Clock = SYSTEM,
 ) -> Engine:
     """The engine that trains an experiment's clients where this is called.
 
@@ -86,6 +93,8 @@ def engine_for(
         The most that may train here at a time; 0 where only the test set is evaluated.
     processes : int
         The most that sequential clients may take.
+    clock : Clock
+        What time it is.
 
     Raises
     ------
@@ -97,15 +106,15 @@ def engine_for(
     require_device(spec)
     least = 1 if spec.engine == "stacked" else 2
     if spec.engine == "sequential" or clients < least:
-        return SequentialEngine(module, spec, x, y, processes)
+        return SequentialEngine(module, spec, x, y, processes, clock=clock)
     try:
-        return StackedEngine(module, spec, x, y)
+        return StackedEngine(module, spec, x, y, clock)
     except Exception as error:  # whatever a user's module does when it is copied and traced
         known = isinstance(error, NotStackable)
         reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
     if spec.engine == "stacked":
         raise ModelError(f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'")
-    return SequentialEngine(module, spec, x, y, processes, why_not=reason)
+    return SequentialEngine(module, spec, x, y, processes, reason, clock)
 
 
 def processes_for(spec: Train, clients: int) -> int:

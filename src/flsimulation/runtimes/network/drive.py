@@ -12,6 +12,7 @@ from typing import Any
 from flsimulation.errors import InputError, RunError
 from flsimulation.events import Event, RoundFinished, RunFinished, RunStarted, Sink
 from flsimulation.experiment import Experiment, flatten
+from flsimulation.internals.flower_words import FINISHED, PENDING, RUNNING, STARTING, STOPPED
 from flsimulation.rundir import RunResult
 from flsimulation.runtimes import Opened
 from flsimulation.runtimes.network import lines
@@ -19,7 +20,7 @@ from flsimulation.runtimes.network.flower import Flower, flower
 from flsimulation.runtimes.network.names import MODELS, OUT, RESUME
 from flsimulation.runtimes.resuming import resume_command
 
-_GOING = ("pending", "starting", "running")  # Flower's words for a run that is not over
+_GOING = (PENDING, STARTING, RUNNING)
 _AGAIN_SECONDS = 1.0  # before a stream that broke is asked for again
 
 
@@ -145,9 +146,9 @@ def _cause(command: Flower, run_id: str, end: RunFinished | None) -> str:
     if end is not None:
         return end.error or f"the run was {end.state}"
     state = command.state(run_id)
-    if state == "finished:stopped":
+    if state == STOPPED:
         return "the run was stopped"
-    if state.startswith("finished"):
+    if state.startswith(FINISHED):
         return "the run's process ended and did not say why; the SuperLink's log may"
     if command.answers():
         return "the SuperLink was started again, which ended the run"

@@ -12,6 +12,7 @@ from typing import Any
 from flsimulation.errors import InputError, RunError
 from flsimulation.events import RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import Experiment
+from flsimulation.internals.flower_words import COMPLETED, FAILED, FINISHED, RUNNING, STOPPED
 from flsimulation.rundir import Record
 from flsimulation.rundir.manifest import read_manifest
 from flsimulation.rundir.reader import is_reported
@@ -22,10 +23,10 @@ _END_SECONDS = 60.0  # that a server has to write its run's end; a heartbeat tel
 _REPORT_SECONDS = 15.0  # that it then has for the report
 _LOOK_SECONDS = 0.2
 _STATES = {
-    "finished:completed": "completed",
-    "finished:failed": "failed",
-    "finished:stopped": "interrupted",
-    "running": "running",
+    COMPLETED: "completed",
+    FAILED: "failed",
+    STOPPED: "interrupted",
+    RUNNING: "running",
 }
 """Flower's words for a run, and ours."""
 
@@ -178,8 +179,8 @@ def stop_in_order(command: Flower, run: KnownRun, here: Path | None) -> KnownRun
     RunError
         If the run could not be stopped, or its end was not written in time.
     """
-    status = "finished:stopped" if command.stop(run.id) else command.state(run.id)
-    if not status.startswith("finished"):
+    status = STOPPED if command.stop(run.id) else command.state(run.id)
+    if not status.startswith(FINISHED):
         raise RunError(f"run {run.id} could not be stopped; the SuperLink's log says why")
     ended = replace(run, flower=replace(run.flower, status=status))
     if here is None:

@@ -1,7 +1,4 @@
-"""Ray, and Flower's actors on it. Whoever imports this module has Ray installed.
-
-Two names of Flower and one of Ray are not public: docs/decisions/0013 says why they are used.
-"""
+"""Ray, and Flower's actors on it. Whoever imports this module has Ray installed."""
 
 from __future__ import annotations
 
@@ -20,13 +17,12 @@ import grpc
 import ray
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
-from ray._private import worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from flsimulation.errors import ClientError, InputError, RunError, describe_error
 from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
+from flsimulation.internals.ray_actors import client_app_actor, room_for, without_notices
 
 _CONNECT_SECONDS = 5.0
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
@@ -148,10 +144,7 @@ def actors(spec: Runtime, most: int, prepare: Callable[[], None]) -> Iterator[Ac
 
 def _started(spec: Runtime, most: int, prepare: Callable[[], None]) -> list[Any]:
     size = {"num_cpus": spec.actor_cpus, "num_gpus": spec.actor_gpus}
-    try:
-        room = pool_size_from_resources(dict(size))
-    except ValueError:  # for none
-        room = 0
+    room = room_for(size)
     count = spec.actors or min(room, most)
     if not 0 < count <= room:
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -161,7 +154,7 @@ def _started(spec: Runtime, most: int, prepare: Callable[[], None]) -> list[Any]
             f"{there.get('GPU', 0):g} GPUs, room for {room}; lower runtime.actors, "
             f"runtime.actor-cpus or runtime.actor-gpus"
         )
-    actor: Any = ClientAppActor  # Ray's decorator gives it `options`, unseen by type checkers
+    actor = client_app_actor()
     handles = [
         actor.options(**size, max_restarts=-1).remote(on_actor_init_fn=prepare)
         for _ in range(count)
@@ -189,15 +182,12 @@ def connected(address: str) -> Iterator[None]:
         return
     if ":" in address:
         _require_listener(address)
-    before = vars(ray_worker)["print_to_stdstream"]
     try:
         with _quiet():
             _connect(address)
-        # Ray prints that an actor was lost, whatever `log_to_driver` says; our events tell it.
-        vars(ray_worker)["print_to_stdstream"] = lambda *_, **__: None
-        yield
+        with without_notices():  # our events tell that an actor was lost
+            yield
     finally:
-        vars(ray_worker)["print_to_stdstream"] = before
         with _quiet():
             ray.shutdown()
 

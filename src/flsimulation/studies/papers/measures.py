@@ -136,4 +136,4 @@ def measure_of(name: str) -> Measure:
     if (round := name.removeprefix("accuracy@")) != name and round.isdecimal():
         return Measure(f"test accuracy, round {round}", _after(int(round)), _percent)
     known = ", ".join([*_MEASURES, "test-NAME", "accuracy@ROUND"])
-    raise ValueError(f"{name!r} is no measure; it takes {known}")
+    raise ValueError(f"{name!r} is no measure; known: {known}")

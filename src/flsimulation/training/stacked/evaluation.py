@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -76,7 +75,9 @@ class CohortEvaluator:
             while places:
                 most = self._most.get(size, _COMPARED) if size and self._can else 1
                 some, places = places[:most], places[most:]
-                if len(some) < _WORTH or (expires is not None and time.time() > expires):
+                if len(some) < _WORTH or (
+                    expires is not None and self._direct.clock.time() > expires
+                ):
                     yield from ({place: alone(place)} for place in some)
                 else:
                     yield self._together(state, clients, some, alone)

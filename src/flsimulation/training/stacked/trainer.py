@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
@@ -52,6 +53,8 @@ class CohortTrainer:
         Batch size, epochs, gradient clipping, device.
     x, y : Tensor
         Inputs and targets of the data set, [n, ...].
+    clock : Clock
+        What time it is.
 
     Raises
     ------
@@ -59,7 +62,14 @@ class CohortTrainer:
         If the module means something else stacked than alone.
     """
 
-    def __init__(self, module: pl.LightningModule, spec: Train, x: Tensor, y: Tensor) -> None:
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        spec: Train,
+        x: Tensor,
+        y: Tensor,
+        clock: Clock = SYSTEM,
+    ) -> None:
         check_stackable(module, spec)
         gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
@@ -83,6 +93,7 @@ class CohortTrainer:
             x=x,
             y=y,
             device=device,
+            clock=clock,
         )
         optimizer, schedulers = optimization(module)
         self._goes_by_epochs = bool(schedulers)
