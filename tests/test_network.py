@@ -228,7 +228,7 @@ def test_run_from_python_goes_where_the_experiment_says(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flsimulation.runtimes.inprocess.run_in_process", None)  # not here
+    monkeypatch.setattr("flsimulation.runtimes.local.open_process", None)  # not here
     where = ["runtime.kind=network", f"runtime.superlink={network.address}"]
     experiment = load_experiment(None, [*SMALL, *where, "strategy.rounds=1"])
     opened: list[Path] = []
