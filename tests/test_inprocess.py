@@ -62,6 +62,19 @@ def test_one_pull_lets_one_client_answer(grid: InProcessGrid) -> None:
     assert [[a.metadata.src_node_id for a in some] for some in answers] == [[first], [second], []]
 
 
+@pytest.mark.parametrize("name", ["message_ids", "reply_to_message_ids"])
+def test_answers_are_pulled_by_the_name_of_either_flower_or_all_at_once(
+    grid: InProcessGrid, name: str
+) -> None:
+    with flower_identity():
+        first, second, _ = grid.get_node_ids()
+        _, wanted = grid.push_messages(ask(grid, first, second))
+        (answer,) = grid.pull_messages(**{name: [wanted]})
+        assert answer.metadata.src_node_id == second
+        (rest,) = grid.pull_messages()
+    assert rest.metadata.src_node_id == first
+
+
 def test_a_nodes_state_outlives_its_message_and_is_its_own(grid: InProcessGrid) -> None:
     with flower_identity():
         first, second, _ = grid.get_node_ids()

@@ -247,7 +247,8 @@ def _status(arguments: list[str] | None) -> int:
     except InputError as error:
         return _complain(str(error), BAD_INPUT)
     except FLSimulationError as error:
-        return _complain(str(error), FAILED)
+        notes = getattr(error, "__notes__", [])
+        return _complain("; ".join([str(error), *notes]), FAILED)
     except OSError as error:
         return _complain(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), FAILED)
     return status if isinstance(status, int) else 0

@@ -9,7 +9,8 @@ from flwr.app import Message
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError
-from flsimulation.messages.content import RESERVED, config_of
+from flsimulation.events import RESERVED
+from flsimulation.messages.content import config_of
 from flsimulation.training import Trained
 
 

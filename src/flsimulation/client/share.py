@@ -15,6 +15,7 @@ from flsimulation.client.cohort import Asked, evaluate_together, train_together
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.experiment import unflatten
+from flsimulation.internals.flower_messages import set_message_id
 from flsimulation.messages.batch import bundle, merged
 from flsimulation.messages.content import failure
 
@@ -73,7 +74,7 @@ def _answers(asked: Sequence[Asked], space: Workspace) -> Iterator[Message]:
 def _own(message: Message, partition: int) -> Message:
     """The message as one client's, so that its answer tells whose it is."""
     own = copy.deepcopy(message, {id(message.content): message.content})
-    vars(own.metadata)["_message_id"] = str(partition)  # as Flower's own grids set it
+    set_message_id(own, str(partition))
     return own
 
 

@@ -58,14 +58,6 @@ def experiment_of(
         raise ExperimentError("\n".join(lines)) from None
 
 
-def load_run_experiment(run_dir: str | Path, overrides: Iterable[str] = ()) -> Experiment:
-    """Read the experiment of a run directory that is to be resumed. Raises `ExperimentError`."""
-    path = Path(run_dir) / "experiment.toml"
-    if not path.is_file():
-        raise ExperimentError(f"--resume {run_dir}: is no run directory; it has no experiment.toml")
-    return load_experiment(path, overrides)
-
-
 def dump_toml(experiment: Experiment) -> str:
     """The whole experiment, every key written out, as TOML."""
     return tomli_w.dumps(experiment.model_dump(by_alias=True))

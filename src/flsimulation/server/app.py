@@ -62,6 +62,8 @@ def make_server_app(
     workspace: Workspace | None = None,
     start: Start | None = None,
     connect: Connect | None = None,
+    *,
+    trains: bool = False,
 ) -> ServerApp:
     """A ServerApp for any of Flower's runtimes.
 
@@ -75,6 +77,8 @@ def make_server_app(
         Go on after this round instead of starting anew.
     connect : callable, optional
         Makes a grid with partitions of one without, and waits for its clients.
+    trains : bool
+        Whether the clients are in this process too, so that its GPU is the one they train on.
     """
     listeners = tuple(sinks)
     app = ServerApp()
@@ -97,6 +101,7 @@ def make_server_app(
 
         try:
             space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
+            emit(_announcement(space, start.round if start is not None else 0, trains))
             _federate(grid, space, emit, start, connect)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
@@ -116,9 +121,8 @@ def make_server_app(
 def _federate(
     grid: Grid, space: Workspace, emit: Sink, start: Start | None, connect: Connect | None
 ) -> None:
-    """The run itself, from its announcement to the last evaluation."""
+    """The run itself, from the strategy to the last evaluation."""
     experiment = space.experiment
-    emit(_announcement(space, start.round if start is not None else 0))
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
     arrays = record_of(space.initial_state())
     if start is not None:
@@ -157,7 +161,7 @@ def _partitioned(
     return connect(grid, experiment, emit)
 
 
-def _announcement(space: Workspace, done: int) -> RunStarted:
+def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
     data, module = space.data, space.module
     listed = len(data.partitions) <= _LISTED_CLIENTS
     return RunStarted(
@@ -171,7 +175,7 @@ def _announcement(space: Workspace, done: int) -> RunStarted:
         test_examples=len(data.dataset.y_test),
         engine=space.engine.name,
         not_stacked=space.engine.why_not,
-        gpu=space.engine.gpu if space.experiment.runtime.kind == "inprocess" else None,
+        gpu=space.engine.gpu if trains else None,
         done=done,
     )
 

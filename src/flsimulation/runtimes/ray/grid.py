@@ -19,10 +19,11 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flsimulation.client import share as share_app
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, InputError
-from flsimulation.events import Sink
+from flsimulation.events import Event, Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
+from flsimulation.internals.flower_messages import requested, set_message_id
 from flsimulation.messages.batch import unbundle
 from flsimulation.messages.content import failure
 from flsimulation.runtimes import Federate
@@ -99,7 +100,7 @@ class RayGrid(InProcessGrid):
         for message in messages:
             self._sent += 1
             identifiers.append(identifier := str(self._sent))
-            vars(message.metadata)["_message_id"] = identifier  # as Flower's own grids do
+            set_message_id(message, identifier)
             records = (
                 part for name, record in message.content.items() for part in (name, id(record))
             )
@@ -113,7 +114,12 @@ class RayGrid(InProcessGrid):
         self._begin()
         return identifiers
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(
+        self,
+        message_ids: Iterable[str] | None = None,
+        *,
+        reply_to_message_ids: Iterable[str] | None = None,
+    ) -> Iterable[Message]:
         """Answers that are there, of whole shares; waits a while if there are none."""
         self._begin()
         patience = max(0.0, min(_LOOK_SECONDS, self._until - time.time()))
@@ -124,8 +130,9 @@ class RayGrid(InProcessGrid):
             ]
             self._shares.clear()
         self._begin()
-        wanted = set(message_ids)
         answers = [answer for share, came in found for answer in _answers(share, came)]
+        replied = [answer.metadata.reply_to_message_id for answer in answers]
+        wanted = set(requested(message_ids, reply_to_message_ids, replied))
         return [answer for answer in answers if answer.metadata.reply_to_message_id in wanted]
 
     def _divided(self, asked: Sequence[Message]) -> Iterator[Sequence[Message]]:
@@ -168,17 +175,31 @@ def _answers(share: _Share, came: Message | ClientError) -> list[Message]:
 
 
 @contextlib.contextmanager
-def ray_federation(experiment: Experiment) -> Iterator[Federate]:
+def ray_federation(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator[Federate]:
     """What runs the experiment on Ray, inside the block; Ray and its actors are up by then.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What is to run.
+    sinks : iterable of callables
+        Are notified where the actors take long to start.
 
     Raises
     ------
     InputError
         If Ray is not installed, not where the experiment says, or has no room.
+    RunError
+        If an actor does not start.
     """
+
+    def emit(event: Event) -> None:
+        for sink in sinks:
+            sink(event)
+
     run_config = flatten(experiment)  # the same for all runs in the block: actors keep their data
     prepare = functools.partial(share_app.prepare, run_config)
-    with _ray().actors(experiment.runtime, experiment.data.clients, prepare) as ready:
+    with _ray().actors(experiment.runtime, experiment.data.clients, prepare, emit) as ready:
         yield functools.partial(run_on_actors, ready, run_config)
 
 

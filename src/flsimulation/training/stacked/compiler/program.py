@@ -81,7 +81,7 @@ class StepPrograms:
     def program(
         self, clients: int, examples: int, rates: tuple[float, ...] | None = None
     ) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor, Tensor], Step]:
-        """The program for so many clients with batches of so many examples.
+        """The program for a number of clients and of examples per batch.
 
         Parameters
         ----------
