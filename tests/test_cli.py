@@ -25,7 +25,7 @@ from flsimulation.events import (
     RunStarted,
 )
 from flsimulation.experiment import Experiment
-from flsimulation.training import LocalTrainer
+from flsimulation.training.lightning import LocalTrainer
 
 pytestmark = pytest.mark.seconds
 
@@ -117,7 +117,7 @@ def test_set_changes_the_experiment_that_is_run_and_written(
         (["run", "--set", "data.clients=70000", "--set", "data.examples-per-client=0"], "70000"),
         (["run", "--set", "data.dataset=minst"], "mnist"),
         (["run", "--set", "data.dataset=file:/nowhere"], "/nowhere"),
-        (["run", "--set", "model.class=mlpp"], "model.class must be one of mlp, 2nn, cnn"),
+        (["run", "--set", "model.class=mlpp"], "got 'mlpp'; did you mean 'mlp'?"),
         (["run", "--set", "model.class=gone.py:Net"], "gone.py"),
         (["run", "--set", "model.class=os:path"], "must name a subclass of"),
         (["run", "--set", "model.args.lr=0.1"], "it takes: inputs, classes, hidden, learning_rate"),

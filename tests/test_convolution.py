@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from flsimulation.experiment.spec import Train
 from flsimulation.models import CNN
-from flsimulation.training import Batches, CohortTrainer, LocalTrainer
+from flsimulation.training import Batches
+from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked.compiler import trace as trace_module
 from flsimulation.training.stacked.compiler.convolution import replacements
 from flsimulation.training.stacked.compiler.program import StepPrograms
+from flsimulation.training.stacked.trainer import CohortTrainer
 
 aten = torch.ops.aten
 ON_GPU = replacements(torch.device("cuda"))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flsimulation.client.workspace import Workspace
+from flsimulation.clock import SYSTEM, Clock, VirtualClock
 from flsimulation.errors import ClientError
 from flsimulation.events import Checkpoint, ClientReplied, RoundFinished
 from flsimulation.messages.content import state_of_record
 from flsimulation.models import CNN, MLP, Logistic, TwoNN
-from flsimulation.runtimes import inprocess
-from flsimulation.training import Batches, CohortEvaluator, DirectEvaluator, Scored
+from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.training import Batches, Engine
+from flsimulation.training.direct import DirectEvaluator
+from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked import evaluation
+from flsimulation.training.stacked.evaluation import CohortEvaluator
 
 pytestmark = pytest.mark.seconds
 
@@ -42,6 +45,7 @@ class Clients:
         x: Tensor = X,
         y: Tensor = Y,
         batch: int = 1000,
+        clock: Clock = SYSTEM,
     ) -> None:
         rows = np.random.default_rng(2).permutation(len(x))
         ends = np.cumsum(sizes)
@@ -50,18 +54,22 @@ class Clients:
         ]
         self.state = {name: value * 1.5 for name, value in module.state_dict().items()}
         self.module = module
-        self.direct = DirectEvaluator(module)
+        self.direct = DirectEvaluator(module, clock=clock)
         self.together = CohortEvaluator(self.direct, x, y)
         self.alone: list[int] = []
 
-    def one_by_one(self, place: int, direct: DirectEvaluator, expires: float | None) -> Scored:
+    def one_by_one(
+        self, place: int, direct: DirectEvaluator, expires: float | None
+    ) -> dict[str, float] | ClientError:
         try:
             return direct.evaluate(self.state, self.parts[place], seed=place, expires=expires)
         except ClientError as error:
             return error
 
-    def evaluate(self, expires: float | None = None) -> Iterator[dict[int, Scored]]:
-        def alone(place: int) -> Scored:
+    def evaluate(
+        self, expires: float | None = None
+    ) -> Iterator[dict[int, dict[str, float] | ClientError]]:
+        def alone(place: int) -> dict[str, float] | ClientError:
             self.alone.append(place)
             return self.one_by_one(place, self.direct, expires)
 
@@ -265,15 +273,12 @@ def test_a_model_that_changed_is_seen() -> None:
     assert clients.alone == []
 
 
-def test_whoever_comes_after_the_deadline_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    clients = Clients(MLP(6, 3, hidden=(5, 4)), [6] * 12)
-    now = [0.0]
-    clock = SimpleNamespace(time=lambda: now[0])
-    monkeypatch.setattr("flsimulation.training.stacked.evaluation.time", clock)
-    monkeypatch.setattr("flsimulation.training.direct.time", clock)
+def test_whoever_comes_after_the_deadline_is_late() -> None:
+    clock = VirtualClock()
+    clients = Clients(MLP(6, 3, hidden=(5, 4)), [6] * 12, clock=clock)
     coming = clients.evaluate(expires=1.0)
     assert all(isinstance(own, dict) for own in next(coming).values())
-    now[0] = 2.0
+    clock.sleep(2.0)
     late = {place: own for some in coming for place, own in some.items()}
     assert sorted(late) == list(range(4, 12))
     assert {str(own) for own in late.values()} == {"it was not done before the round's deadline"}
@@ -289,6 +294,20 @@ class Own(MLP):
 """
 
 
+class OneByOne:
+    """An engine that evaluates clients one by one, and is another's for the rest."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def evaluate(self, model: Any, jobs: Any, expires: float | None = None) -> Iterator[Any]:
+        for job in jobs:
+            yield from self._engine.evaluate(model, [job], expires)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
 @pytest.mark.parametrize("engine", ["auto", "sequential"])
 def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_client(
     make_experiment: Any,
@@ -296,7 +315,6 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
     recorder: Any,
     tmp_path: Any,
     dataset: Any,
-    monkeypatch: pytest.MonkeyPatch,
     engine: str,
 ) -> None:
     parts = {n: getattr(dataset, n).numpy() for n in ("x_train", "y_train", "x_test", "y_test")}
@@ -310,16 +328,10 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
         evaluate={"clients": 20},
     )
     together, alone = type(recorder)(), type(recorder)()
-    inprocess.run_in_process(experiment, [together])
-    original = inprocess._together
-
-    @contextlib.contextmanager
-    def only_training(space: Any) -> Iterator[Any]:
-        with original(space) as found:
-            yield {kind: answer for kind, answer in found.items() if kind == "train"}
-
-    monkeypatch.setattr(inprocess, "_together", only_training)
-    inprocess.run_in_process(experiment, [alone])
+    run_in_process(experiment, [together])
+    space = Workspace.load(experiment)
+    apart = dataclasses.replace(space, engine=OneByOne(space.engine))
+    run_in_process(experiment, [alone], apart)
 
     def told(recorder: Any) -> dict[Any, Any]:
         return {
@@ -333,7 +345,7 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
     assert {where: why for where, (_, *why) in told(together).items()} == {
         where: why for where, (_, *why) in expected.items()
     }
-    space = Workspace.load(experiment)
+    trainer = LocalTrainer(space.module, experiment.train)
     final = state_of_record(together.of(Checkpoint)[-1].arrays)
     failed = {p for (_, _, p), (_, reason, _) in expected.items() if reason is not None}
     assert len(failed) == 1
@@ -341,7 +353,7 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
         assert metrics == (expected[where][0] and pytest.approx(expected[where][0], rel=1e-6))
         if metrics and where[1] == "final":
             part = space.validation_batches(where[2])
-            wanted = {**space.trainer.evaluate(final, part), "num-examples": part.examples}
+            wanted = {**trainer.evaluate(final, part), "num-examples": part.examples}
             assert metrics == pytest.approx(wanted, rel=1e-6)
     for one, other in zip(together.of(RoundFinished), alone.of(RoundFinished), strict=True):
         assert one.federated == pytest.approx(other.federated, rel=1e-6)

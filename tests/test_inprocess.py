@@ -16,11 +16,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation import run
-from flsimulation.client.workspace import Stacking, Workspace
 from flsimulation.errors import RunError
 from flsimulation.messages.content import failure_of
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity, run_in_process
-from flsimulation.training import NotStackable
+from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.trainer import CohortTrainer
 
 
 @pytest.fixture
@@ -60,6 +60,19 @@ def test_one_pull_lets_one_client_answer(grid: InProcessGrid) -> None:
         assert len(set(identifiers)) == 2
         answers = [list(grid.pull_messages(identifiers)) for _ in range(3)]
     assert [[a.metadata.src_node_id for a in some] for some in answers] == [[first], [second], []]
+
+
+@pytest.mark.parametrize("name", ["message_ids", "reply_to_message_ids"])
+def test_answers_are_pulled_by_the_name_of_either_flower_or_all_at_once(
+    grid: InProcessGrid, name: str
+) -> None:
+    with flower_identity():
+        first, second, _ = grid.get_node_ids()
+        _, wanted = grid.push_messages(ask(grid, first, second))
+        (answer,) = grid.pull_messages(**{name: [wanted]})
+        assert answer.metadata.src_node_id == second
+        (rest,) = grid.pull_messages()
+    assert rest.metadata.src_node_id == first
 
 
 def test_a_nodes_state_outlives_its_message_and_is_its_own(grid: InProcessGrid) -> None:
@@ -154,16 +167,14 @@ def test_the_garbage_collector_passes_over_imports_during_a_run_only(make_experi
     ],
 )
 def test_a_wave_that_fails_as_a_whole_ends_the_run_with_a_sentence(
-    make_experiment: Any, error: Exception, message: str
+    make_experiment: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    class Failing:
-        def fit(self, state: Any, clients: Any, **_: Any) -> Iterator[Any]:
-            raise error.with_traceback(None)
-            yield
+    def failing(*_: Any, **__: Any) -> Iterator[Any]:
+        raise error.with_traceback(None)
+        yield
 
+    monkeypatch.setattr(CohortTrainer, "fit", failing)
     spec = make_experiment()
-    space = Workspace.load(spec)
-    vars(space)["stacking"] = Stacking(Failing())  # type: ignore[arg-type]
     with pytest.raises(RunError) as caught:
-        run_in_process(spec, [], space)
+        run_in_process(spec)
     assert re.sub(r" \(\w+\.py:\d+\)", "", str(caught.value)) == message

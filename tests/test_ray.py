@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import gc
+import inspect
 import os
 import signal
 import subprocess
@@ -23,16 +24,19 @@ pytest.importorskip("ray", reason="Ray is not installed; pip install 'flsimulati
 
 import ray
 from flwr.simulation.ray_transport import ray_actor
+from ray._private import worker
 
 import flsimulation
 from flsimulation import run
 from flsimulation.cli.main import main
 from flsimulation.client import share as share_app
+from flsimulation.client.workspace import Workspace
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import InputError, RoundError, RunError
 from flsimulation.events import ActorsAwaited, ClientReplied, RunStarted
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
+from flsimulation.internals.ray_actors import room_for, without_notices
 from flsimulation.runtimes.inprocess import flower_identity, run_in_process
 from flsimulation.runtimes.ray import actors as ray_actors
 from flsimulation.runtimes.ray import grid as ray_grid
@@ -202,13 +206,12 @@ def test_one_by_one_where_a_module_cannot_be_stacked_and_one_that_raises_is_name
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # a process that is connected to Ray had better not be forked
-    monkeypatch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda space: None)
     path = own_modules(OWN)
     data = FederatedData.load(make_experiment())
     strange = repr(float(data.dataset.x_train[data.train_indices(2)[0], 0]))
     spec = own_net(make_experiment, path, {"raises": strange})
     here, there = Record(), Record()
-    run_in_process(spec, [here])
+    run_in_process(spec, [here], Workspace.load(spec, processes=1))
     on_ray(pool, spec, there, recorder)
     assert [e.engine for e in recorder.of(RunStarted)] == ["sequential"]
     assert compare(here, there) == []
@@ -344,6 +347,10 @@ def test_one_by_one_clients_go_in_shares_that_let_no_actor_wait_long(
 
 
 def test_what_flower_has_for_its_actors_is_still_what_we_use() -> None:
+    run_of = inspect.signature(ray_actor.VirtualClientEngineActor.run).parameters
+    assert list(run_of)[1:5] == ["client_app_fn", "message", "cid", "context"]
+    made = ray_actor.ClientAppActor.__ray_metadata__.modified_class
+    assert "on_actor_init_fn" in inspect.signature(made.__init__).parameters
     assert ray_actor.ClientAppActor.__ray_metadata__.class_name == "ClientAppActor"
     own = ray_actor.VirtualClientEngineActor()
     with flower_identity():
@@ -354,11 +361,22 @@ def test_what_flower_has_for_its_actors_is_still_what_we_use() -> None:
     assert given == ("cid", answer, context)
 
 
+def test_ray_prints_through_the_function_that_is_replaced_and_put_back() -> None:
+    printing = worker.print_to_stdstream
+    source = inspect.getsource(worker.listen_error_messages)
+    assert "            print_to_stdstream(\n" in source  # looked up each time, without an import
+    with without_notices():
+        assert worker.print_to_stdstream({"lines": ["lost"]}, ignore_prefix=False) is None
+    assert worker.print_to_stdstream is printing
+
+
 def test_flower_still_counts_how_many_actors_there_is_room_for(pool: Actors) -> None:
     room = ray_actor.pool_size_from_resources
     assert room({"num_cpus": 0.5, "num_gpus": 0.0}) == 6
     with pytest.raises(ValueError, match="ActorPool is empty"):
         room({"num_cpus": 1.0, "num_gpus": 1.0})
+    assert room_for({"num_cpus": 0.5, "num_gpus": 0.0}) == 6
+    assert room_for({"num_cpus": 1.0, "num_gpus": 1.0}) == 0
 
 
 @pytest.mark.parametrize(
@@ -423,9 +441,10 @@ def test_without_ray_one_line_says_what_to_install(
     file = str(experiment_file())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)
-    for name in [n for n in sys.modules if n.endswith(("runtimes.ray_actors", ".ray_actor"))]:
+    for name in [n for n in sys.modules if n.endswith((".ray.actors", ".ray_actors"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("flsimulation.runtimes.ray.actors")
+    monkeypatch.delattr("flsimulation.internals.ray_actors")
     assert status_of(verb, file, "--runtime", "ray") == 2
     assert capsys.readouterr().err == (
         "flsim: runtime.kind 'ray' needs Ray, which is not installed; "
@@ -434,29 +453,22 @@ def test_without_ray_one_line_says_what_to_install(
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.toml"]
 
 
-def imported(statement: ast.stmt) -> set[str]:
-    """Modules, and what may be modules, of an import."""
-    if isinstance(statement, ast.Import):
-        return {alias.name for alias in statement.names}
-    if isinstance(statement, ast.ImportFrom):
-        own = statement.module or ""
-        return {own} | {f"{own}.{alias.name}" for alias in statement.names}
-    return set()
-
-
-def test_ray_is_imported_by_two_modules_only_and_those_only_inside_a_function() -> None:
-    two = {f"flsimulation.runtimes.ray.{name}" for name in ("actors", "starting")}
-    needing, at_once = set(), set()
+def test_three_modules_need_ray_and_others_import_them_only_inside_functions() -> None:
+    needing = {"internals/ray_actors.py", "runtimes/ray/actors.py", "runtimes/ray/starting.py"}
+    found = set()
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
-        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        names = {m for n in ast.walk(tree) if isinstance(n, ast.stmt) for m in imported(n)}
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         if any(name.split(".")[0] == "ray" or "ray_transport" in name for name in names):
-            needing.add(module)
-        if any(name in two for statement in tree.body for name in imported(statement)):
-            at_once.add(module)
-    assert needing == two
-    assert at_once == {"flsimulation.runtimes.ray.actors"}  # the other one of them
+            found.add(str(path.relative_to(PACKAGE)))
+            continue
+        at_once = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
+        whole = {f"{n.module}.{a.name}" for n in at_once for a in n.names}
+        whole |= {n.module or "" for n in at_once}
+        modules = {f"flsimulation.{name.removesuffix('.py').replace('/', '.')}" for name in needing}
+        assert not whole & modules
+    assert found == needing
 
 
 def test_an_address_where_no_ray_answers_is_named(

@@ -16,12 +16,11 @@ import torch
 from tests.conftest import PATIENCE
 
 from flsimulation import run
-from flsimulation.client.workers import workers_for
-from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, ModelError
 from flsimulation.events import ClientReplied, RunStarted
 from flsimulation.experiment import Experiment
 from flsimulation.server import exchange
+from flsimulation.training import processes_for
 
 pytestmark = pytest.mark.seconds
 
@@ -147,15 +146,13 @@ def test_a_deadline_ends_clients_that_hang_and_their_processes(
 
 
 def test_no_processes_where_they_are_of_no_use(make: Make, threads: Any) -> None:
+    train = make().train
     threads(1)
-    assert workers_for(Workspace.load(make())) is None
+    assert processes_for(train, 4) == 1
     threads(4)
-    one = make(strategy={"fraction-train": 0.25, "min-train-nodes": 1})
-    assert workers_for(Workspace.load(one)) is None
-    workers = workers_for(Workspace.load(make()))
-    assert workers is not None
-    assert workers._count == 4
-    workers.close()  # before any was started
+    assert processes_for(train, 1) == 1
+    assert processes_for(train, 3) == 3
+    assert processes_for(train, 100) == 4
 
 
 def test_an_engine_that_the_model_does_not_allow_is_refused(make: Make, tmp_path: Path) -> None:

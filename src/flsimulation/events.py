@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import Strategy
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
+    from flwr.serverapp.strategy import Strategy
 
-from flsimulation.experiment import Experiment
+    from flsimulation.experiment import Experiment
 
 Phase: TypeAlias = Literal["train", "evaluate", "final"]
 """``final`` is the evaluation of every client after the last round."""
@@ -20,6 +21,30 @@ State: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 """``degraded``: all rounds are done, but a client never succeeded."""
 Scores: TypeAlias = dict[str, float]
 """``loss``, ``accuracy`` and whatever else the module logs, by name."""
+
+BOOKKEEPING = frozenset(("num-examples", "epochs", "steps", "seconds"))
+"""Numbers of a client's answer that are no scores: an average of them means nothing."""
+RESERVED = BOOKKEEPING | {"round", "phase", "partition", "reason", "error"}
+"""Names in an answer, or in its line of clients.jsonl, that a module must not log under."""
+SOURCES = ("central", "federated")
+"""What may score a global model, the one that counts first: the test set, then the clients."""
+
+
+def source_of(round: Mapping[str, Any]) -> str | None:
+    """The one of `SOURCES` whose scores count for a round's global model; None without any.
+
+    Parameters
+    ----------
+    round : mapping
+        A line of rounds.jsonl, or the fields of a `RoundFinished`.
+    """
+    return next((source for source in SOURCES if round.get(source)), None)
+
+
+def scores_of(round: Mapping[str, Any]) -> Scores:
+    """The scores that count for a round's global model; empty if nobody evaluated it."""
+    source = source_of(round)
+    return dict(round[source]) if source is not None else {}
 
 
 @dataclass(frozen=True)
@@ -129,7 +154,8 @@ class Checkpoint:
 
     round: int
     arrays: ArrayRecord
-    strategy: Strategy
+    strategy: Strategy | None
+    """None where the checkpoint came over a network."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from flsimulation.events import (
     RunFinished,
     RunStarted,
     Scores,
+    scores_of,
 )
 from flsimulation.experiment import Experiment
 from flsimulation.host.usage import peak_memory_bytes
@@ -51,7 +52,7 @@ class PlainView:
         self._answers: Counter[int] = Counter()  # of each client: trainings and evaluations
         self._failures: Counter[int] = Counter()
         self._missing = False
-        self._last: RoundFinished | None = None
+        self._scores: Scores = {}  # of the last global model that was evaluated
 
     def __enter__(self) -> PlainView:
         """Nothing to prepare."""
@@ -83,7 +84,7 @@ class PlainView:
         elif isinstance(event, ClientReplied):
             self._client(event)
         elif isinstance(event, RoundFinished):
-            self._last = event
+            self._scores = scores_of(vars(event)) or self._scores
             self._say(_row(_cells(event, self.rounds)))
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
@@ -142,7 +143,7 @@ class PlainView:
         parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]
         if event.state == "completed" and event.rounds < self.rounds:
             parts.append("target accuracy reached")
-        scores = (self._last.central or self._last.federated or {}) if self._last else {}
+        scores = self._scores
         parts += [f"{name} {scores[name]:.4f}" for name in ("accuracy", "loss") if name in scores]
         if len(self._final) > 1:
             mean, spread = statistics.fmean(self._final), statistics.pstdev(self._final)

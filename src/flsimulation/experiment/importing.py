@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from flsimulation.errors import InputError, describe_error
+from flsimulation.experiment.suggest import remedy
 
 
 def import_object(reference: str, key: str, error: type[InputError] = InputError) -> Any:
@@ -94,10 +94,8 @@ def _attribute(module: ModuleType, name: str) -> Any:
     for part in name.split("."):
         if not hasattr(place, part):
             known = [known for known in dir(place) if not known.startswith("_")]
-            near = difflib.get_close_matches(part, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
             owner = module.__file__ or module.__name__ if place is module else place.__name__
-            raise _RefusalError(f"{owner} has no attribute {part!r}; {hint}")
+            raise _RefusalError(f"{owner} has no attribute {part!r}{remedy(part, known)}")
         place = getattr(place, part)
     return place
 

@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from torch import Tensor
 
 from flsimulation.errors import FAILURE_REASONS, ClientError
+from flsimulation.internals.flower_messages import OF_CLIENT_APP
 from flsimulation.messages.arrays import held_state, record_of, size_of
 
 Record: TypeAlias = ArrayRecord | MetricRecord | ConfigRecord
@@ -19,15 +20,9 @@ _EVALUATE = "evaluate-"  # prefix of the evaluation's records in a message of bo
 _FAILURE = "failure"
 _PARTITION_ID, _NAME, _TROUBLE = "partition-id", "name", "trouble"
 
-RESERVED = frozenset(
-    ("round", "phase", "partition", "num-examples", "epochs", "steps", "seconds", "reason", "error")
-)
-"""Names in an answer, or in its line of clients.jsonl, that a module must not log under."""
-
 _FIRST_CODE = 1000  # well above the codes Flower gives to its own errors
 _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
 _REASONS = {code: reason for reason, code in _CODES.items()}
-_FLOWER_CODES = (1, 2, 7, 8)  # of the client's code: not loaded, raised, not valid, crashed
 
 
 def state_of_record(arrays: ArrayRecord) -> dict[str, Tensor]:
@@ -81,7 +76,7 @@ def failure_of(message: Message) -> ClientError | None:
     if not message.has_error():
         return None
     error = message.error
-    fallback = "error" if error.code in _FLOWER_CODES else "lost"
+    fallback = "error" if error.code in OF_CLIENT_APP else "lost"
     return ClientError(_REASONS.get(error.code, fallback), error.reason or f"code {error.code}")
 
 

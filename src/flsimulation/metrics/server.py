@@ -12,6 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from flsimulation.errors import FAILURE_REASONS
 from flsimulation.events import (
+    SOURCES,
     ClientReplied,
     ClientsConnected,
     Event,
@@ -209,7 +210,7 @@ class PrometheusMetrics:
                 event.seconds[phase]
             )
             self._series.gauge("fl_last_round_seconds", phase=phase).set(event.seconds[phase])
-        for source in ("central", "federated"):
+        for source in SOURCES:
             self._judged(getattr(event, source) or {}, source)
         for direction, size in event.bytes.items():
             self._series.counter("fl_message_bytes_total", direction=direction).inc(size)

@@ -10,18 +10,22 @@ from typing import Any, TypeAlias
 
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation.client.app import make_client_app
 from flsimulation.client.cohort import Asked, evaluate_together, train_together
-from flsimulation.client.workers import workers_for
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.host.processes import imports_kept
+from flsimulation.internals.flower_messages import (
+    Run,
+    empty_run,
+    identity,
+    requested,
+    set_message_id,
+)
 from flsimulation.messages.content import config_of, failure, model_of
 from flsimulation.server.app import Start, make_server_app
 from flsimulation.server.exchange import PartitionedGrid
@@ -89,7 +93,7 @@ class InProcessGrid(PartitionedGrid):
         self._averages = averages
         self._coming: Iterator[list[Message]] = iter(())
         self._run_config = dict(run_config)
-        self._run = Run.create_empty(RUN_ID)
+        self._run = empty_run(RUN_ID)
         self._waiting: dict[str, Message] = {}
         self._sent = 0
         self._states: dict[int, RecordDict] = {}
@@ -156,23 +160,29 @@ class InProcessGrid(PartitionedGrid):
         for message in messages:
             self._sent += 1
             self._waiting[identifier := str(self._sent)] = message
-            vars(message.metadata)["_message_id"] = identifier  # as Flower's own grids do
+            set_message_id(message, identifier)
             identifiers.append(identifier)
         return identifiers
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(
+        self,
+        message_ids: Iterable[str] | None = None,
+        *,
+        reply_to_message_ids: Iterable[str] | None = None,
+    ) -> Iterable[Message]:
         """Let the first waiting client answer, or those that answer together with it.
 
         So every answer can be seen as it comes.
         """
         if (answers := next(self._coming, None)) is not None:
             return answers
-        for identifier in message_ids:
+        wanted = requested(message_ids, reply_to_message_ids, self._waiting.keys())
+        for identifier in wanted:
             if (message := self._waiting.pop(identifier, None)) is not None:
                 together = self._together.get(message.metadata.message_type)
                 if together is None:
                     return [self._answer(message)]
-                return self._first_together(together, message, message_ids)
+                return self._first_together(together, message, list(wanted))
         return []
 
     def _first_together(
@@ -240,44 +250,19 @@ def run_in_process(
     space = workspace or Workspace.load(experiment)
     run_config = flatten(experiment)
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
-    with imports_kept(), flower_identity(), quiet_flower(), _together(space) as together:
-        clients = experiment.data.clients
-        grid = InProcessGrid(
-            make_client_app(space), clients, run_config, together, averages=space.cohort is not None
-        )
-        make_server_app(sinks, space, start)(grid, context)
-
-
-@contextlib.contextmanager
-def _together(space: Workspace) -> Iterator[Mapping[str, Together]]:
-    """What answers for a cohort inside the block, by type of message.
-
-    Clients are trained by one program, by several processes, or by nothing of both.
-    """
-    evaluate = {MessageType.EVALUATE: functools.partial(evaluate_together, space=space)}
-    if (trainer := space.cohort) is not None:
-        train = functools.partial(train_together, space=space, trainer=trainer)
-        yield {MessageType.TRAIN: train, **evaluate}
-    elif (workers := workers_for(space)) is not None:
-        with contextlib.closing(workers):
-            yield {MessageType.TRAIN: workers.train, **evaluate}
-    else:
-        yield evaluate
+    together: Mapping[str, Together] = {
+        MessageType.TRAIN: functools.partial(train_together, space=space),
+        MessageType.EVALUATE: functools.partial(evaluate_together, space=space),
+    }
+    with imports_kept(), flower_identity(), quiet_flower(), contextlib.closing(space.engine):
+        clients, averages = experiment.data.clients, space.engine.averages
+        client = make_client_app(space)
+        grid = InProcessGrid(client, clients, run_config, together, averages=averages)
+        make_server_app(sinks, space, start, trains=True)(grid, context)
 
 
 @contextlib.contextmanager
 def flower_identity() -> Iterator[None]:
-    """Give Flower's messages the identity of a run inside the block.
-
-    Flower's own runtimes set it once for a process; a message cannot be made without it.
-
-    ``TaskIdentity`` is not part of Flower's public API: docs/decisions/0002 says why it is used.
-    """
-    names = ("task_id", "run_id", "node_id")
-    before = {name: getattr(TaskIdentity, f"_{name}") for name in names}
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE_ID
-    try:
+    """Give Flower's messages the identity of a run's server inside the block."""
+    with identity(1, RUN_ID, SERVER_NODE_ID):
         yield
-    finally:
-        for name, value in before.items():
-            setattr(TaskIdentity, f"_{name}", value)

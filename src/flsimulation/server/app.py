@@ -62,6 +62,8 @@ def make_server_app(
     workspace: Workspace | None = None,
     start: Start | None = None,
     connect: Connect | None = None,
+    *,
+    trains: bool = False,
 ) -> ServerApp:
     """A ServerApp for any of Flower's runtimes.
 
@@ -75,6 +77,8 @@ def make_server_app(
         Go on after this round instead of starting anew.
     connect : callable, optional
         Makes a grid with partitions of one without, and waits for its clients.
+    trains : bool
+        Whether the clients are in this process too, so that its GPU is the one they train on.
     """
     listeners = tuple(sinks)
     app = ServerApp()
@@ -96,7 +100,8 @@ def make_server_app(
             emit(RunFinished(state, rounds, time.perf_counter() - began, error))
 
         try:
-            space = workspace or Workspace.load(unflatten(context.run_config))
+            space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
+            emit(_announcement(space, start.round if start is not None else 0, trains))
             _federate(grid, space, emit, start, connect)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
@@ -116,9 +121,8 @@ def make_server_app(
 def _federate(
     grid: Grid, space: Workspace, emit: Sink, start: Start | None, connect: Connect | None
 ) -> None:
-    """The run itself, from its announcement to the last evaluation."""
+    """The run itself, from the strategy to the last evaluation."""
     experiment = space.experiment
-    emit(_announcement(space, start.round if start is not None else 0))
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
     arrays = record_of(space.initial_state())
     if start is not None:
@@ -157,8 +161,8 @@ def _partitioned(
     return connect(grid, experiment, emit)
 
 
-def _announcement(space: Workspace, done: int) -> RunStarted:
-    data, module = space.data, space.trainer.module
+def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
+    data, module = space.data, space.module
     listed = len(data.partitions) <= _LISTED_CLIENTS
     return RunStarted(
         experiment=space.experiment,
@@ -169,9 +173,9 @@ def _announcement(space: Workspace, done: int) -> RunStarted:
         classes=data.dataset.classes,
         train_examples=data.train_examples,
         test_examples=len(data.dataset.y_test),
-        engine="sequential" if space.decided.trainer is None else "stacked",
-        not_stacked=space.decided.why_not,
-        gpu=space.trainer.gpu if space.experiment.runtime.kind == "inprocess" else None,
+        engine=space.engine.name,
+        not_stacked=space.engine.why_not,
+        gpu=space.engine.gpu if trains else None,
         done=done,
     )
 
@@ -180,13 +184,13 @@ def _averaged_buffers(space: Workspace) -> frozenset[str]:
     """Buffers of the model, under a strategy that must not move them."""
     if space.experiment.strategy.name not in MOVING_THE_MODEL:
         return frozenset()
-    module = space.trainer.module
+    module = space.module
     return frozenset(name for name, _ in module.named_buffers()) & module.state_dict().keys()
 
 
 def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
     """Scores of the global model on the test set."""
-    if not space.trainer.can_evaluate:
+    if not space.engine.can_evaluate:
         return {}
     try:
         return space.test_scores(state_of_record(arrays))

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
 from flsimulation.errors import RoundError, RunError, describe_error
-from flsimulation.events import Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
+from flsimulation.events import BOOKKEEPING, Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.messages.batch import ask_average
 from flsimulation.messages.content import set_model
@@ -255,11 +255,10 @@ def _scores(metrics: MetricRecord | None) -> Scores | None:
     """The strategy's aggregated metrics without those that mean nothing as an average."""
     if metrics is None:
         return None
-    skip = ("num-examples", "epochs", "steps", "seconds")
     return {
         name: float(value)
         for name, value in metrics.items()
-        if name not in skip and not isinstance(value, list)
+        if name not in BOOKKEEPING and not isinstance(value, list)
     }
 
 

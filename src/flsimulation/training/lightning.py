@@ -7,8 +7,6 @@ Networks from Decentralized Data" (AISTATS 2017), algorithm 1, for any Lightning
 from __future__ import annotations
 
 import copy
-import time
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -16,37 +14,28 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch import Tensor
 
 from flsimulation import seeds
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, InputError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.host.quiet import quiet_lightning
 from flsimulation.training.batches import Batches
 from flsimulation.training.callbacks import Deadline, Proximal, TrainingLoss
 from flsimulation.training.failures import loss_not_finite, no_step, weights_not_finite
+from flsimulation.training.jobs import State, Trained
 from flsimulation.training.scores import scores
-
-State = dict[str, Tensor]
-"""A module's state_dict: parameters and buffers by name."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a client's training gave."""
-
-    state: State
-    """The module's parameters and buffers afterwards, on the CPU."""
-    scores: dict[str, float]
-    """``loss`` (mean over the last epoch's examples) and whatever the module logged."""
-    steps: int
-    """Optimizer steps."""
-    seconds: float
 
 
 def takes_gpu(spec: Train) -> bool:
     """Whether training is to be on a GPU."""
     return spec.device != "cpu" and torch.cuda.is_available()
+
+
+def require_device(spec: Train) -> None:
+    """Raise `InputError` if the experiment asks for a device that is not there."""
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
 
 
 class LocalTrainer:
@@ -62,6 +51,8 @@ class LocalTrainer:
         The model; never changed.
     spec : Train
         Epochs, gradient clipping, device.
+    clock : Clock
+        What time it is.
 
     Raises
     ------
@@ -69,13 +60,12 @@ class LocalTrainer:
         If the experiment asks for a device that is not there.
     """
 
-    def __init__(self, module: pl.LightningModule, spec: Train) -> None:
+    def __init__(self, module: pl.LightningModule, spec: Train, clock: Clock = SYSTEM) -> None:
         quiet_lightning()
         self.module = module
-        self._spec = spec
+        self._spec, self._clock = spec, clock
         self._trainer: _KeptTrainer | None = None
-        if spec.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
+        require_device(spec)
 
     @property
     def uses_gpu(self) -> bool:
@@ -101,7 +91,7 @@ class LocalTrainer:
         validation: Batches | None = None,
         proximal_mu: float = 0.0,
         expires: float | None = None,
-    ) -> Fit:
+    ) -> Trained:
         """Train a copy of the module for the experiment's local epochs.
 
         Parameters
@@ -124,21 +114,21 @@ class LocalTrainer:
         ClientError
             If the module raises, its loss or weights are not finite, or time is up.
         """
-        began = time.perf_counter()
+        began = self._clock.monotonic()
         module = self._module(state)
         loss = TrainingLoss()
         extra: list[pl.Callback] = [loss]
         if proximal_mu > 0:
             extra.append(Proximal(proximal_mu, module))
         if expires is not None:
-            extra.append(Deadline(expires))
+            extra.append(Deadline(expires, self._clock))
         trainer = self._run("fit", module, batches, validation, extra, seed)
         if module.automatic_optimization and loss.mean is None:
             raise no_step()
         result = {name: value.detach().cpu() for name, value in module.state_dict().items()}
         logged = scores(trainer.callback_metrics, {} if loss.mean is None else {"loss": loss.mean})
         _check_finite(logged.get("loss", 0.0), result)
-        return Fit(result, logged, trainer.global_step, time.perf_counter() - began)
+        return Trained(logged, trainer.global_step, self._clock.monotonic() - began, result)
 
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
@@ -160,7 +150,7 @@ class LocalTrainer:
             If the module raises or time is up.
         """
         stage = "validate" if is_overridden("validation_step", self.module) else "test"
-        extra: list[pl.Callback] = [Deadline(expires)] if expires is not None else []
+        extra: list[pl.Callback] = [Deadline(expires, self._clock)] if expires is not None else []
         trainer = self._run(stage, self._module(state), batches, None, extra, seed)
         return scores(trainer.callback_metrics)
 

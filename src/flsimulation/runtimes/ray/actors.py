@@ -1,7 +1,4 @@
-"""Ray, and Flower's actors on it. Whoever imports this module has Ray installed.
-
-A name of Ray is not public: docs/decisions/0013 says why it is used.
-"""
+"""Ray, and Flower's actors on it. Whoever imports this module has Ray installed."""
 
 from __future__ import annotations
 
@@ -20,13 +17,13 @@ import grpc
 import ray
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from ray._private import worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from flsimulation.errors import ClientError, InputError, RunError, describe_error
 from flsimulation.events import Sink
 from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
+from flsimulation.internals.ray_actors import without_notices
 from flsimulation.runtimes.ray.starting import line_of, started
 
 _CONNECT_SECONDS = 5.0
@@ -161,15 +158,12 @@ def connected(address: str) -> Iterator[None]:
         return
     if ":" in address:
         _require_listener(address)
-    before = vars(ray_worker)["print_to_stdstream"]
     try:
         with _quiet():
             _connect(address)
-        # Ray prints that an actor was lost, whatever `log_to_driver` says; our events tell it.
-        vars(ray_worker)["print_to_stdstream"] = lambda *_, **__: None
-        yield
+        with without_notices():  # our events tell that an actor was lost
+            yield
     finally:
-        vars(ray_worker)["print_to_stdstream"] = before
         with _quiet():
             ray.shutdown()
 

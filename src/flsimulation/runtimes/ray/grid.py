@@ -23,6 +23,7 @@ from flsimulation.events import Event, Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
+from flsimulation.internals.flower_messages import requested, set_message_id
 from flsimulation.messages.batch import unbundle
 from flsimulation.messages.content import failure
 from flsimulation.runtimes import Federate
@@ -99,7 +100,7 @@ class RayGrid(InProcessGrid):
         for message in messages:
             self._sent += 1
             identifiers.append(identifier := str(self._sent))
-            vars(message.metadata)["_message_id"] = identifier  # as Flower's own grids do
+            set_message_id(message, identifier)
             records = (
                 part for name, record in message.content.items() for part in (name, id(record))
             )
@@ -113,7 +114,12 @@ class RayGrid(InProcessGrid):
         self._begin()
         return identifiers
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(
+        self,
+        message_ids: Iterable[str] | None = None,
+        *,
+        reply_to_message_ids: Iterable[str] | None = None,
+    ) -> Iterable[Message]:
         """Answers that are there, of whole shares; waits a while if there are none."""
         self._begin()
         patience = max(0.0, min(_LOOK_SECONDS, self._until - time.time()))
@@ -124,8 +130,9 @@ class RayGrid(InProcessGrid):
             ]
             self._shares.clear()
         self._begin()
-        wanted = set(message_ids)
         answers = [answer for share, came in found for answer in _answers(share, came)]
+        replied = [answer.metadata.reply_to_message_id for answer in answers]
+        wanted = set(requested(message_ids, reply_to_message_ids, replied))
         return [answer for answer in answers if answer.metadata.reply_to_message_id in wanted]
 
     def _divided(self, asked: Sequence[Message]) -> Iterator[Sequence[Message]]:
@@ -228,7 +235,7 @@ def run_on_actors(
 ) -> None:
     """Run the experiment's ServerApp in this process and its clients on the actors."""
     space = workspace or Workspace.load(experiment)
-    together = space.cohort is not None
+    together = space.engine.averages
     grid = RayGrid(actors, experiment.data.clients, run_config, together=together)
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
     with flower_identity(), quiet_flower():

@@ -1,7 +1,4 @@
-"""The start of Flower's actors on Ray. Whoever imports this module has Ray installed.
-
-Two names of Flower and two of Ray are not public: docs/decisions/0013 says why they are used.
-"""
+"""The start of Flower's actors on Ray. Whoever imports this module has Ray installed."""
 
 from __future__ import annotations
 
@@ -10,14 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-import ray.util.client
-from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
-from ray._private import state as ray_state
 from ray.exceptions import RayError
 
 from flsimulation.errors import InputError, RunError
 from flsimulation.events import ActorsAwaited, Sink
 from flsimulation.experiment.spec import Runtime
+from flsimulation.internals.ray_actors import client_app_actor, is_ray_client, restarts, room_for
 
 _LOOK_SECONDS = 2.0  # between two looks at actors that start
 _SAID_SECONDS = 20.0  # of their start, in which nothing is said
@@ -27,10 +22,7 @@ _ENDS = 3  # of one actor's processes before it has started: one more would end 
 def started(spec: Runtime, most: int, prepare: Callable[[], None], emit: Sink) -> list[Any]:
     """The actors' handles, once all have started; see `actors.actors`."""
     size = {"num_cpus": spec.actor_cpus, "num_gpus": spec.actor_gpus}
-    try:
-        room = pool_size_from_resources(dict(size))
-    except ValueError:  # for none
-        room = 0
+    room = room_for(size)
     count = spec.actors or min(room, most)
     if not 0 < count <= room:
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -41,7 +33,7 @@ def started(spec: Runtime, most: int, prepare: Callable[[], None], emit: Sink) -
             f"runtime.actor-cpus or runtime.actor-gpus"
         )
     patience = _patience(spec, count)
-    actor: Any = ClientAppActor  # Ray's decorator gives it `options`, unseen by type checkers
+    actor = client_app_actor()
     handles = [
         actor.options(**size, max_restarts=-1).remote(on_actor_init_fn=prepare)
         for _ in range(count)
@@ -59,7 +51,7 @@ def _patience(spec: Runtime, count: int) -> float | None:
     free = ray.available_resources()  # type: ignore[no-untyped-call]
     needed = {"CPU": count * spec.actor_cpus, "GPU": count * spec.actor_gpus}
     room = all(free.get(name, 0.0) >= amount - 1e-6 for name, amount in needed.items())
-    return None if room and not _is_hidden() else spec.client_wait
+    return None if room and not is_ray_client() else spec.client_wait
 
 
 def _await_start(handles: list[Any], patience: float | None, emit: Sink) -> None:
@@ -92,20 +84,11 @@ def _no_room(started: int, count: int, seconds: float) -> InputError:
 
 def _look_at(handles: list[Any]) -> None:
     """Raise `RunError` if an actor's processes end as they start: Ray starts another for ever."""
-    if _is_hidden():
-        return
-    known = ray_state.actors()
-    ends = [known.get(handle._actor_id.hex(), {}).get("NumRestarts", 0) for handle in handles]
-    if max(map(int, ends)) >= _ENDS:
+    if not is_ray_client() and max(restarts(handles)) >= _ENDS:
         raise RunError(
             "a Ray actor did not start: its process ended each time, most likely for want of "
             "memory; lower runtime.actors, or use less data"
         )
-
-
-def _is_hidden() -> bool:
-    """Whether Ray Client stands between this process and Ray's table of actors."""
-    return bool(ray.util.client.ray.is_connected())  # type: ignore[no-untyped-call]
 
 
 def line_of(error: BaseException) -> str:

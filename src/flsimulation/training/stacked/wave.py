@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flsimulation.clock import Clock
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.failures import (
@@ -19,24 +19,12 @@ from flsimulation.training.failures import (
     too_late,
     weights_not_finite,
 )
-from flsimulation.training.lightning import State
+from flsimulation.training.jobs import State, Trained
 from flsimulation.training.logged import reduced
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.program import Step, StepPrograms
 from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
 from flsimulation.training.stacked.plan import Plan
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What one client's training gave, beside its weights."""
-
-    scores: dict[str, float]
-    """``loss`` (mean over the last epoch's examples) and whatever the module logged."""
-    steps: int
-    """Optimizer steps."""
-    seconds: float
-    """The client's share of its wave's time."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,7 @@ class Wave:
     clients: tuple[int, ...]
     """Their places in what was asked for."""
     results: list[Trained | ClientError]
-    """One for each client."""
+    """One for each client, without its model."""
     weights: State
     """Their models' parameters and buffers, [clients, ...] where they are the clients' own; on the
     device that trained them."""
@@ -109,6 +97,7 @@ class Stack:
     x: Tensor
     y: Tensor
     device: torch.device
+    clock: Clock
 
 
 @dataclass(frozen=True)
@@ -160,7 +149,7 @@ class WaveFit:
 
     def run(self, places: tuple[int, ...]) -> Wave:
         """Train the wave's clients, which have these places in their cohort."""
-        began = time.perf_counter()
+        began = self._stack.clock.monotonic()
         with torch.no_grad():
             if self._terms.rates is None:
                 self._make_optimizer()
@@ -175,7 +164,7 @@ class WaveFit:
                 for name, value in self._terms.start.items()
             }
             self._values = self._values.cpu()  # a GPU's work is done here
-            seconds = (time.perf_counter() - began) / len(places)
+            seconds = (self._stack.clock.monotonic() - began) / len(places)
             results = self._results(own, seconds)
         mine = frozenset(name for name in weights if names[name] in own)
         examples = np.array([client.examples for client in self._clients])
@@ -190,7 +179,7 @@ class WaveFit:
     def _take_steps(self) -> None:
         plan, expires = self._plan, self._terms.expires
         for step in range(plan.steps):
-            if expires is not None and time.time() > expires:
+            if expires is not None and self._stack.clock.time() > expires:
                 self._late = plan.lasts > step
                 return
             gradients: list[Tensor | None] = [None] * len(self._leaves)
@@ -278,7 +267,7 @@ class WaveFit:
         batches = np.flatnonzero(weights)
         values = self._values.numpy()[1:, batches, place].T
         logged = reduced(self._programs.how, values, weights[batches])
-        return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds)
+        return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds, {})
 
 
 def _not_finite(own: State) -> dict[int, str]:
