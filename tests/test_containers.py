@@ -398,11 +398,11 @@ def test_a_client_out_of_memory_is_lost_and_says_so(stack: Stack) -> None:
     assert "Traceback" not in done.stdout + done.stderr
     logs = stack("logs", "--no-log-prefix", "client").stdout
     assert re.search(
-        r"a message's process was ended by SIGKILL, (most likely )?for want of memory; "
+        r"a message's process was ended by SIGKILL, (most likely )?out of memory; "
         r"CLIENT_MEMORY is 1024m, it needs more",
         logs,
     )
-    assert "for want of memory; CLIENT_MEMORY is 1024m" in said[0]
+    assert "out of memory; CLIENT_MEMORY is 1024m" in said[0]
     done = stack.run()  # the clients are back
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -425,7 +425,7 @@ def test_a_client_that_fits_too_tightly_degrades_the_run_and_is_named(stack: Sta
     summary = done.stdout.partition("degraded: 2 of 2 rounds in ")[2]
     (partition,) = re.findall(r"^client (\d) never succeeded: the model is made", summary, re.M)
     assert re.search(rf"^\d answers failed or lost: client {partition}, all$", summary, re.M)
-    cause = r"ended by SIGKILL, (most likely )?for want of memory; CLIENT_MEMORY is 560m, about "
+    cause = r"ended by SIGKILL, (most likely )?out of memory; CLIENT_MEMORY is 560m, about "
     assert re.search(cause, done.stdout)
     manifest = json.loads((stack.last_run() / "manifest.json").read_text())
     assert (manifest["state"], manifest["rounds"]) == ("degraded", 2)
@@ -445,7 +445,7 @@ def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
         return stack("logs", "--no-log-prefix", "client").stdout
 
     said = (
-        r"the program of this container was ended by SIGKILL, (most likely )?for want of memory; "
+        r"the program of this container was ended by SIGKILL, (most likely )?out of memory; "
         r"CLIENT_MEMORY is 300m, about 760m are needed; again in 4 s\n"
     )
     wait_for("the third pause", lambda: re.search(said, logs()))

@@ -281,7 +281,7 @@ def test_an_end_of_the_servers_process(
         assert told is not None, out
         assert float(told[1]) > 0
         assert int(told[2]) > 200
-    why = r"(, (not for want of memory as far as the kernel tells|most likely for want of memory; [^;]+))?"  # as far as this kernel tells it
+    why = r"(, (not out of memory as far as the kernel reports|most likely out of memory; [^;]+))?"  # as far as this kernel tells it
     assert re.fullmatch(rf"flsim: {cause}{why}; resume with `{re.escape(run.command)}`\n", err), err
     check_end(run, state, rounds)
     check_resume(run)

@@ -36,7 +36,7 @@ from flsimulation.errors import InputError, RoundError, RunError
 from flsimulation.events import ActorsAwaited, ClientReplied, RunStarted
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
-from flsimulation.internals.ray_actors import room_for, without_notices
+from flsimulation.internals.ray_actors import is_ray_client, room_for, without_notices
 from flsimulation.runtimes.inprocess import flower_identity, run_in_process
 from flsimulation.runtimes.ray import actors as ray_actors
 from flsimulation.runtimes.ray import grid as ray_grid
@@ -370,6 +370,16 @@ def test_ray_prints_through_the_function_that_is_replaced_and_put_back() -> None
     assert worker.print_to_stdstream is printing
 
 
+def test_ray_still_counts_how_often_an_actor_was_started_again(pool: Actors) -> None:
+    from ray._private import state
+
+    known = state.actors()
+    assert pool.count >= 2, "for ends_of: an actor that never starts ends a run"
+    alive = [actor for actor in known.values() if actor["State"] == "ALIVE"]
+    assert {int(actor["NumRestarts"]) for actor in alive} == {0}
+    assert not is_ray_client()
+
+
 def test_flower_still_counts_how_many_actors_there_is_room_for(pool: Actors) -> None:
     room = ray_actor.pool_size_from_resources
     assert room({"num_cpus": 0.5, "num_gpus": 0.0}) == 6
@@ -416,7 +426,7 @@ def test_an_actor_whose_process_ends_each_time_it_starts_is_no_actor(pool: Actor
     prepare = functools.partial(exec, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with (
         pytest.raises(
-            RunError, match="its process ended each time, most likely for want of memory"
+            RunError, match="its process ended each time, most likely out of memory"
         ),
         actors(Runtime(actors=1), 1, prepare),
     ):
@@ -453,22 +463,30 @@ def test_without_ray_one_line_says_what_to_install(
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.toml"]
 
 
+def imported(statement: ast.stmt) -> set[str]:
+    """Modules, and what may be modules, of an import."""
+    if isinstance(statement, ast.Import):
+        return {alias.name for alias in statement.names}
+    if isinstance(statement, ast.ImportFrom):
+        own = statement.module or ""
+        return {own} | {f"{own}.{alias.name}" for alias in statement.names}
+    return set()
+
+
 def test_three_modules_need_ray_and_others_import_them_only_inside_functions() -> None:
-    needing = {"internals/ray_actors.py", "runtimes/ray/actors.py", "runtimes/ray/starting.py"}
-    found = set()
+    three = {f"flsimulation.runtimes.ray.{name}" for name in ("actors", "starting")}
+    three |= {"flsimulation.internals.ray_actors"}
+    needing, at_once = set(), set()
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
-        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        names = {m for n in ast.walk(tree) if isinstance(n, ast.stmt) for m in imported(n)}
         if any(name.split(".")[0] == "ray" or "ray_transport" in name for name in names):
-            found.add(str(path.relative_to(PACKAGE)))
-            continue
-        at_once = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
-        whole = {f"{n.module}.{a.name}" for n in at_once for a in n.names}
-        whole |= {n.module or "" for n in at_once}
-        modules = {f"flsimulation.{name.removesuffix('.py').replace('/', '.')}" for name in needing}
-        assert not whole & modules
-    assert found == needing
+            needing.add(module)
+        if any(name in three for statement in tree.body for name in imported(statement)):
+            at_once.add(module)
+    assert needing == three
+    assert at_once == {f"flsimulation.runtimes.ray.{name}" for name in ("actors", "starting")}
 
 
 def test_an_address_where_no_ray_answers_is_named(

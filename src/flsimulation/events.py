@@ -20,7 +20,7 @@ Phase: TypeAlias = Literal["train", "evaluate", "final"]
 State: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 """``degraded``: all rounds are done, but a client never succeeded."""
 Scores: TypeAlias = dict[str, float]
-"""``loss``, ``accuracy`` and whatever else the module logs, by name."""
+"""``loss``, ``accuracy`` and all else that the module logs, by name."""
 
 BOOKKEEPING = frozenset(("num-examples", "epochs", "steps", "seconds"))
 """Numbers of a client's answer that are no scores: an average of them means nothing."""
@@ -42,7 +42,7 @@ def source_of(round: Mapping[str, Any]) -> str | None:
 
 
 def scores_of(round: Mapping[str, Any]) -> Scores:
-    """The scores that count for a round's global model; empty if nobody evaluated it."""
+    """The scores that count for a round's global model; empty if it was not evaluated."""
     source = source_of(round)
     return dict(round[source]) if source is not None else {}
 
@@ -94,7 +94,7 @@ class ClientsConnected:
     partitions: tuple[int, ...]
     """Partitions whose clients the server can reach, ascending."""
     expected: int
-    """Clients that the experiment asks for."""
+    """Number of clients of the experiment."""
     gone: Mapping[str, str] = field(default_factory=dict)
     """Names of the clients that were there in this run and are not now, by partition."""
     patience: float | None = None
@@ -127,7 +127,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class ClientReplied:
-    """One client's answer arrived, or the want of it was noticed."""
+    """A client replied, or was found not to."""
 
     round: int
     phase: Phase
@@ -142,7 +142,7 @@ class ClientReplied:
 
 @dataclass(frozen=True)
 class Judged:
-    """The new global model was judged on the test set; the round may go on."""
+    """The new global model was evaluated on the test set; the round may not be over yet."""
 
     round: int
     central: Scores

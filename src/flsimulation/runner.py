@@ -42,7 +42,7 @@ def run(
         If the federation could not go on; the run directory says how far it came, and a note of
         the error how the run is resumed.
     """
-    sinks = list(sinks)
+    sinks = tuple(sinks)
     with open_runtime(experiment, sinks) as runtime:
         return runtime.run(out, sinks, opened)
 
@@ -70,7 +70,7 @@ def resume(
         As of `run`.
     """
     experiment = experiment or RunRecord(run_dir).experiment()
-    sinks = list(sinks)
+    sinks = tuple(sinks)
     with open_runtime(experiment, sinks) as runtime:
         return runtime.resume(run_dir, sinks)
 

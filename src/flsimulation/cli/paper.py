@@ -22,7 +22,7 @@ _SAID_SECONDS = 60.0  # from one line of progress to the next, where nothing mov
 
 
 def list_papers() -> None:
-    """Print the papers that ship with the package."""
+    """Print the papers of the repository."""
     from flsimulation.studies.papers.spec import load_paper, names
 
     width = max(map(len, names()))

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import ray.util.client
 from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
 from ray._private import state, worker
-from ray.util.client import ray as ray_client
 
-__all__ = ["client_app_actor", "is_ray_client", "restarts", "room_for", "without_notices"]
+__all__ = ["client_app_actor", "ends_of", "is_ray_client", "room_for", "without_notices"]
 
 
 def client_app_actor() -> Any:
@@ -33,14 +33,14 @@ def room_for(size: Mapping[str, float]) -> int:
 
 
 def is_ray_client() -> bool:
-    """Whether Ray Client connects this process, which does not see `restarts`."""
-    return bool(ray_client.is_connected())  # type: ignore[no-untyped-call]
+    """Whether Ray Client stands between this process and Ray's table of actors."""
+    return bool(ray.util.client.ray.is_connected())  # type: ignore[no-untyped-call]
 
 
-def restarts(handles: Sequence[Any]) -> list[int]:
-    """How often Ray started each actor anew, because its process had ended."""
+def ends_of(actors: Sequence[Any]) -> list[int]:
+    """How often each actor's process has ended; not with Ray Client."""
     known = state.actors()
-    return [int(known.get(handle._actor_id.hex(), {}).get("NumRestarts", 0)) for handle in handles]
+    return [int(known.get(actor._actor_id.hex(), {}).get("NumRestarts", 0)) for actor in actors]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ Nothing heavy is imported here: each runtime is, when it is opened.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -83,27 +82,29 @@ class Runtime(Protocol):
 def open_runtime(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator[Runtime]:
     """Where an experiment's ``runtime`` says that it runs, inside the block.
 
-    On Ray its actors are up by then; on a network its SuperLink answers.
+    On Ray its actors have started by then; on a network its SuperLink answers.
 
     Parameters
     ----------
     experiment : Experiment
-        What is to run.
+        Its ``runtime`` decides.
     sinks : iterable of callables
-        Take the events of a start that takes long.
+        Are notified if it takes long to open.
 
     Raises
     ------
     InputError
         If the runtime is not available.
+    RunError
+        If it does not start.
     """
-    with _opener(experiment, sinks)(experiment) as runtime:
+    with _opener(experiment)(experiment, tuple(sinks)) as runtime:
         yield runtime
 
 
 def _opener(
-    experiment: Experiment, sinks: Iterable[Sink]
-) -> Callable[[Experiment], contextlib.AbstractContextManager[Runtime]]:
+    experiment: Experiment,
+) -> Callable[[Experiment, tuple[Sink, ...]], contextlib.AbstractContextManager[Runtime]]:
     with uncollected():  # Lightning alone takes seconds to import
         if experiment.runtime.kind == "network":
             from flsimulation.runtimes.network.drive import open_network
@@ -112,7 +113,7 @@ def _opener(
         if experiment.runtime.kind == "ray":
             from flsimulation.runtimes.local import open_ray
 
-            return functools.partial(open_ray, sinks=sinks)
+            return open_ray
         from flsimulation.runtimes.local import open_process
 
         return open_process

@@ -62,14 +62,14 @@ class LocalRuntime:
 
 
 @contextlib.contextmanager
-def open_process(experiment: Experiment) -> Iterator[LocalRuntime]:
+def open_process(experiment: Experiment, _: tuple[Sink, ...] = ()) -> Iterator[LocalRuntime]:
     """All of it in this process: there is nothing to open."""
     yield LocalRuntime(experiment, "one process", run_in_process)
 
 
 @contextlib.contextmanager
-def open_ray(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator[LocalRuntime]:
-    """The clients on Ray, whose actors are there inside the block; see `ray_federation`."""
+def open_ray(experiment: Experiment, sinks: tuple[Sink, ...] = ()) -> Iterator[LocalRuntime]:
+    """The clients on Ray, whose actors are there inside the block. Raises `InputError`."""
     address = experiment.runtime.ray_address
     with ray_federation(experiment, sinks) as on_ray:
         yield LocalRuntime(

@@ -99,7 +99,7 @@ class NetworkRuntime:
 
 
 @contextlib.contextmanager
-def open_network(experiment: Experiment) -> Iterator[NetworkRuntime]:
+def open_network(experiment: Experiment, _: tuple[Sink, ...] = ()) -> Iterator[NetworkRuntime]:
     """The SuperLink that an experiment names. Raises `InputError` if it does not answer."""
     with flower(experiment.runtime.superlink) as command:
         command.check()

@@ -1,4 +1,4 @@
-"""The start of Flower's actors on Ray. Whoever imports this module has Ray installed."""
+"""The start of Flower's actors on Ray; needs Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from flsimulation.errors import InputError, RunError
 from flsimulation.events import ActorsAwaited, Sink
 from flsimulation.experiment.spec import Runtime
-from flsimulation.internals.ray_actors import client_app_actor, is_ray_client, restarts, room_for
+from flsimulation.internals.ray_actors import client_app_actor, ends_of, is_ray_client, room_for
 
 _LOOK_SECONDS = 2.0  # between two looks at actors that start
 _SAID_SECONDS = 20.0  # of their start, in which nothing is said
@@ -84,9 +84,11 @@ def _no_room(started: int, count: int, seconds: float) -> InputError:
 
 def _look_at(handles: list[Any]) -> None:
     """Raise `RunError` if an actor's processes end as they start: Ray starts another for ever."""
-    if not is_ray_client() and max(restarts(handles)) >= _ENDS:
+    if is_ray_client():
+        return
+    if max(ends_of(handles)) >= _ENDS:
         raise RunError(
-            "a Ray actor did not start: its process ended each time, most likely for want of "
+            "a Ray actor did not start: its process ended each time, most likely out of "
             "memory; lower runtime.actors, or use less data"
         )
 

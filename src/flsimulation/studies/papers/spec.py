@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from flsimulation.errors import ExperimentError, InputError
-from flsimulation.experiment import Experiment, experiment_of, explain
+from flsimulation.experiment import Experiment, experiment_of, explain, resolve_paths
 from flsimulation.experiment.spec import Count, Section
 from flsimulation.studies.papers.measures import measure_of
+
+PAPERS = Path("experiments", "papers")
+"""Where a paper is found by its name: in the repository, below the working directory."""
+_ELSEWHERE = (
+    f"papers are in {PAPERS} of FLSimulation's repository, not in the package; run the command in "
+    f"the repository, or name a paper's .toml file"
+)
 
 
 class Search(Section):
@@ -98,28 +104,36 @@ class Paper(Section):
         return experiment_of(table, f"{self.title}: {row.name}")
 
 
-def names() -> list[str]:
-    """Papers that ship with the package."""
-    return sorted(path.name.removesuffix(".toml") for path in _files().iterdir())
+def names(folder: Path = PAPERS) -> list[str]:
+    """The papers in a folder.
+
+    Raises
+    ------
+    InputError
+        If it is not there.
+    """
+    if not folder.is_dir():
+        raise InputError(_ELSEWHERE)
+    return sorted(path.stem for path in folder.glob("*.toml"))
 
 
 def load_paper(name: str) -> Paper:
-    """Read a shipped paper by its name, or a file of one's own (``*.toml``).
+    """Read a paper of `PAPERS` by its name, or a paper's file (``*.toml``).
+
+    Paths in it are relative to the file.
 
     Raises
     ------
     InputError
         If there is none, or a key or value of it is wrong.
     """
-    source = Path(name) if name.endswith(".toml") else _files() / f"{name}.toml"
+    source = Path(name) if name.endswith(".toml") else PAPERS / f"{name}.toml"
     try:
         text = source.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{name}: no such paper; choose from {', '.join(names())}, or name a .toml file"
-        ) from None
+        raise InputError(f"{name}: no such paper; {_choice()}") from None
     try:
-        paper = Paper.model_validate(tomllib.loads(text))
+        paper = Paper.model_validate(_resolved(tomllib.loads(text), source.parent))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name}: not valid TOML: {error}") from None
     except ValidationError as error:
@@ -135,8 +149,22 @@ def load_paper(name: str) -> Paper:
     return paper
 
 
-def _files() -> Any:
-    return resources.files(__package__) / "files"
+def _resolved(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The file's tables with absolute paths; what has not its form is left to the validation."""
+    rows = table.get("row")
+    sets = (
+        [row.get("set") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    )
+    for experiment in (table.get("experiment"), *sets):
+        if isinstance(experiment, dict):
+            resolve_paths(experiment, folder)
+    return table
+
+
+def _choice() -> str:
+    if not PAPERS.is_dir():
+        return _ELSEWHERE
+    return f"choose from {', '.join(names())}, or name a .toml file"
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

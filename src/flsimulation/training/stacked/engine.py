@@ -121,7 +121,7 @@ class StackedEngine:
         if self._direct is not None:
             try:
                 return evaluated_alone(self._direct, model, job, expires)
-            except NotStackable:  # its step asks for a Trainer after all
+            except NotStackable:  # its step needs a Trainer after all
                 self._direct = self._together = None
         return evaluated_alone(self._lightning, model, job, expires)
 

@@ -32,7 +32,7 @@ class Wave:
     """Clients that were trained together."""
 
     clients: tuple[int, ...]
-    """Their places in what was asked for."""
+    """Their places among the jobs."""
     results: list[Trained | ClientError]
     """One for each client, without its model."""
     weights: State
@@ -102,7 +102,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Terms:
-    """What one round asks of its clients."""
+    """What one round requests of its clients."""
 
     start: State
     """The global model, on the stack's device."""
@@ -219,7 +219,7 @@ class WaveFit:
     def _descend(self, optimizer: Optimizer, gradients: list[Tensor | None], step: int) -> None:
         """One step of the optimizer, for all clients that are not done."""
         if (mu := self._terms.proximal_mu) > 0:
-            gradients = [  # anew: two parameters may have one gradient
+            gradients = [  # a new list: two parameters may share a gradient
                 None if gradient is None else gradient.add(leaf - origin, alpha=mu)
                 for gradient, leaf, origin in zip(
                     gradients, self._leaves, self._origin, strict=True

@@ -19,7 +19,7 @@ _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 
 
 def simplify(graph: Graph, gradients: int) -> None:
-    """Drop what changes nothing, what is computed twice and what nobody reads.
+    """Drop operations without effect, repeated ones, and those whose result is not used.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def simplify(graph: Graph, gradients: int) -> None:
 
 
 def descend_in_place(graph: Graph, rates: tuple[float, ...]) -> bool:
-    """Let the graph itself take the steps of plain SGD, and give no gradients any more.
+    """Let the graph take the steps of plain SGD itself, and return no gradients any more.
 
     A gradient that is a batched product is never written: the product is added to the parameter.
 
