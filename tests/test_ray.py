@@ -425,9 +425,7 @@ def test_actors_that_ray_has_room_for_may_take_as_long_as_they_take(
 def test_an_actor_whose_process_ends_each_time_it_starts_is_no_actor(pool: Actors) -> None:
     prepare = functools.partial(exec, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with (
-        pytest.raises(
-            RunError, match="its process ended each time, most likely out of memory"
-        ),
+        pytest.raises(RunError, match="its process ended each time, most likely out of memory"),
         actors(Runtime(actors=1), 1, prepare),
     ):
         pass
