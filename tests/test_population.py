@@ -156,5 +156,5 @@ def test_the_partition_verb_shows_the_first_of_a_million(
     partition_command(None, list(sets), png)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3] == "... and 999900 more clients"
-    assert lines[-2] == "1000000 clients, 60000000 of 60000 training examples, 60 to 60 a client"
+    assert lines[-2] == "1000000 clients, 60000000 of 60000 training examples, 60 to 60 per client"
     assert png.stat().st_size > 10_000

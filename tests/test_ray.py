@@ -512,7 +512,7 @@ def test_what_is_no_address_is_refused(address: str, capsys: pytest.CaptureFixtu
 def test_one_process_is_not_compared_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("verify", "--runtime", "inprocess") == 2
     assert capsys.readouterr().err == (
-        "flsim: --runtime inprocess: one process is compared with ray or network\n"
+        "flsim: --runtime inprocess: choose ray or network, which is compared with one process\n"
     )
 
 

@@ -393,4 +393,4 @@ def test_engines_that_part_are_named_with_the_round(
     monkeypatch.setattr(LocalTrainer, "fit", other)
     differences = verify_engines(make_experiment(strategy={"rounds": 2}))
     assert [line.split(":")[0] for line in differences] == ["round 1", "round 2"]
-    assert all(line.endswith("at most 1e-05 is rounding") for line in differences)
+    assert all(line.endswith("the tolerance is 1e-05") for line in differences)
