@@ -6,7 +6,11 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCE := $(shell find src -type f -not -name '*.pyc') README.md LICENSE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format docs bench bench-all clean
+.PHONY: help run quick test test-rest test-all lint format docs bench bench-all clean
+
+# Markers of pyproject.toml. Tests that TESTS names run whatever their markers are.
+PYTEST := $(BIN)/python -m pytest
+REST   := slow or ray or containers
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,8 +18,17 @@ help:  ## Show this help
 run: $(VENV)/installed  ## Run the default experiment in this process; FILE=... for another
 	$(BIN)/flsim run $(FILE)
 
-test: $(VENV)/installed  ## Run the tests against the installed package
-	$(BIN)/python -m pytest $(TESTS)
+quick: $(VENV)/installed  ## Run the tests of units alone, in less than a minute: for each save
+	$(PYTEST) -m "not (seconds or $(REST))" $(TESTS)
+
+test: $(VENV)/installed  ## Run the tests without containers, Ray, whole networks; TESTS=... for others
+	$(PYTEST) $(if $(TESTS),$(TESTS),-m "not ($(REST))")
+
+test-rest: $(VENV)/installed  ## Run the tests that `make test` leaves out; Docker is needed
+	$(PYTEST) -m "$(REST)" $(TESTS)
+
+test-all: $(VENV)/installed  ## Run all tests; without Docker those of containers are skipped
+	$(PYTEST) $(TESTS)
 
 lint: $(VENV)/installed  ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -26,11 +26,12 @@ from workloads import WORKLOADS, experiment
 from flsimulation.client.workspace import Workspace
 from flsimulation.training.stacked.compiler import program as programs
 from flsimulation.training.stacked.compiler.torchscript import compiled
+from flsimulation.training.stacked.trainer import CohortTrainer
 from flsimulation.training.stacked.wave import Terms, WaveFit
 
 
 def bare(space: Workspace, cohort: range, state: dict[str, torch.Tensor]) -> None:
-    module = space.trainer.module
+    module = space.module
     for partition in cohort:
         module.load_state_dict(state)
         optimizer: Any = module.configure_optimizers()
@@ -49,9 +50,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     spec = experiment(options.workload, 1, "stacked")
-    space = Workspace.load(spec)
-    trainer, state = space.cohort, space.initial_state()
-    assert trainer is not None
+    space = Workspace.load(spec, clients=0)
+    dataset, state = space.data.dataset, space.initial_state()
+    trainer = CohortTrainer(space.module, spec.train, dataset.x_train, dataset.y_train)
     stack, cohort = trainer._stack, range(spec.cohort_size)
     pool = ThreadPoolExecutor(2, initializer=lambda: torch.set_num_threads(1))
 

@@ -66,7 +66,7 @@ def bare_round(
     judge: bool,
 ) -> dict[str, torch.Tensor]:
     """The same round as anyone would write it."""
-    module, dataset = space.trainer.module, space.data.dataset
+    module, dataset = space.module, space.data.dataset
     device = module.device
     total: dict[str, torch.Tensor] = {}
     examples = 0
@@ -93,7 +93,7 @@ def bare_round(
 def compare(workload: str, rounds: int, engine: str, device: str) -> Iterator[dict[str, Any]]:
     spec = experiment(workload, rounds, engine, device)
     space, other = Workspace.load(spec), Workspace.load(spec)
-    other.trainer.module.to(device)
+    other.module.to(device)
     turns, threads = Turns(), torch.get_num_threads()
     with TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder), spec)

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,20 @@ import torch
 from flsimulation.data import Dataset
 from flsimulation.events import Event
 from flsimulation.experiment import Experiment
+
+PATIENCE = 600.0
+"""Seconds until a test that waits for what never comes fails: no machine needs as many."""
+
+
+def wait_for(what: str, condition: Callable[[], Any]) -> Any:
+    """What the condition gives as soon as that is true."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{what} did not happen within {PATIENCE:g} s")
+
 
 FEATURES = 6
 CLASSES = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from flsimulation.node.assignment import Identity, PartitionTable
 from flsimulation.node.grid import AssignedGrid, connect
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
 from flsimulation.server.app import make_server_app
+
+pytestmark = pytest.mark.seconds
 
 
 def met(*names: str, first: int = 10, **configured: int) -> dict[int, Identity]:
@@ -145,8 +148,15 @@ class Network(Grid):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Look without a pause, under an identity as Flower's own runtimes set it."""
+    """Look without a pause, under an identity as Flower's own runtimes set it; a tenth of a second
+    goes by where somebody would sleep, and nowhere else."""
     monkeypatch.setattr(assigned_grid, "_LOOK_SECONDS", 0.0)
+    now = [0.0]
+    monkeypatch.setattr(
+        assigned_grid,
+        "time",
+        SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: now.append(now.pop() + 0.1)),
+    )
     with flower_identity():
         yield
 

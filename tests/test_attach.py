@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import PATIENCE, wait_for
 from tests.test_network import (
     SLOW,
     Network,
@@ -22,11 +23,12 @@ from tests.test_network import (
     free_port,
     last_run,
     started,
-    wait_for,
 )
 from tests.test_network_verbs import Docker, bound, container, published
 
 from flsimulation.rundir.jsonlines import read_lines
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def test_a_run_without_its_terminal_is_found_refuses_another_and_is_followed_to_
         first = Attached(network)
         wait_for("the run's title", lambda: first.says("default: fedavg, 2 clients"))
         first.process.send_signal(signal.SIGINT)
-        assert first.process.wait(60) == 130
+        assert first.process.wait(PATIENCE) == 130
         where = f" --superlink {network.address}"
         assert first.says(
             f"detached, the run is in progress; flsim attach{where} shows it again, "
@@ -125,7 +127,7 @@ def test_a_run_without_its_terminal_is_found_refuses_another_and_is_followed_to_
 
         second = Attached(network, run["run_id"][:8])
         gate.unlink()
-        assert second.process.wait(120) == 0
+        assert second.process.wait(PATIENCE) == 0
     lines = second.output.read_text().splitlines()
     assert lines[0].startswith("default: fedavg, 2 clients, 400 examples of mnist (iid)")
     assert [line.split()[0] for line in lines if "/3 " in line] == ["1/3", "2/3", "3/3"]

@@ -315,6 +315,7 @@ def test_every_peer_has_a_script_and_exact_versions(modules: Any) -> None:
         assert "torch==2.13.0" in packages
 
 
+@pytest.mark.seconds
 def test_the_bare_loop_does_the_workloads_steps(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {"x_train": 60, "x_test": 1000}
@@ -400,6 +401,7 @@ except TimeoutError:
 """
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_nothing_is_left_of_a_program(tmp_path: Path) -> None:
     done = subprocess.run(

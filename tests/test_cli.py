@@ -24,7 +24,9 @@ from flsimulation.events import (
     RunStarted,
 )
 from flsimulation.experiment import Experiment
-from flsimulation.training import LocalTrainer
+from flsimulation.training.lightning import LocalTrainer
+
+pytestmark = pytest.mark.seconds
 
 ROOT = Path(__file__).parent.parent
 SMALL = "[model]\nargs = { hidden = [8, 8], learning_rate = 0.01 }\n[strategy]\nrounds = 2\n"

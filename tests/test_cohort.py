@@ -24,11 +24,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
 from flsimulation.errors import ClientError
 from flsimulation.experiment.spec import Train
 from flsimulation.models import CNN, MLP, Logistic, TwoNN
-from flsimulation.training import Batches, CohortTrainer, LocalTrainer, NotStackable, State
+from flsimulation.training import Batches, State
+from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked.compiler import torchscript as script_module
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.compiler.step import exactly
+from flsimulation.training.stacked.compiler.step import NotStackable, exactly
+from flsimulation.training.stacked.trainer import CohortTrainer
 from flsimulation.training.stacked.wave import Trained, Wave
+
+pytestmark = pytest.mark.seconds
 
 FEATURES, CLASSES, EXAMPLES = 6, 3, 64
 X = torch.tensor(np.random.default_rng(0).normal(size=(EXAMPLES, FEATURES)))  # float64

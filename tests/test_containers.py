@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_network import flsim, free_port, wait_for
+from tests.conftest import PATIENCE, wait_for
+from tests.test_network import flsim, free_port
 
 from flsimulation.rundir.jsonlines import read_lines
 
@@ -78,7 +79,7 @@ def docker_answers() -> bool:
 needed = pytest.mark.skipif(
     not docker_answers() and "CI" not in os.environ, reason="no Docker engine answers here"
 )
-pytestmark = needed
+pytestmark = [pytest.mark.containers, needed]
 
 
 class Stack:
@@ -194,7 +195,7 @@ def test_every_target_is_up_and_every_query_of_panels_and_rules_answers(
 
     # Rates of the last minute answer soon after the run, means of rules some scrapes later.
     silent = {f"{query.source}: {query.expression}": query.expression for query in asked}
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while silent and time.monotonic() < until:
         silent = {who: asks for who, asks in silent.items() if not stack.values(asks)}
         time.sleep(2)
@@ -323,7 +324,7 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
         wait_for("round 2", in_round(stack, "slow", 2))
         victim = stack.containers("client")[0]
         os.kill(victim["State"]["Pid"], signal.SIGKILL)
-        out, err = driver.communicate(timeout=300)
+        out, err = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, out + err
     lines = read_lines(stack.last_run() / "rounds.jsonl")
     assert [line["round"] for line in lines] == [1, 2, 3, 4, 5]
@@ -352,7 +353,7 @@ def test_a_run_whose_terminal_is_gone_is_found_stopped_in_order_and_resumed(stac
         words = [word for one in mine for word in ("--filter", one)]
         ids = subprocess.run(["docker", "ps", "--quiet", *words], capture_output=True, text=True)
         subprocess.run(["docker", "kill", *ids.stdout.split()], capture_output=True, check=True)
-        driver.communicate(timeout=60)
+        driver.communicate(timeout=PATIENCE)
     name = stack.last_run().name
     inside = stack("exec", "--no-TTY", "superlink", "flsim", "runs", "--json")
     assert inside.returncode == 0, inside.stderr

@@ -19,7 +19,10 @@ from torch.nn import functional
 from flsimulation.errors import ClientError
 from flsimulation.experiment.spec import Train
 from flsimulation.models import CNN, MLP, Logistic, TwoNN
-from flsimulation.training import Batches, DirectEvaluator, LocalTrainer, NotStackable
+from flsimulation.training import Batches
+from flsimulation.training.direct import DirectEvaluator
+from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.stacked.compiler.step import NotStackable
 
 X = torch.tensor(np.random.default_rng(0).normal(size=(23, 6)), dtype=torch.float32)
 Y = torch.tensor(np.arange(23) % 3)

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_network import Network, Program, flsim, started, wait_for
+from tests.conftest import PATIENCE, wait_for
+from tests.test_network import Network, Program, flsim, started
 
 from flsimulation import load_experiment, run
 from flsimulation.cli.deploy.status import parse_metrics, run_lines
 from flsimulation.report import read_run
 from flsimulation.rundir.jsonlines import read_lines
+
+pytestmark = pytest.mark.slow
 
 GATED = '''
 import os
@@ -84,6 +87,7 @@ def settings(folder: Path, blobs: Path, gate: Path) -> list[str]:
         f"strategy.rounds={ROUNDS}",
         "train.device=cpu",
         "train.engine=sequential",
+        f"runtime.client-wait={PATIENCE:g}",
     ]
 
 
@@ -112,7 +116,7 @@ class Stage:
     def status(self) -> str:
         """The run's line of ``flsim status``."""
         url = f"http://127.0.0.1:{self.network.superlink.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return (
                 run_lines(parse_metrics(answer.read().decode()), 0.0)[0].removeprefix("run").strip()
             )
@@ -132,7 +136,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, blobs_npz: Path) -> Iterator
     gate.open()
     whole = load_experiment(None, settings(folder, blobs_npz, gate.folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda _: None)
+        patch.setattr("flsimulation.client.workspace.processes_for", lambda *_: 1)
         weights = run(whole, folder / "whole").weights_sha256
     with started(folder, "a", "b") as network:
         yield Stage(network, blobs_npz, str(weights))
@@ -177,7 +181,7 @@ class Run:
 
     def said(self) -> tuple[int, str, str]:
         """Exit status, standard output and standard error of the driver."""
-        out, err = self.driver.communicate(timeout=60)
+        out, err = self.driver.communicate(timeout=PATIENCE)
         return self.driver.returncode, out, err
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +21,14 @@ from flsimulation.errors import ClientError
 from flsimulation.events import Checkpoint, ClientReplied, RoundFinished
 from flsimulation.messages.content import state_of_record
 from flsimulation.models import CNN, MLP, Logistic, TwoNN
-from flsimulation.runtimes import inprocess
-from flsimulation.training import Batches, CohortEvaluator, DirectEvaluator, Scored
+from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.training import Batches, Engine
+from flsimulation.training.direct import DirectEvaluator
+from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked import evaluation
+from flsimulation.training.stacked.evaluation import CohortEvaluator
+
+pytestmark = pytest.mark.seconds
 
 X = torch.tensor(np.random.default_rng(0).normal(size=(90, 6)), dtype=torch.float32)
 Y = torch.tensor(np.arange(90) % 3)
@@ -52,14 +57,18 @@ class Clients:
         self.together = CohortEvaluator(self.direct, x, y)
         self.alone: list[int] = []
 
-    def one_by_one(self, place: int, direct: DirectEvaluator, expires: float | None) -> Scored:
+    def one_by_one(
+        self, place: int, direct: DirectEvaluator, expires: float | None
+    ) -> dict[str, float] | ClientError:
         try:
             return direct.evaluate(self.state, self.parts[place], seed=place, expires=expires)
         except ClientError as error:
             return error
 
-    def evaluate(self, expires: float | None = None) -> Iterator[dict[int, Scored]]:
-        def alone(place: int) -> Scored:
+    def evaluate(
+        self, expires: float | None = None
+    ) -> Iterator[dict[int, dict[str, float] | ClientError]]:
+        def alone(place: int) -> dict[str, float] | ClientError:
             self.alone.append(place)
             return self.one_by_one(place, self.direct, expires)
 
@@ -287,6 +296,20 @@ class Own(MLP):
 """
 
 
+class OneByOne:
+    """An engine that evaluates clients one by one, and is another's for the rest."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def evaluate(self, model: Any, jobs: Any, expires: float | None = None) -> Iterator[Any]:
+        for job in jobs:
+            yield from self._engine.evaluate(model, [job], expires)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
 @pytest.mark.parametrize("engine", ["auto", "sequential"])
 def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_client(
     make_experiment: Any,
@@ -294,7 +317,6 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
     recorder: Any,
     tmp_path: Any,
     dataset: Any,
-    monkeypatch: pytest.MonkeyPatch,
     engine: str,
 ) -> None:
     parts = {n: getattr(dataset, n).numpy() for n in ("x_train", "y_train", "x_test", "y_test")}
@@ -308,16 +330,10 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
         evaluate={"clients": 20},
     )
     together, alone = type(recorder)(), type(recorder)()
-    inprocess.run_in_process(experiment, [together])
-    original = inprocess._together
-
-    @contextlib.contextmanager
-    def only_training(space: Any) -> Iterator[Any]:
-        with original(space) as found:
-            yield {kind: answer for kind, answer in found.items() if kind == "train"}
-
-    monkeypatch.setattr(inprocess, "_together", only_training)
-    inprocess.run_in_process(experiment, [alone])
+    run_in_process(experiment, [together])
+    space = Workspace.load(experiment)
+    apart = dataclasses.replace(space, engine=OneByOne(space.engine))
+    run_in_process(experiment, [alone], apart)
 
     def told(recorder: Any) -> dict[Any, Any]:
         return {
@@ -331,7 +347,7 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
     assert {where: why for where, (_, *why) in told(together).items()} == {
         where: why for where, (_, *why) in expected.items()
     }
-    space = Workspace.load(experiment)
+    trainer = LocalTrainer(space.module, experiment.train)
     final = state_of_record(together.of(Checkpoint)[-1].arrays)
     failed = {p for (_, _, p), (_, reason, _) in expected.items() if reason is not None}
     assert len(failed) == 1
@@ -339,7 +355,7 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
         assert metrics == (expected[where][0] and pytest.approx(expected[where][0], rel=1e-6))
         if metrics and where[1] == "final":
             part = space.validation_batches(where[2])
-            wanted = {**space.trainer.evaluate(final, part), "num-examples": part.examples}
+            wanted = {**trainer.evaluate(final, part), "num-examples": part.examples}
             assert metrics == pytest.approx(wanted, rel=1e-6)
     for one, other in zip(together.of(RoundFinished), alone.of(RoundFinished), strict=True):
         assert one.federated == pytest.approx(other.federated, rel=1e-6)

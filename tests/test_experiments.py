@@ -12,6 +12,8 @@ import pytest
 
 from flsimulation import load_experiment, run
 
+pytestmark = pytest.mark.seconds
+
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("*.toml"))
 

@@ -16,11 +16,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation import run
-from flsimulation.client.workspace import Stacking, Workspace
 from flsimulation.errors import RunError
 from flsimulation.messages.content import failure_of
 from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity, run_in_process
-from flsimulation.training import NotStackable
+from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.trainer import CohortTrainer
 
 
 @pytest.fixture
@@ -123,6 +123,7 @@ def test_flower_is_quiet_inside_a_run_and_as_before_after_it(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.seconds
 def test_the_garbage_collector_passes_over_imports_during_a_run_only(make_experiment: Any) -> None:
     frozen: list[int] = []
     run_in_process(make_experiment(), [lambda _: frozen.append(gc.get_freeze_count())])
@@ -153,16 +154,14 @@ def test_the_garbage_collector_passes_over_imports_during_a_run_only(make_experi
     ],
 )
 def test_a_wave_that_fails_as_a_whole_ends_the_run_with_a_sentence(
-    make_experiment: Any, error: Exception, message: str
+    make_experiment: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    class Failing:
-        def fit(self, state: Any, clients: Any, **_: Any) -> Iterator[Any]:
-            raise error.with_traceback(None)
-            yield
+    def failing(*_: Any, **__: Any) -> Iterator[Any]:
+        raise error.with_traceback(None)
+        yield
 
+    monkeypatch.setattr(CohortTrainer, "fit", failing)
     spec = make_experiment()
-    space = Workspace.load(spec)
-    vars(space)["stacking"] = Stacking(Failing())  # type: ignore[arg-type]
     with pytest.raises(RunError) as caught:
-        run_in_process(spec, [], space)
+        run_in_process(spec)
     assert re.sub(r" \(\w+\.py:\d+\)", "", str(caught.value)) == message

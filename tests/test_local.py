@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from tests.conftest import PATIENCE
 from torch.nn import functional
 
 from flsimulation.errors import ClientError, InputError
 from flsimulation.experiment.spec import Train
 from flsimulation.models import MLP
-from flsimulation.training import Batches, LocalTrainer
+from flsimulation.training import Batches
+from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.scores import scores
 
 X = torch.tensor(np.random.default_rng(0).normal(size=(23, 6)), dtype=torch.float32)
@@ -210,7 +212,10 @@ def test_a_client_stops_when_its_time_is_up() -> None:
     with pytest.raises(ClientError, match="deadline") as caught:
         trainer.fit(module.state_dict(), batches(), seed=1, expires=time.time() - 1)
     assert caught.value.reason == "deadline"
-    assert trainer.fit(module.state_dict(), batches(), seed=1, expires=time.time() + 60).steps == 3
+    assert (
+        trainer.fit(module.state_dict(), batches(), seed=1, expires=time.time() + PATIENCE).steps
+        == 3
+    )
 
 
 class Interrupting(MLP):

@@ -24,6 +24,8 @@ from monitoring import generate, layout  # noqa: E402
 from monitoring.promql import promql  # noqa: E402
 from monitoring.queries import filled, queries  # noqa: E402
 
+pytestmark = pytest.mark.seconds
+
 MONITORING = ROOT / "monitoring"
 PROMETHEUS = MONITORING / "prometheus"
 PROVISIONING = MONITORING / "grafana" / "provisioning"

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.conftest import PATIENCE, wait_for
 
 from flsimulation import RunResult, load_experiment, run
 from flsimulation.rundir.jsonlines import read_lines
 
-SMALL = ("data.examples-per-client=200", "train.device=cpu")
-PATIENCE = 90.0  # seconds, on a slow machine; what is waited for comes much sooner
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    "data.examples-per-client=200",
+    "train.device=cpu",
+    f"runtime.client-wait={PATIENCE:g}",
+)
 
 SLOW = '''
 import os
@@ -52,17 +58,8 @@ def free_port() -> int:
 def flsim(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flsimulation", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, **options
+        command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options
     )
-
-
-def wait_for(what: str, condition: Callable[[], Any]) -> Any:
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what} did not happen within {PATIENCE:g} s")
 
 
 def processes_of(session: int) -> list[int]:
@@ -95,7 +92,7 @@ class Program:
 
     def samples(self) -> dict[str, float]:
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             families = text_string_to_metric_families(answer.read().decode())
         return {
             s.name + "".join(f",{k}={v}" for k, v in sorted(s.labels.items())): s.value
@@ -105,7 +102,7 @@ class Program:
 
     def end(self) -> None:
         self.process.terminate()
-        assert self.process.wait(30) is not None
+        self.process.wait(PATIENCE)
 
     def kill(self) -> None:
         """Kill all its processes at once, as the end of a machine does: none sees another's end."""
@@ -181,7 +178,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     (folder / "slow.py").write_text(SLOW)
     with started(folder, "a", "b") as network:
         yield network
-        network.end()  # within the time that Docker gives
+        network.end()
         leftover = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True)
         assert leftover.stdout == ""
 
@@ -192,7 +189,7 @@ def last_run(network: Network) -> Path:
 
 def run_one_by_one(out: Path, monkeypatch: pytest.MonkeyPatch) -> RunResult:
     """The small experiment in this process, its clients trained as those of a network are."""
-    monkeypatch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda _: None)
+    monkeypatch.setattr("flsimulation.client.workspace.processes_for", lambda *_: 1)
     return run(load_experiment(None, [*SMALL, "train.engine=sequential"]), out)
 
 
@@ -283,13 +280,26 @@ def test_people_see_the_same_lines_as_in_one_process(network: Network) -> None:
 
 
 def test_too_few_clients_is_one_line(network: Network) -> None:
-    done = network.run("--set=data.clients=3", "--set=runtime.client-wait=10")
+    done = network.run("--set=data.clients=3", "--set=runtime.client-wait=1")
     assert done.returncode == 1
-    said = "  clients: 2 of 3 connected, waiting for the others for up to 10 s"
-    assert said in done.stdout.splitlines()
-    assert done.stderr == (
-        "flsim: 2 of 3 clients connected within 10 s; start more clients, lower data.clients, "
-        "or raise runtime.client-wait\n"
+    assert re.fullmatch(
+        r"flsim: [012] of 3 clients connected within 1 s; start more clients, lower data.clients, "
+        r"or raise runtime.client-wait\n",
+        done.stderr,
+    )
+
+
+def test_whom_a_run_waits_for_is_said_before_it_is_given_up(network: Network) -> None:
+    with driven(network, "--set=data.clients=3") as (driver, _):
+        assert driver.stdout is not None
+        said = f"  clients: 2 of 3 connected, waiting for the others for up to {PATIENCE:g} s\n"
+        assert said in driver.stdout  # as lines, until it comes
+        driver.send_signal(signal.SIGINT)
+        _, err = driver.communicate(timeout=PATIENCE)
+        assert (driver.returncode, err) == (130, "")
+    wait_for(
+        "the end of the run",
+        lambda: network.superlink.samples()["fl_run_state,state=running"] == 0,
     )
 
 
@@ -352,7 +362,7 @@ def test_a_second_run_at_the_same_time_is_refused(network: Network) -> None:
             "flsim: another run is in progress here; flsim attach follows it, flsim stop ends it\n"
         )
         gate.unlink()
-        _, err = driver.communicate(timeout=120)
+        _, err = driver.communicate(timeout=PATIENCE)
         assert driver.returncode == 0, err
 
 
@@ -406,7 +416,7 @@ def test_ctrl_c_stops_the_run_and_leaves_the_network_in_order(network: Network) 
     with driven(network) as (driver, gate):
         wait_for("a round", lambda: round_goes_on(network))
         driver.send_signal(signal.SIGINT)
-        _, err = driver.communicate(timeout=60)
+        _, err = driver.communicate(timeout=PATIENCE)
         gate.unlink()
         assert driver.returncode == 130, err
         assert "Traceback" not in err
@@ -445,7 +455,7 @@ def test_a_killed_message_is_counted_as_lost_and_the_client_is_used_again(
             lambda: network.superlink.samples()["fl_client_failures_total,reason=lost"] > 0,
         )
         gate.unlink()
-        _, err = driver.communicate(timeout=120)
+        _, err = driver.communicate(timeout=PATIENCE)
         assert driver.returncode == 0, err
     lines = read_lines(last_run(network) / "rounds.jsonl")
     assert [line["round"] for line in lines] == [1, 2, 3]

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import typer
+from tests.conftest import PATIENCE, wait_for
 
 from flsimulation.cli.deploy import docker as docker_calls
 from flsimulation.cli.deploy import doctor, ports, status
 from flsimulation.cli.deploy.network import register
 from flsimulation.cli.main import main
 from flsimulation.errors import RunError
+
+pytestmark = pytest.mark.seconds
 
 GIB = 2**30
 ENGINE = {"ServerVersion": "27.1.2", "DockerRootDir": "/", "MemTotal": 16 * GIB, "CgroupVersion": "2", "MemoryLimit": True}  # fmt: skip
@@ -48,7 +50,8 @@ for beginning, given in json.loads((home / "answers").read_text()):
 if "waits" in answer:
     signal.signal(signal.SIGINT, lambda *_: (print("stopped", flush=True), os._exit(130)))
     print("waiting", flush=True)
-    time.sleep(30)
+    (home / "waiting").touch()
+    time.sleep(600)
 if "makes" in answer:
     report = pathlib.Path(answer["makes"])
     report.parent.mkdir()
@@ -545,9 +548,7 @@ def test_ctrl_c_is_passed_on_and_waited_for(docker: Docker, flsim: Any) -> None:
     docker.answer("compose logs", waits=True)
 
     def press() -> None:
-        while len(docker.raw) < 2:
-            time.sleep(0.01)
-        time.sleep(0.1)  # for the playback to take the signal
+        wait_for("the playback", (docker.home / "waiting").exists)
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
@@ -603,7 +604,7 @@ def test_logs_end_with_their_reader(docker: Docker) -> None:
         assert whole.stdout.readline() == "a line\n"
         whole.stdout.close()
         try:
-            assert whole.wait(60) == 1  # as click ends where nobody reads
+            assert whole.wait(PATIENCE) == 1  # as click ends where nobody reads
         finally:
             whole.kill()
         assert whole.stderr.read() == ""

@@ -33,7 +33,9 @@ from flsimulation.studies.papers import (
     rounds_to,
 )
 from flsimulation.studies.papers import reproduce as reproducing
-from flsimulation.training import LocalTrainer
+from flsimulation.training.lightning import LocalTrainer
+
+pytestmark = pytest.mark.seconds
 
 ROOT = Path(__file__).parent.parent
 

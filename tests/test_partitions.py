@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import time
 from collections import Counter
 from typing import Any
 
@@ -251,11 +250,12 @@ def test_more_than_there_is() -> None:
 
 
 @complete
-def test_too_many_clients_are_refused_at_once(scheme: str) -> None:
+def test_too_many_clients_are_refused_before_anything_is_drawn(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(seeds, "rng")
     dataset = tiny(np.zeros(60_000, int), np.zeros(60_000, int))
-    start = time.perf_counter()
     text = refused(dataset, clients=70_000, partition=scheme, min_examples=10)
-    assert time.perf_counter() - start < 0.5
     assert text == (
         "data.clients x data.min-examples = 70000 x 10 = 700000, but there are 60000 training "
         "examples of tiny to divide; lower data.clients or data.min-examples"
@@ -358,6 +358,7 @@ def test_natural_with_a_pool_that_misses_an_owner() -> None:
 # --- cost ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_iid_imports_nothing_heavy() -> None:
     program = (
         "import sys, torch; from flsimulation.data import Dataset, partition_examples;"
@@ -371,10 +372,7 @@ def test_iid_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["iid", "dirichlet", "pathological", "shards", "natural"])
-def test_a_thousand_clients_take_no_time(scheme: str) -> None:
+def test_a_thousand_clients_hold_every_example_once(scheme: str) -> None:
     dataset = tiny(np.arange(60_000) % 10, np.arange(60_000) % 1000)
     asked = spec(clients=1000, partition=scheme, alpha=5.0)
-    partition_examples(tiny(np.arange(40) % 2, [0] * 20 + [1] * 20), spec(partition=scheme), 0)
-    start = time.perf_counter()
-    assert len(held(partition_examples(dataset, asked, 0))) == 60_000
-    assert time.perf_counter() - start < 3
+    assert held(partition_examples(dataset, asked, 0)) == list(range(60_000))

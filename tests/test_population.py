@@ -127,6 +127,7 @@ def test_nothing_is_drawn_for_a_phase_that_does_not_ask() -> None:
     assert len(calls) == 20
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
 def test_a_federation_of_a_million(tmp_path: Path, strategy: str, recorder: Any) -> None:
     result = run(million(f"strategy.name={strategy}"), tmp_path / "run", [recorder])

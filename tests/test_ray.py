@@ -26,6 +26,7 @@ import flsimulation
 from flsimulation import run
 from flsimulation.cli.main import main
 from flsimulation.client import share as share_app
+from flsimulation.client.workspace import Workspace
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import InputError, RoundError
 from flsimulation.events import ClientReplied, RunStarted
@@ -37,8 +38,11 @@ from flsimulation.runtimes.ray.actors import Actors, actors
 from flsimulation.runtimes.ray.grid import RayGrid, run_on_actors
 from flsimulation.studies.verify import Record, compare
 
-# Ray drops the handles of its processes as it ends them
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [
+    pytest.mark.ray,
+    # Ray drops the handles of its processes as it ends them
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 PACKAGE = Path(flsimulation.__file__).parent
 Make = Callable[..., Experiment]
@@ -191,13 +195,12 @@ def test_one_by_one_where_a_module_cannot_be_stacked_and_one_that_raises_is_name
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # a process that is connected to Ray had better not be forked
-    monkeypatch.setattr("flsimulation.runtimes.inprocess.workers_for", lambda space: None)
     path = own_modules(OWN)
     data = FederatedData.load(make_experiment())
     strange = repr(float(data.dataset.x_train[data.train_indices(2)[0], 0]))
     spec = own_net(make_experiment, path, {"raises": strange})
     here, there = Record(), Record()
-    run_in_process(spec, [here])
+    run_in_process(spec, [here], Workspace.load(spec, processes=1))
     on_ray(pool, spec, there, recorder)
     assert [e.engine for e in recorder.of(RunStarted)] == ["sequential"]
     assert compare(here, there) == []

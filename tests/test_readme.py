@@ -12,6 +12,8 @@ import pytest
 from flsimulation import load_experiment
 from flsimulation.cli.main import main
 
+pytestmark = pytest.mark.seconds
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 

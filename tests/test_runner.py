@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from tests.conftest import PATIENCE, wait_for
 
 from flsimulation import load_experiment, load_model, resume, run
 from flsimulation.errors import InputError, RoundError, RunError
@@ -27,6 +27,8 @@ from flsimulation.experiment.strategy import STRATEGIES
 from flsimulation.rundir.writer import RunDirectory
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.server.strategies import MOVING_THE_MODEL
+
+pytestmark = pytest.mark.seconds
 
 Make = Callable[..., Experiment]
 
@@ -494,7 +496,7 @@ def test_a_signal_between_clients_ends_the_run_cleanly(
         f"        if not os.path.exists({str(once)!r}):\n"
         f"            open({str(once)!r}, 'x').close()\n"
         f"            os.kill({process}, signal.{name})\n"
-        f"        time.sleep(60 * {threads > 1})\n"
+        f"        time.sleep({PATIENCE} * {threads > 1})\n"
     )
     file = experiment_file(
         f'[model]\nclass = "{own_modules(text)}:Net"\n[train]\nengine = "sequential"\n'
@@ -512,7 +514,7 @@ def test_a_signal_between_clients_ends_the_run_cleanly(
         command,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         preexec_fn=listen_to_ctrl_c,
@@ -546,13 +548,12 @@ def test_a_reader_that_goes_away_does_not_end_the_run(experiment_file: Any, tmp_
     command = (
         f"{sys.executable} -m flsimulation run {experiment_file()} --out {tmp_path}/run | head -1"
     )
-    subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
-    deadline = 60
-    while json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "running":
-        time.sleep(0.2)
-        deadline -= 0.2
-        assert deadline > 0
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "completed"
+    subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    manifest = tmp_path / "run" / "manifest.json"
+    wait_for("the end", lambda: json.loads(manifest.read_text())["state"] != "running")
+    assert json.loads(manifest.read_text())["state"] == "completed"
 
 
 def test_a_run_that_reached_its_target_is_over(make_experiment: Make, tmp_path: Path) -> None:
@@ -619,7 +620,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(experiment_file: Any, tmp_pa
     command = [sys.executable, "-m", "flsimulation", "run", str(experiment_file()), "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(2)]
-    outputs = [process.communicate(timeout=90) for process in both]
+    outputs = [process.communicate(timeout=PATIENCE) for process in both]
     assert [errors for _, errors in outputs] == ["", ""]
     first, second = (json.loads(output) for output, _ in outputs)
     assert first["run_dir"] != second["run_dir"]
@@ -638,7 +639,7 @@ def test_ctrl_c_in_round_two_leaves_a_readable_directory(
 ) -> None:
     slow = OWN.replace("x, y = batch", "import time; time.sleep(0.05); x, y = batch", 1)
     path = own_modules(slow)
-    file = experiment_file(f'[model]\nclass = "{path}:Net"\n[strategy]\nrounds = 200\n')
+    file = experiment_file(f'[model]\nclass = "{path}:Net"\n[strategy]\nrounds = 20000\n')
     command = [
         sys.executable,
         "-m",
@@ -657,10 +658,10 @@ def test_ctrl_c_in_round_two_leaves_a_readable_directory(
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.strip().startswith("2/200"):
+        if line.strip().startswith("2/20000"):
             process.send_signal(signal.SIGINT)
             break
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "interrupted: " in output
     assert output.endswith(

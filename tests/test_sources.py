@@ -665,6 +665,7 @@ def test_args_without_a_function() -> None:
     )
 
 
+@pytest.mark.seconds
 def test_importing_imports_nothing_heavy() -> None:
     program = (
         "import sys, flsimulation.data;"

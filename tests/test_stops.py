@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import PATIENCE, wait_for
 from tests.test_network import (
     SLOW,
     Network,
@@ -16,10 +17,11 @@ from tests.test_network import (
     last_run,
     processes_of,
     started,
-    wait_for,
 )
 
 from flsimulation.rundir.jsonlines import read_lines
+
+pytestmark = pytest.mark.slow
 
 CLIENTS = ("a", "b", "c")
 STAYING = 5  # of a client: its own process, two that fork, Flower's SuperNode and SuperExec
@@ -69,10 +71,10 @@ MOMENTS: tuple[Callable[[Network, Path], None], ...] = (
 
 def test_twenty_stops_in_a_row_leave_no_client_stuck_and_no_process(network: Network) -> None:
     for number in range(20):
-        with driven(network, "--set=data.clients=3", "--set=runtime.client-wait=60") as (run, gate):
+        with driven(network, "--set=data.clients=3") as (run, gate):
             MOMENTS[number % len(MOMENTS)](network, gate)
             run.send_signal(signal.SIGINT)
-            _, err = run.communicate(timeout=90)
+            _, err = run.communicate(timeout=PATIENCE)
             assert run.returncode == 130, (number, err)
         wait_for("the end of the run", lambda: not is_running(network))
     done = network.run("--set=data.clients=3", "--set=strategy.rounds=1", "--json")
@@ -91,7 +93,7 @@ def test_a_client_drops_the_training_of_a_stopped_run_at_once(network: Network) 
     with driven(network, "--set=data.clients=3") as (run, gate):
         training = [at_the_gate(gate, name) for name in CLIENTS]
         run.send_signal(signal.SIGINT)
-        run.communicate(timeout=90)
+        run.communicate(timeout=PATIENCE)
         # the gate is still shut: they would train for ever
         for process in training:
             wait_for("its end", lambda process=process: not Path(f"/proc/{process}").exists())

@@ -24,6 +24,8 @@ from flsimulation.rundir.jsonlines import JsonLines, read_lines
 from flsimulation.rundir.manifest import KILLED, settle
 from flsimulation.rundir.storage import claimed, is_claimed, storing
 
+pytestmark = pytest.mark.seconds
+
 Make = Callable[..., Any]
 FULL = "cannot be written: the disk is full; free some space there"
 

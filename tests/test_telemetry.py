@@ -14,6 +14,7 @@ import pytest
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from prometheus_client.parser import text_string_to_metric_families
+from tests.conftest import PATIENCE
 
 from flsimulation import run
 from flsimulation.errors import InputError
@@ -272,7 +273,7 @@ class Scrape:
 
     def __call__(self, event: Any) -> None:
         if isinstance(event, RoundFinished) and event.round == 1:
-            with urllib.request.urlopen(self.address, timeout=5) as page:
+            with urllib.request.urlopen(self.address, timeout=PATIENCE) as page:
                 self.text = page.read().decode()
 
 
@@ -292,7 +293,7 @@ def test_prometheus_can_read_the_page_while_the_run_goes_on(
     assert samples["fl_run_state", ("running",)] == 1
     assert samples["process_resident_memory_bytes", ()] > 50_000_000
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(scrape.address, timeout=5)
+        urllib.request.urlopen(scrape.address, timeout=PATIENCE)
 
 
 def test_a_port_that_is_taken_is_an_input_error(free_port: int) -> None:

@@ -55,6 +55,7 @@ def taken() -> list[int]:
     return found
 
 
+@pytest.mark.containers
 @needed
 def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
     if "CI" not in os.environ and (ports := taken()):

@@ -31,6 +31,8 @@ from flsimulation.runtimes.network.events import from_json, to_json
 from flsimulation.runtimes.network.flower import write_app
 from flsimulation.studies.verify import Record, compare, verify_engines
 
+pytestmark = pytest.mark.seconds
+
 STARTED = RunStarted(
     experiment=load_experiment(None, ["model.args={hidden = [8, 8]}"]),
     model_arguments={"hidden": [8, 8]},

@@ -121,11 +121,9 @@ def run(
     RunError
         If the federation could not go on; the run directory says how far it came.
     """
-    space = Workspace.load(experiment)  # before anything is written
+    space = _workspace(experiment, federate)  # before anything is written
     _meanwhile(lambda: space.data.dataset.digest)
-    if (
-        federate is None and space.cohort is not None
-    ):  # takes a while, and may refuse the experiment
+    if space.engine.name == "stacked":
         _meanwhile(load_plots)  # not beside processes that are forked
     with _carried(experiment, federate) as carry:
         path = create_run_directory(experiment.name, out)
@@ -136,6 +134,11 @@ def run(
             with _reported(path):
                 carry(experiment, [directory, outcome, *sinks], space, None)
     return outcome.result()
+
+
+def _workspace(experiment: Experiment, federate: Federate | None) -> Workspace:
+    """What the run works with here; clients that another one carries train elsewhere."""
+    return Workspace.load(experiment, clients=None if federate is None else 0)
 
 
 def _meanwhile(work: Callable[[], object]) -> None:
@@ -196,7 +199,7 @@ def _resume(
         for line in read_lines(path / "clients.jsonl")
         if line["round"] <= saved.round and line.get("phase") == "train"
     ]
-    space = Workspace.load(experiment)
+    space = _workspace(experiment, federate)
     with _carried(experiment, federate) as carry:
         directory = RunDirectory(path, experiment, done=saved.round)
         outcome = _Outcome(experiment, path)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from flwr.app import Message
 
-from flsimulation import seeds
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError
 from flsimulation.messages.content import RESERVED, config_of
-from flsimulation.training import Fit, State
+from flsimulation.training import Trained
 
 
 class Order(NamedTuple):
@@ -24,22 +23,6 @@ class Order(NamedTuple):
     """Unix time in seconds after which nobody waits for the answer, if there is a deadline."""
 
 
-class Done(Protocol):
-    """What a client's training gave, as far as its numbers go; see `Fit`."""
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """By name."""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps."""
-
-    @property
-    def seconds(self) -> float:
-        """Duration."""
-
-
 def order_of(message: Message, partition: int, space: Workspace) -> Order:
     """Read a training message to the client of a partition."""
     config = config_of(message)
@@ -47,35 +30,7 @@ def order_of(message: Message, partition: int, space: Workspace) -> Order:
     return Order(partition, round, mu, expires(message, space))
 
 
-def fit(space: Workspace, state: State, order: Order) -> Fit:
-    """Train one client from a global model, by the engine that the experiment asks of a client.
-
-    Raises
-    ------
-    ClientError
-        If it fails.
-    """
-    spec, batches = space.experiment, space.train_batches(order.partition, order.round)
-    if spec.train.engine != "stacked":
-        return space.trainer.fit(
-            state,
-            batches,
-            seed=seeds.integer(spec.seed, "fit", order.round, order.partition),
-            validation=space.validation_batches(order.partition) if spec.train.validate_ else None,
-            proximal_mu=order.proximal_mu,
-            expires=order.expires,
-        )
-    trainer = space.cohort  # the program of many clients, for one
-    assert trainer is not None  # noqa: S101 - or the experiment was refused
-    mu, expires = order.proximal_mu, order.expires
-    (wave,) = trainer.fit(state, [batches], proximal_mu=mu, expires=expires)
-    (result,) = wave.results
-    if isinstance(result, ClientError):
-        raise result
-    return Fit(wave.state(0), result.scores, result.steps, result.seconds)
-
-
-def fit_metrics(space: Workspace, partition: int, done: Done) -> dict[str, float]:
+def fit_metrics(space: Workspace, partition: int, done: Trained) -> dict[str, float]:
     """The numbers in a trained client's answer. Raises `ClientError`."""
     return {
         **logged(done.scores),

@@ -8,8 +8,7 @@ from typing import TypeAlias
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from flsimulation.client.answers import fit, fit_metrics, order_of
-from flsimulation.client.cohort import Asked, evaluate_together
+from flsimulation.client.cohort import Asked, evaluate_together, train_together
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, RunError
 from flsimulation.experiment import Experiment, unflatten
@@ -19,9 +18,7 @@ from flsimulation.messages.content import (
     evaluation_asked,
     failure,
     identity_reply,
-    reply,
     reply_both,
-    state_of,
 )
 from flsimulation.messages.packing import is_packed, pack, unpack
 
@@ -59,7 +56,7 @@ def make_client_app(
         if "workspace" not in loaded:
             experiment = unflatten(context.run_config)
             loaded["workspace"] = (
-                load(experiment, context.run_id) if load else Workspace.load(experiment)
+                load(experiment, context.run_id) if load else Workspace.load(experiment, clients=1)
             )
         return loaded["workspace"]
 
@@ -121,9 +118,8 @@ def _configured_partition(context: Context) -> int | None:
 
 
 def _train(message: Message, _: ConfigRecord, partition: int, workspace: Workspace) -> Message:
-    order = order_of(message, partition, workspace)
-    result = fit(workspace, state_of(message), order)
-    return reply(message, fit_metrics(workspace, partition, result), result.state)
+    ((answered,),) = train_together([Asked(message, partition)], workspace)
+    return answered
 
 
 def _evaluate(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from flwr.app import ConfigRecord, Message
 
 from flsimulation.client.answers import evaluation_metrics, expires, fit_metrics, number, order_of
 from flsimulation.client.workspace import Workspace
-from flsimulation.errors import ClientError, RunError, describe_error
+from flsimulation.errors import ClientError, RunError
 from flsimulation.messages.batch import asks_average, cohort_reply
 from flsimulation.messages.content import config_of, failure, model_of, reply, state_of_record
-from flsimulation.training import CohortTrainer, NotStackable, Scored
-from flsimulation.training.stacked.wave import Wave
+from flsimulation.training import Fitted, Terms
 
 
 class Asked(NamedTuple):
@@ -24,9 +22,7 @@ class Asked(NamedTuple):
     partition: int
 
 
-def train_together(
-    asked: Sequence[Asked], space: Workspace, trainer: CohortTrainer
-) -> Iterator[list[Message]]:
+def train_together(asked: Sequence[Asked], space: Workspace) -> Iterator[list[Message]]:
     """Answer training messages that carry the same model, some at a time.
 
     Parameters
@@ -34,14 +30,12 @@ def train_together(
     asked : sequence of Asked
         At least one; the first one's model and settings are those of all.
     space : Workspace
-        The clients' data.
-    trainer : CohortTrainer
-        Of the experiment's model.
+        The clients' data, and who trains them.
 
     Raises
     ------
     RunError
-        If the model's step turns out not to be one program.
+        If the engine turns out not to fit the model.
 
     Yields
     ------
@@ -51,26 +45,13 @@ def train_together(
     """
     first = asked[0].message
     order, average = order_of(*asked[0], space), asks_average(first)
-    waves = trainer.fit(
-        state_of_record(model_of(first)),
-        [space.train_batches(partition, order.round) for _, partition in asked],
-        proximal_mu=order.proximal_mu,
-        expires=order.expires,
-        average=average,
-    )
-    try:
-        for wave in waves:
-            yield _answers(wave, asked, space, average=average)
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"the GPU's memory does not hold the clients that train together ({describe_error(error)}); "
-            f"lower train.batch-size, or set train.engine = 'sequential' or train.device = 'cpu'"
-        ) from None
-    except NotStackable as reason:
-        raise RunError(
-            f"the clients cannot be trained together after all: {reason}; set train.engine = "
-            f"'sequential'"
-        ) from reason
+    if average and not space.engine.averages:
+        raise RunError(f"this machine cannot train them together: {space.engine.why_not}")
+    jobs = [space.train_job(partition, order.round) for _, partition in asked]
+    terms = Terms(order.proximal_mu, order.expires, average)
+    messages = {partition: message for message, partition in asked}
+    for fitted in space.engine.fit(state_of_record(model_of(first)), jobs, terms):
+        yield _answers(fitted, messages, space, average=average)
 
 
 def evaluate_together(
@@ -83,7 +64,7 @@ def evaluate_together(
     asked : sequence of Asked
         At least one; the first one's model and settings are those of all.
     space : Workspace
-        The clients' data.
+        The clients' data, and who evaluates them.
     config : ConfigRecord, optional
         The settings, where they are not those of the first message.
 
@@ -94,19 +75,18 @@ def evaluate_together(
     """
     first, messages = asked[0].message, {partition: message for message, partition in asked}
     settings = config_of(first) if config is None else config
-    found = space.client_scores(
-        space.state_of(model_of(first)),
-        list(messages),
-        round=int(number(settings, "server-round")),
-        expires=expires(first, space),
-    )
-    for some in found:
+    round = int(number(settings, "server-round"))
+    jobs = [space.evaluation_job(partition, round) for partition in messages]
+    state = state_of_record(model_of(first))
+    for some in space.engine.evaluate(state, jobs, expires(first, space)):
         yield [
             _evaluated(messages[partition], partition, some[partition], space) for partition in some
         ]
 
 
-def _evaluated(message: Message, partition: int, scored: Scored, space: Workspace) -> Message:
+def _evaluated(
+    message: Message, partition: int, scored: dict[str, float] | ClientError, space: Workspace
+) -> Message:
     try:
         if isinstance(scored, ClientError):
             raise scored
@@ -116,12 +96,12 @@ def _evaluated(message: Message, partition: int, scored: Scored, space: Workspac
 
 
 def _answers(
-    wave: Wave, asked: Sequence[Asked], space: Workspace, *, average: bool
+    fitted: Fitted, messages: Mapping[int, Message], space: Workspace, *, average: bool
 ) -> list[Message]:
     metrics, failures = dict[int, dict[str, float]](), dict[int, ClientError]()
     answers = list[Message]()
-    for place, (client, result) in enumerate(zip(wave.clients, wave.results, strict=True)):
-        message, partition = asked[client]
+    for partition, result in fitted.results.items():
+        message = messages[partition]
         try:
             if isinstance(result, ClientError):
                 raise result
@@ -131,9 +111,9 @@ def _answers(
             answers += [] if average else [failure(message, error)]
             continue
         metrics[partition] = found
-        answers += [] if average else [reply(message, found, wave.state(place))]
+        answers += [] if average else [reply(message, found, result.state)]
     if not average:
         return answers
-    first = asked[wave.clients[0]].message
+    first = messages[next(iter(fitted.results))]
     examples = sum(int(own["num-examples"]) for own in metrics.values())
-    return [cohort_reply(first, metrics, failures, wave.weights, examples)]
+    return [cohort_reply(first, metrics, failures, fitted.mean or {}, examples)]

@@ -8,15 +8,14 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
-from flsimulation.client.app import make_client_app
 from flsimulation.client.cohort import Asked, evaluate_together, train_together
 from flsimulation.client.workspace import Workspace
-from flsimulation.errors import ClientError, RunError, describe_error
+from flsimulation.errors import ClientError, describe_error
 from flsimulation.experiment import unflatten
-from flsimulation.messages.batch import asks_average, bundle, merged
+from flsimulation.messages.batch import bundle, merged
 from flsimulation.messages.content import failure
 
 PARTITIONS = "partition-ids"  # in the node config: whose share a message is, as "0,3,6"
@@ -45,7 +44,7 @@ def load() -> ClientApp:
 def prepare(run_config: Mapping[str, bool | float | int | str]) -> None:
     """Have data and model ready before the first message, whose answer says why if they cannot be had."""
     with contextlib.suppress(Exception):
-        _ = _workspace(tuple(sorted(run_config.items()))).cohort
+        _workspace(tuple(sorted(run_config.items())))
 
 
 def _answer(message: Message, context: Context) -> Message:
@@ -54,7 +53,7 @@ def _answer(message: Message, context: Context) -> Message:
     answers: dict[int, Message] = {}
     try:
         space = _workspace(tuple(sorted(context.run_config.items())))
-        for answer in _answers(asked, context, space):
+        for answer in _answers(asked, space):
             answers[int(answer.metadata.reply_to_message_id)] = answer
     except Exception as error:  # of all: no data on this machine, or the program of many failed
         why = ClientError("error", describe_error(error))
@@ -62,25 +61,13 @@ def _answer(message: Message, context: Context) -> Message:
     return bundle(message, answers)
 
 
-def _answers(asked: Sequence[Asked], context: Context, space: Workspace) -> Iterator[Message]:
+def _answers(asked: Sequence[Asked], space: Workspace) -> Iterator[Message]:
     first = asked[0].message
-    if first.metadata.message_type == MessageType.TRAIN and (trainer := space.cohort) is not None:
-        waves = train_together(asked, space, trainer)
+    if first.metadata.message_type == MessageType.TRAIN:
+        waves = train_together(asked, space)
         yield from merged(first, [answer for wave in waves for answer in wave])
         return
-    if first.metadata.message_type == MessageType.EVALUATE:
-        yield from itertools.chain.from_iterable(evaluate_together(asked, space))
-        return
-    if asks_average(first):
-        raise RunError(f"this machine cannot train them together: {space.stacking.why_not}")
-    client = make_client_app(space)
-    for message, partition in asked:
-        node = {**context.node_config, "partition-id": partition}
-        own = Context(context.run_id, context.node_id, node, RecordDict(), context.run_config)
-        try:
-            yield client(message, own)
-        except Exception as error:
-            yield failure(message, ClientError("error", describe_error(error)))
+    yield from itertools.chain.from_iterable(evaluate_together(asked, space))
 
 
 def _own(message: Message, partition: int) -> Message:
@@ -93,4 +80,4 @@ def _own(message: Message, partition: int) -> Message:
 @functools.lru_cache(maxsize=1)
 def _workspace(run_config: tuple[tuple[str, bool | float | int | str], ...]) -> Workspace:
     """Data and trainer of an experiment; they stay for the process's next message."""
-    return Workspace.load(unflatten(dict(run_config)))
+    return Workspace.load(unflatten(dict(run_config)), processes=1)

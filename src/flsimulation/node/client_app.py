@@ -25,7 +25,7 @@ from flsimulation.node import sockets, threads
 from flsimulation.node.health import keep_trouble, see_kills, take_trouble
 from flsimulation.node.launches import Killed
 from flsimulation.runtimes.network.names import CLIENT_APP, REPORTS, WARM
-from flsimulation.training import Batches
+from flsimulation.training import Batches, Job, Terms
 
 _prepared: tuple[int, Workspace] | None = None
 """A run's id with its data and model: another run may find other files under the same names."""
@@ -36,7 +36,7 @@ def prepare(order: dict[str, Any]) -> None:
     global _prepared
     threads.hold()
     see_kills()
-    space = Workspace.load(unflatten(order["experiment"]))
+    space = Workspace.load(unflatten(order["experiment"]), clients=1)
     _prepared = order["run"], space
     _practise(space)
 
@@ -56,11 +56,11 @@ def _practise(space: Workspace) -> None:
         2,
         lambda: seeds.rng(0, "practice"),
     )
-    state = space.initial_state()
+    job, state = Job(0, batches, seed=0), space.initial_state()
     with contextlib.suppress(Exception):  # whatever is wrong, the first message says it
-        space.trainer.fit(state, batches, seed=0)
+        list(space.engine.fit(state, [job], Terms()))
         if space.can_evaluate_clients:
-            space.trainer.evaluate(state, batches)
+            list(space.engine.evaluate(state, [job]))
 
 
 def tell_killed(killed: Killed) -> None:
@@ -77,7 +77,7 @@ def _workspace(experiment: Experiment, run: int) -> Workspace:
     if _prepared is not None and _prepared[0] == run:
         return _prepared[1]
     _prepare_for(experiment, run)
-    return Workspace.load(experiment)
+    return Workspace.load(experiment, clients=1)
 
 
 def _begin(partition: int) -> None:

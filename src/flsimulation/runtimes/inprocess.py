@@ -15,7 +15,6 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation.client.app import make_client_app
 from flsimulation.client.cohort import Asked, evaluate_together, train_together
-from flsimulation.client.workers import workers_for
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.events import Sink
@@ -240,29 +239,15 @@ def run_in_process(
     space = workspace or Workspace.load(experiment)
     run_config = flatten(experiment)
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
-    with imports_kept(), flower_identity(), quiet_flower(), _together(space) as together:
-        clients = experiment.data.clients
-        grid = InProcessGrid(
-            make_client_app(space), clients, run_config, together, averages=space.cohort is not None
-        )
+    together: Mapping[str, Together] = {
+        MessageType.TRAIN: functools.partial(train_together, space=space),
+        MessageType.EVALUATE: functools.partial(evaluate_together, space=space),
+    }
+    with imports_kept(), flower_identity(), quiet_flower(), contextlib.closing(space.engine):
+        clients, averages = experiment.data.clients, space.engine.averages
+        client = make_client_app(space)
+        grid = InProcessGrid(client, clients, run_config, together, averages=averages)
         make_server_app(sinks, space, start)(grid, context)
-
-
-@contextlib.contextmanager
-def _together(space: Workspace) -> Iterator[Mapping[str, Together]]:
-    """What answers for a cohort inside the block, by type of message.
-
-    Clients are trained by one program, by several processes, or by nothing of both.
-    """
-    evaluate = {MessageType.EVALUATE: functools.partial(evaluate_together, space=space)}
-    if (trainer := space.cohort) is not None:
-        train = functools.partial(train_together, space=space, trainer=trainer)
-        yield {MessageType.TRAIN: train, **evaluate}
-    elif (workers := workers_for(space)) is not None:
-        with contextlib.closing(workers):
-            yield {MessageType.TRAIN: workers.train, **evaluate}
-    else:
-        yield evaluate
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def make_server_app(
             emit(RunFinished(state, rounds, time.perf_counter() - began, error))
 
         try:
-            space = workspace or Workspace.load(unflatten(context.run_config))
+            space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
             _federate(grid, space, emit, start, connect)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
@@ -158,7 +158,7 @@ def _partitioned(
 
 
 def _announcement(space: Workspace, done: int) -> RunStarted:
-    data, module = space.data, space.trainer.module
+    data, module = space.data, space.module
     listed = len(data.partitions) <= _LISTED_CLIENTS
     return RunStarted(
         experiment=space.experiment,
@@ -169,9 +169,9 @@ def _announcement(space: Workspace, done: int) -> RunStarted:
         classes=data.dataset.classes,
         train_examples=data.train_examples,
         test_examples=len(data.dataset.y_test),
-        engine="sequential" if space.decided.trainer is None else "stacked",
-        not_stacked=space.decided.why_not,
-        gpu=space.trainer.gpu if space.experiment.runtime.kind == "inprocess" else None,
+        engine=space.engine.name,
+        not_stacked=space.engine.why_not,
+        gpu=space.engine.gpu if space.experiment.runtime.kind == "inprocess" else None,
         done=done,
     )
 
@@ -180,13 +180,13 @@ def _averaged_buffers(space: Workspace) -> frozenset[str]:
     """Buffers of the model, under a strategy that must not move them."""
     if space.experiment.strategy.name not in MOVING_THE_MODEL:
         return frozenset()
-    module = space.trainer.module
+    module = space.module
     return frozenset(name for name, _ in module.named_buffers()) & module.state_dict().keys()
 
 
 def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
     """Scores of the global model on the test set."""
-    if not space.trainer.can_evaluate:
+    if not space.engine.can_evaluate:
         return {}
     try:
         return space.test_scores(state_of_record(arrays))

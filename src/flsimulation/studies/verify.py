@@ -147,7 +147,7 @@ def verify_engines(
     """
     space = Workspace.load(_changed(experiment, "stacked"))
     here, starts = _run_here(space)
-    again = dataclasses.replace(space, experiment=_changed(experiment, "sequential"))
+    again = space.under(_changed(experiment, "sequential"))
     there = _each_again(here, starts, again, run_in_process)
     return compare(here, there, compared, BETWEEN_ENGINES)
 
@@ -173,9 +173,7 @@ def _each_again(
     for round in here.rounds:
         strategy = space.experiment.strategy.model_copy(update={"rounds": round.round})
         spec = space.experiment.model_copy(update={"strategy": strategy})
-        short = copy.copy(space)  # with what it has built
-        vars(short)["experiment"] = spec
-        record = Record()
+        short, record = dataclasses.replace(space, experiment=spec), Record()
         federate(spec, [record], short, starts.get(round.round - 1))
         (done,) = record.rounds
         if round.central is None:  # the last round of a run is judged, whatever the schedule

@@ -1,20 +1,18 @@
-"""Local training: one client at a time with plain Lightning, or many as one program."""
+"""Local training: who computes, behind one interface."""
 
 from flsimulation.training.batches import Batches
-from flsimulation.training.direct import DirectEvaluator
-from flsimulation.training.lightning import Fit, LocalTrainer, State
-from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.engine import CohortTrainer
-from flsimulation.training.stacked.evaluation import CohortEvaluator, Scored
+from flsimulation.training.engine import Engine, engine_for, processes_for
+from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 
 __all__ = [
     "Batches",
-    "CohortEvaluator",
-    "CohortTrainer",
-    "DirectEvaluator",
-    "Fit",
-    "LocalTrainer",
-    "NotStackable",
+    "Engine",
+    "Fitted",
+    "Job",
     "Scored",
     "State",
+    "Terms",
+    "Trained",
+    "engine_for",
+    "processes_for",
 ]

@@ -43,6 +43,11 @@ class Batches:
         self._generator: np.random.Generator | None = None
 
     @property
+    def parts(self) -> tuple[np.ndarray, int, Callable[[], np.random.Generator] | None]:
+        """What these are made of beside the data set, in the order of the parameters."""
+        return self._indices, self._size, self._rng
+
+    @property
     def examples(self) -> int:
         """Examples in an epoch."""
         return len(self._indices)

@@ -19,7 +19,7 @@ from flsimulation import seeds
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.training.batches import Batches
 from flsimulation.training.failures import too_late
-from flsimulation.training.lightning import State
+from flsimulation.training.jobs import State
 from flsimulation.training.logged import CannotTake, Log, Logged, reduced
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.step import NotStackable, watched

@@ -1,75 +1,29 @@
-"""Who computes: what every engine takes and returns."""
+"""Who computes: what all engines have in common, and the one choice between them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeAlias
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
+import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
-from flsimulation.errors import ClientError
-from flsimulation.training.batches import Batches
-
-State: TypeAlias = dict[str, Tensor]
-"""A module's state_dict: parameters and buffers by name."""
-
-
-class Job(NamedTuple):
-    """What one client has to compute on."""
-
-    partition: int
-    batches: Batches
-    """Its training part, or its held-out part."""
-    seed: int
-    """Of the random draws inside the module."""
-    validation: Batches | None = None
-    """What a module's validation loop runs on after each epoch of a fit, if that is asked for."""
-
-
-class Terms(NamedTuple):
-    """What holds for all jobs of a call."""
-
-    proximal_mu: float = 0.0
-    """Weight of FedProx's term mu/2 |w - w_global|^2; 0 for none."""
-    expires: float | None = None
-    """Unix time in seconds after which nobody waits for the result."""
-    average: bool = False
-    """Whether only the mean of the clients' models is wanted; an engine may ignore it."""
-
-
-class Trained(NamedTuple):
-    """What one client's training came to, beside its model."""
-
-    scores: dict[str, float]
-    """``loss`` (mean over the last epoch's examples) and whatever the module logged."""
-    steps: int
-    """Optimizer steps."""
-    seconds: float
-    """Of the client, or its share of the time of those that were trained together."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Clients whose training ended together: one, or many of a wave."""
-
-    results: Mapping[int, Trained | ClientError]
-    """By partition."""
-    models: Mapping[int, State] = field(default_factory=dict)
-    """Of those that succeeded, on the CPU, by partition; empty where there is a mean."""
-    mean: State | None = None
-    """The mean model of those that succeeded, weighted by examples, where the terms ask for it."""
-
-
-Scored: TypeAlias = Mapping[int, dict[str, float] | ClientError]
-"""Scores of clients that were evaluated together, or why there are none, by partition."""
+from flsimulation.errors import ModelError, describe_error
+from flsimulation.experiment.spec import Train
+from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
+from flsimulation.training.lightning import require_device, takes_gpu
+from flsimulation.training.sequential import SequentialEngine
+from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.engine import StackedEngine
 
 
 class Engine(Protocol):
     """Trains and evaluates clients from a global model.
 
-    A client that fails is a result, a `ClientError`, and does not touch the others. What ends a
-    call as a whole (an engine that does not fit the model after all) is a `RunError`.
+    A client that fails is a result, a `ClientError`, and does not touch the others. A call that
+    fails as a whole raises a `RunError`.
     """
 
     @property
@@ -95,13 +49,70 @@ class Engine(Protocol):
     def fit(self, model: State, jobs: Sequence[Job], terms: Terms) -> Iterator[Fitted]:
         """Train each client from the same global model, which is not changed.
 
-        Yields what is done as it is done; every job is in one of the results.
+        Yields results as they are there; every job is in one of them.
         """
 
     def evaluate(
         self, model: State, jobs: Sequence[Job], expires: float | None = None
     ) -> Iterator[Scored]:
-        """Score the model, which is not changed, on each job's batches, as they are done."""
+        """Score the model, which is not changed, on each job's batches.
+
+        Yields results as they are there; every job is in one of them. After ``expires``, Unix time
+        in seconds, clients fail as too late.
+        """
 
     def close(self) -> None:
-        """End what was started; the engine may be used again."""
+        """End the processes that were started; the next call starts others."""
+
+
+def engine_for(
+    module: pl.LightningModule, spec: Train, x: Tensor, y: Tensor, clients: int, processes: int = 1
+) -> Engine:
+    """The engine that trains an experiment's clients where this is called.
+
+    Many clients are trained stacked where the module allows it, unless the experiment asks for
+    ``sequential``. One client by itself gains nothing by it, and is trained stacked only if the
+    experiment asks for it.
+
+    Parameters
+    ----------
+    module : LightningModule
+        The model; never changed.
+    spec : Train
+        The engine that is asked for, and how clients train.
+    x, y : Tensor
+        Inputs and targets of the data set, [n, ...].
+    clients : int
+        The most that may train here at a time; 0 where only the test set is evaluated.
+    processes : int
+        The most that sequential clients may take.
+
+    Raises
+    ------
+    InputError
+        If the experiment asks for a device that is not there.
+    ModelError
+        If the experiment asks for the stacked engine, and the module does not allow it.
+    """
+    require_device(spec)
+    least = 1 if spec.engine == "stacked" else 2
+    if spec.engine == "sequential" or clients < least:
+        return SequentialEngine(module, spec, x, y, processes)
+    try:
+        return StackedEngine(module, spec, x, y)
+    except Exception as error:  # whatever a user's module does when it is copied and traced
+        known = isinstance(error, NotStackable)
+        reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
+    if spec.engine == "stacked":
+        raise ModelError(f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'")
+    return SequentialEngine(module, spec, x, y, processes, why_not=reason)
+
+
+def processes_for(spec: Train, clients: int) -> int:
+    """Processes in which so many clients train one by one: as many as there are cores.
+
+    One where the GPU is, which no process may use before it forks, and where processes cannot fork.
+    """
+    if takes_gpu(spec) or "fork" not in multiprocessing.get_all_start_methods():
+        return 1
+    return max(1, min(torch.get_num_threads(), clients))

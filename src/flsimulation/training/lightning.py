@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +15,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.errors import ClientError, InputError, describe_error
@@ -25,28 +23,19 @@ from flsimulation.host.quiet import quiet_lightning
 from flsimulation.training.batches import Batches
 from flsimulation.training.callbacks import Deadline, Proximal, TrainingLoss
 from flsimulation.training.failures import loss_not_finite, no_step, weights_not_finite
+from flsimulation.training.jobs import State, Trained
 from flsimulation.training.scores import scores
-
-State = dict[str, Tensor]
-"""A module's state_dict: parameters and buffers by name."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a client's training gave."""
-
-    state: State
-    """The module's parameters and buffers afterwards, on the CPU."""
-    scores: dict[str, float]
-    """``loss`` (mean over the last epoch's examples) and whatever the module logged."""
-    steps: int
-    """Optimizer steps."""
-    seconds: float
 
 
 def takes_gpu(spec: Train) -> bool:
     """Whether training is to be on a GPU."""
     return spec.device != "cpu" and torch.cuda.is_available()
+
+
+def require_device(spec: Train) -> None:
+    """Raise `InputError` if the experiment asks for a device that is not there."""
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
 
 
 class LocalTrainer:
@@ -74,8 +63,7 @@ class LocalTrainer:
         self.module = module
         self._spec = spec
         self._trainer: _KeptTrainer | None = None
-        if spec.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
+        require_device(spec)
 
     @property
     def uses_gpu(self) -> bool:
@@ -101,7 +89,7 @@ class LocalTrainer:
         validation: Batches | None = None,
         proximal_mu: float = 0.0,
         expires: float | None = None,
-    ) -> Fit:
+    ) -> Trained:
         """Train a copy of the module for the experiment's local epochs.
 
         Parameters
@@ -138,7 +126,7 @@ class LocalTrainer:
         result = {name: value.detach().cpu() for name, value in module.state_dict().items()}
         logged = scores(trainer.callback_metrics, {} if loss.mean is None else {"loss": loss.mean})
         _check_finite(logged.get("loss", 0.0), result)
-        return Fit(result, logged, trainer.global_step, time.perf_counter() - began)
+        return Trained(logged, trainer.global_step, time.perf_counter() - began, result)
 
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None

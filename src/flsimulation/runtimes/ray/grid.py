@@ -214,7 +214,7 @@ def run_on_actors(
 ) -> None:
     """Run the experiment's ServerApp in this process and its clients on the actors."""
     space = workspace or Workspace.load(experiment)
-    together = space.cohort is not None
+    together = space.engine.averages
     grid = RayGrid(actors, experiment.data.clients, run_config, together=together)
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
     with flower_identity(), quiet_flower():

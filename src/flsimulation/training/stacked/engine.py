@@ -1,217 +1,125 @@
-"""Many clients' local training as one program: their parameters stacked, their steps taken at once.
-
-ClientUpdate of McMahan et al., "Communication-Efficient Learning of Deep Networks from
-Decentralized Data" (AISTATS 2017), algorithm 1, for a whole cohort. It gives what `LocalTrainer`
-gives for the same batches, to rounding; tests/test_cohort.py holds it to that.
-"""
+"""The engine that trains many clients at once, as one stacked program."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flsimulation.errors import ClientError, RunError, describe_error
 from flsimulation.experiment.spec import Train
-from flsimulation.training.batches import Batches
-from flsimulation.training.lightning import State, takes_gpu
-from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.eligible import (
-    Optimization,
-    check_stackable,
-    optimization,
-    plain_rates,
-)
-from flsimulation.training.stacked.wave import Stack, Terms, Wave, WaveFit
-
-_WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
-_GPU_SHARE = 4  # of a GPU's free memory for a wave: a new program is compared with another
-_COPIES = 4  # of a parameter, where the optimizer keeps two moments
-_POWERS = 10  # of 2, sizes of a batch
-_EXAMPLES = 32  # of the data set, enough to trace a step
+from flsimulation.training.direct import DirectEvaluator
+from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
+from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.sequential import evaluated_alone
+from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.evaluation import CohortEvaluator
+from flsimulation.training.stacked.trainer import CohortTrainer
+from flsimulation.training.stacked.wave import Wave
 
 
-class CohortTrainer:
-    """Trains the clients of a cohort in waves, each wave as one stacked program.
-
-    A wave has a core of the CPU, and fits its caches; or the GPU, and fits its memory. The data set
-    is copied to the GPU where it takes no more than half of the free memory.
+class StackedEngine:
+    """Trains clients in waves, each wave as one program, and evaluates those of one size together.
 
     Parameters
     ----------
     module : LightningModule
         The model; never changed.
     spec : Train
-        Batch size, epochs, gradient clipping, device.
+        How clients train.
     x, y : Tensor
         Inputs and targets of the data set, [n, ...].
 
     Raises
     ------
     NotStackable
-        If the module means something else stacked than alone.
+        If the module does something else stacked than alone.
     """
 
+    name, why_not, averages = "stacked", None, True
+
     def __init__(self, module: pl.LightningModule, spec: Train, x: Tensor, y: Tensor) -> None:
-        check_stackable(module, spec)
-        gpu = takes_gpu(spec)
-        device = torch.device("cuda" if gpu else "cpu")
-        module = copy.deepcopy(module).to(device)
-        programs = StepPrograms(module, x[:_EXAMPLES].to(device), y[:_EXAMPLES].to(device))
-        largest = min(spec.batch_size, len(x))
-        programs.check_sizes(_probed(largest))
-        if gpu and x.nbytes + y.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-            x, y = x.to(device), y.to(device)
-        named = dict(module.named_parameters())
-        tensors = named | dict(module.named_buffers())
-        self._stack = Stack(
-            programs=programs,
-            parameters=[named[name] for name in programs.trained],
-            aliases=_aliases(module),
-            kinds={name: value.dtype for name, value in module.state_dict().items()},
-            fixed={name: tensors[name].detach() for name in programs.shared},
-            optimization=_locked(functools.partial(optimization, module)),
-            epochs=spec.epochs,
-            gradient_clip=spec.gradient_clip,
-            x=x,
-            y=y,
-            device=device,
+        self._trainer = CohortTrainer(module, spec, x, y)
+        self._lightning = LocalTrainer(module, spec)
+        self._direct = self._evaluator(module)
+        self._together = CohortEvaluator(self._direct, x, y) if self._direct is not None else None
+
+    @property
+    def gpu(self) -> str | None:
+        """Name of the GPU that it computes on."""
+        return self._lightning.gpu
+
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether the module has a ``validation_step`` (or a ``test_step``)."""
+        return self._lightning.can_evaluate
+
+    def fit(self, model: State, jobs: Sequence[Job], terms: Terms) -> Iterator[Fitted]:
+        """Train each client from the global model; yields wave by wave. Raises `RunError`."""
+        waves = self._trainer.fit(
+            model,
+            [job.batches for job in jobs],
+            proximal_mu=terms.proximal_mu,
+            expires=terms.expires,
+            average=terms.average,
         )
-        optimizer, schedulers = optimization(module)
-        self._goes_by_epochs = bool(schedulers)
-        self._rates = self._in_place(optimizer)
-        self._step_bytes = self._bytes_of_step(largest) if gpu else 0
-        self._room = torch.cuda.mem_get_info(device)[0] // _GPU_SHARE if gpu else _WAVE_BYTES
-        self._pool: ThreadPoolExecutor | None = None
-
-    def fit(
-        self,
-        state: State,
-        clients: Sequence[Batches],
-        *,
-        proximal_mu: float = 0.0,
-        expires: float | None = None,
-        average: bool = False,
-    ) -> Iterator[Wave]:
-        """Train every client from the same global model, and give them wave by wave.
-
-        Parameters
-        ----------
-        state : dict of Tensor
-            The global model; not changed.
-        clients : sequence of Batches
-            The clients' training parts.
-        proximal_mu : float
-            Weight of FedProx's term mu/2 |w - w_global|^2; 0 for none.
-        expires : float, optional
-            Unix time in seconds after which to give up.
-        average : bool
-            Give each wave's mean model only.
-        """
-        device = self._stack.device
-        start = {n: state[n].to(device, dtype) for n, dtype in self._stack.kinds.items()}
-        rates = self._rates if proximal_mu == 0 else None
-        terms = Terms(start, rates, proximal_mu, expires)
-        threads = torch.get_num_threads() if device.type == "cpu" else 1
-        waves = self._waves(clients, threads, in_place=rates is not None)
-
-        def train(places: list[int]) -> Wave:
-            fit = WaveFit(self._stack, terms, [clients[place] for place in places])
-            wave = fit.run(tuple(places))
-            return (wave.averaged() if average else wave).on_cpu()
-
-        if threads == 1 or len(waves) == 1:
-            yield from map(train, waves)
-        else:
-            yield from self._on_threads(train, waves, threads)
-
-    def _on_threads(
-        self, train: Callable[[list[int]], Wave], waves: list[list[int]], threads: int
-    ) -> Iterator[Wave]:
-        """Waves in order; not many more than there are threads exist at once."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(threads, "cohort", lambda: torch.set_num_threads(1))
-        running = deque[Future[Wave]]()
-        torch.set_num_threads(1)
         try:
-            for places in waves:
-                running.append(self._pool.submit(train, places))
-                if len(running) > threads:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            for future in running:
-                future.cancel()
-            torch.set_num_threads(threads)
+            for wave in waves:
+                yield _fitted(wave, jobs, average=terms.average)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"the GPU's memory does not hold the clients that train together "
+                f"({describe_error(error)}); lower train.batch-size, or set train.engine = "
+                f"'sequential' or train.device = 'cpu'"
+            ) from None
+        except NotStackable as reason:
+            raise RunError(
+                f"the clients cannot be trained together after all: {reason}; set train.engine = "
+                f"'sequential'"
+            ) from reason
 
-    def _waves(
-        self, clients: Sequence[Batches], threads: int, *, in_place: bool
-    ) -> list[list[int]]:
-        """Clients that train together: as many as there is room for, of like length."""
-        if not clients:
-            return []
-        size = sum(p.nbytes for p in self._stack.parameters) * (1 if in_place else _COPIES)
-        most = max(1, self._room // max(1, size + self._step_bytes))
-        turns = -(-len(clients) // (most * threads))
-        most = -(-len(clients) // (turns * threads))
-        order = sorted(range(len(clients)), key=lambda place: -clients[place].examples)
-        if not self._goes_by_epochs:
-            return [order[i : i + most] for i in range(0, len(order), most)]
-        waves: list[list[int]] = []  # whose epochs end together
-        for place in order:
-            steps = len(clients[place])
-            if not waves or len(waves[-1]) == most or len(clients[waves[-1][0]]) != steps:
-                waves.append([])
-            waves[-1].append(place)
-        return waves
+    def evaluate(
+        self, model: State, jobs: Sequence[Job], expires: float | None = None
+    ) -> Iterator[Scored]:
+        """Score the model on each job's batches, those of one size together."""
 
-    def _bytes_of_step(self, examples: int) -> int:
-        """Most of the GPU's memory that one client's step takes beside its parameters."""
-        programs, clients = self._stack.programs, 2
-        inputs = programs.inputs(clients, examples)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        programs.eager(*inputs)
-        return (torch.cuda.max_memory_allocated() - before) // clients
+        def alone(place: int) -> dict[str, float] | ClientError:
+            return self._alone(model, jobs[place], expires)
 
-    def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
-        """The learning rates, if programs can take the steps themselves."""
-        if self._goes_by_epochs or self._stack.gradient_clip > 0:
+        if len(jobs) < 2 or self._together is None:
+            yield from ({job.partition: alone(place)} for place, job in enumerate(jobs))
+            return
+        parts = [job.batches for job in jobs]
+        for found in self._together.evaluate(model, parts, alone, expires):
+            yield {jobs[place].partition: scored for place, scored in found.items()}
+
+    def close(self) -> None:
+        """There are no processes to end."""
+
+    def _evaluator(self, module: pl.LightningModule) -> DirectEvaluator | None:
+        """What evaluates without a Trainer, if the module allows it."""
+        try:
+            return DirectEvaluator(module, gpu=self._lightning.uses_gpu)
+        except NotStackable:
             return None
-        rates = plain_rates(optimizer, self._stack.parameters)
-        can = rates is not None and self._stack.programs.can_descend(rates)
-        return rates if can else None
+
+    def _alone(
+        self, model: State, job: Job, expires: float | None
+    ) -> dict[str, float] | ClientError:
+        if self._direct is not None:
+            try:
+                return evaluated_alone(self._direct, model, job, expires)
+            except NotStackable:  # its step asks for a Trainer after all
+                self._direct = self._together = None
+        return evaluated_alone(self._lightning, model, job, expires)
 
 
-def _probed(largest: int) -> list[int]:
-    """Sizes of a batch at which a step is looked at before it is needed."""
-    return [1 << power for power in range(_POWERS) if 1 << power < largest] + [
-        min(largest, 1 << _POWERS)
-    ]
-
-
-def _locked(function: Callable[[], Optimization]) -> Callable[[], Optimization]:
-    """The function, for one thread at a time: it calls the user's module."""
-    lock = threading.Lock()
-
-    def locked() -> Optimization:
-        with lock:
-            return function()
-
-    return locked
-
-
-def _aliases(module: nn.Module) -> dict[str, str]:
-    """For each name of a parameter the one that stands for it: that of the first of tied ones."""
-    first: dict[int, str] = {}
-    return {
-        name: first.setdefault(id(parameter), name)
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-    }
+def _fitted(wave: Wave, jobs: Sequence[Job], *, average: bool) -> Fitted:
+    results: dict[int, Trained | ClientError] = {}
+    for place, (client, result) in enumerate(zip(wave.clients, wave.results, strict=True)):
+        own = isinstance(result, Trained) and not average
+        partition = jobs[client].partition
+        results[partition] = result._replace(state=wave.state(place)) if own else result  # type: ignore[union-attr]
+    return Fitted(results, wave.weights if average else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,9 @@ from flsimulation import seeds
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.direct import DirectEvaluator, Step
-from flsimulation.training.lightning import State
+from flsimulation.training.jobs import State
 from flsimulation.training.stacked.compiler.step import NotStackable, are_close, exactly
 from flsimulation.training.stacked.effects import random_states
-
-Scored: TypeAlias = dict[str, float] | ClientError
-"""One client's scores, or why it has none."""
 
 _PASS_BYTES = 40 * 2**20  # written by a pass's operations: more does not stay in the caches
 _PASS_EXAMPLES = 2000
@@ -51,9 +48,9 @@ class CohortEvaluator:
         self,
         state: State,
         clients: Sequence[Batches],
-        alone: Callable[[int], Scored],
+        alone: Callable[[int], dict[str, float] | ClientError],
         expires: float | None = None,
-    ) -> Iterator[dict[int, Scored]]:
+    ) -> Iterator[dict[int, dict[str, float] | ClientError]]:
         """Score the model, and give the results as they come.
 
         Parameters
@@ -89,8 +86,8 @@ class CohortEvaluator:
         state: State,
         clients: Sequence[Batches],
         places: list[int],
-        alone: Callable[[int], Scored],
-    ) -> dict[int, Scored]:
+        alone: Callable[[int], dict[str, float] | ClientError],
+    ) -> dict[int, dict[str, float] | ClientError]:
         rows = np.concatenate([clients[place].index_batches() for place in places])
         try:
             return dict(zip(places, self._scores(state, rows), strict=True))

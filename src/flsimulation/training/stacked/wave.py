@@ -19,24 +19,12 @@ from flsimulation.training.failures import (
     too_late,
     weights_not_finite,
 )
-from flsimulation.training.lightning import State
+from flsimulation.training.jobs import State, Trained
 from flsimulation.training.logged import reduced
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.program import Step, StepPrograms
 from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
 from flsimulation.training.stacked.plan import Plan
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What one client's training gave, beside its weights."""
-
-    scores: dict[str, float]
-    """``loss`` (mean over the last epoch's examples) and whatever the module logged."""
-    steps: int
-    """Optimizer steps."""
-    seconds: float
-    """The client's share of its wave's time."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +34,7 @@ class Wave:
     clients: tuple[int, ...]
     """Their places in what was asked for."""
     results: list[Trained | ClientError]
-    """One for each client."""
+    """One for each client, without its model."""
     weights: State
     """Their models' parameters and buffers, [clients, ...] where they are the clients' own; on the
     device that trained them."""
@@ -278,7 +266,7 @@ class WaveFit:
         batches = np.flatnonzero(weights)
         values = self._values.numpy()[1:, batches, place].T
         logged = reduced(self._programs.how, values, weights[batches])
-        return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds)
+        return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds, {})
 
 
 def _not_finite(own: State) -> dict[int, str]:

@@ -1,0 +1,126 @@
+"""The engine that trains one client after the other with Lightning's own Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from flsimulation.errors import ClientError, describe_error
+from flsimulation.experiment.spec import Train
+from flsimulation.training.batches import Batches
+from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
+from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.workers import Workers
+
+
+class SequentialEngine:
+    """Trains clients one by one, in this process or in several.
+
+    Parameters
+    ----------
+    module : LightningModule
+        The model; never changed.
+    spec : Train
+        How clients train.
+    x, y : Tensor
+        Inputs and targets of the data set, [n, ...].
+    processes : int
+        In which clients train; with one it is this process.
+    why_not : str, optional
+        Why they do not train stacked, where that was tried.
+    """
+
+    name, averages = "sequential", False
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        spec: Train,
+        x: Tensor,
+        y: Tensor,
+        processes: int = 1,
+        why_not: str | None = None,
+    ) -> None:
+        self._trainer = LocalTrainer(module, spec)
+        self._workers: Workers | None = None
+        if processes > 1:
+            self._workers = Workers(self._fit_one, module.state_dict(), (x, y), processes)
+        self._why_not = why_not
+
+    @property
+    def why_not(self) -> str | None:
+        """Why clients are not trained stacked, where that was tried."""
+        return self._why_not
+
+    @property
+    def gpu(self) -> str | None:
+        """Name of the GPU that it computes on."""
+        return self._trainer.gpu
+
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether the module has a ``validation_step`` (or a ``test_step``)."""
+        return self._trainer.can_evaluate
+
+    def fit(self, model: State, jobs: Sequence[Job], terms: Terms) -> Iterator[Fitted]:
+        """Train each client from the global model; yields one client at a time."""
+        if self._workers is not None:
+            results: Iterator[Trained | ClientError] = self._workers.fit(model, jobs, terms)
+        else:
+            results = (self._fit_one(model, job, terms) for job in jobs)
+        for job, result in zip(jobs, results, strict=True):
+            yield Fitted({job.partition: result})
+
+    def evaluate(
+        self, model: State, jobs: Sequence[Job], expires: float | None = None
+    ) -> Iterator[Scored]:
+        """Score the model on each job's batches, one by one."""
+        for job in jobs:
+            yield {job.partition: evaluated_alone(self._trainer, model, job, expires)}
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def _fit_one(self, model: State, job: Job, terms: Terms) -> Trained | ClientError:
+        try:
+            return self._trainer.fit(
+                model,
+                job.batches,
+                seed=job.seed,
+                validation=job.validation,
+                proximal_mu=terms.proximal_mu,
+                expires=terms.expires,
+            )
+        except ClientError as error:
+            return error
+        except Exception as error:
+            return ClientError("error", describe_error(error))
+
+
+class Evaluates(Protocol):
+    """A `LocalTrainer` or a `DirectEvaluator`."""
+
+    def evaluate(
+        self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
+    ) -> dict[str, float]:
+        """Scores of a model. Raises `ClientError`."""
+
+
+def evaluated_alone(
+    by: Evaluates, model: State, job: Job, expires: float | None
+) -> dict[str, float] | ClientError:
+    """One client's scores, or why there are none. Raises `NotStackable`."""
+    try:
+        return by.evaluate(model, job.batches, seed=job.seed, expires=expires)
+    except NotStackable:
+        raise
+    except ClientError as error:
+        return error
+    except Exception as error:
+        return ClientError("error", describe_error(error))
