@@ -14,6 +14,7 @@ from flsimulation.events import (
     ClientReplied,
     ClientsAwaited,
     ClientsConnected,
+    EngineReported,
     Event,
     PhaseStarted,
     RoundFinished,
@@ -68,9 +69,10 @@ class PlainView:
         """Show what the event tells."""
         if isinstance(event, RunStarted):
             self._say(_title(event), style="bold")
-            if event.not_stacked is not None:
-                self._say(f"  clients train one by one: {event.not_stacked}", style="yellow")
+            self._engine(event.not_stacked)
             self._say(_row(_COLUMNS), style="dim")
+        elif isinstance(event, EngineReported):
+            self._engine(event.not_stacked)
         elif isinstance(event, ClientsConnected):
             self._connected(event)
         elif isinstance(event, ClientsAwaited):
@@ -84,6 +86,11 @@ class PlainView:
             self._say(_row(_cells(event, self.rounds)))
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
+
+    def _engine(self, not_stacked: str | None) -> None:
+        """Say why clients are not trained stacked."""
+        if not_stacked is not None:
+            self._say(f"  clients train one by one: {not_stacked}", style="yellow")
 
     def _connected(self, event: ClientsConnected) -> None:
         """Say which clients are missing, and when they are all there again."""

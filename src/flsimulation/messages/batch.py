@@ -16,7 +16,10 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from flsimulation.errors import ClientError
 from flsimulation.events import Phase
+from flsimulation.messages.arrays import size_of
 from flsimulation.messages.weights import mean_of
+
+_NUMBER_BYTES = 8  # of a number in a record
 
 
 class Task(NamedTuple):
@@ -97,3 +100,14 @@ def _mean(parts: Sequence[Mean]) -> Mean | None:
         return parts[0] if parts else None
     models, examples = zip(*parts, strict=True)
     return Mean(mean_of(models, examples), sum(examples))
+
+
+def batch_bytes(batch: Batch) -> int:
+    """Payload of a batch for one client: the model, and the settings of each task."""
+    return size_of(batch.model) + sum(size_of(task.config) for task in batch.tasks)
+
+
+def outcome_bytes(outcome: Outcome) -> int:
+    """Payload of an outcome that a client sends by itself, as Flower counts it."""
+    numbers = sum(map(len, outcome.metrics)) + _NUMBER_BYTES * len(outcome.metrics)
+    return numbers + (size_of(outcome.model) if outcome.model is not None else 0)

@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 
 from flsimulation.errors import FAILURE_REASONS, ClientError
 from flsimulation.events import Phase
-from flsimulation.messages.arrays import size_of
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.messages.content import ARRAYS, CONFIG, METRICS, Record, config_of, model_of
 
 _TASKS, _OUTCOMES, _FAILURES, _ENGINE = "tasks", "outcomes", "failures", "engine"
-_NUMBER_BYTES = 8  # of a number in a record, as Flower counts it
 
 _FIRST_CODE = 1000  # well above the codes Flower gives to its own errors
 _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
@@ -58,7 +64,7 @@ def _records(batch: Batch, *, limited: bool) -> dict[str, Record]:
         {
             "partitions": [task.partition for task in batch.tasks],
             "groups": places,
-            "phases": [phase for phase, _, _ in groups],
+            "phases": [str(phase) for phase, _, _ in groups],
             "rounds": [round for _, round, _ in groups],
             "average": batch.average,
             "limited": limited,
@@ -136,12 +142,17 @@ def reply_to(message: Message, reply: Reply) -> Message:
 
 def plain_reply(message: Message, outcome: Outcome) -> Message:
     """One client's answer as Flower's strategies expect it: metrics and model, or an error."""
-    if (error := outcome.error) is not None:
-        return Message(Error(_CODES[error.reason], str(error)), reply_to=message)
+    if outcome.error is not None:
+        return failed_reply(message, outcome.error)
     content = RecordDict({METRICS: MetricRecord(dict(outcome.metrics))})
     if outcome.model is not None:
         content[ARRAYS] = outcome.model
     return Message(content, reply_to=message)
+
+
+def failed_reply(message: Message, error: ClientError) -> Message:
+    """The same failure of all tasks of a message, as Flower's own runtimes report one."""
+    return Message(Error(_CODES[error.reason], str(error)), reply_to=message)
 
 
 def _columns(outcomes: Sequence[Outcome]) -> dict[str, Record]:
@@ -155,7 +166,7 @@ def _columns(outcomes: Sequence[Outcome]) -> dict[str, Record]:
         {
             "partitions": [o.partition for block in blocks.values() for o in block],
             "sizes": [len(block) for block in blocks.values()],
-            "phases": [block[0].phase for block in blocks.values()],
+            "phases": [str(block[0].phase) for block in blocks.values()],
         }
     )
     records: dict[str, Record] = {_OUTCOMES: told}
@@ -170,7 +181,7 @@ def _failures(outcomes: Sequence[Outcome]) -> ConfigRecord:
     return ConfigRecord(
         {
             "partitions": [outcome.partition for outcome in outcomes],
-            "phases": [outcome.phase for outcome in outcomes],
+            "phases": [str(outcome.phase) for outcome in outcomes],
             "reasons": [error.reason for error in errors],
             "errors": [str(error) for error in errors],
         }
@@ -223,13 +234,3 @@ def _succeeded(content: RecordDict) -> Iterator[Outcome]:
 
 def _rows(record: ConfigRecord, *columns: str) -> Iterator[tuple[Any, ...]]:
     return zip(*(cast(list[Any], record[column]) for column in columns), strict=True)
-
-
-def task_bytes(task: Task) -> int:
-    """Payload of the settings in a client's own message."""
-    return size_of(task.config)
-
-
-def outcome_bytes(outcome: Outcome) -> int:
-    """Payload of a client's own answer but for the model: its numbers, as Flower counts them."""
-    return sum(map(len, outcome.metrics)) + _NUMBER_BYTES * len(outcome.metrics)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,11 @@ from flwr.serverapp import Grid
 from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
-from flsimulation.messages.content import assign, identity_of
+from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.content import identity_of
 from flsimulation.messages.packing import is_packed, pack, unpack
 from flsimulation.node.assignment import Identity, PartitionTable
-from flsimulation.server.exchange import PartitionedGrid
+from flsimulation.server.grid import PartitionedGrid
 
 if TYPE_CHECKING:
     from flwr.supercore.run import Run  # not public; what `Grid` itself is annotated with
@@ -59,7 +61,7 @@ def connect(
 
 
 class AssignedGrid(PartitionedGrid):
-    """Flower's grid with a partition for each node; messages tell the node which it holds.
+    """Flower's grid with a partition for each node; tasks tell the node which it holds.
 
     Parameters
     ----------
@@ -105,6 +107,15 @@ class AssignedGrid(PartitionedGrid):
     def costs_time(self) -> bool:
         """A message over a network takes part of a second, and a process of the client's."""
         return True
+
+    def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:
+        """All tasks of a client in one message."""
+        tasks: dict[int, list[Task]] = {}
+        for task in batch.tasks:
+            tasks.setdefault(task.partition, []).append(task)
+        nodes = {partition: node for node, partition in self.partitions.items()}
+        for partition, own in sorted(tasks.items()):
+            yield nodes.get(partition), replace(batch, tasks=own)
 
     def look(self) -> None:
         """See who came and who went; asks new nodes for their name, without waiting."""
@@ -217,10 +228,12 @@ class AssignedGrid(PartitionedGrid):
         return self._grid.run
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, each with the partition that its node holds."""
+        """Send messages, packed."""
+        models: dict[int, ConfigRecord | ArrayRecord] = {}  # most often one, the same for all
+        packed = [_packed(message, models) for message in messages]
         # One by one: Flower shows a node its message before the message's parts are there, and many
         # nodes that ask for parts again and again keep the SuperLink from taking them.
-        sent = [(i, m) for m in self._addressed(messages) for i in self._grid.push_messages([m])]
+        sent = [(i, m) for m in packed for i in self._grid.push_messages([m])]
         self._sent = {i: m.metadata.dst_node_id for i, m in sent}
         identities = {node: self._table.identity_of(node) for node in self._sent.values()}
         self._asked_names = {n: i.name for n, i in identities.items() if i is not None}
@@ -247,21 +260,6 @@ class AssignedGrid(PartitionedGrid):
             *(answer for answer in answers if not _is_flowers_own(answer)),
             *(self._unavailable.pop(i) for i in given_up),
         ]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send messages and wait for the answers, with Flower's own polling."""
-        answers = self._grid.send_and_receive(self._addressed(messages), timeout=timeout)
-        return [_unpacked(answer) for answer in answers]
-
-    def _addressed(self, messages: Iterable[Message]) -> list[Message]:
-        """Copies to send: the messages themselves may be looked at again, and stay as they are."""
-        models: dict[int, ConfigRecord | ArrayRecord] = {}  # most often one, the same for all
-        addressed = list(messages)
-        for message in addressed:
-            assign(message, self.partitions[message.metadata.dst_node_id])
-        return [_packed(message, models) for message in addressed]
 
 
 def _packed(message: Message, models: dict[int, ConfigRecord | ArrayRecord]) -> Message:

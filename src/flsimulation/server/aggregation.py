@@ -63,10 +63,7 @@ class Aggregation:
         """
         require_same_metrics(number, trained)
         try:
-            if trained.means:
-                results = _mean(trained)
-            else:
-                results = self._by_strategy(number, trained)
+            results = _mean(trained) if trained.means else self._by_strategy(number, trained)
         except RoundError:
             raise
         except Exception as error:
@@ -87,7 +84,9 @@ class Aggregation:
         sent, buffers = model_of(results[0]), self._take_buffers(trained, results)
         arrays, metrics = self.strategy.aggregate_train(number, results)
         if arrays is None:
-            raise RoundError(f"round {number}: the strategy made no model of {len(results)} results")
+            raise RoundError(
+                f"round {number}: the strategy made no model of {len(results)} results"
+            )
         return with_types_of(joined({**arrays, **buffers}), sent), metrics
 
     def _take_buffers(self, trained: Replies, results: list[Message]) -> dict[str, Array]:
@@ -101,7 +100,7 @@ class Aggregation:
         return average_of(self.buffers, models, weights)
 
 
-def _mean(trained: Replies) -> tuple[ArrayRecord, MetricRecord]:
+def _mean(trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
     """The mean of the means, and of the models of clients that trained by themselves."""
     alone = {p: Mean(m, int(trained.metrics[p]["num-examples"])) for p, m in trained.models.items()}
     parts = [part for _, part in sorted({**alone, **trained.means}.items())]

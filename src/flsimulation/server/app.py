@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.client.workspace import Workspace
@@ -27,11 +27,13 @@ from flsimulation.events import (
 )
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.processes import undisturbed
-from flsimulation.messages.arrays import joined, record_of
-from flsimulation.messages.content import ARRAYS, CONFIG, metrics_of, state_of_record
+from flsimulation.messages.arrays import held_state, joined, record_of
+from flsimulation.messages.batch import Batch, Task
 from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts
-from flsimulation.server.exchange import Exchange, PartitionedGrid, Replies
+from flsimulation.server.exchange import Exchange
+from flsimulation.server.grid import PartitionedGrid
+from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
 from flsimulation.server.strategies import MOVING_THE_MODEL, build_strategy
 
@@ -118,7 +120,9 @@ def _federate(
 ) -> None:
     """The run itself, from its announcement to the last evaluation."""
     experiment = space.experiment
-    emit(_announcement(space, start.round if start is not None else 0))
+    engine, why_not = _engine(grid, space)
+    done = start.round if start is not None else 0
+    emit(replace(_announcement(space, done), engine=engine, not_stacked=why_not))
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
     arrays = record_of(space.initial_state())
     if start is not None:
@@ -127,7 +131,11 @@ def _federate(
         arrays = joined({name: start.arrays[name] for name in arrays})
         emit(Checkpoint(start.round, arrays, strategy))
     exchange = Exchange(
-        _partitioned(grid, experiment, emit, connect), experiment.round.deadline, emit
+        _partitioned(grid, experiment, emit, connect),
+        experiment.round.deadline,
+        emit,
+        engine,
+        why_not,
     )
     rounds = Rounds(
         experiment,
@@ -138,7 +146,7 @@ def _federate(
         buffers=_averaged_buffers(space),
     )
     if start is not None and start.reached:
-        ended = Ended(arrays, Replies(()), start.round)
+        ended = Ended(arrays, Replies(start.round, "evaluate"), start.round)
     else:
         ended = rounds.run(arrays, first=start.round + 1 if start else 1)
     if space.can_evaluate_clients:
@@ -157,6 +165,15 @@ def _partitioned(
     return connect(grid, experiment, emit)
 
 
+def _engine(grid: Grid, space: Workspace) -> tuple[str | None, str | None]:
+    """What clients compute with and why not stacked, as far as this process knows.
+
+    A network's clients choose for themselves, and report it.
+    """
+    known = isinstance(grid, PartitionedGrid)
+    return (space.engine.name, space.engine.why_not) if known else (None, None)
+
+
 def _announcement(space: Workspace, done: int) -> RunStarted:
     data, module = space.data, space.module
     listed = len(data.partitions) <= _LISTED_CLIENTS
@@ -169,8 +186,6 @@ def _announcement(space: Workspace, done: int) -> RunStarted:
         classes=data.dataset.classes,
         train_examples=data.train_examples,
         test_examples=len(data.dataset.y_test),
-        engine=space.engine.name,
-        not_stacked=space.engine.why_not,
         gpu=space.engine.gpu if space.experiment.runtime.kind == "inprocess" else None,
         done=done,
     )
@@ -189,7 +204,7 @@ def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
     if not space.engine.can_evaluate:
         return {}
     try:
-        return space.test_scores(state_of_record(arrays))
+        return space.test_scores(held_state(arrays))
     except FLSimulationError as error:
         raise RunError(f"evaluation on the test set failed: {error}") from error
 
@@ -198,18 +213,20 @@ def _evaluate_everyone(exchange: Exchange, ended: Ended, space: Workspace, emit:
     """Each client's score of the final model, for the spread; asked again only where unknown."""
     arrays, evaluated, last = ended
     wanted = space.experiment.evaluate.clients
-    there = exchange.grid.partitions  # ascending by partition
-    targets = [(partition, node) for node, partition in itertools.islice(there.items(), wanted)]
-    if {partition for partition, _ in targets} <= set(evaluated.cohort):
-        for partition, _ in targets:
+    there = exchange.grid.partitions.values()  # ascending
+    partitions = list(itertools.islice(there, wanted))
+    if {*partitions} <= {*evaluated.cohort}:
+        for partition in partitions:
             emit(_as_final(last, partition, evaluated))
         return
-    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"server-round": last})})
-    messages = [Message(content, n, MessageType.EVALUATE) for _, n in targets]
-    exchange.run(exchange.errand(last, "final", messages))
+    config = ConfigRecord({"server-round": last})
+    tasks = [Task(partition, "final", last, config) for partition in partitions]
+    exchange.post(last, "final", [Batch(arrays, tasks)])
+    for _ in exchange.outcomes():
+        pass  # each is an event
 
 
 def _as_final(round: int, partition: int, evaluated: Replies) -> ClientReplied:
     if (error := evaluated.failures.get(partition)) is not None:
         return ClientReplied(round, "final", partition, reason=error.reason, error=str(error))
-    return ClientReplied(round, "final", partition, metrics_of(evaluated.by_partition[partition]))
+    return ClientReplied(round, "final", partition, dict(evaluated.metrics[partition]))

@@ -17,8 +17,8 @@ from flwr.app import Message
 from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, EngineReported, Phase, PhaseStarted, Sink
 from flsimulation.messages.arrays import size_of
-from flsimulation.messages.batch import Batch, Outcome, Reply
-from flsimulation.messages.codec import message_of, outcome_bytes, reply_of, task_bytes
+from flsimulation.messages.batch import Batch, Outcome, Reply, outcome_bytes
+from flsimulation.messages.codec import message_of, reply_of
 from flsimulation.server.awaiting import Awaiting
 from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.replies import Replies
@@ -212,7 +212,6 @@ class Exchange:
             replies.bytes_up += outcome_bytes(outcome)
             if model is not None:
                 replies.models[partition] = model
-                replies.bytes_up += size_of(model)
             told = ClientReplied(replies.round, replies.phase, partition, dict(metrics))
         self._emit(told)
 
@@ -278,7 +277,7 @@ def _count_down(batch: Batch, takers: Mapping[Phase, Replies]) -> None:
     last = {task.partition: task.phase for task in batch.tasks}
     for task in batch.tasks:
         if (settings := id(task.config)) not in sizes:
-            sizes[settings] = task_bytes(task)
+            sizes[settings] = size_of(task.config)
         takers[task.phase].bytes_down += sizes[settings]
     for phase in last.values():
         takers[phase].bytes_down += model

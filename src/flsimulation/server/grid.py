@@ -63,6 +63,12 @@ class PartitionedGrid(Grid):
         """Nodes by partition, so that a seed samples the same clients in every runtime."""
         return list(self.partitions)
 
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Not for grids whose messages may have several answers: the exchange pushes and pulls."""
+        raise NotImplementedError("post tasks to the exchange instead")
+
     def create_message(
         self,
         content: RecordDict,

@@ -11,9 +11,7 @@ from flsimulation.messages.batch import Batch, Task
 from flsimulation.messages.content import config_of, model_of
 
 
-def by_partition(
-    messages: Iterable[Message], partitions: Mapping[int, int]
-) -> dict[int, Message]:
+def by_partition(messages: Iterable[Message], partitions: Mapping[int, int]) -> dict[int, Message]:
     """A strategy's messages by the partitions that their nodes hold, ascending."""
     found = {partitions[message.metadata.dst_node_id]: message for message in messages}
     return dict(sorted(found.items()))

@@ -9,9 +9,8 @@ from flwr.app import ArrayRecord, Message
 
 from flsimulation.errors import ClientError
 from flsimulation.events import Phase
-from flsimulation.messages.batch import Mean
+from flsimulation.messages.batch import Mean, Outcome
 from flsimulation.messages.codec import plain_reply
-from flsimulation.messages.batch import Outcome
 
 
 @dataclass
