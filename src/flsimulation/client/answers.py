@@ -121,8 +121,9 @@ def _scores(phase: Phase, scored: Scored, space: Workspace) -> list[Outcome]:
 
 def _logged(scores: Mapping[str, float]) -> Mapping[str, float]:
     """What the module logged, unless it took a name that means something else in an outcome."""
-    if taken := sorted(RESERVED & scores.keys()):
-        raise ClientError("error", f"the module logs {taken[0]!r}, a name in use; log another")
+    if not RESERVED.isdisjoint(scores):
+        taken = min(RESERVED & scores.keys())
+        raise ClientError("error", f"the module logs {taken!r}, a name in use; log another")
     return scores
 
 

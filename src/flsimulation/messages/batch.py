@@ -8,7 +8,7 @@ costs next to nothing. `messages.codec` writes both as the content of Flower's m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 
     partition: int
     phase: Phase
-    metrics: Mapping[str, float]
+    metrics: dict[str, float]
     """``num-examples``, ``loss`` and whatever else the client reports; empty if it failed."""
     error: ClientError | None = None
     model: ArrayRecord | None = None

@@ -221,15 +221,15 @@ def _error_of(message: Message) -> ClientError:
 def _succeeded(content: RecordDict) -> Iterator[Outcome]:
     told = cast(ConfigRecord, content[_OUTCOMES])
     partitions = iter(cast(list[int], told["partitions"]))
+    models = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
     for place, (size, phase) in enumerate(_rows(told, "sizes", "phases")):
         columns = cast(Mapping[str, list[float]], content[f"{METRICS}-{place}"])
         names = list(columns)
         rows = zip(*columns.values(), strict=True) if names else iter([()] * size)
         for row in rows:
             partition = next(partitions)
-            model = content.get(f"{ARRAYS}-{partition}") if phase == "train" else None
-            metrics = dict(zip(names, row, strict=True))
-            yield Outcome(partition, phase, metrics, None, cast(ArrayRecord | None, model))
+            model = models.get(f"{ARRAYS}-{partition}") if phase == "train" else None
+            yield Outcome(partition, phase, dict(zip(names, row, strict=True)), None, model)
 
 
 def _rows(record: ConfigRecord, *columns: str) -> Iterator[tuple[Any, ...]]:

@@ -88,8 +88,7 @@ def _tell(run: int, batch: Batch, reply: Reply) -> None:
         "partition": batch.tasks[0].partition,
         "bytes": {"down": batch_bytes(batch), "up": sum(map(outcome_bytes, good))},
         "metrics": {
-            "train" if outcome.phase == "train" else "evaluate": dict(outcome.metrics)
-            for outcome in good
+            "train" if outcome.phase == "train" else "evaluate": outcome.metrics for outcome in good
         },
     }
     _send(REPORTS, report)

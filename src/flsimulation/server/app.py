@@ -229,4 +229,4 @@ def _evaluate_everyone(exchange: Exchange, ended: Ended, space: Workspace, emit:
 def _as_final(round: int, partition: int, evaluated: Replies) -> ClientReplied:
     if (error := evaluated.failures.get(partition)) is not None:
         return ClientReplied(round, "final", partition, reason=error.reason, error=str(error))
-    return ClientReplied(round, "final", partition, dict(evaluated.metrics[partition]))
+    return ClientReplied(round, "final", partition, evaluated.metrics[partition])

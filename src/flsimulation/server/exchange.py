@@ -212,7 +212,7 @@ class Exchange:
             replies.bytes_up += outcome_bytes(outcome)
             if model is not None:
                 replies.models[partition] = model
-            told = ClientReplied(replies.round, replies.phase, partition, dict(metrics))
+            told = ClientReplied(replies.round, replies.phase, partition, metrics)
         self._emit(told)
 
     def _failed(

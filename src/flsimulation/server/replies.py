@@ -23,7 +23,7 @@ class Replies:
     """Partitions that have a task, ascending."""
     messages: Mapping[int, Message] = field(default_factory=dict)
     """The strategy's own message to each client, by partition."""
-    metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     """The numbers of the clients that succeeded, by partition."""
     models: dict[int, ArrayRecord] = field(default_factory=dict)
     """Their models, where each has its own."""
