@@ -272,7 +272,7 @@ class NoActors(Actors):
         super().__init__([], 0.0)
 
     def put(self, record: ArrayRecord) -> Any:
-        raise AssertionError("nobody is there to get it")
+        return None
 
 
 class Listening(Actors):
