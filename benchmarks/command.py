@@ -24,6 +24,7 @@ from results import command_line, json_file, write
 from workloads import experiment
 
 from flsimulation.experiment import Experiment, dump_toml
+from flsimulation.rundir import RunRecord
 
 
 def drawn(clients: int, cohort: int, examples: int, rounds: int) -> Experiment:
@@ -64,8 +65,7 @@ def measured(spec: Experiment) -> dict[str, float]:
         )
         whole = time.perf_counter() - began
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        lines = (Path(folder) / "run" / "rounds.jsonl").read_text().splitlines()
-    rounds = [json.loads(line)["seconds"]["total"] for line in lines]
+        rounds = [line["seconds"]["total"] for line in RunRecord(Path(folder) / "run").rounds]
     return {
         "command": whole,
         "start-up": whole - result["seconds"],

@@ -33,6 +33,7 @@ import tomli_w
 from results import command_line, json_file, write
 
 from flsimulation.experiment import Experiment, flatten, load_experiment
+from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.network.flower import Flower
 
 BIN = Path(sys.executable).parent
@@ -125,11 +126,9 @@ def ours(spec: Experiment, folder: Path) -> list[dict[str, float]]:
             check=True,
             cwd=folder,
         )
-    run = folder / "runs" / "bench"
-    rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    answers = [json.loads(line) for line in (run / "clients.jsonl").read_text().splitlines()]
-    found = []
-    for line in rounds:
+    run = RunRecord(folder / "runs" / "bench")
+    answers, found = list(run.clients()), []
+    for line in run.rounds:
         fits = [
             answer["seconds"]
             for answer in answers

@@ -41,6 +41,7 @@ import environments
 import process_tree
 from flsimulation.data import load_dataset
 from flsimulation.experiment import Experiment, dump_toml
+from flsimulation.rundir import RunRecord
 
 HERE = Path(__file__).resolve().parent / "peers"
 PEERS = ("bare", "flsimulation", "flower", "flower-lightning", "pfl", "fluke", "fedlab")
@@ -158,16 +159,12 @@ def _inside(folder: Path) -> dict[str, Any]:
     if (result := folder / "result.json").is_file():
         found = json.loads(result.read_text())
         return {key: found[key] for key in ("rounds", "accuracy", "steps", "versions")}
-    rounds, clients = (
-        [json.loads(line) for line in (folder / "run" / name).read_text().splitlines()]
-        for name in ("rounds.jsonl", "clients.jsonl")
-    )
-    manifest = json.loads((folder / "run" / "manifest.json").read_text())
+    run = RunRecord(folder / "run")
     return {
-        "rounds": [line["seconds"]["total"] for line in rounds],
-        "accuracy": [line["central"]["accuracy"] for line in rounds if line["central"]][-1],
-        "steps": sum(line["steps"] for line in clients if line["phase"] == "train"),
-        "versions": {name: manifest["versions"][name] for name in ("torch", "flsimulation")},
+        "rounds": [line["seconds"]["total"] for line in run.rounds],
+        "accuracy": [line["central"]["accuracy"] for line in run.rounds if line["central"]][-1],
+        "steps": sum(line["steps"] for line in run.clients() if line["phase"] == "train"),
+        "versions": {name: run.manifest["versions"][name] for name in ("torch", "flsimulation")},
     }
 
 

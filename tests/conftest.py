@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from flsimulation.clock import VirtualClock
 from flsimulation.data import Dataset
 from flsimulation.events import Event
 from flsimulation.experiment import Experiment
@@ -38,6 +39,15 @@ def wait_for(what: str, condition: Callable[[], Any]) -> Any:
 
 FEATURES = 6
 CLASSES = 3
+
+
+class TickingClock(VirtualClock):
+    """A clock that goes on by a second with each look at the time; the first look sees 0."""
+
+    def time(self) -> float:
+        now = super().time()
+        self.sleep(1.0)
+        return now
 
 
 def blobs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -266,11 +266,11 @@ def test_what_went_wrong_at_a_client_stands_beside_the_number_of_those_that_are_
     clock: Time, nodes: Nodes
 ) -> None:
     nodes.leave(11)
-    nodes.join(13, "b", "its container's program was ended by SIGKILL, for want of memory")
+    nodes.join(13, "b", "its container's program was ended by SIGKILL, out of memory")
     federation = Federation(nodes)
     federation.grid.wait(2, 5)
     assert federation.grid.trouble == (
-        "; client b: its container's program was ended by SIGKILL, for want of memory"
+        "; client b: its container's program was ended by SIGKILL, out of memory"
     )
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from flsimulation.cli.main import main
 from flsimulation.cli.view import LiveView
 from flsimulation.events import (
+    ActorsAwaited,
     ClientReplied,
     PhaseStarted,
     RoundFinished,
@@ -116,7 +117,7 @@ def test_set_changes_the_experiment_that_is_run_and_written(
         (["run", "--set", "data.clients=70000", "--set", "data.examples-per-client=0"], "70000"),
         (["run", "--set", "data.dataset=minst"], "mnist"),
         (["run", "--set", "data.dataset=file:/nowhere"], "/nowhere"),
-        (["run", "--set", "model.class=mlpp"], "model.class must be one of mlp, 2nn, cnn"),
+        (["run", "--set", "model.class=mlpp"], "got 'mlpp'; did you mean 'mlp'?"),
         (["run", "--set", "model.class=gone.py:Net"], "gone.py"),
         (["run", "--set", "model.class=os:path"], "must name a subclass of"),
         (["run", "--set", "model.args.lr=0.1"], "it takes: inputs, classes, hidden, learning_rate"),
@@ -308,6 +309,20 @@ def test_the_live_view_shows_the_same_lines_and_a_bar(make_experiment: Any) -> N
     assert "round 1/1, training: client 1 failed (error): ValueError: boom" in text
     assert "completed: 1 of 1 rounds in 2.0 s, accuracy 0.8750, loss 0.2500" in text
     assert "clients' accuracy 0.5000 ± 0.2500, lowest 0.2500" in text
+
+
+@pytest.mark.parametrize(
+    ("patience", "limit"), [(None, ""), (120.0, ", for up to 120 s")], ids=["room", "no room"]
+)
+def test_rays_actors_that_start_late_are_counted(
+    make_experiment: Any, capsys: pytest.CaptureFixture[str], patience: float | None, limit: str
+) -> None:
+    from flsimulation.cli.view import PlainView
+
+    PlainView(Console(), make_experiment())(ActorsAwaited(1, 4, 40.4, patience))
+    assert capsys.readouterr().out == (
+        f"  Ray: 1 of 4 actors started, waiting for the others{limit}, 40 s so far\n"
+    )
 
 
 def test_many_failures_in_a_round_are_not_all_printed(

@@ -6,7 +6,6 @@ import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import TickingClock
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
@@ -235,7 +235,7 @@ def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
             TRACES[key] = StepPrograms(module, x, y)
         return TRACES[key]
 
-    monkeypatch.setattr("flsimulation.training.stacked.engine.StepPrograms", programs)
+    monkeypatch.setattr("flsimulation.training.stacked.trainer.StepPrograms", programs)
 
 
 # --- equality -------------------------------------------------------------------------------------
@@ -753,7 +753,7 @@ def test_a_client_that_is_done_stays_as_it_is(name: str) -> None:
 def test_company_and_threads_change_nothing_but_roundings(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flsimulation.training.stacked.engine._WAVE_BYTES", 2_000)  # small waves
+    monkeypatch.setattr("flsimulation.training.stacked.trainer._WAVE_BYTES", 2_000)  # small waves
     module = built(Net, OPTIMIZERS["adam"])
     trainer = CohortTrainer(module, Train(batch_size=4, epochs=2), X32, Y)
     clients = Clients((5, 9, 2, 7, 9, 4, 11, 3))
@@ -863,12 +863,9 @@ def test_a_client_without_examples_fails_as_it_does_alone() -> None:
 
 @pytest.mark.usefixtures("one_trace")
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_clients_that_are_not_done_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = itertools.count()
-    clock = SimpleNamespace(time=lambda: float(next(ticks)), perf_counter=lambda: 0.0)
-    monkeypatch.setattr("flsimulation.training.stacked.wave.time", clock)
+def test_clients_that_are_not_done_in_time(name: str) -> None:
     module = built(Net, OPTIMIZERS[name])
-    trainer = CohortTrainer(module, Train(batch_size=4), X32, Y)
+    trainer = CohortTrainer(module, Train(batch_size=4), X32, Y, TickingClock())
     clients = Clients((20, 4, 8))
     results = together(trainer, module.state_dict(), clients.batches(), expires=1.5)
     assert [r.reason if isinstance(r, ClientError) else "" for r, _ in results] == [

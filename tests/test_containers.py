@@ -24,6 +24,7 @@ import pytest
 from tests.conftest import PATIENCE, wait_for
 from tests.test_network import flsim, free_port
 
+from flsimulation.rundir import RunRecord
 from flsimulation.rundir.jsonlines import read_lines
 
 ROOT = Path(__file__).parent.parent
@@ -203,7 +204,7 @@ def test_every_target_is_up_and_every_query_of_panels_and_rules_answers(
 
 
 def test_metrics_are_what_the_run_directory_says(stack: Stack, default_run: Path) -> None:
-    lines = read_lines(default_run / "rounds.jsonl")
+    lines = RunRecord(default_run).rounds
     assert stack.values("fl_rounds_total") == [3.0]
     assert stack.values("fl_run_rounds") == [3.0]
     last = lines[-1]["central"]
@@ -308,7 +309,7 @@ def in_round(stack: Stack, name: str, number: int) -> Callable[[], bool]:
 
     def check() -> bool:
         runs = list(stack.runs.glob(f"2*-{name}"))
-        lines = read_lines(runs[-1] / "rounds.jsonl") if runs else []
+        lines = list(read_lines(runs[-1] / "rounds.jsonl")) if runs else []
         return any(line["round"] == number - 1 for line in lines)
 
     return check
@@ -326,7 +327,7 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
         os.kill(victim["State"]["Pid"], signal.SIGKILL)
         out, err = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, out + err
-    lines = read_lines(stack.last_run() / "rounds.jsonl")
+    lines = RunRecord(stack.last_run()).rounds
     assert [line["round"] for line in lines] == [1, 2, 3, 4, 5]
     failures = [sum(line["failures"].values()) for line in lines]
     assert sum(failures) >= 1
@@ -367,7 +368,7 @@ def test_a_run_whose_terminal_is_gone_is_found_stopped_in_order_and_resumed(stac
     gate.unlink()
     assert stopped.returncode == 0, stopped.stderr
     manifest = json.loads((stack.runs / name / "manifest.json").read_text())
-    rounds = len(read_lines(stack.runs / name / "rounds.jsonl"))
+    rounds = len(RunRecord(stack.runs / name).rounds)
     assert (manifest["state"], manifest["rounds"]) == ("interrupted", rounds)
     assert stopped.stdout.splitlines() == [
         f"interrupted: {rounds} of 3 rounds",
@@ -397,11 +398,11 @@ def test_a_client_out_of_memory_is_lost_and_says_so(stack: Stack) -> None:
     assert "Traceback" not in done.stdout + done.stderr
     logs = stack("logs", "--no-log-prefix", "client").stdout
     assert re.search(
-        r"a message's process was ended by SIGKILL, (most likely )?for want of memory; "
+        r"a message's process was ended by SIGKILL, (most likely )?out of memory; "
         r"CLIENT_MEMORY is 1024m, it needs more",
         logs,
     )
-    assert "for want of memory; CLIENT_MEMORY is 1024m" in said[0]
+    assert "out of memory; CLIENT_MEMORY is 1024m" in said[0]
     done = stack.run()  # the clients are back
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -424,7 +425,7 @@ def test_a_client_that_fits_too_tightly_degrades_the_run_and_is_named(stack: Sta
     summary = done.stdout.partition("degraded: 2 of 2 rounds in ")[2]
     (partition,) = re.findall(r"^client (\d) never succeeded: the model is made", summary, re.M)
     assert re.search(rf"^\d answers failed or lost: client {partition}, all$", summary, re.M)
-    cause = r"ended by SIGKILL, (most likely )?for want of memory; CLIENT_MEMORY is 560m, about "
+    cause = r"ended by SIGKILL, (most likely )?out of memory; CLIENT_MEMORY is 560m, about "
     assert re.search(cause, done.stdout)
     manifest = json.loads((stack.last_run() / "manifest.json").read_text())
     assert (manifest["state"], manifest["rounds"]) == ("degraded", 2)
@@ -444,7 +445,7 @@ def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
         return stack("logs", "--no-log-prefix", "client").stdout
 
     said = (
-        r"the program of this container was ended by SIGKILL, (most likely )?for want of memory; "
+        r"the program of this container was ended by SIGKILL, (most likely )?out of memory; "
         r"CLIENT_MEMORY is 300m, about 760m are needed; again in 4 s\n"
     )
     wait_for("the third pause", lambda: re.search(said, logs()))
@@ -469,9 +470,7 @@ def test_a_running_network_takes_five_clients_and_another_experiment(stack: Stac
     done = stack.run("--set=data.examples-per-client=200", "experiments/noniid.toml", CLIENTS="5")
     assert done.returncode == 0, done.stdout + done.stderr
     cohorts = {
-        partition
-        for line in read_lines(stack.last_run() / "rounds.jsonl")
-        for partition in line["cohort"]
+        partition for line in RunRecord(stack.last_run()).rounds for partition in line["cohort"]
     }
     assert cohorts == {0, 1, 2, 3, 4}
     counts = [

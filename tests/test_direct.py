@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torchmetrics
+from tests.conftest import TickingClock
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -241,14 +241,12 @@ def test_no_examples_have_no_scores() -> None:
     assert evaluator.evaluate(module.state_dict(), batches(examples=0)) == {}
 
 
-def test_an_evaluation_stops_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = itertools.count()
-    clock = SimpleNamespace(time=lambda: float(next(ticks)))
-    monkeypatch.setattr("flsimulation.training.direct.time", clock)
+def test_an_evaluation_stops_when_its_time_is_up() -> None:
     seen = list[int]()
     module = Scored(lambda m, x, v, i: seen.append(i))
     module.score = lambda m, x, v, i: seen.append(i)
+    evaluator = DirectEvaluator(module, clock=TickingClock())
     with pytest.raises(ClientError, match="deadline") as caught:
-        DirectEvaluator(module).evaluate(module.state_dict(), batches(), expires=1.5)
+        evaluator.evaluate(module.state_dict(), batches(), expires=1.5)
     assert caught.value.reason == "deadline"
     assert seen == [0, 1]

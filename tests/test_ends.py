@@ -21,8 +21,7 @@ from tests.test_network import Network, Program, flsim, started
 
 from flsimulation import load_experiment, run
 from flsimulation.cli.deploy.status import parse_metrics, run_lines
-from flsimulation.report import read_run
-from flsimulation.rundir.jsonlines import read_lines
+from flsimulation.rundir import RunRecord
 
 pytestmark = pytest.mark.slow
 
@@ -214,7 +213,7 @@ def check_resume(run: Run) -> None:
     result = run.resumed()
     assert (result["state"], result["rounds"]) == ("completed", ROUNDS)
     assert result["weights_sha256"] == run.stage.weights
-    lines = read_lines(run.run_dir / "rounds.jsonl")
+    lines = RunRecord(run.run_dir).rounds
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
     assert run.manifest()["state"] == "completed"
 
@@ -282,7 +281,7 @@ def test_an_end_of_the_servers_process(
         assert told is not None, out
         assert float(told[1]) > 0
         assert int(told[2]) > 200
-    why = r"(, (not for want of memory as far as the kernel tells|most likely for want of memory; [^;]+))?"  # as far as this kernel tells it
+    why = r"(, (not out of memory as far as the kernel reports|most likely out of memory; [^;]+))?"  # as far as this kernel tells it
     assert re.fullmatch(rf"flsim: {cause}{why}; resume with `{re.escape(run.command)}`\n", err), err
     check_end(run, state, rounds)
     check_resume(run)
@@ -338,7 +337,7 @@ def test_a_client_out_of_memory_is_counted_and_the_run_completes(stage: Stage) -
     assert (status, err) == (0, "")
     assert "completed: 4 of 4 rounds" in out
     check_end(run, "completed", ROUNDS)
-    lost = [line for line in read_lines(run.run_dir / "clients.jsonl") if line.get("reason")]
+    lost = [line for line in RunRecord(run.run_dir).clients() if line.get("reason")]
     assert (lost[0]["round"], lost[0]["reason"]) == (2, "lost")  # its evaluation, then its training
     assert (lost[1]["round"], lost[1]["phase"], lost[1]["reason"]) == (3, "train", "lost")
 
@@ -364,7 +363,7 @@ def test_the_superlink_is_killed_and_started_again(stage: Stage) -> None:
         cause = "the SuperLink does not answer any more, which ended the run; start it again"
         assert err == f"flsim: {cause}; resume with `{run.command}`\n"
         assert run.manifest()["state"] == "running"
-        assert read_run(run.run_dir).manifest["state"] == "interrupted"  # readers know
+        assert RunRecord(run.run_dir).manifest["state"] == "interrupted"  # readers know
         stage.restart()
     check_end(run, "interrupted", 1)
     assert (
@@ -400,7 +399,7 @@ def test_the_disk_is_full(stage: Stage, small_disk: Any) -> None:
         found = re.fullmatch(said, err)
         assert found is not None, err
         assert found[2] == run.command
-        check_end(run, "failed", len(read_lines(run.run_dir / "rounds.jsonl")))
+        check_end(run, "failed", len(RunRecord(run.run_dir).rounds))
         assert run.manifest()["error"] == found[1]
         disk.free()
         check_resume(run)

@@ -6,7 +6,6 @@ import dataclasses
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flsimulation.client.workspace import Workspace
+from flsimulation.clock import SYSTEM, Clock, VirtualClock
 from flsimulation.errors import ClientError
 from flsimulation.events import Checkpoint, ClientReplied, RoundFinished
 from flsimulation.messages.arrays import held_state
@@ -45,6 +45,7 @@ class Clients:
         x: Tensor = X,
         y: Tensor = Y,
         batch: int = 1000,
+        clock: Clock = SYSTEM,
     ) -> None:
         rows = np.random.default_rng(2).permutation(len(x))
         ends = np.cumsum(sizes)
@@ -53,7 +54,7 @@ class Clients:
         ]
         self.state = {name: value * 1.5 for name, value in module.state_dict().items()}
         self.module = module
-        self.direct = DirectEvaluator(module)
+        self.direct = DirectEvaluator(module, clock=clock)
         self.together = CohortEvaluator(self.direct, x, y)
         self.alone: list[int] = []
 
@@ -272,15 +273,12 @@ def test_a_model_that_changed_is_seen() -> None:
     assert clients.alone == []
 
 
-def test_whoever_comes_after_the_deadline_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    clients = Clients(MLP(6, 3, hidden=(5, 4)), [6] * 12)
-    now = [0.0]
-    clock = SimpleNamespace(time=lambda: now[0])
-    monkeypatch.setattr("flsimulation.training.stacked.evaluation.time", clock)
-    monkeypatch.setattr("flsimulation.training.direct.time", clock)
+def test_whoever_comes_after_the_deadline_is_late() -> None:
+    clock = VirtualClock()
+    clients = Clients(MLP(6, 3, hidden=(5, 4)), [6] * 12, clock=clock)
     coming = clients.evaluate(expires=1.0)
     assert all(isinstance(own, dict) for own in next(coming).values())
-    now[0] = 2.0
+    clock.sleep(2.0)
     late = {place: own for some in coming for place, own in some.items()}
     assert sorted(late) == list(range(4, 12))
     assert {str(own) for own in late.values()} == {"it was not done before the round's deadline"}

@@ -40,7 +40,7 @@ def test_default_file_in_the_package_is_the_one_in_experiments() -> None:
     [
         ("train.epoch=2", ["train.epoch is not a key", "got 2", "did you mean 'epochs'?"]),
         ("dat.alpha=1", ["dat is not a key", "did you mean 'data'?"]),
-        ("zzz=1", ["zzz is not a key", "known keys: name, seed, data, model"]),
+        ("zzz=1", ["zzz is not a key", "known: name, seed, data, model"]),
         ('train.epochs="2"', ["train.epochs must be a valid integer", "got '2'"]),
         ("train.epochs=0", ["train.epochs must be greater than or equal to 1", "got 0"]),
         ("train.epochs=true", ["train.epochs must be a valid integer", "got True"]),

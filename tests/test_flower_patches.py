@@ -5,20 +5,31 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.server.superlink.linkstate import InMemoryLinkState
 from flwr.supercore import heartbeat
 from flwr.supercore.constant import NOOP_FEDERATION_ID
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+)
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.run import RunNotRunningException
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 from flwr.supernode import start_client_internal
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
+from flsimulation.internals import flower_processes
+from flsimulation.internals.flower_messages import empty_run, identity, set_message_id
 from flsimulation.node import flower_patches
-from flsimulation.runtimes.network.names import LEFT
+from flsimulation.runtimes.network.names import LEFT, TROUBLE
 
 
 class Clock:
@@ -38,6 +49,10 @@ class State:
     def get_messages_legacy(self, *, is_reply: bool) -> list[Any]:
         assert is_reply
         return self.answers
+
+    def get_messages(self, *, dst_node_id: int, limit: int) -> list[Any]:
+        assert (dst_node_id, limit) == (SUPERLINK_NODE_ID, 1)
+        return []
 
 
 def message(kind: str = "train") -> Any:
@@ -73,16 +88,149 @@ def test_flower_calls_the_function_that_is_replaced_by_name_and_with_names() -> 
     assert "receive=receive," in source
     assert "pull_object=pull_object," in source
 
+    assert "_push_messages(\n                state=state," in source
+    assert "send=send," in source
+    assert "push_object=push_object," in source
 
-def test_flower_still_leaves_a_message_of_a_stopped_run_in_its_state() -> None:
-    """With a Flower that cleans up, the patch can go."""
-    source = inspect.getsource(start_client_internal._pull_and_store_message)
-    stored = source.index("state.store_message(message)")
-    cleaned = source.index("except Exception as err")
-    missed = source.index("except RunNotRunningException")
-    assert stored < cleaned < missed
-    assert "delete_messages" not in source[missed:]
-    assert not issubclass(RunNotRunningException, Exception)
+
+class Node:
+    """A SuperNode's own state with one message of a run, which Flower's own functions work on."""
+
+    def __init__(self) -> None:
+        self.store = InMemoryObjectStore()
+        self.state = InMemoryNodeState(self.store)
+        self.state.set_node_id(5)
+        run = empty_run(7)
+        run.fab_hash = "0" * 64
+        self.state.store_run(run)
+        with identity(1, 7, SUPERLINK_NODE_ID):
+            self.message = Message(RecordDict({"c": ConfigRecord({"x": 1})}), 5, "train")
+        set_message_id(self.message, self.message.object_id)
+
+    def take(self, pull_object: Any) -> int | None:
+        """Let Flower take the message, whose parts are asked for with a function."""
+        run: int | None = start_client_internal._pull_and_store_message(
+            state=self.state,
+            object_store=self.store,
+            node_config={},
+            receive=lambda: (self.message, get_object_tree(self.message)),
+            get_run=None,
+            get_fab=None,
+            pull_object=pull_object,
+            confirm_message_received=lambda *_: None,
+            trusted_entities=None,
+        )
+        return run
+
+    def answer(self) -> None:
+        """Answer as a ClientApp does."""
+        with identity(2, 7, 5):
+            answer = Message(RecordDict(), reply_to=self.message)
+        set_message_id(answer, answer.object_id)
+        tree = get_object_tree(answer)
+        self.state.record_message_processing_start(self.message.metadata.message_id)
+        self.state.record_message_processing_end(self.message.metadata.message_id)
+        stored, missing = self.state.store_message_and_object_tree(
+            answer, tree, session := self.state.start_session(7)
+        )
+        assert stored
+        parts = get_all_nested_objects(answer)
+        for part in missing:
+            assert self.state.store_object(7, session, part, parts[part].deflate())
+
+    def parts(self, _: int, part: str) -> bytes:
+        """A part of the message, as the SuperLink has it."""
+        return get_all_nested_objects(self.message)[part].deflate()
+
+    @property
+    def messages(self) -> list[Any]:
+        """That a ClientApp would get."""
+        legacy = list(self.state.get_messages_legacy(run_ids=[7], is_reply=False))
+        return legacy or list(self.state.get_messages(dst_node_id=5, run_id=7))
+
+
+def send(message: Any, tree: Any, seconds: float) -> tuple[set[str], str]:
+    """Send as a SuperNode's connection does: all parts are missing."""
+    return {part.object_id for part in iterate_object_tree(tree)}, "session"
+
+
+def push(node: Node, **calls: Any) -> None:
+    start_client_internal._push_messages(state=node.state, object_store=node.store, **calls)
+
+
+class TestFlower:
+    """What the patches are for: with a Flower that does it itself, a patch can go."""
+
+    def test_it_leaves_a_message_of_a_stopped_run_in_its_state(self):
+        def stopped(*_: Any) -> bytes:
+            raise RunNotRunningException
+
+        node = Node()
+        assert node.take(stopped) is None
+        assert [m.metadata.run_id for m in node.messages] == [7]
+        assert not issubclass(RunNotRunningException, Exception)
+
+    def test_its_answers_are_seen_until_they_are_sent(self):
+        node = Node()
+        assert node.take(node.parts) == 7
+        assert not flower_processes.has_answers(node.state)
+        node.answer()
+        # 1.42 returns an answer once, which it is about to send
+        assert flower_processes.has_answers(node.state)
+        node = Node()
+        node.take(node.parts)
+        node.answer()
+        sent: list[str] = []
+        push(node, send=send, push_object=lambda run, session, part, content: sent.append(part))
+        assert len(sent) >= 1
+        assert not flower_processes.has_answers(node.state)
+
+    def test_it_drops_an_answer_that_could_not_be_sent_and_goes_on(self):
+        node, failing = answered(), lambda *_: raise_(OSError("no space"))
+        push(node, send=send, push_object=failing)
+        assert not flower_processes.has_answers(node.state)
+
+
+def answered() -> Node:
+    node = Node()
+    node.take(node.parts)
+    node.answer()
+    return node
+
+
+def raise_(error: BaseException) -> Any:
+    raise error
+
+
+class TestLosingAnAnswer:
+    @pytest.fixture(autouse=True)
+    def patched(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        """The patch around Flower's own function; returns the file of the node's trouble."""
+        monkeypatch.setenv(TROUBLE, str(tmp_path / "trouble"))
+        own = start_client_internal._push_messages
+        monkeypatch.setattr(start_client_internal, "_push_messages", own)
+        flower_patches.leave_with_lost_answer()
+        return tmp_path / "trouble"
+
+    def test_an_answer_that_is_sent_changes_nothing(self, patched):
+        sent: list[str] = []
+        push(answered(), send=send, push_object=lambda *given: sent.append(given[2]))
+        assert sent
+        assert not patched.exists()
+
+    @pytest.mark.parametrize("part", ["send", "push_object"])
+    def test_one_that_is_not_ends_the_node_and_the_next_one_says_why(self, patched, capsys, part):
+        calls = {"send": send, "push_object": lambda *_: None}
+        calls[part] = lambda *_: raise_(OSError("no\nspace"))
+        with pytest.raises(SystemExit) as end:
+            push(answered(), **calls)
+        assert end.value.code == LEFT
+        assert "flsim: an answer could not be sent" in capsys.readouterr().out
+        assert patched.read_text() == "its answer could not be sent: no space"
+
+    def test_the_end_of_a_run_is_no_such_failure(self, patched):
+        push(answered(), send=send, push_object=lambda *_: raise_(RunNotRunningException()))
+        assert not patched.exists()
 
 
 class TestLeaving:

@@ -92,6 +92,17 @@ def test_messages_are_answered_one_after_the_other(grid: InProcessGrid, clients:
     assert clients.ended == [0, 2]
 
 
+@pytest.mark.parametrize("name", ["message_ids", "reply_to_message_ids"])
+def test_answers_are_pulled_by_the_name_of_either_flower_or_all_at_once(
+    grid: InProcessGrid, name: str
+) -> None:
+    with flower_identity():
+        _, second = ask(grid, 0), ask(grid, 2)
+        assert told(grid.pull_messages(**{name: second})) == [(2, {"num-examples": 20})]
+        assert told(grid.pull_messages()) == [(0, {"num-examples": 0})]
+        assert told(grid.pull_messages()) == []
+
+
 def test_work_that_nobody_waits_for_is_ended(grid: InProcessGrid, clients: Clients) -> None:
     with flower_identity():
         first, second = ask(grid, 0, 1), ask(grid, 2)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 import flsimulation
 
 PACKAGE = Path(flsimulation.__file__).parent
 
 LAYERS = (
-    ("errors", "seeds"),
+    ("clock", "errors", "seeds", "internals"),
     ("host",),
     ("experiment",),
     ("data", "events"),
@@ -26,6 +31,13 @@ LAYERS = (
     ("__main__",),
 )
 """From the ground up: a module imports only from its own part and from those above it here."""
+
+PUBLIC = {
+    "flwr": {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"},
+    "flwr_datasets": {"flwr_datasets", "flwr_datasets.partitioner"},
+    "ray": {"ray", "ray.exceptions"},
+}
+"""By library: the modules that it publishes; everything else of it is named in ``internals`` only."""
 
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 
@@ -51,6 +63,98 @@ def test_every_module_imports_only_what_stands_before_it_in_the_flow() -> None:
             low_enough = HEIGHT[other] < HEIGHT[part] or other == part
             assert low_enough, f"{path.relative_to(PACKAGE)} must not import {other}"
     assert seen > 100
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Module and name of every import anywhere in a module; an imported module has no name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def is_private(module: str, name: str) -> bool:
+    """Whether what is imported is one of the libraries' that they do not publish."""
+    library = module.split(".")[0]
+    if library not in PUBLIC or f"{module}.{name}" in PUBLIC[library]:
+        return False
+    published = getattr(import_module(module), "__all__", None)  # Ray's exceptions have none
+    return (
+        module not in PUBLIC[library]
+        or name.startswith("_")
+        or bool(name and published is not None and name not in published)
+    )
+
+
+def private_names(source: str) -> list[str]:
+    """Private names of other libraries in a module: imported, reached through one, or written."""
+    tree = ast.parse(source)
+    found = [f"{module}.{name}" for module, name in imported(tree) if is_private(module, name)]
+    ours = {a.asname or a.name.split(".")[0] for a in _aliases(tree, tuple(PUBLIC))}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.fullmatch(r"_[a-z]\w*", node.attr):
+            root = node.value
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            found += (
+                [f"{root.id}.{node.attr}"] if isinstance(root, ast.Name) and root.id in ours else []
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            modules = re.findall(r"^(flwr\.[\w.]+)$|\b(?:from|import) (flwr[\w.]+)", node.value)
+            found += [m for pair in modules for m in pair if m and m not in PUBLIC["flwr"]]
+            found += [node.value] if node.value in ("_message_id", "_task_id", "_node_id") else []
+    return found
+
+
+def _aliases(tree: ast.AST, libraries: tuple[str, ...]) -> Iterator[ast.alias]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a for a in node.names if a.name.split(".")[0] in libraries)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in libraries:
+            yield from node.names
+
+
+def test_private_names_of_flower_and_ray_are_in_internals_only() -> None:
+    paths = list(PACKAGE.rglob("*.py"))
+    found = {str(path.relative_to(PACKAGE)): private_names(path.read_text()) for path in paths}
+    inside = {name: found.pop(name) for name in list(found) if name.startswith("internals/")}
+    assert sum(len(names) for names in inside.values()) > 20
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from flwr.supercore.run import Run",
+        "from flwr.serverapp import _hidden",
+        "from flwr.app import make_message",
+        "def f():\n    import flwr.server",
+        "from flwr.serverapp.strategy import strategy_utils",
+        "from ray._private import worker",
+        "import ray\nray._private.worker",
+        "import flwr.app\nflwr.app._metadata",
+        "import_module('flwr.supercore.cli')",
+        "program = 'import sys\\nfrom flwr.cli.app import app'",
+        "vars(message.metadata)['_message_id'] = '1'",
+    ],
+)
+def test_a_private_name_is_seen_however_it_is_used(line: str) -> None:
+    assert private_names(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from flwr.serverapp import Grid, strategy",
+        "from flwr.serverapp.strategy import FedAvg",
+        "import ray\nray.get(self._running)",
+        "'the class of ``flwr.serverapp.strategy``'",
+        "from flwr_datasets import partitioner as flower",
+    ],
+)
+def test_public_names_are_free(line: str) -> None:
+    assert private_names(line) == []
 
 
 def test_no_module_is_longer_than_three_hundred_lines() -> None:

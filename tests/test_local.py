@@ -6,7 +6,6 @@ import copy
 import functools
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from tests.conftest import PATIENCE
 from torch.nn import functional
 
+from flsimulation.clock import VirtualClock
 from flsimulation.errors import ClientError, InputError
 from flsimulation.experiment.spec import Train
 from flsimulation.models import MLP
@@ -104,15 +104,12 @@ def test_a_kept_trainer_gives_each_client_what_a_new_one_gives() -> None:
     assert first.steps == second.steps == 6
 
 
-def test_one_clients_proximal_term_and_deadline_do_not_reach_the_next(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = SimpleNamespace(time=lambda: 999.0)
-    monkeypatch.setattr("flsimulation.training.callbacks.time", clock)
+def test_one_clients_proximal_term_and_deadline_do_not_reach_the_next() -> None:
+    clock = VirtualClock(999.0)
     module = small_mlp(optimizer="sgd", learning_rate=0.1)
-    trainer = LocalTrainer(module, Train())
+    trainer = LocalTrainer(module, Train(), clock)
     trainer.fit(module.state_dict(), batches(), seed=1, proximal_mu=9.0, expires=1000.0)
-    clock.time = lambda: 1001.0
+    clock.sleep(2.0)
     fit = trainer.fit(module.state_dict(), batches(), seed=1)
     assert_equal(fit.state, by_hand(module, 1)[0])
 

@@ -19,8 +19,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import PATIENCE, wait_for
 
-from flsimulation import RunResult, load_experiment, run
-from flsimulation.rundir.jsonlines import read_lines
+from flsimulation import RunResult, load_experiment, resume, run
+from flsimulation.events import RoundFinished, RunFinished, RunStarted
+from flsimulation.rundir import RunRecord
 
 pytestmark = pytest.mark.slow
 
@@ -204,8 +205,8 @@ def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(
     assert result["weights_sha256"] == here.weights_sha256
     assert result["accuracy"] == here.accuracy
     directory = network.folder / result["run_dir"]
-    lines = read_lines(directory / "rounds.jsonl")
-    expected = read_lines(tmp_path / "here" / "rounds.jsonl")
+    lines = RunRecord(directory).rounds
+    expected = RunRecord(tmp_path / "here").rounds
     for line, other in zip(lines, expected, strict=True):
         for key in ("round", "central", "federated", "train", "cohort", "weights_sha256"):
             assert line[key] == other[key], key
@@ -223,6 +224,30 @@ def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(
     )
 
 
+def test_run_from_python_goes_where_the_experiment_says(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flsimulation.runtimes.inprocess.run_in_process", None)  # not here
+    where = ["runtime.kind=network", f"runtime.superlink={network.address}"]
+    experiment = load_experiment(None, [*SMALL, *where, "strategy.rounds=1"])
+    opened: list[Path] = []
+    result = run(experiment, sinks=[recorder], opened=opened.append)
+    assert (result.state, result.rounds) == ("completed", 1)
+    assert opened == [Path(result.run_dir)]
+    assert list(tmp_path.iterdir()) == []  # the SuperLink's side writes the run directory
+    assert RunRecord(network.folder / result.run_dir).result() == result
+    (began,) = recorder.of(RunStarted)
+    assert began.experiment == experiment
+    (round,) = recorder.of(RoundFinished)
+    assert round.central["accuracy"] == result.accuracy
+    (end,) = recorder.of(RunFinished)
+    assert end.state == "completed"
+    monkeypatch.chdir(network.folder)  # to resume it must be seen here, too
+    again = resume(result.run_dir)
+    assert (again.rounds, again.weights_sha256) == (1, result.weights_sha256)
+
+
 def test_metrics_count_on_from_run_to_run_and_stay_after_the_last(network: Network) -> None:
     before, done = network.superlink.samples(), network.run("--set=strategy.rounds=2", "--json")
     assert done.returncode == 0, done.stderr
@@ -236,7 +261,7 @@ def test_metrics_count_on_from_run_to_run_and_stay_after_the_last(network: Netwo
     assert after["fl_client_connected,partition=0"] == 1
     assert after["fl_round_started_timestamp_seconds"] == 0
     assert after["fl_container_memory_bytes"] > 10e6
-    lines = read_lines(network.folder / result["run_dir"] / "clients.jsonl")
+    lines = list(RunRecord(network.folder / result["run_dir"]).clients())
     seen = set()
     for client in network.clients.values():
         samples = client.samples()
@@ -466,7 +491,7 @@ def test_a_killed_message_is_counted_as_lost_and_the_client_is_used_again(
         gate.unlink()
         _, err = driver.communicate(timeout=PATIENCE)
         assert driver.returncode == 0, err
-    lines = read_lines(last_run(network) / "rounds.jsonl")
+    lines = RunRecord(last_run(network)).rounds
     assert [line["round"] for line in lines] == [1, 2, 3]
     assert lines[0]["failures"] == {"lost": 1}
     assert lines[0]["cohort"] == [0, 1]

@@ -21,6 +21,7 @@ from flsimulation.errors import InputError
 from flsimulation.experiment import Experiment, dump_toml
 from flsimulation.experiment.spec import Data
 from flsimulation.host.processes import alone
+from flsimulation.rundir import RunRecord
 from flsimulation.studies.papers import (
     Paper,
     Reproduction,
@@ -71,7 +72,10 @@ def run_directory(path: Path, accuracies: list[float], clients: list[float], tar
         rounds.append({"round": len(rounds) + 1, "central": None})  # not judged
     lines = [{"round": 1, "phase": "evaluate", "partition": 0, "accuracy": 0.0}]
     lines += [{"round": 2, "phase": "final", "partition": 0, "reason": "error", "error": "x"}]
-    lines += [{"round": 2, "phase": "final", "partition": 1, "accuracy": a} for a in clients]
+    lines += [
+        {"round": 2, "phase": "final", "partition": p, "accuracy": a}
+        for p, a in enumerate(clients, 1)
+    ]
     for name, found in (("rounds", rounds), ("clients", lines)):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
     return path
@@ -82,7 +86,7 @@ CLIENTS = ("clients-mean", "clients-worst", "clients-best", "clients-variance")
 
 def test_measures_are_read_from_a_run_directory(tmp_path: Path) -> None:
     clients = [0.9] * 9 + [0.1, 0.3] + [1.0] * 9  # 20: the worst tenth are two, the best two
-    path = run_directory(tmp_path / "run", [0.5, 0.7, 0.8], clients, 0.6)
+    path = RunRecord(run_directory(tmp_path / "run", [0.5, 0.7, 0.8], clients, 0.6))
     mean = (9 * 0.9 + 0.4 + 9) / 20
     expected = {
         "rounds": 1.5,
@@ -104,7 +108,7 @@ def test_measures_are_read_from_a_run_directory(tmp_path: Path) -> None:
     assert last_two["accuracy"] == pytest.approx(0.75)
     assert last_two["test-shirt"] == pytest.approx(0.075)
     assert {last_two[name] for name in CLIENTS} == {found[name] for name in CLIENTS}
-    empty = run_directory(tmp_path / "empty", [], [], 0.6)
+    empty = RunRecord(run_directory(tmp_path / "empty", [], [], 0.6))
     assert {measure_of(name).read(empty, 1) for name in expected} == {None}
 
 
@@ -123,7 +127,7 @@ def test_figures_are_shown_as_papers_show_them(name: str, value: float, shown: s
 
 @pytest.mark.parametrize("name", ["speed", "test-", "accuracy@", "accuracy@x"])
 def test_a_measure_that_is_none_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no measure; it takes rounds, accuracy, .*test-NAME"):
+    with pytest.raises(ValueError, match="is no measure; known: rounds, accuracy, .*test-NAME"):
         measure_of(name)
 
 
@@ -422,7 +426,7 @@ def test_a_run_that_fails_is_no_figure_and_not_the_end(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("rounds = 5", "speed = 5"), "row.1.published 'speed' is no measure; it takes rounds"),
+        (("rounds = 5", "speed = 5"), "row.1.published 'speed' is no measure; known: rounds"),
         (('title = "On Averages"', ""), "averages.toml: title is missing; add it"),
         (("per-decade = 1", "per-decad = 1"), "search.per-decad is not a key, got 1; did you mean"),
         (('[[row]]\nname = "C = 1"', '[[row]]\nnam = "C = 1"'), "row.0.nam is not a key"),
@@ -582,7 +586,9 @@ def test_the_other_papers_rows_give_their_figures(name: str, tmp_path: Path) -> 
         table = found.table_of(row, 0, 0, most=1)
         table["train"] = table["train"] | {"epochs": 1}
         assert run(found.experiment_of(row, table), tmp_path / row.name).state == "completed"
-        figures = {m: measure_of(m).read(tmp_path / row.name, found.last) for m in row.published}
+        figures = {
+            m: measure_of(m).read(RunRecord(tmp_path / row.name), found.last) for m in row.published
+        }
         later = {f"accuracy@{round}" for round in range(2, 99)}
         assert {m for m, figure in figures.items() if figure is None} == later & figures.keys()
 

@@ -8,16 +8,19 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
 from flsimulation.errors import InputError
-from flsimulation.report import formats, partition_figure, png, read_run, write_pngs, write_report
+from flsimulation.report import formats, partition_figure, png, write_pngs, write_report
 from flsimulation.report.figures import plots
 from flsimulation.report.figures.canvas import BLUE, GREEN, ORANGE, VERMILION
 from flsimulation.report.scores import client_spread, failure_counts, phase_seconds
+from flsimulation.rundir import RunRecord
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
 TOML = 'name = "tiny"\nseed = 7\n\n[data]\nclients = 2\n\n[strategy]\nname = "fedavg"\nrounds = 3\n'
@@ -136,12 +139,12 @@ def table(tree, caption):
 
 
 def test_reads_all_files(run_dir):
-    log = read_run(run_dir())
-    assert [record["round"] for record in log.rounds] == [1, 2]
-    assert [record["accuracy"] for record in log.scores] == [0.9, 0.5]
-    assert log.manifest["seed"] == 7
-    assert log.settings["strategy"]["rounds"] == 3
-    assert log.toml == TOML
+    record = RunRecord(run_dir())
+    assert [record["round"] for record in record.rounds] == [1, 2]
+    assert [record["accuracy"] for record in record.evaluated] == [0.9, 0.5]
+    assert record.manifest["seed"] == 7
+    assert record.settings["strategy"]["rounds"] == 3
+    assert record.toml == TOML
 
 
 @pytest.mark.parametrize(
@@ -152,15 +155,15 @@ def test_a_last_line_cut_short_is_left_out(run_dir, tail):
     for name in ("rounds.jsonl", "clients.jsonl"):
         with (folder / name).open("ab") as file:
             file.write(tail)
-    log = read_run(folder)
-    assert len(log.rounds) == 2
-    assert len(log.scores) == 2
+    record = RunRecord(folder)
+    assert len(record.rounds) == 2
+    assert len(record.evaluated) == 2
 
 
 def test_a_last_line_that_only_lacks_its_newline_counts(run_dir):
     folder = run_dir()
     (folder / "rounds.jsonl").write_text(lines(*ROUNDS).rstrip("\n"))
-    assert len(read_run(folder).rounds) == 2
+    assert len(RunRecord(folder).rounds) == 2
 
 
 @pytest.mark.parametrize("bad", ['{"round": 2, "cen', "[1]", '{"central": null}', '{"round": "2"}'])
@@ -168,7 +171,7 @@ def test_a_damaged_line_in_the_middle_is_named(run_dir, bad):
     folder = run_dir()
     (folder / "rounds.jsonl").write_text(lines(ROUNDS[0]) + bad + "\n" + lines(ROUNDS[1]))
     with pytest.raises(InputError, match=r"rounds\.jsonl:2: damaged: ") as caught:
-        read_run(folder)
+        _ = RunRecord(folder).rounds
     assert "\n" not in str(caught.value)
 
 
@@ -176,12 +179,12 @@ def test_a_damaged_manifest_is_named(run_dir):
     folder = run_dir()
     (folder / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json: damaged: "):
-        read_run(folder)
+        _ = RunRecord(folder).manifest
 
 
 @pytest.mark.parametrize("name", ["", "absent"])
 def test_another_directory_is_no_run_directory(tmp_path, name):
-    for use in (read_run, write_report, lambda path: write_pngs(path, tmp_path)):
+    for use in (RunRecord, write_report, lambda path: write_pngs(path, tmp_path)):
         with pytest.raises(InputError, match="no run directory; give one that holds") as caught:
             use(tmp_path / name)
         assert "\n" not in str(caught.value)
@@ -190,17 +193,19 @@ def test_another_directory_is_no_run_directory(tmp_path, name):
 
 def test_a_repeated_round_counts_once(run_dir):
     again = a_round(2, 0.5, 0.875)
-    log = read_run(run_dir((*ROUNDS, again), (failed(2, 1, "lost"), final(1, 0.5, phase="train"))))
-    assert [record["central"]["loss"] for record in log.rounds] == [2.0, 0.5]
-    assert log.failures == ()
+    record = RunRecord(
+        run_dir((*ROUNDS, again), (failed(2, 1, "lost"), final(1, 0.5, phase="train")))
+    )
+    assert [record["central"]["loss"] for record in record.rounds] == [2.0, 0.5]
+    assert record.failures == ()
 
 
 def test_scores_are_those_of_the_last_finished_round(run_dir):
     early = [final(p, 0.1, 1, "evaluate") for p in (0, 1)]
     last = [final(p, 0.2, 2, "evaluate") for p in (1, 0)]
     unfinished = [final(0, 0.3, 3, "evaluate")]
-    log = read_run(run_dir(clients=(*early, *last, *unfinished)))
-    assert [(r["partition"], r["accuracy"]) for r in log.scores] == [(0, 0.2), (1, 0.2)]
+    record = RunRecord(run_dir(clients=(*early, *last, *unfinished)))
+    assert [(r["partition"], r["accuracy"]) for r in record.evaluated] == [(0, 0.2), (1, 0.2)]
 
 
 # ---- numbers
@@ -208,23 +213,31 @@ def test_scores_are_those_of_the_last_finished_round(run_dir):
 
 def test_spread_over_eleven_clients():
     """Values 1..11 hundredths: the worst tenth are two clients, 0.01 and 0.02."""
-    spread = client_spread(read_log(*(final(p, (11 - p) / 100) for p in range(11))))
+    spread = client_spread(record_of(*(final(p, (11 - p) / 100) for p in range(11))))
     assert spread.ranked[0] == (10, 0.01)
     assert spread.mean == pytest.approx(0.06)
     assert spread.std == pytest.approx(math.sqrt((11**2 - 1) / 12) / 100)
     assert spread.worst_tenth == pytest.approx(0.015)
 
 
-def read_log(*scores, failures=(), rounds=ROUNDS, **changes):
-    """A log that no file stands behind."""
-    from flsimulation.report import RunLog
-
-    return RunLog(None, manifest(**changes), TOML, {}, tuple(rounds), scores, failures)
+def record_of(*scores, failures=(), rounds=ROUNDS, **changes):
+    """A run directory with these lines, read whole: it is gone when this returns."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "rounds.jsonl").write_text(lines(*rounds))
+        (path / "clients.jsonl").write_text(lines(*failures, *scores))
+        (path / "manifest.json").write_text(json.dumps(manifest(**changes)))
+        (path / "experiment.toml").write_text(TOML)
+        record = RunRecord(path)
+        assert record.manifest
+        assert record.settings
+        assert len(record.evaluated) == len(scores)
+    return record
 
 
 def test_without_accuracy_the_largest_loss_is_worst():
     scores = [final(p, None, loss=loss) for p, loss in enumerate((1.0, 3.0, 2.0))]
-    spread = client_spread(read_log(*scores))
+    spread = client_spread(record_of(*scores))
     assert spread.metric == "loss"
     assert spread.ranked == ((1, 3.0), (2, 2.0), (0, 1.0))
     assert spread.worst_tenth == 3.0
@@ -233,7 +246,7 @@ def test_without_accuracy_the_largest_loss_is_worst():
 def test_failures_are_the_larger_of_both_counts():
     rounds = [a_round(1, 1, 1, failures={"lost": 2, "error": 1})]
     listed = [failed(1, 0, "lost"), *(failed(t, p, "error") for t in (1, 2) for p in (0, 1))]
-    counts = failure_counts(read_log(rounds=rounds, failures=listed))
+    counts = failure_counts(record_of(rounds=rounds, failures=listed))
     assert counts == {1: {"lost": 2, "error": 2}, 2: {"error": 2}}
 
 
@@ -277,32 +290,32 @@ def drawn_lines(figure):
 
 
 def test_curves_are_the_recorded_values():
-    found = drawn_lines(plots.accuracy_figure(read_log()))
+    found = drawn_lines(plots.accuracy_figure(record_of()))
     central, federated = found["central (test set)"], found["federated (clients)"]
     assert central.get_xydata().tolist() == [[1, 0.5], [2, 0.75]]
     assert federated.get_xydata().tolist() == [[1, 0.25], [2, 0.5]]
-    assert drawn_lines(plots.loss_figure(read_log()))[
+    assert drawn_lines(plots.loss_figure(record_of()))[
         "central (test set)"
     ].get_ydata().tolist() == [2, 1]
 
 
 def test_a_round_without_evaluation_is_passed_over_and_a_diverged_one_leaves_a_gap():
     rounds = [*ROUNDS, a_round(3, 1, 1, central=None), a_round(4, 1, 1, central={"loss": None})]
-    line = drawn_lines(plots.loss_figure(read_log(rounds=rounds)))["central (test set)"]
+    line = drawn_lines(plots.loss_figure(record_of(rounds=rounds)))["central (test set)"]
     np.testing.assert_array_equal(line.get_xydata(), [[1, 2], [2, 1], [4, math.nan]])
 
 
 def test_what_was_not_measured_is_not_drawn():
     rounds = [a_round(1, 1, 1, central={"loss": 1.0}, federated=None)]
-    log = read_log(rounds=rounds, data={})
-    assert plots.figures(log).keys() == {"loss", "times"}
-    assert drawn_lines(plots.loss_figure(log)).keys() == {"central (test set)"}
+    record = record_of(rounds=rounds, data={})
+    assert plots.figures(record).keys() == {"loss", "times"}
+    assert drawn_lines(plots.loss_figure(record)).keys() == {"central (test set)"}
 
 
 @pytest.mark.parametrize("rounds", [1, 3, 20, 200])
 def test_round_ticks_are_whole_and_few(rounds):
-    log = read_log(rounds=[a_round(i + 1, 1.0, 0.5) for i in range(rounds)])
-    for figure in (plots.loss_figure(log), plots.times_figure(log)):
+    record = record_of(rounds=[a_round(i + 1, 1.0, 0.5) for i in range(rounds)])
+    for figure in (plots.loss_figure(record), plots.times_figure(record)):
         low, high = axes_of(figure).get_xlim()
         ticks = [tick for tick in axes_of(figure).get_xticks() if low <= tick <= high]
         assert (low, high) == (0.5, rounds + 0.5)
@@ -312,14 +325,14 @@ def test_round_ticks_are_whole_and_few(rounds):
 
 def test_a_loss_over_decades_is_logarithmic():
     rounds = [a_round(1, 1e30, 0.1), a_round(2, 1.0, 0.1)]
-    axes = axes_of(plots.loss_figure(read_log(rounds=rounds)))
+    axes = axes_of(plots.loss_figure(record_of(rounds=rounds)))
     assert axes.get_yscale() == "log"
     png(axes.figure)
     assert max(len(label.get_text()) for label in axes.get_yticklabels()) <= 7
 
 
 def test_times_are_stacked():
-    axes = axes_of(plots.times_figure(read_log()))
+    axes = axes_of(plots.times_figure(record_of()))
     bars = {c.get_label(): [(b.get_y(), b.get_height()) for b in c] for c in axes.containers}
     assert bars["train"] == [(0, 1)] * 2
     assert bars["aggregate"] == [(1, 0.25)] * 2
@@ -329,8 +342,8 @@ def test_times_are_stacked():
 
 
 def test_times_of_many_rounds_are_outlines():
-    log = read_log(rounds=[a_round(i + 1, 1.0, 0.5) for i in range(100)])
-    shapes = {p.get_label(): p.get_data() for p in axes_of(plots.times_figure(log)).patches}
+    record = record_of(rounds=[a_round(i + 1, 1.0, 0.5) for i in range(100)])
+    shapes = {p.get_label(): p.get_data() for p in axes_of(plots.times_figure(record)).patches}
     assert shapes.keys() == {"train", "aggregate", "evaluate", "other"}
     assert set(shapes["other"].values) == {2.0}
     assert set(np.atleast_1d(shapes["other"].baseline)) == {1.75}
@@ -339,14 +352,14 @@ def test_times_of_many_rounds_are_outlines():
 
 def test_failures_by_reason():
     listed = (failed(2, 0, "lost"), failed(2, 1, "error"), failed(3, 1, "error"))
-    axes = axes_of(plots.failures_figure(read_log(failures=listed)))
+    axes = axes_of(plots.failures_figure(record_of(failures=listed)))
     bars = {c.get_label(): [b.get_height() for b in c] for c in axes.containers}
     assert bars == {"error": [0, 1, 1], "lost": [0, 1, 0]}
-    assert plots.failures_figure(read_log()) is None
+    assert plots.failures_figure(record_of()) is None
 
 
 def test_clients_are_sorted_bars_with_mean_and_worst_tenth():
-    figure = plots.clients_figure(read_log(*CLIENTS))
+    figure = plots.clients_figure(record_of(*CLIENTS))
     axes = axes_of(figure)
     assert [bar.get_height() for bar in axes.patches] == [0.5, 0.9]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "0"]
@@ -356,7 +369,7 @@ def test_clients_are_sorted_bars_with_mean_and_worst_tenth():
 
 
 def test_many_clients_are_a_distribution():
-    figure = plots.clients_figure(read_log(*(final(p, p / 99) for p in range(100))))
+    figure = plots.clients_figure(record_of(*(final(p, p / 99) for p in range(100))))
     (shape,) = axes_of(figure).patches
     assert shape.get_data().values.tolist() == [5] * 20
     assert drawn_lines(figure)["mean"].get_xdata()[0] == pytest.approx(0.5)
@@ -397,7 +410,7 @@ def test_drawing_leaves_no_trace_in_matplotlib():
 
     with matplotlib.rc_context({"axes.facecolor": "red", "figure.autolayout": True}):
         before = dict(matplotlib.rcParams)
-        figure = plots.loss_figure(read_log())
+        figure = plots.loss_figure(record_of())
         png(figure)
         assert dict(matplotlib.rcParams) == before
     assert axes_of(figure).get_facecolor()[3] == 0

@@ -18,13 +18,12 @@ from flsimulation.errors import ClientError, RoundError, RunError, describe_erro
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
-    EngineReported,
     Phase,
     PhaseStarted,
     RoundFinished,
 )
 from flsimulation.experiment import Experiment
-from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
+from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.messages.weights import first_not_finite, weights_sha256, with_types_of
 from flsimulation.runtimes.inprocess import Answer, InProcessGrid
 from flsimulation.runtimes.simulated import flower_identity

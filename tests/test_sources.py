@@ -625,6 +625,10 @@ def test_own_refusals(tmp_path: Path, body: str, said: str) -> None:
     assert said in refused(own(tmp_path, body))
 
 
+def test_an_array_that_is_missing_is_not_one_that_has_a_name_of_its_own(tmp_path: Path) -> None:
+    assert refused(own(tmp_path, "return dict(x_train=[1])")).endswith("without 'y_train'; add it")
+
+
 def test_own_function_that_is_none(tmp_path: Path) -> None:
     source = own(tmp_path, "return 1")
     assert "has no attribute 'mkae'; did you mean 'make'?" in refused(

@@ -19,7 +19,7 @@ from tests.test_network import (
     started,
 )
 
-from flsimulation.rundir.jsonlines import read_lines
+from flsimulation.rundir import RunRecord
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def test_twenty_stops_in_a_row_leave_no_client_stuck_and_no_process(network: Net
     done = network.run("--set=data.clients=3", "--set=strategy.rounds=1", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["state"] == "completed"
-    (line,) = read_lines(last_run(network) / "rounds.jsonl")
+    (line,) = RunRecord(last_run(network)).rounds
     assert (line["cohort"], line["failures"]) == ([0, 1, 2], {})
     for name, client in network.clients.items():
         wait_for(

@@ -19,7 +19,7 @@ from flsimulation import InputError, RunError, RunResult, resume, run
 from flsimulation.events import EngineReported, Event, RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import dump_toml
 from flsimulation.host.files import write_atomic
-from flsimulation.report import read_run
+from flsimulation.rundir import RunRecord
 from flsimulation.rundir.jsonlines import JsonLines, read_lines
 from flsimulation.rundir.manifest import KILLED, settle
 from flsimulation.rundir.storage import claimed, is_claimed, storing
@@ -54,7 +54,7 @@ def test_a_run_in_progress_is_known_by_its_lock_and_has_no_second_writer(
         with pytest.raises(InputError, match="another process is writing this run; wait for"):
             resume(path)
         assert settle(path) is None
-        seen.append((read_run(path).manifest["state"], manifest(path)["rounds"]))
+        seen.append((RunRecord(path).manifest["state"], manifest(path)["rounds"]))
 
     run(make_experiment(), path, [after_round(1, look), after_round(2, look)])
     assert seen == [("running", 1), ("running", 2)]
@@ -90,8 +90,8 @@ def test_a_killed_run_reads_as_interrupted_and_resumes_to_the_same_model(
     done = subprocess.run([sys.executable, "-c", KILL, str(file), str(path)], check=False)
     assert done.returncode == -9
     assert manifest(path)["state"] == "running"  # it could write nothing more
-    assert read_run(path).manifest["state"] == "interrupted"
-    assert read_run(path).manifest["rounds"] == 2
+    assert RunRecord(path).manifest["state"] == "interrupted"
+    assert RunRecord(path).manifest["rounds"] == 2
     flsim = [sys.executable, "-m", "flsimulation"]
     subprocess.run([*flsim, "report", str(path)], check=True)
     ended = manifest(path)
@@ -100,7 +100,7 @@ def test_a_killed_run_reads_as_interrupted_and_resumes_to_the_same_model(
     assert not (path / ".reserve").exists()
     result = resume(path)
     assert (result.state, result.weights_sha256) == ("completed", whole.weights_sha256)
-    assert [line["round"] for line in read_lines(path / "rounds.jsonl")] == [1, 2, 3, 4]
+    assert [line["round"] for line in RunRecord(path).rounds] == [1, 2, 3, 4]
 
 
 def test_a_round_that_is_killed_while_it_is_written_does_not_count(
@@ -195,7 +195,7 @@ def test_a_full_disk_fails_the_run_in_a_sentence_and_it_can_be_resumed(
         result = resume(path)
         assert (result.state, result.weights_sha256) == ("completed", whole.weights_sha256)
         assert (path / "model.safetensors").is_file()
-        assert read_run(path).manifest["rounds"] == 4
+        assert RunRecord(path).manifest["rounds"] == 4
 
 
 def test_a_disk_that_is_full_from_the_start_is_one_line(

@@ -229,7 +229,7 @@ def test_args_reach_the_generator() -> None:
         ),
         (
             {"args": {"devices": 30}},
-            "data.args.devices has no meaning for 'synthetic', got 30; it takes alpha, beta, iid, ",
+            "data.args.devices has no meaning for 'synthetic', got 30; known: alpha, beta, iid, ",
         ),
         (
             {"args": {"size_mean": 1000.0}},

@@ -32,8 +32,9 @@ from flsimulation.host.files import write_atomic
 from flsimulation.metrics.exporter import served
 from flsimulation.metrics.server import PrometheusMetrics
 from flsimulation.metrics.table import METRICS
+from flsimulation.rundir import RunRecord
 from flsimulation.rundir.checkpoint import read_checkpoint, write_checkpoint
-from flsimulation.rundir.jsonlines import JsonLines, read_lines
+from flsimulation.rundir.jsonlines import JsonLines
 
 
 def metrics_of_a_run(experiment: Any, path: Path, *sinks: Any) -> Any:
@@ -44,7 +45,7 @@ def metrics_of_a_run(experiment: Any, path: Path, *sinks: Any) -> Any:
 
 def test_the_metrics_of_a_run_equal_its_run_directory(make_experiment: Any, tmp_path: Path) -> None:
     value = metrics_of_a_run(make_experiment(train={"epochs": 2}), tmp_path / "run")
-    rounds = read_lines(tmp_path / "run" / "rounds.jsonl")
+    rounds = RunRecord(tmp_path / "run").rounds
     assert value("fl_rounds_total") == 2
     assert value("fl_round_duration_seconds_count") == 2
     total = sum(line["seconds"]["total"] for line in rounds)
@@ -68,7 +69,7 @@ def test_the_metrics_of_a_run_equal_its_run_directory(make_experiment: Any, tmp_
     assert value("fl_client_epochs_total", client) == 4
     assert value("fl_client_examples_total", client) == 216
     assert value("fl_client_fit_duration_seconds_count", client) == 2
-    final = read_lines(tmp_path / "run" / "clients.jsonl")[-2]
+    final = list(RunRecord(tmp_path / "run").clients())[-2]
     assert (final["phase"], final["partition"]) == ("final", 2)
     assert value("fl_client_accuracy", client) == final["accuracy"]
     assert value("fl_client_loss", client) == final["loss"]

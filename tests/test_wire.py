@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from flsimulation import load_experiment
+from flsimulation import RunResult, load_experiment, resume, run
 from flsimulation.errors import ClientError, InputError, RunError
 from flsimulation.events import (
     Checkpoint,
@@ -29,6 +29,7 @@ from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.metrics.client import ClientMetrics
 from flsimulation.node import sockets
 from flsimulation.node.client_app import _tell
+from flsimulation.runtimes import open_runtime
 from flsimulation.runtimes.network import drive, lines
 from flsimulation.runtimes.network.events import from_json, to_json
 from flsimulation.runtimes.network.flower import write_app
@@ -110,14 +111,17 @@ def test_lines_for_people_are_no_events(capsys: pytest.CaptureFixture[str]) -> N
         {"result": {"state": "completed"}},
         {"error": "why", "input": True},
     ]
-    assert isinstance(told[4], dict)
-    assert lines.model_of(told[4])["w"].tolist() == [1, 2]
+    assert isinstance(told[4], Checkpoint)
+    assert (told[4].round, told[4].strategy) == (4, None)
+    assert told[4].arrays["w"].numpy().tolist() == [1, 2]
     for line in ("INFO : hello", "flsim-event {cut", "flsim-event [1]", ""):
         assert lines.read(line) is None
 
 
 class Played:
     """Flower's command line, playing a log back."""
+
+    superlink = "127.0.0.1:8080"
 
     def __init__(self, log: list[str], breaks_after: int | None = None) -> None:
         self.log, self.stopped = log, list[str]()
@@ -158,6 +162,13 @@ def play(
     return played
 
 
+RESULT = {
+    "name": "x", "state": "completed", "rounds": 1, "accuracy": 0.5, "loss": None, "seconds": 1.5,
+    "peak_memory_bytes": 3, "run_dir": "runs/a", "weights_sha256": "ab",
+}  # fmt: skip
+ON_NETWORK = load_experiment(None, ["runtime.kind=network"])
+
+
 def mark(content: dict[str, Any]) -> str:
     return lines.MARK + json.dumps(content)
 
@@ -169,17 +180,34 @@ def test_a_driver_ends_with_the_result_and_passes_events_on(
         "INFO: noise",
         mark({"run-dir": "runs/a"}),
         lines.MARK + str(to_json(EVENTS[6])),
-        mark({"result": {"state": "completed"}}),
+        mark({"result": RESULT}),
         mark({"error": "never read", "input": False}),
     ]
     played, seen, opened = play(monkeypatch, log), list[Any](), list[Path]()
-    result = drive.run_on_network(load_experiment(), "out", [seen.append], opened.append, "part")
-    assert result == {"state": "completed"}
+    assert run(ON_NETWORK, "out", [seen.append], opened.append) == RunResult(**RESULT)
     assert (seen, opened) == ([EVENTS[6]], [Path("runs/a")])
     assert played.config["driver.out"] == "out"
+    assert {"driver.resume", "driver.models"} & played.config.keys() == set()
+    assert resume("part", [seen.append], ON_NETWORK) == RunResult(**RESULT)
+    assert seen == [EVENTS[6]] * 2
     assert played.config["driver.resume"] == "part"
-    assert "driver.models" not in played.config
+    assert "driver.out" not in played.config
     assert played.stopped == []
+
+
+def test_checkpoints_travel_where_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines.tell_model(Checkpoint(2, ArrayRecord({"w": Array(np.float32([1, 2]))}), FedAvg()))
+    log = [*capsys.readouterr().out.splitlines(), mark({"result": RESULT})]
+    played, seen = play(monkeypatch, log), list[Any]()
+    with open_runtime(ON_NETWORK) as runtime:
+        assert (runtime.place, runtime.federate) == ("127.0.0.1:8080", None)
+        runtime.run(sinks=[seen.append], checkpoints=True)
+    assert played.config["driver.models"] is True
+    (checkpoint,) = seen
+    assert (checkpoint.round, checkpoint.strategy) == (2, None)
+    assert checkpoint.arrays["w"].numpy().tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("kind", [InputError, RunError])
@@ -188,7 +216,7 @@ def test_a_driver_raises_what_the_server_says(
 ) -> None:
     play(monkeypatch, [mark({"error": "so it is", "input": kind is InputError})])
     with pytest.raises(kind, match="^so it is$"):
-        drive.run_on_network(load_experiment())
+        run(ON_NETWORK)
 
 
 def test_a_run_that_ends_without_a_word_says_that_nobody_knows_why(
@@ -196,7 +224,7 @@ def test_a_run_that_ends_without_a_word_says_that_nobody_knows_why(
 ) -> None:
     play(monkeypatch, ["INFO: Start flwr-serverapp process\n", "\n"])
     with pytest.raises(RunError, match="^the run's process ended and did not say why; the SuperLi"):
-        drive.run_on_network(load_experiment())
+        run(ON_NETWORK)
 
 
 @pytest.mark.parametrize("state", ["running", "finished:completed"])
@@ -208,13 +236,11 @@ def test_a_log_that_breaks_is_read_again_and_nothing_is_told_twice(
         "INFO: noise",
         mark({"run-dir": "runs/a"}),
         *(lines.MARK + str(to_json(event)) for event in EVENTS[5:7]),
-        mark({"result": {"state": "completed"}}),
+        mark({"result": RESULT}),
     ]
     played, seen, opened = play(monkeypatch, log, after), list[Any](), list[Path]()
     played.states.insert(0, state)
-    assert drive.run_on_network(load_experiment(), None, [seen.append], opened.append) == {
-        "state": "completed"
-    }
+    assert run(ON_NETWORK, None, [seen.append], opened.append) == RunResult(**RESULT)
     assert (seen, opened) == ([*EVENTS[5:7]], [Path("runs/a")])
 
 
@@ -225,7 +251,7 @@ def test_a_driver_that_is_interrupted_stops_the_run(monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        drive.run_on_network(load_experiment(), sinks=[interrupt])
+        run(ON_NETWORK, sinks=[interrupt])
     assert played.stopped == ["7"]
 
 

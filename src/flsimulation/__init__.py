@@ -17,7 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from flsimulation.errors import FLSimulationError, InputError, RunError
     from flsimulation.experiment import Experiment, load_experiment
-    from flsimulation.runner import RunResult, load_model, resume, run
+    from flsimulation.rundir import RunResult
+    from flsimulation.runner import load_model, resume, run
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,7 @@ _HOMES = {
     "RunError": "errors",
     "Experiment": "experiment",
     "load_experiment": "experiment",
-    "RunResult": "runner",
+    "RunResult": "rundir",
     "load_model": "runner",
     "resume": "runner",
     "run": "runner",

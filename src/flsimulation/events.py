@@ -7,19 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import Strategy
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
+    from flwr.serverapp.strategy import Strategy
 
-from flsimulation.experiment import Experiment
+    from flsimulation.experiment import Experiment
 
 Phase: TypeAlias = Literal["train", "evaluate", "final"]
 """``final`` is the evaluation of every client after the last round."""
 State: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 """``degraded``: all rounds are done, but a client never succeeded."""
 Scores: TypeAlias = dict[str, float]
-"""``loss``, ``accuracy`` and whatever else the module logs, by name."""
+"""``loss``, ``accuracy`` and all else that the module logs, by name."""
+
+BOOKKEEPING = frozenset(("num-examples", "epochs", "steps", "seconds"))
+"""Numbers of a client's answer that are no scores: an average of them means nothing."""
+RESERVED = BOOKKEEPING | {"round", "phase", "partition", "reason", "error"}
+"""Names in an answer, or in its line of clients.jsonl, that a module must not log under."""
+SOURCES = ("central", "federated")
+"""What may score a global model, the one that counts first: the test set, then the clients."""
+
+
+def source_of(round: Mapping[str, Any]) -> str | None:
+    """The one of `SOURCES` whose scores count for a round's global model; None without any.
+
+    Parameters
+    ----------
+    round : mapping
+        A line of rounds.jsonl, or the fields of a `RoundFinished`.
+    """
+    return next((source for source in SOURCES if round.get(source)), None)
+
+
+def scores_of(round: Mapping[str, Any]) -> Scores:
+    """The scores that count for a round's global model; empty if it was not evaluated."""
+    source = source_of(round)
+    return dict(round[source]) if source is not None else {}
 
 
 @dataclass(frozen=True)
@@ -62,13 +87,25 @@ class EngineReported:
 
 
 @dataclass(frozen=True)
+class ActorsAwaited:
+    """Ray's actors take long to start. No run directory exists yet."""
+
+    started: int
+    expected: int
+    seconds: float
+    """Since they were asked for."""
+    patience: float | None = None
+    """Seconds that they may take, at most; None where Ray has room for them: as long as it takes."""
+
+
+@dataclass(frozen=True)
 class ClientsConnected:
     """A client came or went."""
 
     partitions: tuple[int, ...]
     """Partitions whose clients the server can reach, ascending."""
     expected: int
-    """Clients that the experiment asks for."""
+    """Number of clients of the experiment."""
     gone: Mapping[str, str] = field(default_factory=dict)
     """Names of the clients that were there in this run and are not now, by partition."""
     patience: float | None = None
@@ -101,7 +138,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class ClientReplied:
-    """One client's answer arrived, or the want of it was noticed."""
+    """A client replied, or was found not to."""
 
     round: int
     phase: Phase
@@ -116,7 +153,7 @@ class ClientReplied:
 
 @dataclass(frozen=True)
 class Judged:
-    """The new global model was judged on the test set; the round may go on."""
+    """The new global model was evaluated on the test set; the round may not be over yet."""
 
     round: int
     central: Scores
@@ -128,7 +165,8 @@ class Checkpoint:
 
     round: int
     arrays: ArrayRecord
-    strategy: Strategy
+    strategy: Strategy | None
+    """None where the checkpoint came over a network."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +208,7 @@ class RunFinished:
 Event: TypeAlias = (
     RunStarted
     | EngineReported
+    | ActorsAwaited
     | ClientsConnected
     | ClientsAwaited
     | PhaseStarted

@@ -13,7 +13,8 @@ import click
 import typer
 
 from flsimulation import __version__
-from flsimulation.cli.deploy.network import register
+from flsimulation.cli.deploy import network
+from flsimulation.cli.options import Json, Quiet
 from flsimulation.errors import FLSimulationError, InputError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 0 is success
@@ -60,8 +61,8 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the unfinished run in this directory.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
     metrics_port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port meanwhile."),
@@ -204,7 +205,7 @@ def paper(
         paper_command(name, rows, minutes, seeds, out, json)
 
 
-register(app)
+app.add_typer(network.verbs)
 
 
 def program() -> None:
@@ -246,7 +247,8 @@ def _status(arguments: list[str] | None) -> int:
     except InputError as error:
         return _complain(str(error), BAD_INPUT)
     except FLSimulationError as error:
-        return _complain(str(error), FAILED)
+        notes = getattr(error, "__notes__", [])
+        return _complain("; ".join([str(error), *notes]), FAILED)
     except OSError as error:
         return _complain(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), FAILED)
     return status if isinstance(status, int) else 0

@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from json import dumps as dump_json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import typer
 from rich.console import Console
 
+from flsimulation import runner
 from flsimulation.cli.view import LiveView, PlainView
-from flsimulation.errors import RunError
 from flsimulation.events import Sink
-from flsimulation.experiment import Experiment, load_experiment, load_run_experiment
-from flsimulation.host.processes import uncollected
-from flsimulation.runtimes.network.resuming import resume_command
+from flsimulation.experiment import Experiment, load_experiment
+from flsimulation.rundir import RunRecord
+from flsimulation.rundir.reader import report_of
+from flsimulation.runtimes import resume_hint
 
 
 def run_command(
@@ -35,72 +33,41 @@ def run_command(
 ) -> None:
     """Run or resume; print the JSON object, the summary, or nothing."""
     if resume is not None:
-        experiment = load_run_experiment(resume, runtime)
+        experiment = RunRecord(resume).experiment(runtime)
     else:
         experiment = load_experiment(file, [*overrides, *runtime])
     console = RunConsole(quiet=json or quiet)
     folders = [resume] if resume is not None else []
-    network = experiment.runtime.kind == "network"
-    superlink = experiment.runtime.superlink if network else None
     with contextlib.ExitStack() as stack:
         sinks = stack.enter_context(_metrics(experiment, port))
-        stack.callback(_say_where, console, folders, superlink, experiment.data.clients)
+        stack.callback(_say_where, console, folders, experiment)
         if not console.quiet:
             sinks.append(stack.enter_context(view_of(console, experiment)))
-        run = _on_network if network else _from_here
-        try:
-            result = run(experiment, out, resume, sinks, folders.append)
-        except RunError as error:
-            if network or not (again := [resume_command(f) for f in folders if _can_resume(f)]):
-                raise
-            raise RunError(f"{error}; resume with `{again[0]}`") from error
+        if resume is not None:
+            result = runner.resume(resume, sinks, experiment)
+        else:
+            result = runner.run(experiment, out, sinks, folders.append)
     if json:
-        typer.echo(dump_json(result))
-    if result["state"] == "degraded":
+        typer.echo(result.json())
+    if result.state == "degraded":
         raise typer.Exit(DEGRADED)
 
 
 DEGRADED = 3
 """Exit status of a run in which a client never succeeded."""
-Opened: TypeAlias = Callable[[Path], None]
 
 
-def _from_here(
-    experiment: Experiment, out: Path | None, resume: Path | None, sinks: list[Sink], opened: Opened
-) -> dict[str, Any]:
-    with uncollected():
-        from flsimulation import runner  # Lightning: seconds, so after all cheap checks
-
-    if resume is not None:
-        return asdict(runner.resume(resume, sinks, experiment=experiment))
-    return asdict(runner.run(experiment, out, sinks, opened))
-
-
-def _on_network(
-    experiment: Experiment, out: Path | None, resume: Path | None, sinks: list[Sink], opened: Opened
-) -> dict[str, Any]:
-    from flsimulation.runtimes.network.drive import run_on_network
-
-    return run_on_network(experiment, out, sinks, None if resume else opened, resume)
-
-
-def _say_where(console: Console, folders: list[Path], superlink: str | None, clients: int) -> None:
+def _say_where(console: Console, folders: list[Path], experiment: Experiment) -> None:
     """Name the report, if it is here, and after Ctrl-C the way to resume; an error names its own."""
     stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
     for folder in folders:
         lines = []
-        if (folder / "report.html").is_file():
-            lines.append(f"Report  {folder / 'report.html'}")
-        if stopped and _can_resume(folder):
-            lines.append(f"Resume  {resume_command(folder, superlink, clients)}")
+        if (report := report_of(folder)) is not None:
+            lines.append(f"Report  {report}")
+        if stopped and (command := resume_hint(experiment, folder)) is not None:
+            lines.append(f"Resume  {command}")
         if lines:
             console.print("\n" + "\n".join(lines), soft_wrap=True, highlight=False, markup=False)
-
-
-def _can_resume(folder: Path) -> bool:
-    """Whether the run of a directory that is here has completed a round."""
-    rounds = folder / "rounds.jsonl"
-    return rounds.is_file() and rounds.stat().st_size > 0
 
 
 class RunConsole(Console):

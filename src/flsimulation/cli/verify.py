@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import typer
 
 from flsimulation.errors import InputError, RunError
 from flsimulation.experiment import Experiment, load_experiment
+from flsimulation.runtimes import apart_from_here, open_runtime
+
+if TYPE_CHECKING:
+    from flsimulation.studies.verify import RoundComparison
+
+Compare: TypeAlias = "Callable[[Callable[[RoundComparison], None]], list[str]]"
 
 
 def verify_command(
@@ -20,9 +29,21 @@ def verify_command(
         raise InputError("--runtime inprocess: one process is compared with ray or network")
     kind = [f"runtime.kind={runtime}"] if runtime is not None else []
     experiment = load_experiment(file, [*overrides, *kind])
-    ways = "stacked and sequential" if engines else f"in one process and on {_checked(experiment)}"
-    from flsimulation.studies.verify import RoundComparison, verify, verify_engines
+    if engines:
+        from flsimulation.studies.verify import verify_engines
 
+        compare = functools.partial(verify_engines, experiment)
+        _show(experiment, "stacked and sequential", "engines", compare)
+        return
+    with open_runtime(apart_from_here(experiment)) as there:
+        from flsimulation.studies.verify import verify
+
+        ways = f"in one process and on {there.place}"
+        _show(experiment, ways, "runtimes", functools.partial(verify, there))
+
+
+def _show(experiment: Experiment, ways: str, what: str, compare: Compare) -> None:
+    """Print the comparison of each round; raise if the two ways do not agree."""
     typer.echo(f"{experiment.name}: {ways}")
     typer.echo("round   cohort   scores apart   weights apart")
     seen: list[RoundComparison] = []
@@ -33,27 +54,10 @@ def verify_command(
         weights = "identical" if round.identical else f"{round.weights:.1e}"
         typer.echo(f"{round.round:5}{cohort:>9}{round.scores:15.1e}{weights:>16}")
 
-    differences = (verify_engines if engines else verify)(experiment, show)
-    if differences:
-        what = "engines" if engines else "runtimes"
+    if differences := compare(show):
         raise RunError("\n".join([f"the {what} do not agree", *differences]))
     exact = all(round.identical for round in seen)
     typer.echo(
         f"agree: {len(seen)} rounds, "
         + ("bit for bit" if exact else f"apart by {max(r.weights for r in seen):.1e} at most")
     )
-
-
-def _checked(experiment: Experiment) -> str:
-    """Where the other runtime is; raises before the minutes that one process may take."""
-    runtime = experiment.runtime
-    if runtime.kind == "ray":
-        from flsimulation.runtimes.ray.grid import check_ray
-
-        check_ray(runtime)
-        return f"Ray at {runtime.ray_address}" if runtime.ray_address else "a Ray of its own"
-    from flsimulation.runtimes.network.flower import flower
-
-    with flower(runtime.superlink) as command:
-        command.check()
-    return runtime.superlink

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from flsimulation.events import (
+    ActorsAwaited,
     ClientReplied,
     ClientsAwaited,
     ClientsConnected,
@@ -21,6 +22,7 @@ from flsimulation.events import (
     RunFinished,
     RunStarted,
     Scores,
+    scores_of,
 )
 from flsimulation.experiment import Experiment
 from flsimulation.host.usage import peak_memory_bytes
@@ -51,7 +53,7 @@ class PlainView:
         self._answers: Counter[int] = Counter()  # of each client: trainings and evaluations
         self._failures: Counter[int] = Counter()
         self._missing = False
-        self._last: RoundFinished | None = None
+        self._scores: Scores = {}  # of the last global model that was evaluated
 
     def __enter__(self) -> PlainView:
         """Nothing to prepare."""
@@ -73,6 +75,8 @@ class PlainView:
             self._say(_row(_COLUMNS), style="dim")
         elif isinstance(event, EngineReported):
             self._engine(event.not_stacked)
+        elif isinstance(event, ActorsAwaited):
+            self._starting(event)
         elif isinstance(event, ClientsConnected):
             self._connected(event)
         elif isinstance(event, ClientsAwaited):
@@ -82,7 +86,7 @@ class PlainView:
         elif isinstance(event, ClientReplied):
             self._client(event)
         elif isinstance(event, RoundFinished):
-            self._last = event
+            self._scores = scores_of(vars(event)) or self._scores
             self._say(_row(_cells(event, self.rounds)))
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
@@ -91,6 +95,15 @@ class PlainView:
         """Say why clients are not trained stacked."""
         if not_stacked is not None:
             self._say(f"  clients train one by one: {not_stacked}", style="yellow")
+
+    def _starting(self, event: ActorsAwaited) -> None:
+        """Say how many of Ray's actors have started."""
+        up_to = f", for up to {event.patience:g} s" if event.patience is not None else ""
+        self._say(
+            f"  Ray: {event.started} of {event.expected} actors started, waiting for the others"
+            f"{up_to}, {event.seconds:.0f} s so far",
+            style="yellow",
+        )
 
     def _connected(self, event: ClientsConnected) -> None:
         """Say which clients are missing, and when they are all there again."""
@@ -137,7 +150,7 @@ class PlainView:
         parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]
         if event.state == "completed" and event.rounds < self.rounds:
             parts.append("target accuracy reached")
-        scores = (self._last.central or self._last.federated or {}) if self._last else {}
+        scores = self._scores
         parts += [f"{name} {scores[name]:.4f}" for name in ("accuracy", "loss") if name in scores]
         if len(self._final) > 1:
             mean, spread = statistics.fmean(self._final), statistics.pstdev(self._final)

@@ -9,10 +9,9 @@ from flwr.app import ConfigRecord
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError
-from flsimulation.events import Phase
+from flsimulation.events import RESERVED, Phase
 from flsimulation.messages.arrays import held_state, record_of
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
-from flsimulation.messages.content import RESERVED
 from flsimulation.training import Fitted, Scored, State, Terms, Trained
 
 

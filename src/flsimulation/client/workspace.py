@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 
 from flsimulation import seeds
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import ClientError
 from flsimulation.experiment import Experiment
@@ -30,7 +31,12 @@ class Workspace:
 
     @classmethod
     def load(
-        cls, experiment: Experiment, *, clients: int | None = None, processes: int | None = None
+        cls,
+        experiment: Experiment,
+        *,
+        clients: int | None = None,
+        processes: int | None = None,
+        clock: Clock = SYSTEM,
     ) -> Workspace:
         """Read the data, divide it, build the model and choose the engine.
 
@@ -43,6 +49,8 @@ class Workspace:
             process is a client's, 0 where it is only the server's.
         processes : int, optional
             The most that clients which train one by one may take; by default one for each core.
+        clock : Clock
+            What time it is, for the engine.
 
         Raises
         ------
@@ -51,12 +59,12 @@ class Workspace:
         """
         data = FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
-        engine = _chosen(experiment, data, module, clients, processes)
+        engine = _chosen(experiment, data, module, clients, processes, clock)
         return cls(experiment, data, module, engine)
 
     def under(self, experiment: Experiment) -> Workspace:
         """The same data and model with the engine that another experiment chooses."""
-        engine = _chosen(experiment, self.data, self.module, None, None)
+        engine = _chosen(experiment, self.data, self.module)
         return Workspace(experiment, self.data, self.module, engine)
 
     @property
@@ -111,10 +119,11 @@ def _chosen(
     experiment: Experiment,
     data: FederatedData,
     module: pl.LightningModule,
-    clients: int | None,
-    processes: int | None,
+    clients: int | None = None,
+    processes: int | None = None,
+    clock: Clock = SYSTEM,
 ) -> Engine:
     spec, dataset = experiment.train, data.dataset
     clients = experiment.cohort_size if clients is None else clients
     processes = processes_for(spec, clients) if processes is None else processes
-    return engine_for(module, spec, dataset.x_train, dataset.y_train, clients, processes)
+    return engine_for(module, spec, dataset.x_train, dataset.y_train, clients, processes, clock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from flsimulation.data.dataset import Dataset
 from flsimulation.errors import DataError, describe_error
 from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Data
+from flsimulation.experiment.suggest import nearest
 
 _NEEDED = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = ("classes", "owners")
@@ -69,12 +69,13 @@ def _from_mapping(result: Mapping[str, Any], spec: Data) -> Dataset:
 
 
 def _check_names(result: Mapping[str, Any], spec: Data) -> None:
+    unknown = [str(name) for name in result if name not in _NEEDED + _OPTIONAL]
     for name in _NEEDED:
         if name not in result:
-            near = difflib.get_close_matches(name, map(str, result), n=1)
-            hint = f", instead of {near[0]!r}" if near else ""
+            near = nearest(name, unknown)
+            hint = f", instead of {near!r}" if near else ""
             raise refusal(spec, f"it returned a dict without {name!r}; add it{hint}")
-    if unknown := [str(name) for name in result if name not in _NEEDED + _OPTIONAL]:
+    if unknown:
         known = ", ".join(_NEEDED + _OPTIONAL)
         raise refusal(spec, f"it returned {', '.join(unknown)}, but only {known} are known")
 
@@ -106,7 +107,7 @@ def _targets(array: np.ndarray) -> torch.Tensor:
 
 
 def _checked(dataset: Dataset, spec: Data) -> Dataset:
-    """Give classes names where the function gave none, and refuse labels that are no class."""
+    """Name the classes where the function did not, and refuse labels that are not classes."""
     if dataset.owners is not None and len(dataset.owners) != len(dataset.y_train):
         raise refusal(
             spec, f"it has {len(dataset.owners)} owners but {len(dataset.y_train)} labels"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from flsimulation.data.shipped import load_fashion_mnist, load_mnist
 from flsimulation.data.synthetic import load_synthetic
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
+from flsimulation.experiment.suggest import did_you_mean, nearest
 
 _NAMED: dict[str, Callable[[Data, int], Dataset]] = {
     "mnist": load_mnist,
@@ -57,8 +57,7 @@ def load_dataset(spec: Data, seed: int) -> Dataset:
 
 
 def _unknown(name: str) -> DataError:
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), _NAMED, n=1)
+    near = nearest(name.replace("_", "-"), _NAMED)
     if name and Path(name).expanduser().exists():
-        near = [f"file:{name}"]
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return DataError(f"data.dataset must be {_FORMS}, got {name!r}{hint}")
+        near = f"file:{name}"
+    return DataError(f"data.dataset must be {_FORMS}, got {name!r}{did_you_mean(near)}")

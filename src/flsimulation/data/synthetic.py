@@ -8,7 +8,6 @@ the authors' programs (github.com/litian96/FedProx and fair_flearn, generate_syn
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from flsimulation.data.arrays import Examples, assemble, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data, Section
+from flsimulation.experiment.suggest import remedy
 
 FEATURES, CLASSES = 60, 10
 SPREAD = np.arange(1, FEATURES + 1) ** -0.6
@@ -142,12 +142,9 @@ def _settings(spec: Data) -> Settings:
         return Settings.model_validate(spec.args)
     except ValidationError as error:
         first = error.errors()[0]
-    key, value, known = str(first["loc"][0]), first["input"], list(Settings.model_fields)
+    key, value = str(first["loc"][0]), first["input"]
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-        raise DataError(
-            f"data.args.{key} has no meaning for {spec.dataset!r}, got {value!r}; {hint}"
-        )
+        hint = remedy(key, Settings.model_fields)
+        raise DataError(f"data.args.{key} has no meaning for {spec.dataset!r}, got {value!r}{hint}")
     must = first["msg"].replace("Input should", "must")
     raise DataError(f"data.args.{key} of {spec.dataset!r} {must}, got {value!r}")

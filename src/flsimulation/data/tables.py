@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from flsimulation.data.arrays import Examples, assemble, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
+from flsimulation.experiment.suggest import did_you_mean, nearest
 
 
 def load_csv(train: Path, test: Path | None, spec: Data, seed: int) -> Dataset:
@@ -39,8 +39,7 @@ def check_owner_column(spec: Data, place: str, columns: Iterable[str]) -> None:
 def unknown_column(key: str, column: str, place: str, columns: Iterable[str]) -> DataError:
     """Make the error that says which columns there are, and which one may be meant."""
     columns = list(columns)
-    near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(nearest(column, columns))
     return DataError(f"{key} {column!r} is no column of {place}: {', '.join(columns)}{hint}")
 
 

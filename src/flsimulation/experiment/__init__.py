@@ -6,7 +6,6 @@ from flsimulation.experiment.load import (
     experiment_of,
     explain,
     load_experiment,
-    load_run_experiment,
 )
 from flsimulation.experiment.spec import Experiment
 
@@ -17,6 +16,5 @@ __all__ = [
     "explain",
     "flatten",
     "load_experiment",
-    "load_run_experiment",
     "unflatten",
 ]

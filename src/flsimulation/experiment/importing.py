@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from flsimulation.errors import InputError, describe_error
+from flsimulation.experiment.suggest import remedy
 
 
 def import_object(reference: str, key: str, error: type[InputError] = InputError) -> Any:
@@ -67,7 +67,7 @@ def _module_of_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise _RefusalError(f"there is no file {path}; name an existing Python file")
-    # The text is part of the name: an edited file is read anew, in a notebook too.
+    # The text is part of the name: an edited file is read again, in a notebook too.
     digest = hashlib.sha256(str(path).encode() + b"\n" + path.read_bytes()).hexdigest()
     name = f"{path.stem}_{digest[:12]}"
     return sys.modules[name] if name in sys.modules else _execute(path, name)
@@ -94,10 +94,8 @@ def _attribute(module: ModuleType, name: str) -> Any:
     for part in name.split("."):
         if not hasattr(place, part):
             known = [known for known in dir(place) if not known.startswith("_")]
-            near = difflib.get_close_matches(part, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
             owner = module.__file__ or module.__name__ if place is module else place.__name__
-            raise _RefusalError(f"{owner} has no attribute {part!r}; {hint}")
+            raise _RefusalError(f"{owner} has no attribute {part!r}{remedy(part, known)}")
         place = getattr(place, part)
     return place
 

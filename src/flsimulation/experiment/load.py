@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from flsimulation.errors import ExperimentError
 from flsimulation.experiment.spec import Experiment, Section, kebab
+from flsimulation.experiment.suggest import remedy
 
 _REFERENCES = ("data.dataset", "model.class")  # keys whose value may hold a path
 
@@ -56,14 +56,6 @@ def experiment_of(
     except ValidationError as error:
         lines = [explain(item, source, Experiment, changed or {}) for item in error.errors()]
         raise ExperimentError("\n".join(lines)) from None
-
-
-def load_run_experiment(run_dir: str | Path, overrides: Iterable[str] = ()) -> Experiment:
-    """Read the experiment of a run directory that is to be resumed. Raises `ExperimentError`."""
-    path = Path(run_dir) / "experiment.toml"
-    if not path.is_file():
-        raise ExperimentError(f"--resume {run_dir}: is no run directory; it has no experiment.toml")
-    return load_experiment(path, overrides)
 
 
 def dump_toml(experiment: Experiment) -> str:
@@ -162,12 +154,8 @@ def explain(
     message = item["msg"].removeprefix("Value error, ")
     got = item["input"]
     if item["type"] == "extra_forbidden":
-        known = _keys(item["loc"][:-1], model)
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        others = f"known keys: {', '.join(known)}"
-        text = f"{key} is not a key, got {got!r}; " + (
-            f"did you mean {near[0]!r}?" if near else others
-        )
+        hint = remedy(str(item["loc"][-1]), _keys(item["loc"][:-1], model))
+        text = f"{key} is not a key, got {got!r}{hint}"
     elif item["type"] == "missing":
         text = f"{key} is missing; add it"
     elif item["type"] == "value_error" and (key == "strategy" or not key):

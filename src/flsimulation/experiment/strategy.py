@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
+
+from flsimulation.experiment.suggest import remedy
 
 STRATEGIES = {
     "fedavg": "FedAvg",
@@ -52,9 +53,8 @@ def check_parameters(name: str, given: dict[str, Any]) -> None:
     known = own_parameters(name)
     for key, value in given.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {_listed(known)}"
-            raise ValueError(f"{key} is not a parameter of {name}, got {value!r}; {hint}")
+            hint = remedy(key, known)
+            raise ValueError(f"{key} is not a parameter of {name}, got {value!r}{hint}")
         kind = known[key].annotation
         fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
         if not fits or (isinstance(value, bool) and kind is not bool):
@@ -92,7 +92,3 @@ def _build(name: str, given: dict[str, Any]) -> None:
             getattr(flower, STRATEGIES[name])(**arguments)
     except ValueError as error:
         raise ValueError(f"{' '.join(given)} refused by Flower: {error}, got {given!r}") from None
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(names) or "none of its own"

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from torch import Tensor, from_numpy
 
-_SERIALIZED = "numpy.ndarray"  # Flower's name for the bytes of ``numpy.save``
+from flsimulation.internals.flower_messages import NUMPY
 
 
 class HeldArray(Array):
@@ -27,7 +27,7 @@ class HeldArray(Array):
 
     def __init__(self, values: np.ndarray) -> None:
         self.dtype, self.shape = str(values.dtype), tuple(values.shape)
-        self.stype = _SERIALIZED
+        self.stype = NUMPY
         self._values = values
 
     def numpy(self) -> np.ndarray:

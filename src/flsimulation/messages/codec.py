@@ -21,6 +21,7 @@ from flwr.app import (
 
 from flsimulation.errors import FAILURE_REASONS, ClientError
 from flsimulation.events import Phase
+from flsimulation.internals.flower_messages import OF_CLIENT_APP
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.messages.content import ARRAYS, CONFIG, METRICS, Record, config_of, model_of
 
@@ -29,7 +30,6 @@ _TASKS, _OUTCOMES, _FAILURES, _ENGINE = "tasks", "outcomes", "failures", "engine
 _FIRST_CODE = 1000  # well above the codes Flower gives to its own errors
 _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
 _REASONS = {code: reason for reason, code in _CODES.items()}
-_FLOWER_CODES = (1, 2, 7, 8)  # of the client's code: not loaded, raised, not valid, crashed
 
 
 def message_of(batch: Batch, node: int, seconds: float = 0.0) -> Message:
@@ -190,8 +190,8 @@ def _failures(outcomes: Sequence[Outcome]) -> ConfigRecord:
 
 def reply_of(message: Message) -> Reply | ClientError:
     """What `reply_to` wrote, or the failure that Flower reports in its place."""
-    if message.has_error():
-        return _error_of(message)
+    if (error := failure_of(message)) is not None:
+        return error
     content = message.content
     outcomes = list(_succeeded(content))
     if (failed := cast(ConfigRecord | None, content.get(_FAILURES))) is not None:
@@ -212,9 +212,12 @@ def reply_of(message: Message) -> Reply | ClientError:
     )
 
 
-def _error_of(message: Message) -> ClientError:
+def failure_of(message: Message) -> ClientError | None:
+    """The failure that a message reports in place of outcomes, or None."""
+    if not message.has_error():
+        return None
     error = message.error
-    fallback = "error" if error.code in _FLOWER_CODES else "lost"
+    fallback = "error" if error.code in OF_CLIENT_APP else "lost"
     return ClientError(_REASONS.get(error.code, fallback), error.reason or f"code {error.code}")
 
 

@@ -12,11 +12,6 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # Flower's own names of
 _IDENTITY = "identity"  # a record of our own
 _PARTITION_ID, _NAME, _TROUBLE = "partition-id", "name", "trouble"
 
-RESERVED = frozenset(
-    ("round", "phase", "partition", "num-examples", "epochs", "steps", "seconds", "reason", "error")
-)
-"""Names in an answer, or in its line of clients.jsonl, that a module must not log under."""
-
 
 def config_of(message: Message) -> ConfigRecord:
     """The strategy's settings for this round."""

@@ -12,6 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from flsimulation.errors import FAILURE_REASONS
 from flsimulation.events import (
+    SOURCES,
     ClientReplied,
     ClientsConnected,
     Event,
@@ -82,7 +83,7 @@ class PrometheusMetrics:
             self._series.histogram("fl_round_phase_duration_seconds", phase=phase)
 
     def __call__(self, event: Event) -> None:
-        """Count what the event tells."""
+        """Update the metrics with an event."""
         if isinstance(event, RunStarted):
             self._begin(event)
         elif isinstance(event, ClientsConnected):
@@ -209,7 +210,7 @@ class PrometheusMetrics:
                 event.seconds[phase]
             )
             self._series.gauge("fl_last_round_seconds", phase=phase).set(event.seconds[phase])
-        for source in ("central", "federated"):
+        for source in SOURCES:
             self._judged(getattr(event, source) or {}, source)
         for direction, size in event.bytes.items():
             self._series.counter("fl_message_bytes_total", direction=direction).inc(size)

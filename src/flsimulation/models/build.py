@@ -16,6 +16,7 @@ from flsimulation.data.dataset import Dataset
 from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Model
+from flsimulation.experiment.suggest import did_you_mean, nearest
 from flsimulation.models.cnn import CNN
 from flsimulation.models.logistic import Logistic
 from flsimulation.models.mlp import MLP, TwoNN
@@ -75,7 +76,7 @@ def _model_class(name: str) -> type[pl.LightningModule]:
     if ":" not in name:
         raise ModelError(
             f"model.class must be one of {', '.join(MODELS)}, or your own 'module:Class' or "
-            f"'path/to/file.py:Class', got {name!r}"
+            f"'path/to/file.py:Class', got {name!r}{did_you_mean(nearest(name, MODELS))}"
         )
     cls = import_object(name, "model.class", ModelError)
     if not (isinstance(cls, type) and issubclass(cls, pl.LightningModule)):

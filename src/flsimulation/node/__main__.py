@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from flsimulation.host.processes import end_with_parent
+from flsimulation.internals.flower_words import COMMANDS, SUPERLINK, SUPERNODE
 from flsimulation.node import sockets
 from flsimulation.runtimes.network.names import REPORTS
 
@@ -39,27 +40,27 @@ def main() -> None:
     waits.shorten_pulls()
     flower_patches.send_heartbeats_often()
     import_module("httpcore")  # httpx imports it only with its first client
-    import_module("flwr.supercore.cli")
+    for command in COMMANDS[role]:
+        import_module(command)
     if role == "client":
-        import_module("flwr.supernode.cli")
         watch = flower_patches.RunWatch()
         waits.shorten_looks(watch.look)
         flower_patches.leave_with_run(watch)
+        flower_patches.leave_with_lost_answer()
         server = warm.WarmServer(
             Path(path),
-            lambda: keep("flower-supernode"),
+            lambda: keep(SUPERNODE),
             client_app.prepare,
             client_app.tell_killed,
             serving=tell_up,
         )
     else:
-        import_module("flwr.superlink.cli")
         from flsimulation.node import server_app
 
         flower_patches.list_nodes_heard_lately()
         server = warm.WarmServer(
             Path(path),
-            lambda: keep("flower-superlink"),
+            lambda: keep(SUPERLINK),
             killed=server_app.tell_killed,
             serving=tell_up,
         )

@@ -14,11 +14,12 @@ from flsimulation import seeds
 from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
 from flsimulation.experiment import Experiment, flatten, unflatten
+from flsimulation.internals.flower_words import CLIENT_APP
 from flsimulation.messages.batch import Batch, Reply, batch_bytes, outcome_bytes
 from flsimulation.node import sockets, threads
 from flsimulation.node.health import keep_trouble, see_kills, take_trouble
 from flsimulation.node.launches import Killed
-from flsimulation.runtimes.network.names import CLIENT_APP, REPORTS, WARM
+from flsimulation.runtimes.network.names import REPORTS, WARM
 from flsimulation.training import Batches, Job, Terms
 
 _prepared: tuple[int, Workspace] | None = None

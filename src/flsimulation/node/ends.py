@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -16,9 +15,11 @@ from typing import Any
 
 from flsimulation.errors import InputError, Interrupted
 from flsimulation.events import RunFinished, RunStarted
-from flsimulation.experiment import Experiment, load_run_experiment
 from flsimulation.host.files import write_atomic
+from flsimulation.internals.flower_words import PARENT
+from flsimulation.rundir import RunRecord
 from flsimulation.rundir.manifest import settle
+from flsimulation.rundir.reader import run_directories
 
 _GONE_SECONDS = 0.5  # within which Flower's own process is missed, if it is gone
 _LOOK_SECONDS = 0.05
@@ -66,8 +67,7 @@ def settle_runs(memory: Path | None) -> list[tuple[Path, dict[str, Any]]]:
     if memory is None:
         return []
     last = settle_run(memory, "interrupted", _SUPERLINK)
-    folders = sorted((path.parent for path in memory.parent.glob("*/manifest.json")), reverse=True)
-    others = [(folder, settle(folder)) for folder in folders]
+    others = [(folder, settle(folder)) for folder in run_directories(memory.parent)]
     found = [(folder, manifest) for folder, manifest in others if manifest is not None]
     return [*([last] if last is not None else []), *found]
 
@@ -77,25 +77,11 @@ def last_end(memory: Path | None) -> tuple[RunStarted, RunFinished] | None:
     if memory is None:
         return None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
-        run_dir = Path(_note(memory).read_text(encoding="utf-8"))
-        manifest = json.loads((run_dir / "manifest.json").read_bytes())
-        if manifest["state"] == "interrupted":
-            end = RunFinished("interrupted", manifest["rounds"], 0.0, manifest["error"])
-            return _start(load_run_experiment(run_dir), manifest["data"], manifest["model"]), end
+        run = RunRecord(_note(memory).read_text(encoding="utf-8"))
+        if run.manifest["state"] == "interrupted":
+            end = RunFinished("interrupted", run.manifest["rounds"], 0.0, run.manifest["error"])
+            return run.started(), end
     return None
-
-
-def _start(experiment: Experiment, data: dict[str, Any], model: dict[str, Any]) -> RunStarted:
-    return RunStarted(
-        experiment=experiment,
-        model_arguments=model["arguments"],
-        parameters=model["parameters"],
-        data_digest=data["digest"],
-        histogram=data["histogram"],
-        classes=tuple(data["classes"]),
-        train_examples=data["train-examples"],
-        test_examples=data["test-examples"],
-    )
 
 
 def end_in_order() -> None:
@@ -128,7 +114,7 @@ def _cause(number: int) -> str:
 def _has_parent() -> bool:
     """Whether Flower's process that asked for this one is there."""
     try:
-        os.kill(int(sys.argv[sys.argv.index("--parent-pid") + 1]), 0)
+        os.kill(int(sys.argv[sys.argv.index(PARENT) + 1]), 0)
     except (ValueError, IndexError, PermissionError):
         return True  # nobody knows
     except ProcessLookupError:

@@ -1,7 +1,7 @@
 """What is changed inside Flower's SuperNode and SuperLink, beside the waits of `waits`.
 
-Flower 1.42 has no option for any of this. Each function names what it replaces and why;
-docs/decisions/0015 has the reasons, and tests/test_flower_patches.py fails if Flower changes it.
+Flower has no option for any of this. Each function says why; docs/decisions/0015 has the reasons.
+What it replaces is in `flsimulation.internals.flower_processes`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from flwr.app import MessageType
-from flwr.supercore.run import RunNotRunningException
 
+from flsimulation.internals import flower_processes
+from flsimulation.internals.flower_processes import RunNotRunningException, Step
+from flsimulation.node.health import keep_trouble
 from flsimulation.runtimes.network.names import LEFT
 
 HEARD_SECONDS = 8.0
@@ -81,32 +83,71 @@ def leave(why: str) -> NoReturn:
 def leave_with_run(watch: RunWatch) -> None:
     """Let the SuperNode forked from this process drop the work of a run that is over.
 
-    Replaces ``start_client_internal._pull_and_store_message``. Flower stores a message, then pulls
-    its parts. ``RunNotRunningException`` is a ``BaseException`` and passes the clean-up that is
-    there for other errors, so a message of a run that was stopped meanwhile stays in the node's
-    state. Its answer is then sent in place of the next run's, and so is every one after it.
+    Flower stores a message, then pulls its parts. ``RunNotRunningException`` is a ``BaseException``
+    and passes the clean-up that is there for other errors, so a message of a run that was stopped
+    meanwhile stays in the node's state. Its answer is then sent in place of the next run's; by Flower
+    1.42 so is every one after it.
     """
-    from flwr.supernode import start_client_internal
 
-    pull_and_store = start_client_internal._pull_and_store_message
+    def wrap(pull_and_store: Step) -> Step:
+        def pull_or_leave(**given: Any) -> int | None:
+            if flower_processes.has_answers(given["state"]):  # those of before were all sent
+                leave("an answer was left over")
+            came: list[Any] = []
 
-    def pull_or_leave(**given: Any) -> int | None:
-        if given["state"].get_messages_legacy(is_reply=True):  # those of before were all sent
-            leave("an answer was left over")
-        came: list[Any] = []
+            def receive() -> Any:
+                came.append(given["receive"]())
+                return came[-1]
 
-        def receive() -> Any:
-            came.append(given["receive"]())
-            return came[-1]
+            run: int | None = pull_and_store(**{**given, "receive": receive})
+            if came and came[-1] is not None:
+                if run is None:
+                    leave("a message could not be received whole")
+                watch.begin(run, came[-1][0].metadata.message_type, given["pull_object"])
+            return run
 
-        run: int | None = pull_and_store(**{**given, "receive": receive})
-        if came and came[-1] is not None:
-            if run is None:
-                leave("a message could not be received whole")
-            watch.begin(run, came[-1][0].metadata.message_type, given["pull_object"])
-        return run
+        return pull_or_leave
 
-    vars(start_client_internal)["_pull_and_store_message"] = pull_or_leave
+    flower_processes.wrap_pull_and_store(wrap)
+
+
+def leave_with_lost_answer() -> None:
+    """Let the SuperNode forked from this process leave when an answer could not be sent whole.
+
+    Flower logs that and drops the answer. The SuperLink of Flower 1.42 tells the run three minutes
+    later; that of 1.43 never does, and a run without a deadline would wait for a client that is
+    there. A client that was started again has lost its message, which the run's server knows.
+    """
+
+    def wrap(push: Step) -> Step:
+        def push_or_leave(**given: Any) -> None:
+            failed: list[Exception] = []
+            noting = {name: _noting(given[name], failed) for name in ("send", "push_object")}
+            push(**{**given, **noting})
+            if failed:
+                keep_trouble(f"its answer could not be sent: {_one_line(failed[0])}")
+                leave("an answer could not be sent")
+
+        return push_or_leave
+
+    flower_processes.wrap_push(wrap)
+
+
+def _noting(call: Step, failed: list[Exception]) -> Step:
+    """The call, whose errors are kept; the end of a run is none."""
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    return noted
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def send_heartbeats_often() -> None:
@@ -114,35 +155,15 @@ def send_heartbeats_often() -> None:
 
     A SuperNode's heartbeat says that the client is there. The reply to a ServerApp's or a
     ClientApp's says whether its work is still wanted: a run that was stopped ends that much sooner.
-    Replaces ``heartbeat.HEARTBEAT_DEFAULT_INTERVAL``, from which the sender calculates its wait. The
-    interval that a SuperNode announces stays: Flower itself drops a message whose node was not heard
-    for twice as long, and its answer can then not be delivered any more.
+    The interval that a SuperNode announces stays: Flower itself drops a message whose node was not
+    heard for twice as long, and its answer can then not be delivered any more.
     """
-    from flwr.supercore import heartbeat
-
-    vars(heartbeat)["HEARTBEAT_DEFAULT_INTERVAL"] = _HEARTBEAT
+    flower_processes.set_heartbeat_interval(_HEARTBEAT)
 
 
 def list_nodes_heard_lately() -> None:
     """Let the SuperLink in this process list only the nodes that it heard in the last seconds.
 
-    Replaces ``InMemoryLinkState.get_nodes``, which a run's server asks who is there. Flower lists a
-    node until twice the interval that it announced has passed, which is a minute.
+    Flower lists a node until twice the interval that it announced has passed, which is a minute.
     """
-    from flwr.common.constant import HEARTBEAT_PATIENCE
-    from flwr.server.superlink.linkstate import InMemoryLinkState
-    from flwr.supercore.date import now
-
-    get_nodes = InMemoryLinkState.get_nodes
-
-    def heard(state: InMemoryLinkState, run_id: int) -> set[int]:
-        with state.lock:
-            since = now().timestamp() - HEARD_SECONDS
-            return {
-                number
-                for number in get_nodes(state, run_id)
-                for node in [state.nodes[number]]
-                if node.online_until - HEARTBEAT_PATIENCE * node.heartbeat_interval >= since
-            }
-
-    setattr(InMemoryLinkState, "get_nodes", heard)  # noqa: B010 - a type checker refuses the other form
+    flower_processes.list_nodes_heard(HEARD_SECONDS)

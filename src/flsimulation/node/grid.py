@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -14,17 +13,15 @@ from flwr.serverapp import Grid
 from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
+from flsimulation.internals.flower_messages import OF_SUPERLINK, Run, identifiers_of, requested
 from flsimulation.messages.batch import Batch, Task
 from flsimulation.messages.content import identity_of
-from flsimulation.messages.packing import is_packed, pack, unpack
+from flsimulation.messages.packing import pack
 from flsimulation.node.assignment import Identity, PartitionTable
+from flsimulation.node.outbox import Outbox, replied_to
 from flsimulation.server.grid import PartitionedGrid
 
-if TYPE_CHECKING:
-    from flwr.supercore.run import Run  # not public; what `Grid` itself is annotated with
-
 _LOOK_SECONDS = 0.5  # between two looks at who is there
-_UNAVAILABLE = frozenset((3, 4, 5))  # Flower's codes for a message, reply or node that is gone
 _SILENT = 10.0  # seconds after which a node that does not say who it is is silent
 
 
@@ -93,7 +90,7 @@ class AssignedGrid(PartitionedGrid):
         self._given_up: set[int] = set()  # partitions that nobody waits for any more
         self._looked = float("-inf")
         self._begun = False  # whether all clients were there once
-        self._sent: dict[str, int] = {}  # node of each message
+        self._outbox = Outbox(grid)
         self._asked_names: dict[int, str] = {}  # of those nodes, as they were then
         self._unavailable: dict[str, Message] = {}  # what Flower answers for nodes that are gone
         self._trouble = ""
@@ -129,8 +126,9 @@ class AssignedGrid(PartitionedGrid):
             ids = self._grid.push_messages(
                 [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
             )
-            self._asked |= dict(zip(ids, unknown, strict=True))
-            self._silent |= dict.fromkeys(unknown, now)
+            sent = zip(identifiers_of(ids, len(unknown)), unknown, strict=True)
+            self._asked |= {identifier: node for identifier, node in sent if identifier}
+            self._silent = dict.fromkeys(unknown, now) | self._silent
         met = self._answers(online)
         names = {identity.name for identity in met.values()}  # whose older nodes are dead
         self._known = {n: i for n, i in self._known.items() if i.name not in names} | met
@@ -228,34 +226,38 @@ class AssignedGrid(PartitionedGrid):
         return self._grid.run
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, packed."""
+        """Send copies of messages, packed."""
         models: dict[int, ConfigRecord | ArrayRecord] = {}  # most often one, the same for all
         packed = [_packed(message, models) for message in messages]
-        # One by one: Flower shows a node its message before the message's parts are there, and many
-        # nodes that ask for parts again and again keep the SuperLink from taking them.
-        sent = [(i, m) for m in packed for i in self._grid.push_messages([m])]
-        self._sent = {i: m.metadata.dst_node_id for i, m in sent}
-        identities = {node: self._table.identity_of(node) for node in self._sent.values()}
-        self._asked_names = {n: i.name for n, i in identities.items() if i is not None}
-        return [i for i, _ in sent]
+        identifiers = self._outbox.push(packed)
+        nodes = (message.metadata.dst_node_id for message in packed)
+        identities = {node: self._table.identity_of(node) for node in nodes}
+        self._asked_names |= {n: i.name for n, i in identities.items() if i is not None}
+        return identifiers
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Answers that are there.
+    def pull_messages(
+        self,
+        message_ids: Iterable[str] | None = None,
+        *,
+        reply_to_message_ids: Iterable[str] | None = None,
+    ) -> Iterable[Message]:
+        """Answers that are there, and failures in place of those that will not come.
 
-        Flower answers in place of a node that is not there. Why it is not, and whether it comes
+        Flower 1.42 answers in place of a node that is not there. Why it is not, and whether it comes
         back, is then known only a little later, by `look` and `why_lost`.
         """
-        wanted = set(message_ids)
+        wanted = set(requested(message_ids, reply_to_message_ids, self._outbox.identifiers))
+        self._outbox.keep(wanted)
+        self._asked_names = {n: a for n, a in self._asked_names.items() if n in self._outbox.nodes}
         self._unavailable = {i: m for i, m in self._unavailable.items() if i in wanted}
-        asked = sorted(wanted - self._unavailable.keys())
-        answers = [_unpacked(answer) for answer in self._grid.pull_messages(asked)] if asked else []
+        answers = self._outbox.pull(wanted - self._unavailable.keys())
         late = [answer for answer in answers if _is_flowers_own(answer)]
-        self._unavailable |= {a.metadata.reply_to_message_id: a for a in late}
+        self._unavailable |= {replied_to(answer): answer for answer in late}
         if late:
             self._looked = float("-inf")  # who is there has changed
             self.look()
         there = self.partitions
-        given_up = [i for i in self._unavailable if self._sent.get(i) in there]
+        given_up = [i for i in self._unavailable if self._outbox.node_of(i) in there]
         return [
             *(answer for answer in answers if not _is_flowers_own(answer)),
             *(self._unavailable.pop(i) for i in given_up),
@@ -271,10 +273,4 @@ def _packed(message: Message, models: dict[int, ConfigRecord | ArrayRecord]) -> 
 
 def _is_flowers_own(answer: Message) -> bool:
     """Whether Flower answers because the node, or the message, is not there any more."""
-    return answer.has_error() and answer.error.code in _UNAVAILABLE
-
-
-def _unpacked(answer: Message) -> Message:
-    if answer.has_content() and is_packed(answer.content):
-        answer.content = unpack(answer.content)
-    return answer
+    return answer.has_error() and answer.error.code in OF_SUPERLINK

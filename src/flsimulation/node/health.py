@@ -23,7 +23,7 @@ _KILLS = 2  # in a row, without an answer between them, that make a container un
 _KILLS_SECONDS = 60.0  # ... for so long after the last: another experiment may need less
 
 _kills_seen = oom_kills()
-"""Processes that the kernel killed for want of memory, as far as this process was told."""
+"""Processes that the kernel killed because memory ran out, as far as this process has seen."""
 
 
 class Health:
@@ -71,7 +71,7 @@ class Health:
 
 
 def see_kills() -> bool | None:
-    """Whether the kernel killed a process for want of memory since the last call; None if unknown."""
+    """Whether the kernel killed a process because memory ran out since the last call; None if unknown."""
     global _kills_seen
     before, _kills_seen = _kills_seen, oom_kills()
     return None if before is None or _kills_seen is None else _kills_seen > before
@@ -94,8 +94,8 @@ def describe_end(status: int, variable: str = "CLIENT_MEMORY") -> str:
         return ended
     short = see_kills()
     if short is False:
-        return f"{ended}, not for want of memory as far as the kernel tells"
-    sure = "for want of memory" if short else "most likely for want of memory"
+        return f"{ended}, not out of memory as far as the kernel reports"
+    sure = "out of memory" if short else "most likely out of memory"
     limit = container_usage().memory_limit_bytes
     if limit >= machine_memory_bytes():
         return f"{ended}, {sure}; raise its memory limit"

@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from prometheus_client import CollectorRegistry
 
 from flsimulation.errors import InputError
+from flsimulation.internals.flower_words import CLIENT_APP, SERVER_APP, SUPEREXEC
 from flsimulation.metrics.exporter import served
 from flsimulation.node import sockets
 from flsimulation.node.health import Health, describe_end, keep_trouble, see_kills
 from flsimulation.node.shims import write_shims
 from flsimulation.runtimes.network.names import (
-    CLIENT_APP,
     MEMORY,
     REPORTS,
-    SERVER_APP,
     TROUBLE,
     WARM,
 )
@@ -116,7 +115,7 @@ class Node:
         return count
 
     def _environment(self, folder: Path, memory: Path | None) -> dict[str, str]:
-        real = {command: _installed(command) for command in (self.launches, "flower-superexec")}
+        real = {command: _installed(command) for command in (self.launches, SUPEREXEC)}
         shims = folder / "bin"
         write_shims(shims, folder / "warm", real)
         environment = {
@@ -201,7 +200,7 @@ def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
     """Set right, and say, what an earlier SuperLink left that was killed or restarted."""
     from flsimulation.node.ends import last_end, settle_runs
     from flsimulation.rundir.manifest import KILLED
-    from flsimulation.runtimes.network.resuming import resume_command
+    from flsimulation.runtimes.resuming import resume_command
 
     for run_dir, manifest in settle_runs(memory):
         told = "interrupted in its first round; start it again"

@@ -14,7 +14,6 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from flsimulation import runner
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import (
     FLSimulationError,
@@ -28,12 +27,15 @@ from flsimulation.experiment import Experiment, unflatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.host.processes import alone
 from flsimulation.host.usage import peak_memory_bytes
+from flsimulation.internals.flower_words import SERVER_APP
 from flsimulation.node import ends, sockets, task, threads
 from flsimulation.node.grid import connect
 from flsimulation.node.launches import Killed
+from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.events import to_json
-from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME, SERVER_APP
+from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME
+from flsimulation.runtimes.recorded import record_resumed, record_run
 from flsimulation.server.app import Start, make_server_app
 
 _ENDING_SECONDS = 5.0  # that a run which was stopped may take to end before the next
@@ -104,10 +106,11 @@ def _run(
     try:
         if resumed:
             opened(resumed)
-            result = runner.resume(resumed, told, federate)
+            experiment = RunRecord(resumed).experiment()
+            result = record_resumed(resumed, experiment, federate, told, clients=0)
         else:
             experiment = unflatten(context.run_config)
-            result = runner.run(experiment, out or None, told, opened, federate)
+            result = record_run(experiment, federate, out or None, told, opened, clients=0)
     except FLSimulationError as error:
         lines.tell_error(str(error), input=isinstance(error, InputError))
         raise

@@ -5,19 +5,10 @@ Flower misses the process only after a minute without a heartbeat; until then th
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 
-from flwr.common.constant import SubStatus
-from flwr.proto.log_pb2 import PushLogsRequest
-from flwr.proto.runtime_pb2 import PushTaskOutputRequest
-from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
-from flwr.supercore.retry import make_simple_http_retry_invoker
-from flwr.supercore.run import RunNotRunningException
-from flwr.supercore.runtime import RuntimeHttpClient
-
-_ADDRESS, _TOKEN = "--runtime-api-address", "--token"
+from flsimulation.internals.flower_words import ADDRESS, INSECURE, TOKEN
 
 
 def fail(arguments: Sequence[str], log: Sequence[str], details: str) -> None:
@@ -32,22 +23,8 @@ def fail(arguments: Sequence[str], log: Sequence[str], details: str) -> None:
     details : str
         Why, in one line.
     """
+    from flsimulation.internals.flower_processes import fail_task
+
     given = dict(itertools.pairwise(arguments))
-    if _ADDRESS not in given or _TOKEN not in given:
-        return
-    retry = make_simple_http_retry_invoker()
-    retry.max_tries = 1
-    client = RuntimeHttpClient.from_server_address(
-        server_address=given[_ADDRESS],
-        insecure="--insecure" in arguments,
-        root_certificates=None,
-        interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
-            RuntimeTokenHttpInterceptor(token=given[_TOKEN]),
-        ],
-        retry_invoker=retry,
-    )
-    output = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details)
-    with contextlib.suppress(Exception, RunNotRunningException), contextlib.closing(client):
-        client.PushLogs(PushLogsRequest(logs=log))
-        client.PushTaskOutput(output)
+    if ADDRESS in given and TOKEN in given:
+        fail_task(given[ADDRESS], given[TOKEN], log, details, insecure=INSECURE in arguments)

@@ -14,6 +14,12 @@ import select
 import time
 from collections.abc import Callable
 
+from flsimulation.internals.flower_processes import (
+    set_pull_waits,
+    set_superexec_clock,
+    set_supernode_clock,
+)
+
 _ANSWER_SECONDS = 0.05  # between two looks for the answer, in this process's own memory
 _LEAST_SECONDS = 0.4  # between two looks at the SuperLink right after an answer
 _IDLE_SHARE = 0.3  # of the time without a message; an idle client asks less and less often
@@ -107,21 +113,11 @@ def shorten_looks(look: Callable[[], None] = lambda: None) -> None:
     look : callable
         Called by the SuperNode while it waits for its ClientApp's answer.
     """
-    from flwr.supercore.superexec import run_superexec
-    from flwr.supernode import start_client_internal
-
     bell = Bell()
-    vars(start_client_internal)["time"] = NodeClock(bell, look)
-    vars(run_superexec)["time"] = ExecClock(bell)
+    set_supernode_clock(NodeClock(bell, look))
+    set_superexec_clock(ExecClock(bell))
 
 
 def shorten_pulls() -> None:
     """Let this process ask again sooner for the parts of a message that are not there yet."""
-    from flwr.supercore.inflatable import inflatable_utils
-
-    for function in (
-        inflatable_utils.pull_objects,
-        inflatable_utils.pull_and_inflate_object_from_tree,
-    ):
-        defaults = function.__kwdefaults__ or {}
-        function.__kwdefaults__ = {**defaults, **_PULL_SECONDS}
+    set_pull_waits(_PULL_SECONDS)

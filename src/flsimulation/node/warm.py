@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from flsimulation.host.processes import compact, end_group, end_with_parent, is_there
+from flsimulation.internals.flower_words import CLIENT_APP, SERVER_APP, SUPEREXEC
 from flsimulation.node import sockets
 from flsimulation.node.health import describe_end
 from flsimulation.node.launches import Killed, Launched
 from flsimulation.node.prepared import Prepared
 from flsimulation.node.shims import run_command
-from flsimulation.runtimes.network.names import CLIENT_APP, LEFT, SERVER_APP
+from flsimulation.runtimes.network.names import LEFT
 
-_SUPEREXEC = "flower-superexec"
 _SOON_SECONDS = 10.0  # a program that ends so soon has something wrong
 _LATEST_SECONDS = 30.0  # between two starts of such a program
 _LOOK_SECONDS = 0.05  # between two looks whether the data is there, and at a program that is to end
@@ -245,7 +245,7 @@ class WarmServer:
             self._fork(partial(self._killed, Killed(command, arguments, end, peak)))
         if command == CLIENT_APP and status < 0:
             self._restart_program(at_once=True)
-        elif command == _SUPEREXEC:
+        elif command == SUPEREXEC:
             self._restart_program()
 
     def _plan_restart(self, status: int) -> None:

@@ -2,15 +2,12 @@
 
 from flsimulation.report.figures.canvas import load_plots, png
 from flsimulation.report.figures.partition import partition_figure
-from flsimulation.report.log import RunLog, read_run
 from flsimulation.report.page import write_pngs, write_report
 
 __all__ = [
-    "RunLog",
     "load_plots",
     "partition_figure",
     "png",
-    "read_run",
     "write_pngs",
     "write_report",
 ]

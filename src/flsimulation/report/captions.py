@@ -6,27 +6,28 @@ import math
 import statistics
 from collections import Counter
 
+from flsimulation.events import SOURCES
 from flsimulation.report.formats import count, duration, listing, plural, score, spread
-from flsimulation.report.log import RunLog, look
 from flsimulation.report.scores import client_spread, curve, failure_counts, phase_seconds
+from flsimulation.rundir import RunRecord, look
 
 
-def captions(log: RunLog) -> dict[str, str]:
+def captions(run: RunRecord) -> dict[str, str]:
     """Write the caption of each figure, by the names of `plots.figures`."""
     return {
-        "accuracy": _curves(log, "accuracy"),
-        "loss": _curves(log, "loss"),
-        "partition": _partition(log),
-        "clients": spread_sentence(log),
-        "times": _times(log),
-        "failures": _failures(log),
+        "accuracy": _curves(run, "accuracy"),
+        "loss": _curves(run, "loss"),
+        "partition": _partition(run),
+        "clients": spread_sentence(run),
+        "times": _times(run),
+        "failures": _failures(run),
     }
 
 
-def _curves(log: RunLog, metric: str) -> str:
+def _curves(run: RunRecord, metric: str) -> str:
     sentences = []
-    for source, name in (("central", "Test set"), ("federated", "Clients")):
-        turns, values = curve(log, source, metric)
+    for source, name in zip(SOURCES, ("Test set", "Clients"), strict=True):
+        turns, values = curve(run, source, metric)
         found = [(v, t) for v, t in zip(values, turns, strict=True) if math.isfinite(v)]
         if found:
             last, (best, turn) = found[-1], (max if metric == "accuracy" else min)(found)
@@ -38,8 +39,8 @@ def _curves(log: RunLog, metric: str) -> str:
     return " ".join(sentences)
 
 
-def _partition(log: RunLog) -> str:
-    histogram = look(log.manifest, "data", "histogram") or {}
+def _partition(run: RunRecord) -> str:
+    histogram = look(run.manifest, "data", "histogram") or {}
     sizes = [sum(row) for row in histogram.values()]
     if not sizes:
         return ""
@@ -50,9 +51,9 @@ def _partition(log: RunLog) -> str:
     return f"{text}; median {count(statistics.median(sizes))} examples."
 
 
-def spread_sentence(log: RunLog) -> str:
+def spread_sentence(run: RunRecord) -> str:
     """Write mean, deviation and worst tenth of the clients; empty where none was evaluated."""
-    found = client_spread(log)
+    found = client_spread(run)
     if found is None:
         return ""
     name = found.metric
@@ -65,17 +66,17 @@ def spread_sentence(log: RunLog) -> str:
     )
 
 
-def _times(log: RunLog) -> str:
-    totals = [sum(phase_seconds(record).values()) for record in log.rounds]
+def _times(run: RunRecord) -> str:
+    totals = [sum(phase_seconds(record).values()) for record in run.rounds]
     if not totals:
         return ""
     median, longest = statistics.median(totals), max(totals)
-    turn = log.rounds[totals.index(longest)]["round"]
+    turn = run.rounds[totals.index(longest)]["round"]
     return f"Median {duration(median)} a round; longest {duration(longest)} (round {turn})."
 
 
-def _failures(log: RunLog) -> str:
-    counts = failure_counts(log)
+def _failures(run: RunRecord) -> str:
+    counts = failure_counts(run)
     reasons: Counter[str] = sum(counts.values(), Counter())
     told = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     rounds = "round" if len(counts) == 1 else "rounds"

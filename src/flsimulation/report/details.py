@@ -5,25 +5,25 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from flsimulation.report.formats import count, size
-from flsimulation.report.log import RunLog, look, number
+from flsimulation.rundir import RunRecord, look, number
 
 Pairs: TypeAlias = list[tuple[str, str]]
 """Names and values."""
 
 
-def details(log: RunLog) -> list[tuple[str, Pairs]]:
+def details(run: RunRecord) -> list[tuple[str, Pairs]]:
     """Give the manifest's lists with their titles, those that are not empty."""
     found = {
-        "Data": _data(log),
-        "Model": _model(log),
-        "Host": _host(log),
-        "Versions": _texts(look(log.manifest, "versions")),
+        "Data": _data(run),
+        "Model": _model(run),
+        "Host": _host(run),
+        "Versions": _texts(look(run.manifest, "versions")),
     }
     return [(title, pairs) for title, pairs in found.items() if pairs]
 
 
-def _data(log: RunLog) -> Pairs:
-    data = look(log.manifest, "data")
+def _data(run: RunRecord) -> Pairs:
+    data = look(run.manifest, "data")
     classes = [str(name) for name in look(data, "classes") or ()]
     return _present(
         ("Data set", look(data, "dataset")),
@@ -34,22 +34,22 @@ def _data(log: RunLog) -> Pairs:
     )
 
 
-def _model(log: RunLog) -> Pairs:
+def _model(run: RunRecord) -> Pairs:
     return _present(
-        ("Class", look(log.manifest, "model", "class")),
-        ("Parameters", number(log.manifest, "model", "parameters")),
-        ("SHA-256 of the weights", look(log.manifest, "weights-sha256")),
+        ("Class", look(run.manifest, "model", "class")),
+        ("Parameters", number(run.manifest, "model", "parameters")),
+        ("SHA-256 of the weights", look(run.manifest, "weights-sha256")),
     )
 
 
-def _host(log: RunLog) -> Pairs:
-    host = look(log.manifest, "host")
+def _host(run: RunRecord) -> Pairs:
+    host = look(run.manifest, "host")
     memory = number(host, "memory-bytes")
     return _present(
         ("System", look(host, "system")),
         ("Processors", number(host, "processor-count")),
         ("Memory", size(memory) if memory else None),
-        ("GPU", look(log.manifest, "gpu")),
+        ("GPU", look(run.manifest, "gpu")),
     )
 
 

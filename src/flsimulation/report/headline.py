@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flsimulation.report.formats import ABSENT, duration, plural
-from flsimulation.report.log import RunLog, look, number
+from flsimulation.rundir import RunRecord, look, number
 
 _NOTICES = {
     "running": "The run is in progress: this is what it had written so far.",
@@ -30,19 +30,19 @@ class Headline:
     """Why there is not more; empty for a completed run."""
 
 
-def headline(log: RunLog) -> Headline:
+def headline(run: RunRecord) -> Headline:
     """Give the head, from the manifest or else from the experiment."""
-    manifest, state = log.manifest, str(log.manifest.get("state") or "unknown")
-    seed = look(manifest if "seed" in manifest else log.settings, "seed")
+    manifest, state = run.manifest, str(run.manifest.get("state") or "unknown")
+    seed = look(manifest if "seed" in manifest else run.settings, "seed")
     facts = {
         "Started": _moment(str(manifest.get("started") or "")),
         "Duration": duration(number(manifest, "seconds")),
         "Seed": ABSENT if seed is None else str(seed),
     }
     return Headline(
-        name=str(manifest.get("name") or log.settings.get("name") or log.path.resolve().name),
+        name=str(manifest.get("name") or run.settings.get("name") or run.path.resolve().name),
         state=state,
-        subject=_subject(log),
+        subject=_subject(run),
         facts=tuple((name, value) for name, value in facts.items() if value not in ("", ABSENT)),
         notice=str(manifest.get("error") or _NOTICES.get(state, "")),
     )
@@ -55,13 +55,13 @@ def _moment(started: str) -> str:
         return started
 
 
-def _subject(log: RunLog) -> str:
-    clients = number(log.manifest, "data", "clients") or number(log.settings, "data", "clients")
-    how = look(log.settings, "data", "partition")
+def _subject(run: RunRecord) -> str:
+    clients = number(run.manifest, "data", "clients") or number(run.settings, "data", "clients")
+    how = look(run.settings, "data", "partition")
     parts = [
-        look(log.settings, "strategy", "name"),
-        look(log.settings, "model", "class"),
-        look(log.manifest, "data", "dataset") or look(log.settings, "data", "dataset"),
+        look(run.settings, "strategy", "name"),
+        look(run.settings, "model", "class"),
+        look(run.manifest, "data", "dataset") or look(run.settings, "data", "dataset"),
         plural(int(clients), "client") + (f" ({how})" if how else "") if clients else None,
     ]
     return " \N{MIDDLE DOT} ".join(str(part) for part in parts if part)

@@ -13,7 +13,6 @@ from flsimulation.report.details import details
 from flsimulation.report.figures.canvas import png, svg
 from flsimulation.report.figures.plots import figures
 from flsimulation.report.headline import headline
-from flsimulation.report.log import RunLog, read_run
 from flsimulation.report.tables import (
     errors_table,
     phases_table,
@@ -23,6 +22,8 @@ from flsimulation.report.tables import (
     worst_table,
 )
 from flsimulation.report.tiles import tiles
+from flsimulation.rundir import RunRecord
+from flsimulation.rundir.layout import REPORT
 from flsimulation.rundir.manifest import settle
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def write_report(run_dir: str | Path) -> Path:
         Where the folder cannot be written.
     """
     settle(Path(run_dir))
-    log = read_run(run_dir)
-    return write_atomic(log.path / "report.html", _template().render(_context(log)))
+    run = RunRecord(run_dir)
+    return write_atomic(run.path / REPORT, _template().render(_context(run)))
 
 
 def write_pngs(run_dir: str | Path, folder: str | Path) -> list[Path]:
@@ -56,10 +57,10 @@ def write_pngs(run_dir: str | Path, folder: str | Path) -> list[Path]:
     OSError
         Where the folder cannot be made or written.
     """
-    log, folder = read_run(run_dir), Path(folder)
+    run, folder = RunRecord(run_dir), Path(folder)
+    drawn = figures(run)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = figures(log).items()
-    return [write_atomic(folder / f"{name}.png", png(figure)) for name, figure in drawn]
+    return [write_atomic(folder / f"{name}.png", png(figure)) for name, figure in drawn.items()]
 
 
 def _template() -> Template:
@@ -87,22 +88,22 @@ def _clean(value: Any) -> Any:
     )
 
 
-def _context(log: RunLog) -> dict[str, Any]:
+def _context(run: RunRecord) -> dict[str, Any]:
     from markupsafe import Markup
 
     return {
-        "head": headline(log),
-        "tiles": tiles(log),
-        "figures": {name: Markup(svg(figure, name)) for name, figure in figures(log).items()},  # noqa: S704
-        "captions": captions(log),
-        "rounds": rounds_table(log) if log.rounds else None,
-        "phases": phases_table(log) if log.rounds else None,
-        "spread": spread_table(log),
-        "worst": worst_table(log),
-        "errors": errors_table(log),
-        "reasons": reasons_table(log),
-        "toml": log.toml,
-        "details": details(log),
+        "head": headline(run),
+        "tiles": tiles(run),
+        "figures": {name: Markup(svg(figure, name)) for name, figure in figures(run).items()},  # noqa: S704
+        "captions": captions(run),
+        "rounds": rounds_table(run) if run.rounds else None,
+        "phases": phases_table(run) if run.rounds else None,
+        "spread": spread_table(run),
+        "worst": worst_table(run),
+        "errors": errors_table(run),
+        "reasons": reasons_table(run),
+        "toml": run.toml,
+        "details": details(run),
         "version": __version__,
-        "folder": log.path.resolve().name,
+        "folder": run.path.resolve().name,
     }

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from flsimulation.report.log import Record, RunLog, look, number
+from flsimulation.events import BOOKKEEPING
+from flsimulation.rundir import Record, RunRecord, look, number
 
 PHASES = ("train", "aggregate", "evaluate", "other")
 """Where a round's time goes; ``other`` is the rest of its total."""
-_BOOKKEEPING = {"num-examples", "seconds", "epochs", "steps"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Spread:
     """
 
     metric: str
-    """``accuracy``, or ``loss`` where the model gives no accuracy."""
+    """``accuracy``, or ``loss`` where the model reports no accuracy."""
     round: int
     """The round whose model was evaluated."""
     ranked: tuple[tuple[int, float], ...]
@@ -51,21 +51,21 @@ class Spread:
         return math.fsum(worst) / len(worst)
 
 
-def client_spread(log: RunLog) -> Spread | None:
+def client_spread(run: RunRecord) -> Spread | None:
     """Rank clients by accuracy (or else loss) over clients; None where none was evaluated."""
     for metric, sign in (("accuracy", 1), ("loss", -1)):
-        values = {record["partition"]: number(record, metric) for record in log.scores}
+        values = {record["partition"]: number(record, metric) for record in run.evaluated}
         found = [(partition, value) for partition, value in values.items() if value is not None]
         if found:
             found.sort(key=lambda item: (sign * item[1], item[0]))
-            return Spread(metric, log.scores[0]["round"], tuple(found))
+            return Spread(metric, run.evaluated[0]["round"], tuple(found))
     return None
 
 
-def curve(log: RunLog, source: str, metric: str) -> tuple[list[int], list[float]]:
+def curve(run: RunRecord, source: str, metric: str) -> tuple[list[int], list[float]]:
     """Give the rounds in which ``source`` was evaluated, and its metric: NaN where it was not finite."""
     turns, values = [], []
-    for record in log.rounds:
+    for record in run.rounds:
         if look(record, source) is not None:
             value = number(record, source, metric)
             turns.append(int(record["round"]))
@@ -73,11 +73,11 @@ def curve(log: RunLog, source: str, metric: str) -> tuple[list[int], list[float]
     return turns, values
 
 
-def metric_names(log: RunLog, source: str) -> list[str]:
+def metric_names(run: RunRecord, source: str) -> list[str]:
     """Names of what ``source`` measured, ``loss`` and ``accuracy`` first."""
-    found = {name for record in log.rounds for name in look(record, source) or {}}
+    found = {name for record in run.rounds for name in look(record, source) or {}}
     first = [name for name in ("loss", "accuracy") if name in found]
-    return first + sorted(found - _BOOKKEEPING - set(first))
+    return first + sorted(found - BOOKKEEPING - set(first))
 
 
 def phase_seconds(record: Record) -> dict[str, float]:
@@ -87,16 +87,16 @@ def phase_seconds(record: Record) -> dict[str, float]:
     return known | {"other": max(0.0, total - sum(known.values()))}
 
 
-def failure_counts(log: RunLog) -> dict[int, Counter[str]]:
+def failure_counts(run: RunRecord) -> dict[int, Counter[str]]:
     """Failures by round and reason, for the rounds that have any.
 
     rounds.jsonl lacks the round that stopped the run and the final evaluation, clients.jsonl may
     be cut short or missing: the larger count is the right one.
     """
     counts: dict[int, Counter[str]] = {}
-    for record in log.failures:
+    for record in run.failures:
         counts.setdefault(record["round"], Counter())[str(record["reason"])] += 1
-    for record in log.rounds:
+    for record in run.rounds:
         for reason in record.get("failures") or ():
             if told := number(record, "failures", reason):
                 row = counts.setdefault(record["round"], Counter())

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from flsimulation.events import SOURCES
 from flsimulation.report.formats import ABSENT, count, duration, listing, score, size
-from flsimulation.report.log import Record, RunLog, look, number
 from flsimulation.report.scores import (
     PHASES,
     client_spread,
@@ -16,9 +16,10 @@ from flsimulation.report.scores import (
     metric_names,
     phase_seconds,
 )
+from flsimulation.rundir import Record, RunRecord, look, number
 
 _ROUNDS = 1000
-"""The table shows so many rounds, the last ones; a browser is slow with more."""
+"""Most rounds that the table shows, the last ones; a browser is slow with more."""
 _WORST = 6
 _ERRORS = 50
 _MEANINGS = {
@@ -42,12 +43,10 @@ class Table:
     """What the table leaves out."""
 
 
-def rounds_table(log: RunLog) -> Table:
+def rounds_table(run: RunRecord) -> Table:
     """List the last rounds with all that was measured."""
-    metrics = [
-        (source, name) for source in ("central", "federated") for name in metric_names(log, source)
-    ]
-    metrics += [("train", name) for name in metric_names(log, "train") if name == "loss"]
+    metrics = [(source, name) for source in SOURCES for name in metric_names(run, source)]
+    metrics += [("train", name) for name in metric_names(run, "train") if name == "loss"]
     columns = ("Round", *(f"{s} {n}".capitalize() for s, n in metrics))
     rows = [
         (
@@ -58,16 +57,16 @@ def rounds_table(log: RunLog) -> Table:
             duration(number(record, "seconds", "total")),
             size((number(record, "bytes", "down") or 0) + (number(record, "bytes", "up") or 0)),
         )
-        for record in log.rounds[-_ROUNDS:]
+        for record in run.rounds[-_ROUNDS:]
     ]
-    note = f"The last {_ROUNDS:,} rounds; rounds.jsonl has all {len(log.rounds):,}"
+    note = f"The last {_ROUNDS:,} rounds; rounds.jsonl has all {len(run.rounds):,}"
     columns = (*columns, "Clients", "Failures", "Time", "Traffic")
-    return Table(columns, tuple(rows), note=note if len(log.rounds) > _ROUNDS else "")
+    return Table(columns, tuple(rows), note=note if len(run.rounds) > _ROUNDS else "")
 
 
-def phases_table(log: RunLog) -> Table:
+def phases_table(run: RunRecord) -> Table:
     """Sum up where the time went."""
-    rows = [phase_seconds(record) for record in log.rounds]
+    rows = [phase_seconds(record) for record in run.rounds]
     sums = {phase: sum(row[phase] for row in rows) for phase in PHASES}
     total = sum(sums.values()) or 1.0
     lines = [
@@ -77,9 +76,9 @@ def phases_table(log: RunLog) -> Table:
     return Table(("Phase", "Sum", "A round", "Share"), tuple(lines))
 
 
-def spread_table(log: RunLog) -> Table | None:
+def spread_table(run: RunRecord) -> Table | None:
     """Sum up how the clients differ; None where none was evaluated."""
-    spread = client_spread(log)
+    spread = client_spread(run)
     if spread is None:
         return None
     values = {
@@ -94,18 +93,18 @@ def spread_table(log: RunLog) -> Table | None:
     return Table(("Over clients", spread.metric.capitalize()), rows)
 
 
-def worst_table(log: RunLog) -> Table | None:
+def worst_table(run: RunRecord) -> Table | None:
     """List the clients that the model serves worst; None where no client was evaluated."""
-    spread = client_spread(log)
+    spread = client_spread(run)
     if spread is None:
         return None
-    replies = {record["partition"]: record for record in log.scores}
+    replies = {record["partition"]: record for record in run.evaluated}
     columns: dict[str, Callable[[int], str]] = {
         "Accuracy": lambda key: score("accuracy", number(replies[key], "accuracy")),
         "Loss": lambda key: score("loss", number(replies[key], "loss")),
         "Evaluated on": lambda key: count(number(replies[key], "num-examples")),
-        "Holds": lambda key: _holds(log, key)[0],
-        "Classes": lambda key: _holds(log, key)[1],
+        "Holds": lambda key: _holds(run, key)[0],
+        "Classes": lambda key: _holds(run, key)[1],
     }
     worst = [key for key, _ in spread.ranked[:_WORST]]
     cells = {name: [cell(key) for key in worst] for name, cell in columns.items()}
@@ -114,24 +113,24 @@ def worst_table(log: RunLog) -> Table | None:
     return Table(("Client", *shown), tuple(rows))
 
 
-def _holds(log: RunLog, partition: int) -> tuple[str, str]:
+def _holds(run: RunRecord, partition: int) -> tuple[str, str]:
     """Examples and classes of a client's part."""
-    row = look(log.manifest, "data", "histogram", str(partition)) or []
+    row = look(run.manifest, "data", "histogram", str(partition)) or []
     classes = sum(1 for examples in row if examples) if len(row) > 1 else None
     return count(sum(row) if row else None), count(classes)
 
 
-def reasons_table(log: RunLog) -> Table | None:
+def reasons_table(run: RunRecord) -> Table | None:
     """Count the failures by reason; None where there are none."""
-    total: Counter[str] = sum(failure_counts(log).values(), Counter())
+    total: Counter[str] = sum(failure_counts(run).values(), Counter())
     rows = [(reason, count(n), _MEANINGS.get(reason, ABSENT)) for reason, n in total.most_common()]
     return Table(("Reason", "Times", "Meaning"), tuple(rows), words=("Meaning",)) if rows else None
 
 
-def errors_table(log: RunLog) -> Table | None:
+def errors_table(run: RunRecord) -> Table | None:
     """Group the failures by what they say, the most frequent first; None without any text."""
     groups: dict[tuple[str, str], list[Record]] = {}
-    for record in log.failures:
+    for record in run.failures:
         key = (str(record["reason"]), str(record.get("error") or ABSENT))
         groups.setdefault(key, []).append(record)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))

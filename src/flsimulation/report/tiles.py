@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flsimulation.events import source_of
 from flsimulation.report.formats import ABSENT, count, score, size
-from flsimulation.report.log import RunLog, look, number
 from flsimulation.report.scores import failure_counts
+from flsimulation.rundir import RunRecord, look, number
+
+_NAMES = {"central": "test", "federated": "federated"}
 
 
 @dataclass(frozen=True)
@@ -18,47 +21,44 @@ class Tile:
     note: str = ""
 
 
-def tiles(log: RunLog) -> list[Tile]:
+def tiles(run: RunRecord) -> list[Tile]:
     """Give the run's main numbers, those that there are."""
-    found = [*_final(log), _rounds(log), *_sizes(log), _failures(log)]
+    found = [*_final(run), _rounds(run), *_sizes(run), _failures(run)]
     return [tile for tile in found if tile.value != ABSENT]
 
 
-def _final(log: RunLog) -> list[Tile]:
-    """Take the newest accuracy and loss: the test set's, else the clients' own."""
-    names = {"central": "test", "federated": "federated"}
-    found: dict[str, Tile] = {}
-    for source, name in names.items():
-        for metric in ("accuracy", "loss"):
-            for record in reversed(log.rounds):
-                if (value := number(record, source, metric)) is not None:
-                    note = f"after round {record['round']}"
-                    label = f"{name} {metric}".capitalize()
-                    found.setdefault(metric, Tile(label, score(metric, value), note))
-                    break
-    return [found[metric] for metric in ("accuracy", "loss") if metric in found]
+def _final(run: RunRecord) -> list[Tile]:
+    """Take accuracy and loss of the last global model that was evaluated."""
+    record = run.last_evaluated
+    if (source := source_of(record)) is None:
+        return []
+    name, note = _NAMES[source], f"after round {record['round']}"
+    return [
+        Tile(f"{name} {metric}".capitalize(), score(metric, number(record, source, metric)), note)
+        for metric in ("accuracy", "loss")
+    ]
 
 
-def _rounds(log: RunLog) -> Tile:
-    asked = number(log.settings, "strategy", "rounds")
-    return Tile("Rounds", count(len(log.rounds)), f"of {count(asked)}" if asked else "")
+def _rounds(run: RunRecord) -> Tile:
+    asked = number(run.settings, "strategy", "rounds")
+    return Tile("Rounds", count(len(run.rounds)), f"of {count(asked)}" if asked else "")
 
 
-def _sizes(log: RunLog) -> list[Tile]:
-    clients = number(log.manifest, "data", "clients") or number(log.settings, "data", "clients")
-    cohorts = [len(look(record, "cohort") or ()) for record in log.rounds]
-    model = look(log.manifest, "model", "class") or look(log.settings, "model", "class")
-    moved = sum(number(r, "bytes", way) or 0 for r in log.rounds for way in ("down", "up"))
+def _sizes(run: RunRecord) -> list[Tile]:
+    clients = number(run.manifest, "data", "clients") or number(run.settings, "data", "clients")
+    cohorts = [len(look(record, "cohort") or ()) for record in run.rounds]
+    model = look(run.manifest, "model", "class") or look(run.settings, "model", "class")
+    moved = sum(number(r, "bytes", way) or 0 for r in run.rounds for way in ("down", "up"))
     return [
         Tile("Clients", count(clients), f"{max(cohorts):,} a round" if cohorts else ""),
-        Tile("Parameters", count(number(log.manifest, "model", "parameters")), str(model or "")),
-        Tile("Peak memory", size(number(log.manifest, "peak-memory-bytes"))),
+        Tile("Parameters", count(number(run.manifest, "model", "parameters")), str(model or "")),
+        Tile("Peak memory", size(number(run.manifest, "peak-memory-bytes"))),
         Tile("Traffic", size(moved) if moved else ABSENT, "all messages"),
     ]
 
 
-def _failures(log: RunLog) -> Tile:
-    counts = failure_counts(log)
+def _failures(run: RunRecord) -> Tile:
+    counts = failure_counts(run)
     reasons = sorted({reason for row in counts.values() for reason in row})
     total = sum(row.total() for row in counts.values())
-    return Tile("Failures", count(total) if log.rounds or total else ABSENT, ", ".join(reasons))
+    return Tile("Failures", count(total) if run.rounds or total else ABSENT, ", ".join(reasons))

@@ -1,1 +1,6 @@
 """The run directory: one format, written and read here only."""
+
+from flsimulation.rundir.jsonlines import Record, look, number
+from flsimulation.rundir.reader import RunRecord, RunResult
+
+__all__ = ["Record", "RunRecord", "RunResult", "look", "number"]

@@ -1,19 +1,22 @@
-"""Append-only files of one JSON object a line."""
+"""Append-only files of one JSON object a line, written and read."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from flsimulation.errors import InputError
 from flsimulation.host.files import write_atomic
 
+Record: TypeAlias = dict[str, Any]
+"""One JSON object of the run directory."""
 _ENCODER = json.JSONEncoder(allow_nan=False)
 
 
@@ -29,7 +32,9 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-        write_atomic(path, "".join(_encode(line) for line in read_lines(path) if keep(line)))
+        write_atomic(
+            path, "".join(_encode(line) for line in read_lines(path, "round") if keep(line))
+        )
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         weakref.finalize(self, os.close, self._file)
@@ -45,29 +50,88 @@ class JsonLines:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; none if it is not there. A cut last line is left out.
+def read_lines(path: Path, *keys: str) -> Iterator[Record]:
+    """The records of a file; none if it is not there.
+
+    A last line that a crash has cut is left out, with the zeros that some file systems leave
+    behind it.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    keys : str
+        Under which every record has a whole number.
 
     Raises
     ------
     InputError
-        If another line is damaged.
+        If the file cannot be read, or another line is damaged: the line is named.
     """
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [_decode(line, path, number) for number, line in enumerate(whole, start=1)]
+    lines = _lines(path)
+    for count, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                yield _record(line, keys)
+        except ValueError as error:
+            if count < len(lines):
+                raise InputError(
+                    f"{path}:{count}: damaged: {error}; delete the line to go on without it"
+                ) from None
 
 
-def _decode(line: str, path: Path, number: int) -> dict[str, Any]:
+def last_round(path: Path) -> int:
+    """The round of the newest record that can be read; 0 if there is none."""
+    with contextlib.suppress(InputError):
+        for line in reversed(_lines(path)):
+            with contextlib.suppress(ValueError):
+                return int(_record(line, ("round",))["round"])
+    return 0
+
+
+def read_file(path: Path) -> bytes | None:
+    """A file's content; None if it is not there. Raises `InputError` if it cannot be read."""
     try:
-        found = json.loads(line)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("round"), int):
-        raise InputError(f"{path}:{number}: is damaged; remove the line, or start a new run")
-    return found
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def decode(content: bytes) -> Record:
+    """One JSON object. Raises ``ValueError`` if it is none."""
+    value = json.loads(content.decode())
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def look(record: object, *keys: str) -> Any:
+    """Take the value under ``keys``, or None where any step of the way is missing."""
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def number(record: object, *keys: str) -> float | None:
+    """Take the finite number under ``keys``, or None."""
+    value = look(record, *keys)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _lines(path: Path) -> list[bytes]:
+    return (read_file(path) or b"").rstrip(b"\0\r\n").split(b"\n")
+
+
+def _record(line: bytes, keys: tuple[str, ...]) -> Record:
+    record = decode(line)
+    for key in keys:
+        if not isinstance(record.get(key), int):
+            raise ValueError(f"{key} must be a whole number, got {record.get(key)!r}")
+    return record
 
 
 def _encode(line: Mapping[str, Any]) -> str:

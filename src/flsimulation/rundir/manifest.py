@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flsimulation.errors import FLSimulationError
+from flsimulation.errors import FLSimulationError, InputError
 from flsimulation.host.files import write_atomic
+from flsimulation.rundir.jsonlines import Record, decode, last_round, read_file
+from flsimulation.rundir.layout import MANIFEST, ROUNDS
 from flsimulation.rundir.storage import claimed, is_claimed
 
-_NAME = "manifest.json"
 _RESERVE = ".reserve"
 _SPARE_BYTES = 16384  # beside the manifest itself: the last one is longer than the first
 
@@ -33,7 +34,7 @@ class Manifest:
     """
 
     def __init__(self, run_dir: Path, fields: Mapping[str, Any]) -> None:
-        self._path = run_dir / _NAME
+        self._path = run_dir / MANIFEST
         self._reserve = run_dir / _RESERVE
         self._fields = dict(fields)
         self._described = ""
@@ -67,7 +68,25 @@ class Manifest:
         return f"{fields[:-2]},{self._described[1:]}\n"
 
 
-def settled(manifest: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+def read_manifest(run_dir: Path) -> Record:
+    """A run's manifest as the file has it; empty if it is not there.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or is damaged.
+    """
+    path = run_dir / MANIFEST
+    content = read_file(path)
+    if content is None:
+        return {}
+    try:
+        return decode(content)
+    except ValueError as error:
+        raise InputError(f"{path}: damaged: {error}; delete it to go on without it") from None
+
+
+def settled(manifest: Mapping[str, Any], run_dir: Path) -> Record:
     """A manifest as the run is: one that nobody writes any more does not run.
 
     Parameters
@@ -82,7 +101,7 @@ def settled(manifest: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     return _ended(manifest, run_dir, "interrupted", KILLED)
 
 
-def settle(run_dir: Path, state: str = "interrupted", error: str = KILLED) -> dict[str, Any] | None:
+def settle(run_dir: Path, state: str = "interrupted", error: str = KILLED) -> Record | None:
     """Write how a run ended whose process could not.
 
     Parameters
@@ -99,27 +118,18 @@ def settle(run_dir: Path, state: str = "interrupted", error: str = KILLED) -> di
     dict or None
         The new manifest; None if there is nothing to set right: the run goes on, or wrote its end.
     """
-    path = run_dir / _NAME
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, FLSimulationError):
-        if json.loads(path.read_bytes())["state"] != "running":
+    with contextlib.suppress(OSError, FLSimulationError):
+        if read_manifest(run_dir).get("state") != "running":
             return None
         with claimed(run_dir):
-            manifest = json.loads(path.read_bytes())
-            if manifest["state"] == "running":
+            manifest = read_manifest(run_dir)
+            if manifest.get("state") == "running":
                 manifest = _ended(manifest, run_dir, state, error)
                 (run_dir / _RESERVE).unlink(missing_ok=True)
-                write_atomic(path, json.dumps(manifest, indent=2) + "\n")
+                write_atomic(run_dir / MANIFEST, json.dumps(manifest, indent=2) + "\n")
                 return manifest
     return None
 
 
-def _ended(manifest: Mapping[str, Any], run_dir: Path, state: str, error: str) -> dict[str, Any]:
-    return {**manifest, "state": state, "error": error, "rounds": _rounds(run_dir)}
-
-
-def _rounds(run_dir: Path) -> int:
-    """Whole lines of rounds.jsonl."""
-    try:
-        return (run_dir / "rounds.jsonl").read_bytes().count(b"\n")
-    except OSError:
-        return 0
+def _ended(manifest: Mapping[str, Any], run_dir: Path, state: str, error: str) -> Record:
+    return {**manifest, "state": state, "error": error, "rounds": last_round(run_dir / ROUNDS)}

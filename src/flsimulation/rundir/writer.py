@@ -28,6 +28,14 @@ from flsimulation.host.usage import machine_memory_bytes, peak_memory_bytes
 from flsimulation.messages.weights import weights_sha256
 from flsimulation.rundir.checkpoint import serialize_arrays, write_checkpoint
 from flsimulation.rundir.jsonlines import JsonLines
+from flsimulation.rundir.layout import (
+    CHECKPOINT,
+    CLIENTS,
+    EXPERIMENT,
+    LIGHTNING_MODEL,
+    MODEL,
+    ROUNDS,
+)
 from flsimulation.rundir.manifest import Manifest
 from flsimulation.rundir.storage import storing
 
@@ -92,9 +100,9 @@ class RunDirectory:
             return int(line["round"]) <= done and line.get("phase") != "final"
 
         with storing(path):
-            write_atomic(path / "experiment.toml", dump_toml(experiment))
-            self._rounds = JsonLines(path / "rounds.jsonl", keep)
-            self._clients = JsonLines(path / "clients.jsonl", keep)
+            write_atomic(path / EXPERIMENT, dump_toml(experiment))
+            self._rounds = JsonLines(path / ROUNDS, keep)
+            self._clients = JsonLines(path / CLIENTS, keep)
             self._manifest = Manifest(path, _fields(experiment, done))
 
     def __call__(self, event: Event) -> None:
@@ -121,7 +129,7 @@ class RunDirectory:
             self._clients.append(_client_line(event))
         elif isinstance(event, Checkpoint):
             self._checkpoint = event
-            write_checkpoint(self.path / "checkpoint", event)
+            write_checkpoint(self.path / CHECKPOINT, event)
         elif isinstance(event, RoundFinished):
             self._rounds.append(event.record())
             with contextlib.suppress(OSError):  # the line is there, and readers count the lines
@@ -162,7 +170,7 @@ class RunDirectory:
             return
         import torch
 
-        write_atomic(self.path / "model.safetensors", serialize_arrays(checkpoint.arrays))
+        write_atomic(self.path / MODEL, serialize_arrays(checkpoint.arrays))
         file = io.BytesIO()
         torch.save(
             {
@@ -174,7 +182,7 @@ class RunDirectory:
             },
             file,
         )
-        write_atomic(self.path / "model.ckpt", file.getvalue())
+        write_atomic(self.path / LIGHTNING_MODEL, file.getvalue())
 
 
 def _fields(experiment: Experiment, done: int) -> dict[str, Any]:

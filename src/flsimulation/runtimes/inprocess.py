@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeAlias
 
 from flwr.app import Context, Message, RecordDict
@@ -16,6 +16,7 @@ from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.host.processes import imports_kept
+from flsimulation.internals.flower_messages import requested
 from flsimulation.messages.batch import Batch, Reply
 from flsimulation.messages.codec import batch_of, reply_to
 from flsimulation.runtimes.simulated import (
@@ -66,19 +67,29 @@ class InProcessGrid(SimulatedGrid):
         self._waiting |= pushed
         return list(pushed)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(
+        self,
+        message_ids: Iterable[str] | None = None,
+        *,
+        reply_to_message_ids: Iterable[str] | None = None,
+    ) -> Iterable[Message]:
         """Let clients work until there is a reply; none if nothing is left to do.
 
         So every outcome can be seen as it comes. Work that is not pulled any more is ended.
         """
-        wanted = list(message_ids)
+        wanted = requested(message_ids, reply_to_message_ids, self._identifiers())
         while (message := self._at_work(wanted)) is not None:
             if (reply := next(self._replies, None)) is not None:
                 return [reply_to(message, reply)]
             self._working = None
         return []
 
-    def _at_work(self, wanted: list[str]) -> Message | None:
+    def _identifiers(self) -> list[str]:
+        """Of all messages that are not answered yet."""
+        begun = [self._working.metadata.message_id] if self._working is not None else []
+        return [*begun, *self._waiting]
+
+    def _at_work(self, wanted: Collection[str]) -> Message | None:
         """The message that is worked on, the next one if need be."""
         if self._working is not None and self._working.metadata.message_id not in wanted:
             self._working, self._replies = None, iter(())  # nobody waits for it any more
@@ -109,4 +120,4 @@ def run_in_process(
     with imports_kept(), flower_identity(), quiet_flower(), contextlib.closing(space.engine):
         answer = functools.partial(answers, space=space)
         grid = InProcessGrid(answer, experiment.data.clients, averages=space.engine.averages)
-        make_server_app(sinks, space, start)(grid, context)
+        make_server_app(sinks, space, start, trains=True)(grid, context)

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flwr.app import Message
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
+from flsimulation.internals.flower_messages import Run, empty_run, identity, set_message_id
 from flsimulation.server.grid import PartitionedGrid
 
 RUN_ID = 1
@@ -52,7 +51,7 @@ class SimulatedGrid(PartitionedGrid):
 
     def __init__(self, clients: int, *, averages: bool = False) -> None:
         self._averages = averages
-        self._run = Run.create_empty(RUN_ID)
+        self._run = empty_run(RUN_ID)
         self._pushed = 0
         self._partitions = _Nodes(clients)
         self._nodes = list(self._partitions)  # strategies list them twice a round
@@ -102,9 +101,9 @@ class SimulatedGrid(PartitionedGrid):
         return self._run
 
     def _named(self, message: Message) -> str:
-        """Give a message an id, as Flower's own grids do."""
+        """Give a message an id, and return it."""
         self._pushed += 1
-        vars(message.metadata)["_message_id"] = identifier = str(self._pushed)
+        set_message_id(message, identifier := str(self._pushed))
         return identifier
 
 
@@ -115,17 +114,6 @@ def expires(message: Message) -> float:
 
 @contextlib.contextmanager
 def flower_identity() -> Iterator[None]:
-    """Give Flower's messages the identity of a run inside the block.
-
-    Flower's own runtimes set it once for a process; a message cannot be made without it.
-
-    ``TaskIdentity`` is not part of Flower's public API: docs/decisions/0002 says why it is used.
-    """
-    names = ("task_id", "run_id", "node_id")
-    before = {name: getattr(TaskIdentity, f"_{name}") for name in names}
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE_ID
-    try:
+    """Give Flower's messages the identity of a run's server inside the block."""
+    with identity(1, RUN_ID, SERVER_NODE_ID):
         yield
-    finally:
-        for name, value in before.items():
-            setattr(TaskIdentity, f"_{name}", value)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from flsimulation.errors import RoundError, RunError, describe_error
+from flsimulation.internals.flower_messages import aggregate_metricrecords
 from flsimulation.messages.arrays import joined
 from flsimulation.messages.batch import Mean
 from flsimulation.messages.content import ARRAYS, model_of

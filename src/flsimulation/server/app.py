@@ -64,6 +64,8 @@ def make_server_app(
     workspace: Workspace | None = None,
     start: Start | None = None,
     connect: Connect | None = None,
+    *,
+    trains: bool = False,
 ) -> ServerApp:
     """A ServerApp for any of Flower's runtimes.
 
@@ -77,6 +79,8 @@ def make_server_app(
         Go on after this round instead of starting anew.
     connect : callable, optional
         Makes a grid with partitions of one without, and waits for its clients.
+    trains : bool
+        Whether the clients are in this process too, so that its GPU is the one they train on.
     """
     listeners = tuple(sinks)
     app = ServerApp()
@@ -99,7 +103,11 @@ def make_server_app(
 
         try:
             space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
-            _federate(grid, space, emit, start, connect)
+            started = _announcement(space, start.round if start is not None else 0, trains)
+            if not isinstance(grid, PartitionedGrid):  # a network's clients choose for themselves
+                started = replace(started, engine=None, not_stacked=None)
+            emit(started)
+            _federate(lambda: _exchange(grid, started, emit, connect), space, emit, start)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
         except Exception as error:
@@ -116,13 +124,10 @@ def make_server_app(
 
 
 def _federate(
-    grid: Grid, space: Workspace, emit: Sink, start: Start | None, connect: Connect | None
+    ready: Callable[[], Exchange], space: Workspace, emit: Sink, start: Start | None
 ) -> None:
-    """The run itself, from its announcement to the last evaluation."""
+    """The run itself, from the strategy to the last evaluation."""
     experiment = space.experiment
-    engine, why_not = _engine(grid, space)
-    done = start.round if start is not None else 0
-    emit(replace(_announcement(space, done), engine=engine, not_stacked=why_not))
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
     arrays = record_of(space.initial_state())
     if start is not None:
@@ -130,13 +135,7 @@ def _federate(
         # in the clients' order, by which strategies may go; a file has another
         arrays = joined({name: start.arrays[name] for name in arrays})
         emit(Checkpoint(start.round, arrays, strategy))
-    exchange = Exchange(
-        _partitioned(grid, experiment, emit, connect),
-        experiment.round.deadline,
-        emit,
-        engine,
-        why_not,
-    )
+    exchange = ready()
     rounds = Rounds(
         experiment,
         strategy,
@@ -153,28 +152,19 @@ def _federate(
         _evaluate_everyone(exchange, ended, space, emit)
 
 
-def _partitioned(
-    grid: Grid, experiment: Experiment, emit: Sink, connect: Connect | None
-) -> PartitionedGrid:
-    """The grid, with a partition for each node."""
+def _exchange(grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None) -> Exchange:
+    """What carries the tasks, over a grid with a partition for each node."""
+    experiment, engine = started.experiment, (started.engine, started.not_stacked)
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
-        return grid
-    if connect is None:
+    elif connect is None:
         raise RunError("the grid does not say which node holds which partition")
-    return connect(grid, experiment, emit)
+    else:
+        grid = connect(grid, experiment, emit)
+    return Exchange(grid, experiment.round.deadline, emit, *engine)
 
 
-def _engine(grid: Grid, space: Workspace) -> tuple[str | None, str | None]:
-    """What clients compute with and why not stacked, as far as this process knows.
-
-    A network's clients choose for themselves, and report it.
-    """
-    known = isinstance(grid, PartitionedGrid)
-    return (space.engine.name, space.engine.why_not) if known else (None, None)
-
-
-def _announcement(space: Workspace, done: int) -> RunStarted:
+def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
     data, module = space.data, space.module
     listed = len(data.partitions) <= _LISTED_CLIENTS
     return RunStarted(
@@ -186,7 +176,9 @@ def _announcement(space: Workspace, done: int) -> RunStarted:
         classes=data.dataset.classes,
         train_examples=data.train_examples,
         test_examples=len(data.dataset.y_test),
-        gpu=space.engine.gpu if space.experiment.runtime.kind == "inprocess" else None,
+        engine=space.engine.name,
+        not_stacked=space.engine.why_not,
+        gpu=space.engine.gpu if trains else None,
         done=done,
     )
 

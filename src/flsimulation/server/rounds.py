@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
 from flsimulation.errors import RoundError, RunError, describe_error
-from flsimulation.events import Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
+from flsimulation.events import BOOKKEEPING, Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.messages.weights import weights_sha256, without
 from flsimulation.server.aggregation import Aggregation, require_same_metrics
@@ -258,11 +258,10 @@ def _scores(metrics: MetricRecord | None) -> Scores | None:
     """The strategy's aggregated metrics without those that mean nothing as an average."""
     if metrics is None:
         return None
-    skip = ("num-examples", "epochs", "steps", "seconds")
     return {
         name: float(value)
         for name, value in metrics.items()
-        if name not in skip and not isinstance(value, list)
+        if name not in BOOKKEEPING and not isinstance(value, list)
     }
 
 

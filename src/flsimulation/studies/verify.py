@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord
 
-from flsimulation import runner
 from flsimulation.client.workspace import Workspace
 from flsimulation.events import Checkpoint, Event, RoundFinished, RunStarted, Scores
 from flsimulation.experiment import Experiment
-from flsimulation.runtimes import Federate
+from flsimulation.runtimes import Federate, Runtime
 from flsimulation.runtimes.inprocess import run_in_process
-from flsimulation.runtimes.network.drive import run_on_network
-from flsimulation.runtimes.ray.grid import ray_federation
 from flsimulation.server.app import Start
 
 TOLERANCE = 1e-6
@@ -73,46 +68,40 @@ class RoundComparison:
         return self.same_cohort and max(self.scores, self.weights) <= self.tolerance
 
 
-def verify(
-    experiment: Experiment, compared: Callable[[RoundComparison], None] | None = None
-) -> list[str]:
-    """Run an experiment in one process and where it says; give what differs, one line each.
+def verify(there: Runtime, compared: Callable[[RoundComparison], None] | None = None) -> list[str]:
+    """Run an experiment in one process and in another runtime; give what differs, one line each.
 
     Parameters
     ----------
-    experiment : Experiment
-        Its ``runtime`` says what one process is compared with: Ray, or else the network.
+    there : Runtime
+        Opened for the experiment.
     compared : callable, optional
-        Is told each round's comparison.
+        Takes each round's comparison.
 
     Raises
     ------
     InputError
-        If the experiment cannot be run, or no SuperLink or no Ray answers.
+        If the experiment cannot be run.
     RunError
         If one of the two runs could not go on.
     """
-    if experiment.runtime.kind == "ray":
-        return compare(*_with_ray(experiment), compared)
-    experiment = _with_one_engine(experiment)
-    here, there = Record(), Record()
-    with tempfile.TemporaryDirectory(prefix="flsim-verify-") as folder:
-        runner.run(experiment, Path(folder) / "run", [here])
-    run_on_network(experiment, sinks=[there], models=there.models)
-    return compare(here, there, compared)
+    if there.federate is not None:
+        return compare(*_round_by_round(there.experiment, there.federate), compared)
+    here, other = Record(), Record()
+    run_in_process(_with_one_engine(there.experiment), [here])
+    there.run(sinks=[other], checkpoints=True)
+    return compare(here, other, compared)
 
 
-def _with_ray(experiment: Experiment) -> tuple[Record, Record]:
-    """A run in one process, and each of its rounds again on Ray, from the same model.
+def _round_by_round(experiment: Experiment, federate: Federate) -> tuple[Record, Record]:
+    """A run in one process, and each of its rounds again where clients are elsewhere.
 
-    Actors average their shares' models in other groups than one process: what that rounds off grows
-    over many rounds.
+    Each begins with the same model: clients that train together average their models in other
+    groups than one process, and what that rounds off grows over many rounds.
     """
-    spec = _changed(experiment, experiment.train.engine)
-    space = Workspace.load(spec)
+    space = Workspace.load(_changed(experiment, experiment.train.engine))
     here, starts = _run_here(space)
-    with ray_federation(spec) as on_ray:
-        return here, _each_again(here, starts, space, on_ray)
+    return here, _each_again(here, starts, space, federate)
 
 
 def _with_one_engine(experiment: Experiment) -> Experiment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.training.failures import too_late
 
 
@@ -70,19 +70,21 @@ class Proximal(pl.Callback):
 
 
 class Deadline(pl.Callback):
-    """Stop the client once nobody waits for it any more.
+    """Stop the client once its result is too late.
 
     Parameters
     ----------
     expires : float
         Unix time in seconds.
+    clock : Clock
+        What time it is.
     """
 
-    def __init__(self, expires: float) -> None:
-        self._expires = expires
+    def __init__(self, expires: float, clock: Clock = SYSTEM) -> None:
+        self._expires, self._clock = expires, clock
 
     def _check(self, *_: Any, **__: Any) -> None:
-        if time.time() > self._expires:
+        if self._clock.time() > self._expires:
             raise too_late()
 
     on_train_batch_start = on_validation_batch_start = on_test_batch_start = _check

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from flsimulation import seeds
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.training.batches import Batches
 from flsimulation.training.failures import too_late
@@ -55,6 +55,8 @@ class DirectEvaluator:
         The model; never changed.
     gpu : bool
         Evaluate on the GPU.
+    clock : Clock
+        What time it is.
 
     Raises
     ------
@@ -62,7 +64,9 @@ class DirectEvaluator:
         If the evaluation is more than its step.
     """
 
-    def __init__(self, module: pl.LightningModule, *, gpu: bool = False) -> None:
+    def __init__(
+        self, module: pl.LightningModule, *, gpu: bool = False, clock: Clock = SYSTEM
+    ) -> None:
         own = [step for step in _STEPS if is_overridden(step, module)]
         if not own:
             raise NotStackable("the module has no validation_step")
@@ -71,7 +75,7 @@ class DirectEvaluator:
             if name.startswith(f"on_{stage}_") or name in _AROUND:
                 raise NotStackable(f"the module has a {name} of its own")
         self._step, self._log = own[0], Log(training=False)
-        self.device = torch.device("cuda" if gpu else "cpu")
+        self.device, self.clock = torch.device("cuda" if gpu else "cpu"), clock
         self._module = watched(copy.deepcopy(module).to(self.device).eval(), self._log)
         self._tensors: dict[int, Any] = {
             id(tensor): tensor for tensor in self._module.state_dict(keep_vars=True).values()
@@ -82,20 +86,20 @@ class DirectEvaluator:
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
     ) -> dict[str, float]:
-        """What `LocalTrainer.evaluate` gives for the same, and raises.
+        """What `LocalTrainer.evaluate` returns and raises for the same arguments.
 
-        The model is looked at anew only if ``state`` is another one than that of the last call.
+        The model is loaded again only if ``state`` is not that of the last call.
 
         Raises
         ------
         NotStackable
-            If the step asks for what only a Trainer has.
+            If the step needs what only a Trainer has.
         """
         self.load(state)
         steps = list[Step]()
         with seeds.global_streams(seed), torch.inference_mode():
             for number, (x, y) in enumerate(batches):
-                if expires is not None and time.time() > expires:
+                if expires is not None and self.clock.time() > expires:
                     raise too_late()
                 try:
                     step = self.step(x.to(self.device), y.to(self.device), number)

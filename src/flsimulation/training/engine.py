@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
@@ -66,50 +67,58 @@ class Engine(Protocol):
 
 
 def engine_for(
-    module: pl.LightningModule, spec: Train, x: Tensor, y: Tensor, clients: int, processes: int = 1
+    module: pl.LightningModule,
+    spec: Train,
+    x: Tensor,
+    y: Tensor,
+    clients: int,
+    processes: int = 1,
+    clock: Clock = SYSTEM,
 ) -> Engine:
     """The engine that trains an experiment's clients where this is called.
 
-    Many clients are trained stacked where the module allows it, unless the experiment asks for
-    ``sequential``. One client by itself gains nothing by it, and is trained stacked only if the
-    experiment asks for it.
+    Many clients are trained stacked where the module allows it, unless the experiment requests
+    ``sequential``. A single client gains nothing by it, and is trained stacked only if the
+    experiment requests it.
 
     Parameters
     ----------
     module : LightningModule
         The model; never changed.
     spec : Train
-        The engine that is asked for, and how clients train.
+        The engine that is requested, and how clients train.
     x, y : Tensor
         Inputs and targets of the data set, [n, ...].
     clients : int
         The most that may train here at a time; 0 where only the test set is evaluated.
     processes : int
         The most that sequential clients may take.
+    clock : Clock
+        What time it is.
 
     Raises
     ------
     InputError
-        If the experiment asks for a device that is not there.
+        If the experiment requests a device that is not available.
     ModelError
-        If the experiment asks for the stacked engine, and the module does not allow it.
+        If the experiment requests the stacked engine, and the module does not allow it.
     """
     require_device(spec)
     least = 1 if spec.engine == "stacked" else 2
     if spec.engine == "sequential" or clients < least:
-        return SequentialEngine(module, spec, x, y, processes)
+        return SequentialEngine(module, spec, x, y, processes, clock=clock)
     try:
-        return StackedEngine(module, spec, x, y)
-    except Exception as error:  # whatever a user's module does when it is copied and traced
+        return StackedEngine(module, spec, x, y, clock)
+    except Exception as error:  # a user's module may do anything when it is copied and traced
         known = isinstance(error, NotStackable)
         reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
     if spec.engine == "stacked":
         raise ModelError(f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'")
-    return SequentialEngine(module, spec, x, y, processes, why_not=reason)
+    return SequentialEngine(module, spec, x, y, processes, reason, clock)
 
 
 def processes_for(spec: Train, clients: int) -> int:
-    """Processes in which so many clients train one by one: as many as there are cores.
+    """Number of processes in which clients train one by one: at most one per core and per client.
 
     One where the GPU is, which no process may use before it forks, and where processes cannot fork.
     """

@@ -7,7 +7,6 @@ Networks from Decentralized Data" (AISTATS 2017), algorithm 1, for any Lightning
 from __future__ import annotations
 
 import copy
-import time
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +16,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from flsimulation import seeds
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, InputError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.host.quiet import quiet_lightning
@@ -33,7 +33,7 @@ def takes_gpu(spec: Train) -> bool:
 
 
 def require_device(spec: Train) -> None:
-    """Raise `InputError` if the experiment asks for a device that is not there."""
+    """Raise `InputError` if the experiment requests a device that is not available."""
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
 
@@ -51,17 +51,19 @@ class LocalTrainer:
         The model; never changed.
     spec : Train
         Epochs, gradient clipping, device.
+    clock : Clock
+        What time it is.
 
     Raises
     ------
     InputError
-        If the experiment asks for a device that is not there.
+        If the experiment requests a device that is not available.
     """
 
-    def __init__(self, module: pl.LightningModule, spec: Train) -> None:
+    def __init__(self, module: pl.LightningModule, spec: Train, clock: Clock = SYSTEM) -> None:
         quiet_lightning()
         self.module = module
-        self._spec = spec
+        self._spec, self._clock = spec, clock
         self._trainer: _KeptTrainer | None = None
         require_device(spec)
 
@@ -112,21 +114,21 @@ class LocalTrainer:
         ClientError
             If the module raises, its loss or weights are not finite, or time is up.
         """
-        began = time.perf_counter()
+        began = self._clock.monotonic()
         module = self._module(state)
         loss = TrainingLoss()
         extra: list[pl.Callback] = [loss]
         if proximal_mu > 0:
             extra.append(Proximal(proximal_mu, module))
         if expires is not None:
-            extra.append(Deadline(expires))
+            extra.append(Deadline(expires, self._clock))
         trainer = self._run("fit", module, batches, validation, extra, seed)
         if module.automatic_optimization and loss.mean is None:
             raise no_step()
         result = {name: value.detach().cpu() for name, value in module.state_dict().items()}
         logged = scores(trainer.callback_metrics, {} if loss.mean is None else {"loss": loss.mean})
         _check_finite(logged.get("loss", 0.0), result)
-        return Trained(logged, trainer.global_step, time.perf_counter() - began, result)
+        return Trained(logged, trainer.global_step, self._clock.monotonic() - began, result)
 
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
@@ -148,7 +150,7 @@ class LocalTrainer:
             If the module raises or time is up.
         """
         stage = "validate" if is_overridden("validation_step", self.module) else "test"
-        extra: list[pl.Callback] = [Deadline(expires)] if expires is not None else []
+        extra: list[pl.Callback] = [Deadline(expires, self._clock)] if expires is not None else []
         trainer = self._run(stage, self._module(state), batches, None, extra, seed)
         return scores(trainer.callback_metrics)
 
@@ -186,7 +188,7 @@ class LocalTrainer:
 
 
 class _KeptTrainer:
-    """A Lightning Trainer that starts anew for each client without being built anew."""
+    """A Lightning Trainer that starts from zero for each client without being built again."""
 
     def __init__(self, spec: Train) -> None:
         gpu = takes_gpu(spec)

@@ -8,6 +8,7 @@ from typing import Protocol
 import pytorch_lightning as pl
 from torch import Tensor
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
@@ -32,6 +33,8 @@ class SequentialEngine:
         In which clients train; with one it is this process.
     why_not : str, optional
         Why they do not train stacked, where that was tried.
+    clock : Clock
+        What time it is.
     """
 
     name, averages = "sequential", False
@@ -44,11 +47,12 @@ class SequentialEngine:
         y: Tensor,
         processes: int = 1,
         why_not: str | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
-        self._trainer = LocalTrainer(module, spec)
+        self._trainer = LocalTrainer(module, spec, clock)
         self._workers: Workers | None = None
         if processes > 1:
-            self._workers = Workers(self._fit_one, module.state_dict(), (x, y), processes)
+            self._workers = Workers(self._fit_one, module.state_dict(), (x, y), processes, clock)
         self._why_not = why_not
 
     @property
@@ -83,7 +87,7 @@ class SequentialEngine:
             yield {job.partition: evaluated_alone(self._trainer, model, job, expires)}
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """End the processes, also in the middle of a fit."""
         if self._workers is not None:
             self._workers.close()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flsimulation.clock import Clock
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.host.processes import end_with_parent
 from flsimulation.training.batches import Batches
@@ -77,10 +77,14 @@ class Workers:
         Inputs and targets of the data set, [n, ...].
     count : int
         Processes; they are started with the first clients.
+    clock : Clock
+        What time it is.
     """
 
-    def __init__(self, fit: FitOne, model: State, data: tuple[Tensor, Tensor], count: int) -> None:
-        self._count = count
+    def __init__(
+        self, fit: FitOne, model: State, data: tuple[Tensor, Tensor], count: int, clock: Clock
+    ) -> None:
+        self._count, self._clock = count, clock
         self._held = _Held(fit, {n: value.detach().clone() for n, value in model.items()}, data)
         for tensor in self._held.model.values():
             tensor.share_memory_()  # type: ignore[no-untyped-call]
@@ -103,7 +107,7 @@ class Workers:
                 future.cancel()
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """End the processes, also in the middle of a fit."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -124,14 +128,14 @@ class Workers:
     def _result(
         self, future: Future[tuple[Trained, _Arrays] | ClientError], expires: float | None
     ) -> Trained | ClientError:
-        left = None if expires is None else max(0.0, expires - time.time())
+        left = None if expires is None else max(0.0, expires - self._clock.time())
         try:
             found = future.result(left)
         except (TimeoutError, BrokenProcessPool, CancelledError):
-            self.close()  # nobody waits for a client that hangs; the next ones get new processes
-            if expires is not None and time.time() >= expires:
+            self.close()  # a client that hangs is not waited for; the next ones get new processes
+            if expires is not None and self._clock.time() >= expires:
                 return too_late()
-            return ClientError("lost", "its process was killed, most likely for want of memory")
+            return ClientError("lost", "its process was killed, most likely out of memory")
         if isinstance(found, ClientError):
             return found
         trained, arrays = found

@@ -9,6 +9,7 @@ from typing import Any
 
 from flsimulation.cli.deploy.compose import find_files, open_project
 from flsimulation.errors import InputError
+from flsimulation.events import scores_of
 from flsimulation.runtimes.network.names import MARK
 
 
@@ -61,7 +62,7 @@ def _said(told: dict[str, Any]) -> str | None:
 
 
 def _round(told: dict[str, Any]) -> str:
-    scores = told["central"] or told["federated"] or {}
+    scores = scores_of(told)
     parts = [f"{name} {scores[name]:.4f}" for name in ("accuracy", "loss") if name in scores]
     parts.append(f"{told['seconds']['total']:.2f} s")
     if failed := sum(told["failures"].values()):

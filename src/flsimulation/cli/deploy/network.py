@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from flsimulation.cli.options import Json, Quiet
+
+MetricsPort = Annotated[
+    int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
+]
 ComposeFile = Annotated[
     Path | None,
     typer.Option("--file", help="The Compose file. [default: compose.yaml here or above]"),
-]
-Clients = Annotated[
-    int | None, typer.Option(min=1, help="Number of clients; else as in compose.yaml.")
 ]
 SuperLink = Annotated[
     str | None,
@@ -31,12 +33,11 @@ Run = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the network's verbs to the command."""
-    for verb in (client, superlink, up, down, status, runs, attach, stop, logs, doctor):
-        app.command()(verb)
+verbs = typer.Typer()
+"""The network's commands; ``flsim`` has them beside its own."""
 
 
+@verbs.command()
 def client(
     superlink: Annotated[
         str, typer.Option(metavar="HOST:PORT", envvar="SUPERLINK", help="The SuperLink to join.")
@@ -53,9 +54,7 @@ def client(
             min=0, envvar="PARTITION", help="The partition to hold. [default: the server gives one]"
         ),
     ] = None,
-    metrics_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
-    ] = 8000,
+    metrics_port: MetricsPort = 8000,
 ) -> None:
     """Run one client of a network until it is stopped."""
     from flsimulation.node.node import run_client
@@ -63,6 +62,7 @@ def client(
     run_client(superlink, name, partition, metrics_port)
 
 
+@verbs.command()
 def superlink(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8080,
@@ -72,9 +72,7 @@ def superlink(
             help="Where to remember who holds which partition. [default: runs/.partitions.json]"
         ),
     ] = None,
-    metrics_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
-    ] = 8000,
+    metrics_port: MetricsPort = 8000,
     as_owner_of: Annotated[
         Path | None,
         typer.Option(help="If started as root: go on as the user who owns this folder."),
@@ -88,6 +86,7 @@ def superlink(
     run_superlink(host, port, memory or Path("runs") / ".partitions.json", metrics_port)
 
 
+@verbs.command()
 def up(
     experiment: Annotated[Path | None, typer.Argument(metavar="[FILE]")] = None,
     clients: Annotated[
@@ -114,6 +113,7 @@ def up(
     up_command(file, experiment, clients, without or [], run=not no_run, build=not no_build)
 
 
+@verbs.command()
 def down(
     volumes: Annotated[
         bool,
@@ -127,6 +127,7 @@ def down(
     down_command(file, volumes=volumes)
 
 
+@verbs.command()
 def status(file: ComposeFile = None) -> None:
     """Show the network: containers, run, addresses."""
     from flsimulation.cli.deploy.status import status_command
@@ -134,6 +135,7 @@ def status(file: ComposeFile = None) -> None:
     status_command(file)
 
 
+@verbs.command()
 def runs(
     superlink: SuperLink = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
@@ -145,11 +147,12 @@ def runs(
     runs_command(superlink, limit, json=json)
 
 
+@verbs.command()
 def attach(
     run: Run = None,
     superlink: SuperLink = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Follow a run of a network from its beginning, and end with its status.
 
@@ -160,6 +163,7 @@ def attach(
     attach_command(superlink, run, json=json, quiet=quiet)
 
 
+@verbs.command()
 def stop(run: Run = None, superlink: SuperLink = None) -> None:
     """End a run of a network in order, so that it can be resumed.
 
@@ -170,6 +174,7 @@ def stop(run: Run = None, superlink: SuperLink = None) -> None:
     stop_command(superlink, run)
 
 
+@verbs.command()
 def logs(
     services: Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...")] = None,
     follow: Annotated[
@@ -190,7 +195,13 @@ def logs(
     logs_command(file, services or [], follow=follow, raw=raw)
 
 
-def doctor(clients: Clients = None, file: ComposeFile = None) -> None:
+@verbs.command()
+def doctor(
+    clients: Annotated[
+        int | None, typer.Option(min=1, help="Number of clients; else as in compose.yaml.")
+    ] = None,
+    file: ComposeFile = None,
+) -> None:
     """Check this machine, and say what to do."""
     from flsimulation.cli.deploy.doctor import doctor_command
 

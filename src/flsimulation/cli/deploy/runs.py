@@ -20,10 +20,11 @@ from flsimulation.cli.run import DEGRADED, RunConsole, view_of
 from flsimulation.cli.view import PlainView
 from flsimulation.errors import FLSimulationError, RunError
 from flsimulation.events import Event, RunStarted
+from flsimulation.rundir.reader import is_run_directory, report_of
 from flsimulation.runtimes.network.drive import attach_to_run
 from flsimulation.runtimes.network.flower import flower
-from flsimulation.runtimes.network.resuming import resume_command
 from flsimulation.runtimes.network.runs import KnownRun, find_run, known_runs, stop_in_order
+from flsimulation.runtimes.resuming import resume_command
 
 _USUAL = "127.0.0.1:8080"
 _COMPOSE_RUN = "docker compose run --rm run"
@@ -52,7 +53,7 @@ class Place:
         mount = self.project.mount(RUNS) if self.project is not None else None
         if mount is not None and not inside.is_absolute() and inside.parts[0] == "runs":
             places.insert(0, mount.joinpath(*inside.parts[1:]))
-        return next((path for path in places if (path / "manifest.json").is_file()), None)
+        return next(filter(is_run_directory, places), None)
 
     def resume(self, run: KnownRun) -> str | None:
         """The whole command that resumes a run, if there is anything to resume.
@@ -62,7 +63,7 @@ class Place:
         """
         if run.run_dir is None or run.experiment is None or not run.rounds:
             return None
-        is_here = (Path(run.run_dir) / "experiment.toml").is_file()
+        is_here = is_run_directory(Path(run.run_dir))
         compose = _COMPOSE_RUN if self.project is not None and not is_here else None
         named = self.superlink == run.experiment.runtime.superlink
         superlink = None if named else self.superlink
@@ -119,8 +120,8 @@ def attach_command(superlink: str | None, wanted: str | None, *, json: bool, qui
             view = stack.enter_context(_LateView(console))
             result = attach_to_run(command, run.id, [view], opened)
     if json:
-        typer.echo(dump_json(result))
-    if result["state"] == "degraded":
+        typer.echo(result.json())
+    if result.state == "degraded":
         raise typer.Exit(DEGRADED)
 
 
@@ -136,8 +137,8 @@ def stop_command(superlink: str | None, wanted: str | None) -> None:
         ended = stop_in_order(command, run, here)
     said = [f"{ended.state}: {ended.progress}"]
     if here is not None:
-        report = here / "report.html"
-        said += ["", f"Report  {report}"] if report.is_file() else [""]
+        report = report_of(here)
+        said += ["", f"Report  {report}"] if report is not None else [""]
     elif ended.run_dir is not None:  # the end is written there, and cannot be read here
         said += ["", f"Results {ended.run_dir}, on the SuperLink's machine"]
     if ended.state in ("failed", "interrupted") and (resume := place.resume(ended)) is not None:
@@ -151,8 +152,8 @@ def _say_end(console: Console, place: Place, run: KnownRun) -> None:
         verbs = [f"flsim {verb}{place.option}" for verb in ("attach", "stop")]
         text = f"detached, the run is in progress; {verbs[0]} shows it again, {verbs[1]} ends it"
         _say(console, ["", text])
-    elif (here := place.seen(run)) is not None and (here / "report.html").is_file():
-        _say(console, ["", f"Report  {here / 'report.html'}"])
+    elif (here := place.seen(run)) is not None and (report := report_of(here)) is not None:
+        _say(console, ["", f"Report  {report}"])
 
 
 def _say(console: Console, lines: list[str]) -> None:

@@ -19,6 +19,7 @@ from flsimulation.cli.deploy.compose import Project, find_files, open_project
 from flsimulation.cli.deploy.docker import ask
 from flsimulation.cli.deploy.tables import print_table
 from flsimulation.errors import RunError
+from flsimulation.events import SOURCES
 
 Samples = dict[str, dict[str, float]]
 """Name of a metric -> value of its only label ("" without one) -> value."""
@@ -70,7 +71,7 @@ def run_lines(samples: Samples, now: float) -> list[str]:
     if states and done is not None and rounds:
         parts.append(f"{done:.0f} of {rounds:.0f} rounds")
     accuracy = samples.get("fl_global_accuracy", {}) if states else {}
-    for source in ("central", "federated"):
+    for source in SOURCES:
         if math.isfinite(accuracy.get(source, math.nan)):
             parts.append(f"accuracy {accuracy[source]:.4f} ({source})")
             break

@@ -12,6 +12,7 @@ from flsimulation.cli.deploy.docker import ask
 from flsimulation.cli.deploy.doctor import memory, memory_check, ready
 from flsimulation.cli.deploy.status import address_lines
 from flsimulation.errors import InputError, RunError
+from flsimulation.rundir.reader import report_of
 
 STANDING = ("superlink", "client", "prometheus", "grafana")
 """The services that stay; ``run`` comes and goes with each experiment."""
@@ -158,8 +159,8 @@ def _run(project: Project) -> None:
         )  # fmt: skip
     finally:
         for folder in sorted(_directories(project) - before):
-            if (folder / "report.html").is_file():
-                typer.echo(f"Report      {folder / 'report.html'}")
+            if (report := report_of(folder)) is not None:
+                typer.echo(f"Report      {report}")
         typer.echo("the network stays; flsim up FILE runs another experiment, flsim down ends it")
     if status:
         raise typer.Exit(status)

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from flsimulation.report.log import RunLog
+    from flsimulation.rundir import RunRecord
 
 MANY = 60
-"""Up to so many clients have a bar each; more are drawn as a distribution."""
+"""Up to this number of clients have a bar each; more are drawn as a distribution."""
 
 
 @house_style()
-def clients_figure(log: RunLog) -> Figure | None:
+def clients_figure(run: RunRecord) -> Figure | None:
     """Draw the newest accuracy (else loss) of each client, or of many their distribution."""
-    spread = client_spread(log)
+    spread = client_spread(run)
     if spread is None:
         return None
     return _bars(spread) if len(spread.ranked) <= MANY else _distribution(spread)

@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from flsimulation.report.log import RunLog
+    from flsimulation.rundir import RunRecord
 
 _SOURCES = {"central": (BLUE, "o", "-"), "federated": (VERMILION, "s", "--")}
 
 
-def accuracy_figure(log: RunLog) -> Figure | None:
+def accuracy_figure(run: RunRecord) -> Figure | None:
     """Accuracy by round, of the test set and of the clients' own parts; None without any."""
-    return _curves(log, "accuracy", "Accuracy")
+    return _curves(run, "accuracy", "Accuracy")
 
 
-def loss_figure(log: RunLog) -> Figure | None:
+def loss_figure(run: RunRecord) -> Figure | None:
     """Loss by round, likewise; on a logarithmic scale where it spans two decades."""
-    return _curves(log, "loss", "Loss")
+    return _curves(run, "loss", "Loss")
 
 
 @house_style()
-def _curves(log: RunLog, metric: str, title: str) -> Figure | None:
-    curves = {source: curve(log, source, metric) for source in _SOURCES}
+def _curves(run: RunRecord, metric: str, title: str) -> Figure | None:
+    curves = {source: curve(run, source, metric) for source in _SOURCES}
     values = [v for _, line in curves.values() for v in line if math.isfinite(v)]
     if not values:
         return None
@@ -47,7 +47,7 @@ def _curves(log: RunLog, metric: str, title: str) -> Figure | None:
     for source, (turns, line) in curves.items():
         if any(map(math.isfinite, line)):
             _line(axes, source, turns, line)
-    round_axis(axes, [record["round"] for record in log.rounds])
+    round_axis(axes, [record["round"] for record in run.rounds])
     legend_above(figure, axes)
     _value_axis(axes, metric, values)
     return figure

@@ -9,7 +9,7 @@ from flsimulation.report.figures.clients import clients_figure
 from flsimulation.report.figures.curves import accuracy_figure, loss_figure
 from flsimulation.report.figures.partition import partition_figure
 from flsimulation.report.figures.stacks import failures_figure, times_figure
-from flsimulation.report.log import RunLog, look
+from flsimulation.rundir import RunRecord, look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,9 +25,9 @@ __all__ = [
 ]
 
 
-def figures(log: RunLog) -> dict[str, Figure]:
+def figures(run: RunRecord) -> dict[str, Figure]:
     """All figures that the run has the numbers for, by name."""
-    makers: dict[str, Callable[[RunLog], Figure | None]] = {
+    makers: dict[str, Callable[[RunRecord], Figure | None]] = {
         "accuracy": accuracy_figure,
         "loss": loss_figure,
         "partition": _partition,
@@ -35,14 +35,14 @@ def figures(log: RunLog) -> dict[str, Figure]:
         "times": times_figure,
         "failures": failures_figure,
     }
-    made = {name: make(log) for name, make in makers.items()}
+    made = {name: make(run) for name, make in makers.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def _partition(log: RunLog) -> Figure | None:
-    histogram = look(log.manifest, "data", "histogram")
+def _partition(run: RunRecord) -> Figure | None:
+    histogram = look(run.manifest, "data", "histogram")
     return (
-        partition_figure(histogram, look(log.manifest, "data", "classes") or ())
+        partition_figure(histogram, look(run.manifest, "data", "classes") or ())
         if histogram
         else None
     )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from flsimulation.report.log import RunLog
+    from flsimulation.rundir import RunRecord
 
 Values: TypeAlias = npt.NDArray[np.float64]
 _MANY = 60
@@ -40,27 +40,27 @@ _REASON_COLOURS = dict(zip(FAILURE_REASONS, (VERMILION, PINK, ORANGE, SKY), stri
 
 
 @house_style()
-def times_figure(log: RunLog) -> Figure | None:
+def times_figure(run: RunRecord) -> Figure | None:
     """Seconds of each round by phase, stacked; None before the first round."""
-    seconds = [phase_seconds(record) for record in log.rounds]
+    seconds = [phase_seconds(record) for record in run.rounds]
     layers = {phase: [row[phase] for row in seconds] for phase in PHASES}
     if not any(map(sum, layers.values())):
         return None
     figure, axes = blank("Time of a round", "Round", "Seconds")
-    _stack(figure, axes, [record["round"] for record in log.rounds], layers, _PHASE_COLOURS)
+    _stack(figure, axes, [record["round"] for record in run.rounds], layers, _PHASE_COLOURS)
     number_axis(axes.yaxis)
     return figure
 
 
 @house_style()
-def failures_figure(log: RunLog) -> Figure | None:
+def failures_figure(run: RunRecord) -> Figure | None:
     """Failed replies of each round by reason, stacked; None where there are none."""
     from matplotlib.ticker import MaxNLocator
 
-    counts = failure_counts(log)
+    counts = failure_counts(run)
     if not counts:
         return None
-    turns = sorted({record["round"] for record in log.rounds} | set(counts))
+    turns = sorted({record["round"] for record in run.rounds} | set(counts))
     reasons = sorted({reason for row in counts.values() for reason in row})
     layers = {r: [float(counts[t][r]) if t in counts else 0.0 for t in turns] for r in reasons}
     figure, axes = blank("Failures", "Round", "Clients")

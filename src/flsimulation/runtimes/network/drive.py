@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 from flsimulation.errors import InputError, RunError
 from flsimulation.events import Event, RoundFinished, RunFinished, RunStarted, Sink
 from flsimulation.experiment import Experiment, flatten
+from flsimulation.internals.flower_words import FINISHED, PENDING, RUNNING, STARTING, STOPPED
+from flsimulation.rundir import RunResult
+from flsimulation.runtimes import Opened
 from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.flower import Flower, flower
 from flsimulation.runtimes.network.names import MODELS, OUT, RESUME
-from flsimulation.runtimes.network.resuming import resume_command
+from flsimulation.runtimes.resuming import resume_command
 
-_GOING = ("pending", "starting", "running")  # Flower's words for a run that is not over
+_GOING = (PENDING, STARTING, RUNNING)
 _AGAIN_SECONDS = 1.0  # before a stream that broke is asked for again
 
 
@@ -51,62 +55,63 @@ class _Log:
             self.rounds, self.end = max(self.rounds, event.rounds), event
 
 
-def run_on_network(
-    experiment: Experiment,
-    out: str | Path | None = None,
-    sinks: Iterable[Sink] = (),
-    opened: Callable[[Path], None] | None = None,
-    resumed: str | Path | None = None,
-    models: dict[int, Any] | None = None,
-) -> dict[str, Any]:
-    """Run an experiment on the SuperLink that it names; gives the fields of a ``RunResult``.
+@dataclass(frozen=True)
+class NetworkRuntime:
+    """Runs the server where a SuperLink is, which writes the run directory; see `Runtime`."""
 
-    The run directory is written where the SuperLink runs, below its working directory.
+    experiment: Experiment
+    command: Flower
+    """Of the SuperLink that the experiment names."""
+    federate: None = None
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Its ``runtime.superlink`` says where.
-    out : path, optional
-        The run directory, as the SuperLink sees it.
-    sinks : iterable of callables
-        Each takes every event of the run but the checkpoints.
-    opened : callable, optional
-        Is told the run directory as soon as it exists.
-    resumed : path, optional
-        Go on with the run in this directory, as the SuperLink sees it.
-    models : dict, optional
-        Takes the global model of every round, NumPy arrays by name. They travel in the run's log:
-        for checks, not for large models.
+    @property
+    def place(self) -> str:
+        """``host:port`` of the SuperLink."""
+        return self.command.superlink
 
-    Raises
-    ------
-    InputError
-        If no SuperLink answers, or it finds the experiment impossible.
-    RunError
-        If the run could not go on.
-    """
-    config = flatten(experiment)
-    config |= {OUT: str(out)} if out is not None else {}
-    config |= {RESUME: str(resumed)} if resumed is not None else {}
-    config |= {MODELS: True} if models is not None else {}
+    def run(
+        self,
+        out: str | Path | None = None,
+        sinks: Iterable[Sink] = (),
+        opened: Opened | None = None,
+        *,
+        checkpoints: bool = False,
+    ) -> RunResult:
+        """Run the experiment. Checkpoints travel in the run's log: not for large models."""
+        keys: dict[str, bool | str] = {OUT: str(out)} if out is not None else {}
+        keys |= {MODELS: True} if checkpoints else {}
+        return self._drive(keys, sinks, opened)
+
+    def resume(self, run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
+        """Resume the run in a directory, as the SuperLink sees it."""
+        return self._drive({RESUME: str(run_dir)}, sinks, None)
+
+    def _drive(
+        self, keys: Mapping[str, bool | str], sinks: Iterable[Sink], opened: Opened | None
+    ) -> RunResult:
+        run_id = self.command.submit({**flatten(self.experiment), **keys})
+        try:
+            log = _follow(self.command, run_id, tuple(sinks), opened)
+        except BaseException:  # Ctrl-C, or a sink that fails: nobody is left to watch it
+            self.command.stop(run_id)
+            raise
+        return _result(self.command, run_id, log, was_resumed=RESUME in keys)
+
+
+@contextlib.contextmanager
+def open_network(experiment: Experiment, _: tuple[Sink, ...] = ()) -> Iterator[NetworkRuntime]:
+    """The SuperLink that an experiment names. Raises `InputError` if it does not answer."""
     with flower(experiment.runtime.superlink) as command:
         command.check()
-        run_id = command.submit(config)
-        try:
-            log = _follow(command, run_id, tuple(sinks), opened, models)
-        except BaseException:  # Ctrl-C, or a sink that fails: nobody is left to watch it
-            command.stop(run_id)
-            raise
-        return _result(command, run_id, log, resumed is not None)
+        yield NetworkRuntime(experiment, command)
 
 
 def attach_to_run(
     command: Flower,
     run_id: str,
     sinks: Iterable[Sink] = (),
-    opened: Callable[[Path], None] | None = None,
-) -> dict[str, Any]:
+    opened: Opened | None = None,
+) -> RunResult:
     """Follow a run from its beginning; whoever follows it may go, and it stays in progress.
 
     Parameters
@@ -116,23 +121,24 @@ def attach_to_run(
     run_id : str
         Flower's id of the run.
     sinks, opened
-        As of `run_on_network`, whose fields of a ``RunResult`` it returns and whose errors it raises.
+        As of `Runtime.run`, whose errors it raises.
     """
-    return _result(command, run_id, _follow(command, run_id, tuple(sinks), opened, None))
+    return _result(command, run_id, _follow(command, run_id, tuple(sinks), opened))
 
 
-def _result(command: Flower, run_id: str, log: _Log, was_resumed: bool = False) -> dict[str, Any]:
-    """What the run came to; raises what it failed of, with the way to resume it."""
+def _result(command: Flower, run_id: str, log: _Log, was_resumed: bool = False) -> RunResult:
+    """What the run came to; raises what it failed of, with a note on how to resume it."""
     if log.result is not None:
-        return log.result
+        return RunResult(**log.result)
     if log.error is None:
         log.error = _cause(command, run_id, log.end)
     if log.input:
         raise InputError(log.error)
+    error = RunError(log.error)
     if log.run_dir is not None and (log.rounds or was_resumed):
         again = resume_command(log.run_dir, command.superlink, log.clients)
-        raise RunError(f"{log.error}; resume with `{again}`")
-    raise RunError(log.error)
+        error.add_note(f"resume with `{again}`")
+    raise error
 
 
 def _cause(command: Flower, run_id: str, end: RunFinished | None) -> str:
@@ -140,30 +146,22 @@ def _cause(command: Flower, run_id: str, end: RunFinished | None) -> str:
     if end is not None:
         return end.error or f"the run was {end.state}"
     state = command.state(run_id)
-    if state == "finished:stopped":
+    if state == STOPPED:
         return "the run was stopped"
-    if state.startswith("finished"):
+    if state.startswith(FINISHED):
         return "the run's process ended and did not say why; the SuperLink's log may"
     if command.answers():
         return "the SuperLink was started again, which ended the run"
     return "the SuperLink does not answer any more, which ended the run; start it again"
 
 
-def _follow(
-    command: Flower,
-    run_id: str,
-    sinks: tuple[Sink, ...],
-    opened: Callable[[Path], None] | None,
-    models: dict[int, Any] | None,
-) -> _Log:
+def _follow(command: Flower, run_id: str, sinks: tuple[Sink, ...], opened: Opened | None) -> _Log:
     log = _Log()
     for found in _told(command, run_id, log):
         if not isinstance(found, dict):
             log.note(found)
             for sink in sinks:
                 sink(found)
-        elif "model" in found and models is not None:
-            models[int(found["model"])] = lines.model_of(found)
         elif "run-dir" in found:
             log.run_dir = str(found["run-dir"])
             if opened is not None:

@@ -24,7 +24,8 @@ _KINDS: dict[str, type[Any]] = {
         events.RunFinished,
     )
 }
-"""Every event but the checkpoint, which holds the model itself and stays where it was made."""
+"""Every event of a network's but the checkpoint, which holds the model itself and stays where it was
+made."""
 
 
 def to_json(event: Event) -> str | None:

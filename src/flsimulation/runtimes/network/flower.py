@@ -18,23 +18,14 @@ from typing import Any
 import tomli_w
 
 from flsimulation.errors import InputError, RunError
+from flsimulation.internals.flower_words import COMMAND_LINE, FINISHED, LOGS, PENDING, STARTING
 
 _CONNECTION = "flsim"  # our name of the SuperLink in Flower's configuration
+_UNKNOWN = "unknown"  # our word for the status of a run that is not listed
 _HEALTH_SECONDS = 5.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy
-_FLWR = (sys.executable, "-m", "flwr.cli.app")
+_FLWR = (sys.executable, "-m", COMMAND_LINE)
 _LOGS_SECONDS = 60.0  # for the logs of all runs; one that has none yet would be waited for
-_LOGS = """\
-import sys
-from flwr.cli.app import app
-mark, connection, *runs = sys.argv[1:]
-for run in runs:
-    print(f"\\n{mark}{run}", flush=True)
-    try:
-        app(["log", run, connection, "--show"], standalone_mode=False)
-    except Exception as error:
-        print(error, file=sys.stderr)
-"""  # one process for all: most of the time is Flower's imports
 
 
 @dataclass(frozen=True)
@@ -50,12 +41,12 @@ class FlowerRun:
     @property
     def is_over(self) -> bool:
         """Whether Flower counts it as over; its server may still be writing the end."""
-        return self.status.startswith("finished")
+        return self.status.startswith(FINISHED)
 
     @property
     def has_begun(self) -> bool:
         """Whether its server has been started, and has a log."""
-        return self.status not in ("pending", "starting", "unknown")
+        return self.status not in (PENDING, STARTING, _UNKNOWN)
 
 
 class Flower:
@@ -170,7 +161,7 @@ class Flower:
     def state(self, run_id: str) -> str:
         """Flower's own word for the state of a run, such as ``finished:completed``."""
         runs: Any = self._list("--run-id", run_id).get("runs") or [{}]
-        return str(runs[0].get("status", "unknown"))
+        return str(runs[0].get("status", _UNKNOWN))
 
     def runs(self) -> tuple[FlowerRun, ...]:
         """Every run since the SuperLink started, newest first.
@@ -195,7 +186,7 @@ class Flower:
         mark = f"flsim-log-{secrets.token_hex(8)} "
         try:
             done = subprocess.run(  # noqa: S603
-                [sys.executable, "-c", _LOGS, mark, _CONNECTION, *run_ids],
+                [sys.executable, "-c", LOGS, mark, _CONNECTION, *run_ids],
                 env=self._environment(),
                 capture_output=True,
                 text=True,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flwr.app import Array, ArrayRecord
 from safetensors.numpy import load
 
 from flsimulation.events import Checkpoint, Event
@@ -43,9 +44,11 @@ def tell_model(event: Event) -> None:
         _print(_line(json.dumps({"model": event.round, "safetensors": model})))
 
 
-def model_of(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The global model that a telling of `tell_model` holds."""
-    return load(base64.b64decode(told["safetensors"]))
+def _checkpoint(told: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint that a telling of `tell_model` holds, which is without the strategy."""
+    arrays = load(base64.b64decode(told["safetensors"]))
+    record = ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+    return Checkpoint(int(told["model"]), record, None)
 
 
 def tell_result(result: dict[str, Any]) -> None:
@@ -70,6 +73,8 @@ def read(line: str) -> Event | dict[str, Any] | None:
         return None
     try:
         found = json.loads(content)
+        if "model" in found:
+            return _checkpoint(found)
         return from_json(content) if "event" in found else dict(found)
     except (ValueError, TypeError):
         return None

@@ -10,8 +10,6 @@ MEMORY = "FLSIM_MEMORY"
 """Environment: the file that remembers which client holds which partition."""
 OUT, RESUME, MODELS = "driver.out", "driver.resume", "driver.models"
 """Keys of a submitted run config that are not the experiment's."""
-CLIENT_APP, SERVER_APP = "flwr-clientapp", "flwr-serverapp"
-"""Flower's commands for a message and for a run."""
 LEFT = 75
 """Exit status of a SuperNode that is to be started again at once (EX_TEMPFAIL of sysexits.h)."""
 MARK = "flsim-event "

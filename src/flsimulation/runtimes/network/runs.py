@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -12,6 +12,10 @@ from typing import Any
 from flsimulation.errors import InputError, RunError
 from flsimulation.events import RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import Experiment
+from flsimulation.internals.flower_words import COMPLETED, FAILED, FINISHED, RUNNING, STOPPED
+from flsimulation.rundir import Record
+from flsimulation.rundir.manifest import read_manifest
+from flsimulation.rundir.reader import is_reported
 from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.flower import Flower, FlowerRun
 
@@ -19,10 +23,10 @@ _END_SECONDS = 60.0  # that a server has to write its run's end; a heartbeat tel
 _REPORT_SECONDS = 15.0  # that it then has for the report
 _LOOK_SECONDS = 0.2
 _STATES = {
-    "finished:completed": "completed",
-    "finished:failed": "failed",
-    "finished:stopped": "interrupted",
-    "running": "running",
+    COMPLETED: "completed",
+    FAILED: "failed",
+    STOPPED: "interrupted",
+    RUNNING: "running",
 }
 """Flower's words for a run, and ours."""
 
@@ -175,8 +179,8 @@ def stop_in_order(command: Flower, run: KnownRun, here: Path | None) -> KnownRun
     RunError
         If the run could not be stopped, or its end was not written in time.
     """
-    status = "finished:stopped" if command.stop(run.id) else command.state(run.id)
-    if not status.startswith("finished"):
+    status = STOPPED if command.stop(run.id) else command.state(run.id)
+    if not status.startswith(FINISHED):
         raise RunError(f"run {run.id} could not be stopped; the SuperLink's log says why")
     ended = replace(run, flower=replace(run.flower, status=status))
     if here is None:
@@ -187,7 +191,7 @@ def stop_in_order(command: Flower, run: KnownRun, here: Path | None) -> KnownRun
             f"run {run.id} is stopped, but its server did not write the end into {here} within "
             f"{_END_SECONDS:g} s; the SuperLink's log says what it does"
         )
-    _wait(lambda: _is_reported(here), _REPORT_SECONDS)
+    _wait(lambda: is_reported(here), _REPORT_SECONDS)
     ended.read_end(here)
     return ended
 
@@ -202,19 +206,8 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _is_reported(here: Path) -> bool:
-    """Whether there is a report that is newer than the manifest."""
-    times = [
-        path.stat().st_mtime_ns
-        for name in ("manifest.json", "report.html")
-        if (path := here / name).is_file()
-    ]
-    return len(times) == 2 and times[0] <= times[1]
-
-
-def _manifest(here: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((here / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it is not there yet
-        found = {}
-    return {"state": "running", **found}
+def _manifest(here: Path) -> Record:
+    """The manifest as the file has it: the SuperLink may be on a machine whose locks are not seen."""
+    with contextlib.suppress(InputError):
+        return {"state": "running", **read_manifest(here)}
+    return {"state": "running"}

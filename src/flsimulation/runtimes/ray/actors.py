@@ -1,7 +1,4 @@
-"""Ray, and Flower's actors on it. Whoever imports this module has Ray installed.
-
-Two names of Flower and one of Ray are not public: docs/decisions/0013 says why they are used.
-"""
+"""Ray, and Flower's actors on it. Whoever imports this module has Ray installed."""
 
 from __future__ import annotations
 
@@ -21,13 +18,14 @@ import grpc
 import ray
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
-from ray._private import worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from flsimulation.errors import ClientError, InputError, RunError, describe_error
+from flsimulation.events import Sink
 from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
+from flsimulation.internals.ray_actors import without_notices
+from flsimulation.runtimes.ray.starting import line_of, started
 
 _CONNECT_SECONDS = 5.0
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
@@ -157,7 +155,9 @@ def _with_models(
 
 
 @contextlib.contextmanager
-def actors(spec: Runtime, most: int, prepare: Callable[[], None]) -> Iterator[Actors]:
+def actors(
+    spec: Runtime, most: int, prepare: Callable[[], None], emit: Sink = lambda _: None
+) -> Iterator[Actors]:
     """Ray with Flower's actors on it; a Ray that was started for it ends with the block.
 
     Parameters
@@ -168,49 +168,18 @@ def actors(spec: Runtime, most: int, prepare: Callable[[], None]) -> Iterator[Ac
         More actors than this would have nothing to do.
     prepare : callable
         Every actor calls it as it starts.
+    emit : callable, optional
+        Is notified where the start takes long.
 
     Raises
     ------
     InputError
         If no Ray is there, or it has no room.
+    RunError
+        If an actor does not start.
     """
     with connected(spec.ray_address), quiet_flower():
-        yield Actors(_started(spec, most, prepare), spec.return_wait)
-
-
-def _started(spec: Runtime, most: int, prepare: Callable[[], None]) -> list[Any]:
-    size = {"num_cpus": spec.actor_cpus, "num_gpus": spec.actor_gpus}
-    try:
-        room = pool_size_from_resources(dict(size))
-    except ValueError:  # for none
-        room = 0
-    count = spec.actors or min(room, most)
-    if not 0 < count <= room:
-        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        raise InputError(
-            f"runtime.actors: {spec.actors or 'not even 1'} of {spec.actor_cpus:g} CPUs and "
-            f"{spec.actor_gpus:g} GPUs do not fit, Ray has {there.get('CPU', 0):g} CPUs and "
-            f"{there.get('GPU', 0):g} GPUs, room for {room}; lower runtime.actors, "
-            f"runtime.actor-cpus or runtime.actor-gpus"
-        )
-    actor: Any = ClientAppActor  # Ray's decorator gives it `options`, unseen by type checkers
-    handles = [
-        actor.options(**size, max_restarts=-1).remote(on_actor_init_fn=prepare)
-        for _ in range(count)
-    ]
-    ready = [handle.__ray_ready__.remote() for handle in handles]
-    done, late = ray.wait(ready, num_returns=count, timeout=spec.client_wait)
-    if late:
-        raise InputError(
-            f"runtime.actors: {len(done)} of {count} started within {spec.client_wait:g} s, "
-            f"others use this Ray's CPUs or GPUs; lower runtime.actors, or raise "
-            f"runtime.client-wait"
-        )
-    try:
-        ray.get(ready)
-    except RayError as error:
-        raise RunError(f"a Ray actor did not start: {_line(error)}") from None
-    return handles
+        yield Actors(started(spec, most, prepare, emit), spec.return_wait)
 
 
 @contextlib.contextmanager
@@ -221,15 +190,12 @@ def connected(address: str) -> Iterator[None]:
         return
     if ":" in address:
         _require_listener(address)
-    before = vars(ray_worker)["print_to_stdstream"]
     try:
         with _quiet():
             _connect(address)
-        # Ray prints that an actor was lost, whatever `log_to_driver` says; our events tell it.
-        vars(ray_worker)["print_to_stdstream"] = lambda *_, **__: None
-        yield
+        with without_notices():  # our events tell that an actor was lost
+            yield
     finally:
-        vars(ray_worker)["print_to_stdstream"] = before
         with _quiet():
             ray.shutdown()
 
@@ -244,9 +210,9 @@ def _connect(address: str) -> None:
         raise KeyboardInterrupt from None
     except Exception as error:
         if not address:
-            raise RunError(f"Ray did not start here: {_line(error)}") from None
+            raise RunError(f"Ray did not start here: {line_of(error)}") from None
         raise InputError(
-            f"runtime.ray-address {address!r}: {_line(error)}; name a Ray that runs, or leave it "
+            f"runtime.ray-address {address!r}: {line_of(error)}; name a Ray that runs, or leave it "
             f"empty for one on this machine"
         ) from None
 
@@ -282,8 +248,3 @@ def _quiet() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _line(error: BaseException) -> str:
-    """What Ray says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

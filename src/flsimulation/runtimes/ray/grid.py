@@ -18,10 +18,11 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, InputError
-from flsimulation.events import Sink
+from flsimulation.events import Event, Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
+from flsimulation.internals.flower_messages import requested, set_message_id
 from flsimulation.messages.batch import Batch
 from flsimulation.messages.codec import failed_reply
 from flsimulation.runtimes import Federate
@@ -108,7 +109,12 @@ class RayGrid(SimulatedGrid):
         self._begin()
         return identifiers
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(
+        self,
+        message_ids: Iterable[str] | None = None,
+        *,
+        reply_to_message_ids: Iterable[str] | None = None,
+    ) -> Iterable[Message]:
         """Answers that are there, of whole shares; waits a while if there are none."""
         self._begin()
         patience = max(0.0, min(_LOOK_SECONDS, self._until - time.time()))
@@ -118,12 +124,9 @@ class RayGrid(SimulatedGrid):
             found += [(share, lost) for share in self._shares]
             self._shares.clear()
         self._begin()
-        wanted = set(message_ids)
-        return [
-            failed_reply(share.message, came) if isinstance(came, ClientError) else came
-            for share, came in found
-            if share.message.metadata.message_id in wanted
-        ]
+        came = {share.message.metadata.message_id: (share, answer) for share, answer in found}
+        wanted = requested(message_ids, reply_to_message_ids, list(came))
+        return [_answer(*came[identifier]) for identifier in came if identifier in wanted]
 
     def _share(self, message: Message, held: dict[int, Any]) -> _Share:
         rest, models = RecordDict(), {}
@@ -153,22 +156,40 @@ def _in_time(message: Message, content: RecordDict) -> Message:
     told = message.metadata
     ttl = told.ttl - min(_MARGIN_SECONDS, told.ttl / 10)
     shorter = Message(content, told.dst_node_id, told.message_type, ttl=ttl)
-    vars(shorter.metadata)["_message_id"] = told.message_id
+    set_message_id(shorter, told.message_id)
     return shorter
 
 
+def _answer(share: _Share, came: Message | ClientError) -> Message:
+    return failed_reply(share.message, came) if isinstance(came, ClientError) else came
+
+
 @contextlib.contextmanager
-def ray_federation(experiment: Experiment) -> Iterator[Federate]:
+def ray_federation(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator[Federate]:
     """What runs the experiment on Ray, inside the block; Ray and its actors are up by then.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What is to run.
+    sinks : iterable of callables
+        Are notified where the actors take long to start.
 
     Raises
     ------
     InputError
         If Ray is not installed, not where the experiment says, or has no room.
+    RunError
+        If an actor does not start.
     """
+
+    def emit(event: Event) -> None:
+        for sink in sinks:
+            sink(event)
+
     run_config = flatten(experiment)  # the same for all runs in the block: actors keep their data
     prepare = functools.partial(client.prepare, run_config)
-    with _ray().actors(experiment.runtime, experiment.data.clients, prepare) as ready:
+    with _ray().actors(experiment.runtime, experiment.data.clients, prepare, emit) as ready:
         yield functools.partial(run_on_actors, ready, run_config)
 
 

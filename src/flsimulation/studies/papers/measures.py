@@ -5,10 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from flsimulation.experiment import load_run_experiment
-from flsimulation.rundir.jsonlines import read_lines
+from flsimulation.rundir import RunRecord, number
 
 
 @dataclass(frozen=True)
@@ -16,7 +14,7 @@ class Measure:
     """A figure of a run."""
 
     title: str
-    read: Callable[[Path, int], float | None]
+    read: Callable[[RunRecord, int], float | None]
     """From a run directory, scores as means of so many last rounds; None where the run does not
     give it."""
     shown: Callable[[float], str]
@@ -53,43 +51,40 @@ def rounds_to(curve: Sequence[tuple[int, float]], target: float) -> float | None
     return None
 
 
-def _rounds(run_dir: Path, last: int) -> float | None:  # noqa: ARG001 - of the whole curve
-    target = load_run_experiment(run_dir).evaluate.target_accuracy
-    return rounds_to(list(_central(run_dir, "accuracy").items()), target)
+def _rounds(run: RunRecord, last: int) -> float | None:  # noqa: ARG001 - of the whole curve
+    target = run.experiment().evaluate.target_accuracy
+    return rounds_to(list(_central(run, "accuracy").items()), target)
 
 
-def _of_test(name: str) -> Callable[[Path, int], float | None]:
-    """The mean of a score on the test set over the last rounds in which it was judged."""
+def _of_test(name: str) -> Callable[[RunRecord, int], float | None]:
+    """The mean of a score on the test set over the last rounds that have one."""
 
-    def measure(run_dir: Path, last: int) -> float | None:
-        found = list(_central(run_dir, name).values())[-last:]
+    def measure(run: RunRecord, last: int) -> float | None:
+        found = list(_central(run, name).values())[-last:]
         return statistics.fmean(found) if found else None
 
     return measure
 
 
-def _after(round: int) -> Callable[[Path, int], float | None]:
-    return lambda run_dir, last: _central(run_dir, "accuracy").get(round)  # noqa: ARG005
+def _after(round: int) -> Callable[[RunRecord, int], float | None]:
+    return lambda run, last: _central(run, "accuracy").get(round)  # noqa: ARG005
 
 
-def _central(run_dir: Path, name: str) -> dict[int, float]:
+def _central(run: RunRecord, name: str) -> dict[int, float]:
     """A score on the test set by round, ascending."""
-    lines = read_lines(run_dir / "rounds.jsonl")
-    scores = {line["round"]: line["central"] or {} for line in lines}
-    return {round: own[name] for round, own in scores.items() if name in own}
+    found = {line["round"]: number(line, "central", name) for line in run.rounds}
+    return {round: value for round, value in found.items() if value is not None}
 
 
-def _clients(run_dir: Path) -> list[float]:
+def _clients(run: RunRecord) -> list[float]:
     """The clients' accuracies under the final model, ascending."""
-    lines = read_lines(run_dir / "clients.jsonl")
-    return sorted(
-        line["accuracy"] for line in lines if line["phase"] == "final" and "accuracy" in line
-    )
+    final = (line for line in run.evaluated if line["phase"] == "final")
+    return sorted(a for line in final if (a := number(line, "accuracy")) is not None)
 
 
-def _of_clients(read: Callable[[list[float]], float]) -> Callable[[Path, int], float | None]:
-    def measure(run_dir: Path, last: int) -> float | None:  # noqa: ARG001 - of the final model
-        found = _clients(run_dir)
+def _of_clients(read: Callable[[list[float]], float]) -> Callable[[RunRecord, int], float | None]:
+    def measure(run: RunRecord, last: int) -> float | None:  # noqa: ARG001 - of the final model
+        found = _clients(run)
         return read(found) if found else None
 
     return measure
@@ -141,4 +136,4 @@ def measure_of(name: str) -> Measure:
     if (round := name.removeprefix("accuracy@")) != name and round.isdecimal():
         return Measure(f"test accuracy, round {round}", _after(int(round)), _percent)
     known = ", ".join([*_MEASURES, "test-NAME", "accuracy@ROUND"])
-    raise ValueError(f"{name!r} is no measure; it takes {known}")
+    raise ValueError(f"{name!r} is no measure; known: {known}")

@@ -19,9 +19,13 @@ from flsimulation.errors import InputError, RunError
 from flsimulation.events import Event, RoundFinished
 from flsimulation.experiment import Experiment
 from flsimulation.host.processes import alone
+from flsimulation.rundir import RunRecord
+from flsimulation.rundir.manifest import read_manifest
+from flsimulation.rundir.reader import can_resume, is_run_directory
 from flsimulation.studies.papers.measures import measure_of
 from flsimulation.studies.papers.spec import Paper, Row
 
+_OVER = ("completed", "degraded", "failed")  # the states of runs that are not run again
 _FURTHEST = 3  # grid points from the start that are tried where none has given a figure yet
 
 
@@ -208,8 +212,9 @@ class Reproduction:
             yield new[0]
 
     def _note(self, found: Found, path: Path) -> None:
+        run = RunRecord(path)
         for name in found.row.published:
-            found.figures.setdefault(name, []).append(measure_of(name).read(path, self.paper.last))
+            found.figures.setdefault(name, []).append(measure_of(name).read(run, self.paper.last))
 
     def _try(
         self, found: Found, seed: int, step: int, most: int | None
@@ -220,12 +225,13 @@ class Reproduction:
         spec, value = self.paper.experiment_of(row, table), self._value(row, step)
         path = self.out / _slug(row.name) / _run_name(table, seed, value)
         trial = Trial(row.name, seed, value, spec.strategy.rounds, str(path.relative_to(self.out)))
-        if _manifest(path).get("state") not in ("completed", "degraded", "failed"):
+        if read_manifest(path).get("state") not in _OVER:
             if time.monotonic() > self._expires:
                 raise _TimeIsUp
             self._run(spec, path, self._told(trial))
-        figure = measure_of(next(iter(row.published))).read(path, self.paper.last)
-        ended = _manifest(path)
+        run = RunRecord(path)
+        figure = measure_of(next(iter(row.published))).read(run, self.paper.last)
+        ended = run.manifest
         found.tried.append(Tried(trial, figure, ended.get("error"), ended.get("gpu")))
         return path, figure
 
@@ -240,23 +246,21 @@ class Reproduction:
                 raise _TimeIsUp
 
         try:
-            if any((path / "checkpoint").glob("*.safetensors")):
+            if can_resume(path):
                 runner.resume(path, [watch])
                 return
             if path.exists():  # killed in its first round
                 shutil.rmtree(path)
             runner.run(spec, path, [watch])
         except RunError:
-            pass  # the run directory says why, and the search sees no figure
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    """The run's manifest; nothing where there is no run."""
-    try:
-        found: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return found
+            if not is_run_directory(path):
+                raise
+            return  # the run directory says why, and the search sees no figure
+        if not is_run_directory(path):
+            raise InputError(
+                f"{path}: the run is not written here, where its figures are read; start the "
+                f"SuperLink in this folder, or let it see this one"
+            )
 
 
 def _slug(name: str) -> str:

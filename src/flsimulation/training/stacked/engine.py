@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, RunError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.direct import DirectEvaluator
@@ -31,6 +32,8 @@ class StackedEngine:
         How clients train.
     x, y : Tensor
         Inputs and targets of the data set, [n, ...].
+    clock : Clock
+        What time it is.
 
     Raises
     ------
@@ -40,10 +43,17 @@ class StackedEngine:
 
     name, why_not, averages = "stacked", None, True
 
-    def __init__(self, module: pl.LightningModule, spec: Train, x: Tensor, y: Tensor) -> None:
-        self._trainer = CohortTrainer(module, spec, x, y)
-        self._lightning = LocalTrainer(module, spec)
-        self._direct = self._evaluator(module)
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        spec: Train,
+        x: Tensor,
+        y: Tensor,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._trainer = CohortTrainer(module, spec, x, y, clock)
+        self._lightning = LocalTrainer(module, spec, clock)
+        self._direct = self._evaluator(module, clock)
         self._together = CohortEvaluator(self._direct, x, y) if self._direct is not None else None
 
     @property
@@ -98,10 +108,10 @@ class StackedEngine:
     def close(self) -> None:
         """There are no processes to end."""
 
-    def _evaluator(self, module: pl.LightningModule) -> DirectEvaluator | None:
+    def _evaluator(self, module: pl.LightningModule, clock: Clock) -> DirectEvaluator | None:
         """What evaluates without a Trainer, if the module allows it."""
         try:
-            return DirectEvaluator(module, gpu=self._lightning.uses_gpu)
+            return DirectEvaluator(module, gpu=self._lightning.uses_gpu, clock=clock)
         except NotStackable:
             return None
 
@@ -111,7 +121,7 @@ class StackedEngine:
         if self._direct is not None:
             try:
                 return evaluated_alone(self._direct, model, job, expires)
-            except NotStackable:  # its step asks for a Trainer after all
+            except NotStackable:  # its step needs a Trainer after all
                 self._direct = self._together = None
         return evaluated_alone(self._lightning, model, job, expires)
 

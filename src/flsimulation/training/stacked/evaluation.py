@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ _COMPARED = 4  # clients of a size's first pass, which also take the step alone
 
 
 class CohortEvaluator:
-    """Lets many clients take the evaluation step at once, if that gives what each one's gives.
+    """Evaluates many clients in one step, if the scores equal those of each client by itself.
 
     Parameters
     ----------
@@ -51,7 +50,7 @@ class CohortEvaluator:
         alone: Callable[[int], dict[str, float] | ClientError],
         expires: float | None = None,
     ) -> Iterator[dict[int, dict[str, float] | ClientError]]:
-        """Score the model, and give the results as they come.
+        """Score the model; yields the results as they come.
 
         Parameters
         ----------
@@ -76,7 +75,9 @@ class CohortEvaluator:
             while places:
                 most = self._most.get(size, _COMPARED) if size and self._can else 1
                 some, places = places[:most], places[most:]
-                if len(some) < _WORTH or (expires is not None and time.time() > expires):
+                if len(some) < _WORTH or (
+                    expires is not None and self._direct.clock.time() > expires
+                ):
                     yield from ({place: alone(place)} for place in some)
                 else:
                     yield self._together(state, clients, some, alone)
@@ -91,7 +92,7 @@ class CohortEvaluator:
         rows = np.concatenate([clients[place].index_batches() for place in places])
         try:
             return dict(zip(places, self._scores(state, rows), strict=True))
-        except Exception:  # whatever the step does that it does not do for one client
+        except Exception:  # the step may do anything that it does not do for one client
             found = {place: alone(place) for place in places}
         # Either the examples of one of them made it fail, or it always will.
         self._can = any(isinstance(scored, ClientError) for scored in found.values())

@@ -1,8 +1,8 @@
 """Many clients' local training as one program: their parameters stacked, their steps taken at once.
 
 ClientUpdate of McMahan et al., "Communication-Efficient Learning of Deep Networks from
-Decentralized Data" (AISTATS 2017), algorithm 1, for a whole cohort. It gives what `LocalTrainer`
-gives for the same batches, to rounding; tests/test_cohort.py holds it to that.
+Decentralized Data" (AISTATS 2017), algorithm 1, for a whole cohort. Its results
+equal those of `LocalTrainer` for the same batches, to rounding; tests/test_cohort.py compares them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
@@ -52,6 +53,8 @@ class CohortTrainer:
         Batch size, epochs, gradient clipping, device.
     x, y : Tensor
         Inputs and targets of the data set, [n, ...].
+    clock : Clock
+        What time it is.
 
     Raises
     ------
@@ -59,7 +62,14 @@ class CohortTrainer:
         If the module means something else stacked than alone.
     """
 
-    def __init__(self, module: pl.LightningModule, spec: Train, x: Tensor, y: Tensor) -> None:
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        spec: Train,
+        x: Tensor,
+        y: Tensor,
+        clock: Clock = SYSTEM,
+    ) -> None:
         check_stackable(module, spec)
         gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
@@ -83,6 +93,7 @@ class CohortTrainer:
             x=x,
             y=y,
             device=device,
+            clock=clock,
         )
         optimizer, schedulers = optimization(module)
         self._goes_by_epochs = bool(schedulers)
@@ -100,7 +111,7 @@ class CohortTrainer:
         expires: float | None = None,
         average: bool = False,
     ) -> Iterator[Wave]:
-        """Train every client from the same global model, and give them wave by wave.
+        """Train every client from the same global model; yields wave by wave.
 
         Parameters
         ----------

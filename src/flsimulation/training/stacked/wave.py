@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flsimulation.clock import Clock
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.failures import (
@@ -32,7 +32,7 @@ class Wave:
     """Clients that were trained together."""
 
     clients: tuple[int, ...]
-    """Their places in what was asked for."""
+    """Their places among the jobs."""
     results: list[Trained | ClientError]
     """One for each client, without its model."""
     weights: State
@@ -97,11 +97,12 @@ class Stack:
     x: Tensor
     y: Tensor
     device: torch.device
+    clock: Clock
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What one round asks of its clients."""
+    """What one round requests of its clients."""
 
     start: State
     """The global model, on the stack's device."""
@@ -148,7 +149,7 @@ class WaveFit:
 
     def run(self, places: tuple[int, ...]) -> Wave:
         """Train the wave's clients, which have these places in their cohort."""
-        began = time.perf_counter()
+        began = self._stack.clock.monotonic()
         with torch.no_grad():
             if self._terms.rates is None:
                 self._make_optimizer()
@@ -163,7 +164,7 @@ class WaveFit:
                 for name, value in self._terms.start.items()
             }
             self._values = self._values.cpu()  # a GPU's work is done here
-            seconds = (time.perf_counter() - began) / len(places)
+            seconds = (self._stack.clock.monotonic() - began) / len(places)
             results = self._results(own, seconds)
         mine = frozenset(name for name in weights if names[name] in own)
         examples = np.array([client.examples for client in self._clients])
@@ -178,7 +179,7 @@ class WaveFit:
     def _take_steps(self) -> None:
         plan, expires = self._plan, self._terms.expires
         for step in range(plan.steps):
-            if expires is not None and time.time() > expires:
+            if expires is not None and self._stack.clock.time() > expires:
                 self._late = plan.lasts > step
                 return
             gradients: list[Tensor | None] = [None] * len(self._leaves)
@@ -218,7 +219,7 @@ class WaveFit:
     def _descend(self, optimizer: Optimizer, gradients: list[Tensor | None], step: int) -> None:
         """One step of the optimizer, for all clients that are not done."""
         if (mu := self._terms.proximal_mu) > 0:
-            gradients = [  # anew: two parameters may have one gradient
+            gradients = [  # a new list: two parameters may share a gradient
                 None if gradient is None else gradient.add(leaf - origin, alpha=mu)
                 for gradient, leaf, origin in zip(
                     gradients, self._leaves, self._origin, strict=True

@@ -19,7 +19,7 @@ _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 
 
 def simplify(graph: Graph, gradients: int) -> None:
-    """Drop what changes nothing, what is computed twice and what nobody reads.
+    """Drop operations without effect, repeated ones, and those whose result is not used.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def simplify(graph: Graph, gradients: int) -> None:
 
 
 def descend_in_place(graph: Graph, rates: tuple[float, ...]) -> bool:
-    """Let the graph itself take the steps of plain SGD, and give no gradients any more.
+    """Let the graph take the steps of plain SGD itself, and return no gradients any more.
 
     A gradient that is a batched product is never written: the product is added to the parameter.
 
@@ -129,7 +129,11 @@ def _unchanged(node: Node) -> Node | None:
 
 
 def _merge_equal(graph: Graph) -> None:
-    """Let a call whose like was made before be that one."""
+    """Let a call whose like was made before be that one.
+
+    Not PyTorch's own passes for this: ``CSEPass`` takes 1, 1.0 and True for one number, and
+    ``fx_graph_cse`` is private (docs/decisions/0012).
+    """
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -218,4 +222,6 @@ def _frozen(value: Any) -> Any:
         return tuple(_frozen(item) for item in value)
     if isinstance(value, dict):
         return tuple((key, _frozen(item)) for key, item in value.items())
-    return (type(value), value) if isinstance(value, bool | int | float) else value
+    if isinstance(value, float):
+        return float, value.hex()  # 0.0 and -0.0 are two numbers, and a NaN is itself
+    return (type(value), value) if isinstance(value, bool | int) else value

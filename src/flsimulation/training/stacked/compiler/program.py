@@ -44,7 +44,7 @@ beside them (10 and 12, say) are in no ratio that these could have."""
 
 
 class Step(NamedTuple):
-    """What a program gives for one batch of each client."""
+    """What a program returns for one batch of each client."""
 
     losses: Tensor
     """[clients]"""
@@ -93,7 +93,7 @@ class StepPrograms:
     def program(
         self, clients: int, examples: int, rates: tuple[float, ...] | None = None
     ) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor, Tensor], Step]:
-        """The program for so many clients with batches of so many examples.
+        """The program for a number of clients and of examples per batch.
 
         Parameters
         ----------

@@ -24,7 +24,7 @@ class NotStackable(Exception):  # noqa: N818 - no error: the module is trained c
 
 
 def watched(module: pl.LightningModule, log: Log) -> pl.LightningModule:
-    """The module, made to log to ``log`` and to refuse what a Trainer would give."""
+    """The module, made to log to ``log`` and to refuse access to what only a Trainer has."""
     names: dict[str, Any] = {
         name: property(_refusing(name))
         for name in (

@@ -1,0 +1,179 @@
+"""Flower's SuperNode, SuperExec and SuperLink from inside: what can be changed in their modules.
+
+What it is changed to, and why, is in `flsimulation.node.waits` and `flsimulation.node.flower_patches`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from flwr.supercore import heartbeat
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.run import RunNotRunningException
+
+__all__ = [
+    "Clock",
+    "RunNotRunningException",
+    "fail_task",
+    "has_answers",
+    "list_nodes_heard",
+    "set_heartbeat_interval",
+    "set_pull_waits",
+    "set_superexec_clock",
+    "set_supernode_clock",
+    "wrap_pull_and_store",
+    "wrap_push",
+]
+
+Step: TypeAlias = Callable[..., Any]
+"""A step of a SuperNode's loop, which is called with all arguments by name."""
+
+
+class Clock(Protocol):
+    """As much of the module ``time`` as the loops of Flower's programs use."""
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep."""
+
+
+def set_supernode_clock(clock: Clock) -> None:
+    """Replace the ``time`` of a SuperNode's loop: 3 s between two looks, 0.5 s for an answer."""
+    from flwr.supernode import start_client_internal
+
+    vars(start_client_internal)["time"] = clock
+
+
+def set_superexec_clock(clock: Clock) -> None:
+    """Replace the ``time`` of a SuperExec's loop, which sleeps between two looks for work."""
+    from flwr.supercore.superexec import run_superexec
+
+    vars(run_superexec)["time"] = clock
+
+
+def set_pull_waits(seconds: Mapping[str, float]) -> None:
+    """Replace the waits before the missing parts of a message are requested again.
+
+    Parameters
+    ----------
+    seconds : mapping
+        ``initial_backoff`` and ``backoff_cap``.
+    """
+    for function in (
+        inflatable_utils.pull_objects,
+        inflatable_utils.pull_and_inflate_object_from_tree,
+    ):
+        function.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **seconds}
+
+
+def set_heartbeat_interval(seconds: float) -> None:
+    """Replace the interval from which this process's heartbeats calculate their wait."""
+    vars(heartbeat)["HEARTBEAT_DEFAULT_INTERVAL"] = seconds
+
+
+def wrap_pull_and_store(wrap: Callable[[Step], Step]) -> None:
+    """Replace how a SuperNode takes its next message.
+
+    Its arguments by name: ``state``; ``receive``, which returns a message with the tree of its
+    parts, or None; ``pull_object``, which requests a part; and others. Returns the run's id, or None.
+    """
+    from flwr.supernode import start_client_internal
+
+    name = "_pull_and_store_message"
+    vars(start_client_internal)[name] = wrap(vars(start_client_internal)[name])
+
+
+def wrap_push(wrap: Callable[[Step], Step]) -> None:
+    """Replace how a SuperNode awaits and sends an answer.
+
+    Its arguments by name: ``send``, which sends the message and returns which parts are missing;
+    ``push_object``, which sends a part; and others.
+    """
+    from flwr.supernode import start_client_internal
+
+    vars(start_client_internal)["_push_messages"] = wrap(
+        vars(start_client_internal)["_push_messages"]
+    )
+
+
+def has_answers(state: Any) -> bool:
+    """Whether a SuperNode's state holds answers that were not sent.
+
+    Flower 1.42 keeps messages in a store of its own, 1.43 in the one of all its programs. Each has
+    the methods of both; the store of the other version is empty.
+    """
+    from flwr.common.constant import SUPERLINK_NODE_ID
+
+    legacy = getattr(state, "get_messages_legacy", None)  # 1.43 does not use it any more
+    if legacy is not None and legacy(is_reply=True):
+        return True
+    return bool(state.get_messages(dst_node_id=SUPERLINK_NODE_ID, limit=1))
+
+
+def list_nodes_heard(seconds: float) -> None:
+    """Let the SuperLink in this process list only the nodes that it heard in the last seconds.
+
+    Replaces ``InMemoryLinkState.get_nodes``, which a run's server asks who is there.
+    """
+    from flwr.common.constant import HEARTBEAT_PATIENCE
+    from flwr.server.superlink.linkstate import InMemoryLinkState
+    from flwr.supercore.date import now
+
+    get_nodes = InMemoryLinkState.get_nodes
+
+    def heard(state: InMemoryLinkState, run_id: int) -> set[int]:
+        with state.lock:
+            since = now().timestamp() - seconds
+            return {
+                number
+                for number in get_nodes(state, run_id)
+                for node in [state.nodes[number]]
+                if node.online_until - HEARTBEAT_PATIENCE * node.heartbeat_interval >= since
+            }
+
+    setattr(InMemoryLinkState, "get_nodes", heard)  # noqa: B010 - a type checker refuses the other form
+
+
+def fail_task(
+    address: str, token: str, log: Sequence[str], details: str, *, insecure: bool
+) -> None:
+    """End a ServerApp's task as failed, in place of its process; tries once.
+
+    Parameters
+    ----------
+    address, token : str
+        Where the process would have reported, and as whom.
+    log : sequence of str
+        Last lines of the run's log.
+    details : str
+        Why, in one line.
+    insecure : bool
+        Whether the SuperLink is without TLS.
+    """
+    from flwr.common.constant import SubStatus
+    from flwr.proto.log_pb2 import PushLogsRequest
+    from flwr.proto.runtime_pb2 import PushTaskOutputRequest
+    from flwr.supercore.interceptors import (
+        RuntimeTokenHttpInterceptor,
+        RuntimeVersionHttpInterceptor,
+    )
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    retry = make_simple_http_retry_invoker()
+    retry.max_tries = 1
+    client = RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=insecure,
+        root_certificates=None,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+            RuntimeTokenHttpInterceptor(token=token),
+        ],
+        retry_invoker=retry,
+    )
+    output = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details)
+    with contextlib.suppress(Exception, RunNotRunningException), contextlib.closing(client):
+        client.PushLogs(PushLogsRequest(logs=log))
+        client.PushTaskOutput(output)

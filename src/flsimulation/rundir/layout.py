@@ -1,0 +1,10 @@
+"""Names of the files in a run directory."""
+
+EXPERIMENT = "experiment.toml"
+MANIFEST = "manifest.json"
+ROUNDS = "rounds.jsonl"
+CLIENTS = "clients.jsonl"
+CHECKPOINT = "checkpoint"
+MODEL = "model.safetensors"
+LIGHTNING_MODEL = "model.ckpt"
+REPORT = "report.html"

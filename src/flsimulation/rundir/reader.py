@@ -1,0 +1,245 @@
+"""A run directory, read: by the report, a run that is resumed, papers, and whoever looks."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from flsimulation.errors import InputError
+from flsimulation.events import RunStarted, scores_of
+from flsimulation.experiment import Experiment, load_experiment
+from flsimulation.rundir.jsonlines import Record, last_round, read_file, read_lines
+from flsimulation.rundir.layout import (
+    CHECKPOINT,
+    CLIENTS,
+    EXPERIMENT,
+    MANIFEST,
+    MODEL,
+    REPORT,
+    ROUNDS,
+)
+from flsimulation.rundir.manifest import read_manifest, settled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flsimulation.rundir.checkpoint import SavedRound
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to."""
+
+    name: str
+    state: str
+    """``completed``, ``degraded``, ``failed`` or ``interrupted``."""
+    rounds: int
+    """Rounds completed."""
+    accuracy: float | None
+    """Of the last global model that was evaluated: on the test set, else by the clients."""
+    loss: float | None
+    seconds: float
+    peak_memory_bytes: int
+    run_dir: str
+    weights_sha256: str | None
+    """Digest of the final global model."""
+
+    def json(self) -> str:
+        """The result as one JSON object."""
+        return json.dumps(asdict(self))
+
+
+class _Clients(NamedTuple):
+    """What is kept of clients.jsonl."""
+
+    evaluated: tuple[Record, ...]
+    failures: tuple[Record, ...]
+
+
+class RunRecord:
+    """What a run directory holds, as far as the run got: a killed run leaves a part of it.
+
+    A file is read when it is first needed. Files may be missing, and the last line of a ``.jsonl``
+    cut short.
+
+    Parameters
+    ----------
+    path : path
+        The run directory.
+
+    Raises
+    ------
+    InputError
+        If ``path`` is no run directory; later, if a file that is needed is damaged: file and line
+        are named.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not is_run_directory(self.path):
+            raise InputError(
+                f"{path}: is no run directory; give one that holds {EXPERIMENT} or {MANIFEST}"
+            )
+
+    @cached_property
+    def manifest(self) -> Record:
+        """manifest.json, true also if the run was killed; empty where the run did not get as far."""
+        return settled(read_manifest(self.path), self.path)
+
+    @cached_property
+    def toml(self) -> str:
+        """experiment.toml as written; empty where it is missing."""
+        return (read_file(self.path / EXPERIMENT) or b"").decode(errors="replace")
+
+    @cached_property
+    def settings(self) -> Record:
+        """experiment.toml as tables; empty where it is missing or no TOML."""
+        try:
+            return tomllib.loads(self.toml)
+        except tomllib.TOMLDecodeError:
+            return {}
+
+    def experiment(self, overrides: Iterable[str] = ()) -> Experiment:
+        """The experiment, with changes as of `load_experiment`. Raises `ExperimentError`."""
+        return load_experiment(self.path / EXPERIMENT, overrides)
+
+    @cached_property
+    def rounds(self) -> tuple[Record, ...]:
+        """Lines of rounds.jsonl by round; of one that was repeated after a resume, the newest."""
+        rounds = {line["round"]: line for line in read_lines(self.path / ROUNDS, "round")}
+        return tuple(rounds[key] for key in sorted(rounds))
+
+    @property
+    def last_evaluated(self) -> Record:
+        """The newest line of rounds.jsonl in which a global model was evaluated; empty without."""
+        return next((line for line in reversed(self.rounds) if scores_of(line)), {})
+
+    @property
+    def evaluated(self) -> tuple[Record, ...]:
+        """The newest evaluation of the clients, by partition.
+
+        Lines of phase ``final``, or of ``evaluate`` in the last finished round that has any.
+        """
+        return self._clients.evaluated
+
+    @property
+    def failures(self) -> tuple[Record, ...]:
+        """The lines of clients.jsonl that have a ``reason``, as they came."""
+        return self._clients.failures
+
+    @cached_property
+    def _clients(self) -> _Clients:
+        last = self.rounds[-1]["round"] if self.rounds else 0
+        return _sorted_out(self.clients(), last)
+
+    def clients(self) -> Iterator[Record]:
+        """The lines of clients.jsonl as they came, read one by one: there may be a million."""
+        return read_lines(self.path / CLIENTS, "round", "partition")
+
+    def trained(self, until: int) -> list[tuple[int, str | None]]:
+        """Partition and failure, or None, of each training up to a round."""
+        return [
+            (line["partition"], line.get("reason"))
+            for line in self.clients()
+            if line["round"] <= until and line.get("phase") == "train"
+        ]
+
+    def checkpoint(self) -> SavedRound:
+        """The newest whole checkpoint of a completed round. Raises `InputError` if there is none."""
+        from flsimulation.rundir.checkpoint import read_checkpoint
+
+        last = self.rounds[-1]["round"] if self.rounds else 0
+        return read_checkpoint(self.path / CHECKPOINT, last)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The final global model as a state_dict. Raises `InputError` if no round was completed."""
+        from safetensors.torch import load_file
+
+        if not (self.path / MODEL).is_file():
+            raise InputError(f"{self.path}: holds no {MODEL}; it finished no round")
+        return load_file(self.path / MODEL)
+
+    def started(self) -> RunStarted:
+        """The event with which the run began. Raises ``KeyError`` if it did not get as far."""
+        data, model = self.manifest["data"], self.manifest["model"]
+        return RunStarted(
+            experiment=self.experiment(),
+            model_arguments=model["arguments"],
+            parameters=model["parameters"],
+            data_digest=data["digest"],
+            histogram=data["histogram"],
+            classes=tuple(data["classes"]),
+            train_examples=data["train-examples"],
+            test_examples=data["test-examples"],
+        )
+
+    def result(self) -> RunResult:
+        """What the run came to. Raises ``KeyError`` if it did not get as far as its manifest."""
+        found, scores = self.manifest, scores_of(self.last_evaluated)
+        return RunResult(
+            name=found["name"],
+            state=found["state"],
+            rounds=found["rounds"],
+            accuracy=scores.get("accuracy"),
+            loss=scores.get("loss"),
+            seconds=found["seconds"],
+            peak_memory_bytes=found["peak-memory-bytes"],
+            run_dir=str(self.path),
+            weights_sha256=found["weights-sha256"],
+        )
+
+
+def is_run_directory(path: Path) -> bool:
+    """Whether a folder is a run directory."""
+    return any((path / name).is_file() for name in (EXPERIMENT, MANIFEST))
+
+
+def run_directories(folder: Path) -> list[Path]:
+    """The run directories in a folder, the last name first."""
+    return sorted((path.parent for path in folder.glob(f"*/{MANIFEST}")), reverse=True)
+
+
+def can_resume(path: Path) -> bool:
+    """Whether the run of a directory has completed a round."""
+    return last_round(path / ROUNDS) > 0
+
+
+def report_of(path: Path) -> Path | None:
+    """The report of a run directory, if it is there."""
+    return report if (report := path / REPORT).is_file() else None
+
+
+def is_reported(path: Path) -> bool:
+    """Whether a run directory has a report that is newer than its manifest."""
+    report, manifest = report_of(path), path / MANIFEST
+    if report is None or not manifest.is_file():
+        return False
+    return manifest.stat().st_mtime_ns <= report.stat().st_mtime_ns
+
+
+def _sorted_out(lines: Iterator[Record], last: int) -> _Clients:
+    """The newest evaluation and the failures.
+
+    A round that was killed half-way has the evaluations of some clients only, hence ``last``.
+    """
+    newest = (0, False)
+    evaluated: dict[int, Record] = {}
+    failures: dict[tuple[int, str, int], Record] = {}
+    for line in lines:
+        phase, turn = line.get("phase"), line["round"]
+        key = (turn, str(phase), line["partition"])
+        failures.pop(key, None)  # a round that is repeated after a resume may go well
+        if line.get("reason"):
+            failures[key] = line
+        elif phase in ("evaluate", "final") and turn <= last:
+            rank = (turn, phase == "final")
+            if rank > newest:
+                newest, evaluated = rank, {}
+            if rank == newest:
+                evaluated[line["partition"]] = line
+    return _Clients(tuple(evaluated[key] for key in sorted(evaluated)), tuple(failures.values()))

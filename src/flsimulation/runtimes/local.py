@@ -1,0 +1,77 @@
+"""Runtimes whose server is in this process: the clients are here too, or on Ray."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flsimulation.errors import RunError
+from flsimulation.events import Sink
+from flsimulation.experiment import Experiment
+from flsimulation.rundir import RunResult
+from flsimulation.runtimes import Federate, Opened, resume_hint
+from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.runtimes.ray.grid import ray_federation
+from flsimulation.runtimes.recorded import record_resumed, record_run
+
+
+@dataclass(frozen=True)
+class LocalRuntime:
+    """Runs the server here; see `Runtime`."""
+
+    experiment: Experiment
+    place: str
+    federate: Federate
+
+    def run(
+        self,
+        out: str | Path | None = None,
+        sinks: Iterable[Sink] = (),
+        opened: Opened | None = None,
+        *,
+        checkpoints: bool = False,  # noqa: ARG002 - they do not travel, all sinks take them
+    ) -> RunResult:
+        """Run the experiment."""
+        folders: list[Path] = []
+
+        def told(path: Path) -> None:
+            folders.append(path)
+            if opened is not None:
+                opened(path)
+
+        with self._noted(folders):
+            return record_run(self.experiment, self.federate, out, sinks, told)
+
+    def resume(self, run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
+        """Resume the experiment's run."""
+        with self._noted([Path(run_dir)]):
+            return record_resumed(run_dir, self.experiment, self.federate, sinks)
+
+    @contextlib.contextmanager
+    def _noted(self, folders: list[Path]) -> Iterator[None]:
+        """Note on a run's error how the run is resumed."""
+        try:
+            yield
+        except RunError as error:
+            for folder in folders:
+                if (command := resume_hint(self.experiment, folder)) is not None:
+                    error.add_note(f"resume with `{command}`")
+            raise
+
+
+@contextlib.contextmanager
+def open_process(experiment: Experiment, _: tuple[Sink, ...] = ()) -> Iterator[LocalRuntime]:
+    """All of it in this process: there is nothing to open."""
+    yield LocalRuntime(experiment, "one process", run_in_process)
+
+
+@contextlib.contextmanager
+def open_ray(experiment: Experiment, sinks: tuple[Sink, ...] = ()) -> Iterator[LocalRuntime]:
+    """The clients on Ray, whose actors are there inside the block. Raises `InputError`."""
+    address = experiment.runtime.ray_address
+    with ray_federation(experiment, sinks) as on_ray:
+        yield LocalRuntime(
+            experiment, f"Ray at {address}" if address else "a Ray of its own", on_ray
+        )
