@@ -82,9 +82,7 @@ def test_outcomes_come_one_by_one_and_the_replies_are_filled(
     exchange = exchange_of(clients, recorder)
     replies = exchange.post(1, "train", [Batch(model(0.0), tasks("train", 2, 0))])
     assert (replies.cohort, replies.missing, replies.is_complete) == ((0, 2), [0, 2], False)
-    known = []
-    for reply in exchange.outcomes():
-        known.append(([o.partition for o in reply.outcomes], replies.missing))
+    known = [([o.partition for o in r.outcomes], replies.missing) for r in exchange.outcomes()]
     assert known == [([2], [0]), ([0], [])]
     assert replies.metrics == {0: {"num-examples": 1}, 2: {"num-examples": 3}}
     assert clients.batches == [[(2, "train"), (0, "train")]]
