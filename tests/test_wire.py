@@ -390,7 +390,7 @@ def test_verify_says_which_round_differs_and_how() -> None:
     ]
     unseen = record(finished(1), finished(2), m1=[1, 1], m2=[1, 1])
     unseen.started = None
-    assert compare(here, unseen)[0].startswith("the run in the other runtime did not say")
+    assert compare(here, unseen)[0].startswith("the run in the other runtime did not report")
     missing = record(finished(1), finished(2), m1=[1, 1])
     assert "round 2" in compare(here, missing)[0]
 
