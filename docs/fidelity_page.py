@@ -11,12 +11,14 @@ from typing import Any
 from flsimulation.studies.papers import HEADS, cells, names
 
 FOLDER = Path(__file__).parent / "fidelity"
+PAPERS = Path(__file__).parent.parent / "experiments" / "papers"
 
 HEAD = """\
 # Fidelity to the papers
 
 What papers report, and what FLSimulation gives for the same experiment. The settings of each paper stand
-in [`experiments/papers`](../experiments/papers). One command runs a paper's rows and prints these tables:
+in [`experiments/papers`](../experiments/papers), with the data and models of its own; they are not in the
+package. In the repository one command runs a paper's rows and prints these tables:
 
 ```console
 $ flsim paper mcmahan2017 --minutes 30
@@ -47,7 +49,7 @@ def fidelity_page() -> str:
 
 
 def _sections() -> Iterator[str]:
-    for name in names():
+    for name in names(PAPERS):
         path = FOLDER / f"{name}.json"
         if path.is_file():
             yield _section(name, json.loads(path.read_text(encoding="utf-8")))

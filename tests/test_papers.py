@@ -14,23 +14,22 @@ import numpy as np
 import pytest
 import torch
 
+import flsimulation
 from flsimulation import run
 from flsimulation.cli.main import main
 from flsimulation.data import load_dataset
 from flsimulation.errors import InputError
 from flsimulation.experiment import Experiment, dump_toml
+from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Data
 from flsimulation.host.processes import alone
 from flsimulation.rundir import RunRecord
 from flsimulation.studies.papers import (
     Paper,
     Reproduction,
-    flbenchmark,
-    li2020fair,
     load_paper,
     measure_of,
     names,
-    palihawadana2022,
     rounds_to,
 )
 from flsimulation.studies.papers import reproduce as reproducing
@@ -39,6 +38,18 @@ from flsimulation.training.lightning import LocalTrainer
 pytestmark = pytest.mark.seconds
 
 ROOT = Path(__file__).parent.parent
+PAPERS = ROOT / "experiments" / "papers"
+
+
+def of_paper(name: str, what: str) -> Any:
+    """A function or class of a paper's own file."""
+    return import_object(f"{PAPERS / name}.py:{what}", "test")
+
+
+@pytest.fixture
+def repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be where papers are found by their names."""
+    monkeypatch.chdir(ROOT)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +138,9 @@ def test_figures_are_shown_as_papers_show_them(name: str, value: float, shown: s
 
 @pytest.mark.parametrize("name", ["speed", "test-", "accuracy@", "accuracy@x"])
 def test_a_measure_that_is_none_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no measure; known: rounds, accuracy, .*test-NAME"):
+    with pytest.raises(
+        ValueError, match="is not a measure; choose from rounds, accuracy, .*test-NAME"
+    ):
         measure_of(name)
 
 
@@ -358,7 +371,10 @@ def test_two_at_once_do_not_run_in_one_folder(
     with alone(tmp_path / "out" / ".lock") as first, alone(tmp_path / "out" / ".lock") as second:
         assert (first, second) == (True, False)
         assert call("paper", paper_file, "--out", tmp_path / "out") == 2
-    assert f"--out {tmp_path / 'out'}: another flsim paper runs there" in capsys.readouterr().err
+    assert (
+        f"--out {tmp_path / 'out'}: another flsim paper is using this folder"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
     with alone(tmp_path / "out" / ".lock") as third:
         assert third
@@ -426,14 +442,17 @@ def test_a_run_that_fails_is_no_figure_and_not_the_end(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("rounds = 5", "speed = 5"), "row.1.published 'speed' is no measure; known: rounds"),
+        (
+            ("rounds = 5", "speed = 5"),
+            "row.1.published 'speed' is not a measure; choose from rounds",
+        ),
         (('title = "On Averages"', ""), "averages.toml: title is missing; add it"),
         (("per-decade = 1", "per-decad = 1"), "search.per-decad is not a key, got 1; did you mean"),
         (('[[row]]\nname = "C = 1"', '[[row]]\nnam = "C = 1"'), "row.0.nam is not a key"),
         (("fraction-train = 0.5", "fraction-train = 5"), "strategy.fraction-train must be less"),
         (("start = 0.1", "start = 0"), "search.start must be greater than 0, got 0"),
         (("[search]", "[search"), "not valid TOML"),
-        (("target-accuracy = 0.9", ""), "row 'C = 1': 'rounds' are those to evaluate.target-acc"),
+        (("target-accuracy = 0.9", ""), "row 'C = 1': 'rounds' requires evaluate.target-acc"),
     ],
 )
 def test_a_wrong_file_is_refused_before_anything_runs(
@@ -452,30 +471,65 @@ def test_a_wrong_file_is_refused_before_anything_runs(
     [
         (["nobody2099"], "nobody2099: no such paper; choose from "),
         (["missing.toml"], "missing.toml: no such paper"),
-        (["mcmahan2017", "--rows", "GRU"], "--rows GRU: no row's name holds it; the rows are: 2NN"),
-        (["mcmahan2017", "--json", "/nowhere/x.json"], "/nowhere is no folder"),
-        (["mcmahan2017", "--out", "/proc/x"], "--out /proc/x: cannot be made (No such file"),
+        (
+            ["mcmahan2017", "--rows", "GRU"],
+            "--rows GRU: no row's name contains it; the rows are: 2NN",
+        ),
+        (["mcmahan2017", "--json", "/nowhere/x.json"], "/nowhere is not a folder"),
+        (["mcmahan2017", "--out", "/proc/x"], "--out /proc/x: cannot be created (No such file"),
     ],
 )
 def test_what_is_not_there_is_said(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    repository: None, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert call("paper", *arguments) == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_papers_that_ship_are_listed_and_valid(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_papers_of_the_repository_are_listed_and_valid(
+    repository: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("paper") == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == names()
+    assert listed == names() == sorted(path.stem for path in PAPERS.glob("*.toml"))
     for name in names():
-        assert load_paper(name).row
-    shown = {path.stem for path in (ROOT / "experiments" / "papers").glob("*.toml")}
-    assert shown == set(names())
+        assert load_paper(name) == load_paper(str(PAPERS / f"{name}.toml"))
+
+
+@pytest.mark.parametrize(("arguments", "named"), [([], ""), (["li2020fair"], "li2020fair: ")])
+def test_elsewhere_it_is_said_where_papers_are(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("paper", *arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"flsim: {named}")
+    assert said.endswith(
+        "papers are in experiments/papers of FLSimulation's repository, not in the package; run the "
+        "command in the repository, or specify a paper's .toml file\n"
+    )
+    assert said.count("\n") == 1
+
+
+def test_a_papers_own_data_and_models_lie_beside_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paper = load_paper(str(PAPERS / "flbenchmark.toml"))
+    row = paper.row[0]
+    spec = paper.experiment_of(row, paper.table_of(row, 0, 0))
+    assert spec.data.dataset == f"{PAPERS}/flbenchmark.py:fcube"
+    assert spec.model.class_ == f"{PAPERS}/flbenchmark.py:Perceptron"
+    package = Path(flsimulation.__file__).parent
+    assert [path for path in package.rglob("*") if path.stem in names(PAPERS)] == []
 
 
 def test_mcmahans_table_is_as_published() -> None:
-    found = load_paper("mcmahan2017")
+    found = load_paper(str(PAPERS / "mcmahan2017.toml"))
     rounds = {row.name: row.published["rounds"] for row in found.row}
     assert rounds == {
         "2NN, IID, C = 0.1": 87,
@@ -500,7 +554,7 @@ def test_mcmahans_table_is_as_published() -> None:
 def test_three_fashions_are_three_clients_and_their_labels() -> None:
     if not HAS_FASHION:
         pytest.skip("Fashion-MNIST is not here")
-    data = li2020fair.three_classes()
+    data = of_paper("li2020fair", "three_classes")()
     assert data["classes"] == ("t-shirt", "pullover", "shirt")
     assert np.bincount(data["y_train"]).tolist() == [6000] * 3
     assert np.bincount(data["y_test"]).tolist() == [1000] * 3
@@ -514,7 +568,7 @@ def test_three_fashions_are_three_clients_and_their_labels() -> None:
 
 
 def test_a_classs_accuracy_is_of_its_own_images() -> None:
-    model = li2020fair.Fashions(inputs=3, classes=3)
+    model = of_paper("li2020fair", "Fashions")(inputs=3, classes=3)
     logged: dict[str, float] = {}
     model.log = lambda name, value: logged.__setitem__(name, value.item())  # type: ignore[assignment]
     model.layer_1.weight.data, model.layer_1.bias.data = torch.eye(3), torch.zeros(3)
@@ -527,7 +581,7 @@ def test_a_classs_accuracy_is_of_its_own_images() -> None:
 
 
 def test_the_power_law_gives_each_client_two_digits() -> None:
-    data = palihawadana2022.power_law(seed=1, clients=100)
+    data = of_paper("palihawadana2022", "power_law")(seed=1, clients=100)
     x = np.concatenate([data["x_train"], data["x_test"]])
     assert x.std(0).max() == pytest.approx(1, abs=0.02)  # but for the images that nobody got
     assert len(x) > 69_000
@@ -538,13 +592,15 @@ def test_the_power_law_gives_each_client_two_digits() -> None:
         digits = set(data["y_train"][data["owners"] == client].tolist())
         assert digits <= {client % 10, (client + 1) % 10}
     assert len(data["y_test"]) / len(x) == pytest.approx(0.1, abs=0.01)
-    again = palihawadana2022.power_law(seed=1, clients=100)
+    again = of_paper("palihawadana2022", "power_law")(seed=1, clients=100)
     assert (again["x_train"] == data["x_train"]).all()
-    assert len(palihawadana2022.power_law(seed=2, clients=100)["owners"]) != len(data["owners"])
+    assert len(of_paper("palihawadana2022", "power_law")(seed=2, clients=100)["owners"]) != len(
+        data["owners"]
+    )
 
 
 def test_the_cubes_parties_hold_octants_that_face_each_other() -> None:
-    data = flbenchmark.fcube(seed=3)
+    data = of_paper("flbenchmark", "fcube")(seed=3)
     x, owners = data["x_train"], data["owners"]
     octants = [{tuple(signs) for signs in np.sign(x[owners == party])} for party in range(4)]
     assert octants == [
@@ -562,8 +618,12 @@ def test_the_cubes_parties_hold_octants_that_face_each_other() -> None:
 @pytest.mark.parametrize(
     ("model", "parameters", "shape"),
     [
-        (flbenchmark.Perceptron, 3 * 32 + 32 + 32 * 16 + 16 + 16 * 8 + 8 + 8 * 2 + 2, (5, 3)),
-        (flbenchmark.LeNet, 156 + 2416 + 30_840 + 10_164 + 850, (5, 1, 28, 28)),
+        (
+            of_paper("flbenchmark", "Perceptron"),
+            3 * 32 + 32 + 32 * 16 + 16 + 16 * 8 + 8 + 8 * 2 + 2,
+            (5, 3),
+        ),
+        (of_paper("flbenchmark", "LeNet"), 156 + 2416 + 30_840 + 10_164 + 850, (5, 1, 28, 28)),
     ],
 )
 def test_the_benchmarks_models(model: Any, parameters: int, shape: tuple[int, ...]) -> None:
@@ -581,7 +641,7 @@ HAS_FASHION = Path("/usr/share/datasets/fashion-mnist").is_dir()
 def test_the_other_papers_rows_give_their_figures(name: str, tmp_path: Path) -> None:
     if name == "li2020fair" and not HAS_FASHION:
         pytest.skip("Fashion-MNIST is not here")
-    found = load_paper(name)
+    found = load_paper(str(PAPERS / f"{name}.toml"))
     for row in found.row[:2]:
         table = found.table_of(row, 0, 0, most=1)
         table["train"] = table["train"] | {"epochs": 1}
@@ -595,7 +655,7 @@ def test_the_other_papers_rows_give_their_figures(name: str, tmp_path: Path) -> 
 
 def test_q_fedavgs_loss_is_that_of_the_model_before_its_step(tmp_path: Path) -> None:
     """With one step of full batch; the strategy then is what the paper describes."""
-    found = load_paper("li2020fair")
+    found = load_paper(str(PAPERS / "li2020fair.toml"))
     for row in found.row:
         spec = found.experiment_of(row, found.table_of(row, 0, 0))
         rate = spec.strategy.parameters["client-learning-rate"]

@@ -6,6 +6,7 @@ from flsimulation.experiment.load import (
     experiment_of,
     explain,
     load_experiment,
+    resolve_paths,
 )
 from flsimulation.experiment.spec import Experiment
 
@@ -16,5 +17,6 @@ __all__ = [
     "explain",
     "flatten",
     "load_experiment",
+    "resolve_paths",
     "unflatten",
 ]

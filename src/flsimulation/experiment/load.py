@@ -36,7 +36,7 @@ def load_experiment(path: str | Path | None = None, overrides: Iterable[str] = (
     """
     table = _read(path)
     source = str(path) if path is not None else "default experiment"
-    _resolve_paths(table, Path(path).parent if path is not None else Path())
+    resolve_paths(table, Path(path).parent if path is not None else Path())
     changed = _override(table, list(overrides))
     return experiment_of(table, source, changed)
 
@@ -79,8 +79,16 @@ def _read(path: str | Path | None) -> dict[str, Any]:
         raise ExperimentError(f"{path}: not valid TOML: {error}") from None
 
 
-def _resolve_paths(table: dict[str, Any], folder: Path) -> None:
-    """Make the file's own relative paths absolute, so that the experiment means the same anywhere."""
+def resolve_paths(table: dict[str, Any], folder: Path) -> None:
+    """Make a file's own relative paths absolute, so that the experiment means the same anywhere.
+
+    Parameters
+    ----------
+    table : dict
+        The experiment's keys as nested tables; changed.
+    folder : Path
+        Where the file is.
+    """
     for section, key in (reference.split(".") for reference in _REFERENCES):
         part = table.get(section)
         if isinstance(part, dict) and isinstance(part.get(key), str):

@@ -13,6 +13,8 @@ from flwr.supercore import heartbeat
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.run import RunNotRunningException
 
+from flsimulation.internals.flower_words import SERVER_APP
+
 __all__ = [
     "Clock",
     "RunNotRunningException",
@@ -168,7 +170,7 @@ def fail_task(
         insecure=insecure,
         root_certificates=None,
         interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+            RuntimeVersionHttpInterceptor(component_name=SERVER_APP),
             RuntimeTokenHttpInterceptor(token=token),
         ],
         retry_invoker=retry,
