@@ -247,14 +247,14 @@ def test_the_line_that_says_why_a_run_failed(modules: Any, log: str, line: str) 
 def test_flsimulations_figures_are_those_of_its_run_directory(modules: Any, tmp_path: Path) -> None:
     files = {
         "rounds.jsonl": [
-            {"seconds": {"total": 2.0}, "central": {"accuracy": 0.5}},
-            {"seconds": {"total": 1.0}, "central": {"accuracy": 0.75}},
-            {"seconds": {"total": 3.0}, "central": None},
+            {"round": 1, "seconds": {"total": 2.0}, "central": {"accuracy": 0.5}},
+            {"round": 2, "seconds": {"total": 1.0}, "central": {"accuracy": 0.75}},
+            {"round": 3, "seconds": {"total": 3.0}, "central": None},
         ],
         "clients.jsonl": [
-            {"phase": "train", "steps": 19},
-            {"phase": "final"},
-            {"phase": "train", "steps": 18},
+            {"round": 1, "partition": 0, "phase": "train", "steps": 19},
+            {"round": 3, "partition": 0, "phase": "final"},
+            {"round": 2, "partition": 0, "phase": "train", "steps": 18},
         ],
         "manifest.json": [{"versions": {"torch": "2", "flsimulation": "1", "numpy": "3"}}],
     }

@@ -129,7 +129,7 @@ def test_set_changes_the_experiment_that_is_run_and_written(
         (["report", "nowhere"], "nowhere"),
         (["partition", "--set", "data.alpha=0"], "data.alpha must be greater than 0, got 0"),
         (["partition", "--set", "data.partition=pathological", "--set", "data.classes-per-client=11"], "data.classes-per-client"),
-        (["partition", "--png", "no/where.png"], "--png no/where.png: no is no folder"),
+        (["partition", "--png", "no/where.png"], "--png no/where.png: no is not a folder"),
         (["run", "--set", ".=1"], "--set .=1: write it as key=value"),
         (["run", "--set", "strategy.name=qfedavg", "--set", "strategy.client-learning-rate=0.0"], "client-learning-rate must be greater than 0"),
         (["nonsense"], "nonsense"),
@@ -336,4 +336,18 @@ def test_many_failures_in_a_round_are_not_all_printed(
         view(ClientReplied(1, "train", partition, reason="lost", error="gone"))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    assert lines[-1].strip() == "more clients failed; clients.jsonl names them all"
+    assert lines[-1].strip() == "more clients failed; clients.jsonl lists all of them"
+
+
+def test_the_reason_that_clients_report_is_said_as_the_one_that_was_known(
+    make_experiment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flsimulation.cli.view import PlainView
+    from flsimulation.events import EngineReported
+
+    view = PlainView(Console(), make_experiment())
+    view(EngineReported("stacked"))
+    view(EngineReported("sequential", "BatchNorm1d keeps running statistics"))
+    assert capsys.readouterr().out == (
+        "  clients train one by one: BatchNorm1d keeps running statistics\n"
+    )

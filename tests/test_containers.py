@@ -337,7 +337,7 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
     assert sum(stack.values("sum(fl_client_failures_total)")) >= 1
     # Docker starts it again: before it is missed, or after
     name = victim["Config"]["Hostname"]
-    missed = rf"client \d \({name}\) went away, waiting for it for up to 30 s"
+    missed = rf"client \d \({name}\) disconnected, waiting for it for up to 30 s"
     assert re.search(rf"{missed}|client \d failed \(lost\): it was started again", out)
     assert "Traceback" not in out + err
 
@@ -424,7 +424,7 @@ def test_a_client_that_fits_too_tightly_degrades_the_run_and_is_named(stack: Sta
     assert done.returncode == 3, done.stdout + done.stderr
     summary = done.stdout.partition("degraded: 2 of 2 rounds in ")[2]
     (partition,) = re.findall(r"^client (\d) never succeeded: the model is made", summary, re.M)
-    assert re.search(rf"^\d answers failed or lost: client {partition}, all$", summary, re.M)
+    assert re.search(rf"^\d replies failed or lost: client {partition}, all$", summary, re.M)
     cause = r"ended by SIGKILL, (most likely )?out of memory; CLIENT_MEMORY is 560m, about "
     assert re.search(cause, done.stdout)
     manifest = json.loads((stack.last_run() / "manifest.json").read_text())

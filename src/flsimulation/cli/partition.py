@@ -1,4 +1,4 @@
-"""``flsim partition``: who holds what, before any training."""
+"""``flsim partition``: the clients' partitions, without training."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
     experiment = load_experiment(file, overrides)
     path = png or Path(f"partition-{experiment.name}.png")
     if not path.parent.is_dir():
-        raise InputError(f"--png {path}: {path.parent} is no folder; name a place in one that is")
+        raise InputError(
+            f"--png {path}: {path.parent} is not a folder; choose a path in an existing one"
+        )
     data = FederatedData.load(experiment)
-    drawn = isinstance(data.partitions, DrawnPartitions)  # as many as one likes, all of one size
+    drawn = isinstance(data.partitions, DrawnPartitions)  # any number of clients, all of one size
     histogram, classes = data.histogram(_SHOWN_CLIENTS if drawn else None), data.dataset.classes
     console, table = Console(), _table(histogram, classes)
     needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    console.width = max(console.width, needed)  # names are not cut; a terminal wraps or scrolls
+    console.width = max(console.width, needed)  # no name is truncated; a terminal wraps or scrolls
     console.print(table)
     clients = len(data.partitions)
     if clients > _SHOWN_CLIENTS:
@@ -38,7 +40,7 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
     sizes = [sum(counts) for counts in histogram.values()]
     typer.echo(
         f"{clients} clients, {data.train_examples} of {len(data.dataset.y_train)} training examples, "
-        f"{min(sizes)} to {max(sizes)} a client"
+        f"{min(sizes)} to {max(sizes)} per client"
     )
     write_atomic(path, as_png(partition_figure(histogram, classes)))
     typer.echo(path)

@@ -10,14 +10,14 @@ from flwr.serverapp import Grid
 
 from flsimulation.errors import ClientError
 from flsimulation.internals.flower_messages import identifiers_of, set_message_id
-from flsimulation.messages.content import failure
+from flsimulation.messages.codec import failed_reply
 from flsimulation.messages.packing import is_packed, unpack
 
 _EXPIRED = 60.0  # seconds after a message's time to live, when its deadline, if it has one, is over
 
 
 class Outbox:
-    """The messages of one phase.
+    """The messages that are on their way.
 
     Parameters
     ----------
@@ -29,19 +29,20 @@ class Outbox:
         self._grid = grid
         self._sent: dict[str, Metadata] = {}
         self._rejected: dict[str, Message] = {}  # the failure of each
+        self._rejections = 0
 
     @property
     def identifiers(self) -> Set[str]:
-        """Of the messages of the last push."""
+        """Of the messages."""
         return self._sent.keys()
 
     @property
     def nodes(self) -> set[int]:
-        """That the messages of the last push went to."""
+        """That the messages went to."""
         return {told.dst_node_id for told in self._sent.values()}
 
     def node_of(self, identifier: str) -> int | None:
-        """The node that a message of the last push went to."""
+        """The node that a message went to."""
         told = self._sent.get(identifier)
         return told.dst_node_id if told is not None else None
 
@@ -49,15 +50,20 @@ class Outbox:
         """Send messages; returns their ids, one of our own for one that was rejected."""
         # One by one: Flower shows a node its message before the message's parts are there, and many
         # nodes that ask for parts again and again keep the SuperLink from taking them.
-        self._rejected = {}
         sent = [(self._push(message), message.metadata) for message in messages]
-        self._sent = dict(sent)
+        self._sent |= dict(sent)
         return [identifier for identifier, _ in sent]
+
+    def keep(self, wanted: Set[str]) -> None:
+        """Forget all other messages: nobody waits for their answers any more."""
+        self._sent = {i: told for i, told in self._sent.items() if i in wanted}
+        self._rejected = {i: answer for i, answer in self._rejected.items() if i in wanted}
 
     def _push(self, message: Message) -> str:
         (identifier,) = identifiers_of(self._grid.push_messages([message]), 1)
         if identifier is None:
-            identifier = f"rejected-{len(self._rejected)}"
+            self._rejections += 1
+            identifier = f"rejected-{self._rejections}"
             why = "the SuperLink rejected its message; the SuperLink's log says why"
             self._rejected[identifier] = _lost(identifier, message.metadata, why)
         return identifier
@@ -89,7 +95,7 @@ def _lost(identifier: str, told: Metadata, why: str) -> Message:
     """The failure of a message, as an answer to it."""
     message = Message(RecordDict(), told.dst_node_id, told.message_type, group_id=told.group_id)
     set_message_id(message, identifier)
-    return failure(message, ClientError("lost", why))
+    return failed_reply(message, ClientError("lost", why))
 
 
 def unpacked(answer: Message) -> Message:
