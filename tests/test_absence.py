@@ -246,7 +246,7 @@ def test_a_client_that_is_connected_but_silent_is_named_if_it_was_met_before(
     later = Federation(nodes, memory)
     assert not later.grid.wait(2, 20)
     assert later.grid.trouble == (
-        "; connected, but silent: a client that never said its name (node 12), b; "
+        "; connected, but silent: a client that never reported its name (node 12), b; "
         "restart them (docker restart)"
     )
     assert later.of(ClientReplied) == []

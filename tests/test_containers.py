@@ -446,7 +446,7 @@ def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
 
     said = (
         r"the program of this container was ended by SIGKILL, (most likely )?out of memory; "
-        r"CLIENT_MEMORY is 300m, about 760m are needed; again in 4 s\n"
+        r"CLIENT_MEMORY is 300m, about 760m are needed; restart in 4 s\n"
     )
     wait_for("the third pause", lambda: re.search(said, logs()))
     assert "Traceback" not in logs()
