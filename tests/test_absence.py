@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 from flwr.common.constant import ErrorCode
 
 from flsimulation.events import ClientReplied, ClientsAwaited, ClientsConnected
 from flsimulation.experiment import load_experiment
+from flsimulation.messages.batch import Batch, Outcome, Reply, Task
+from flsimulation.messages.codec import batch_of, reply_to
 from flsimulation.messages.content import identity_reply
+from flsimulation.messages.packing import is_packed, unpack
 from flsimulation.node import grid as assigned_grid
 from flsimulation.node.assignment import PartitionTable
 from flsimulation.node.grid import AssignedGrid
-from flsimulation.runtimes.inprocess import flower_identity
+from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.server import awaiting, exchange
 from flsimulation.server.exchange import Exchange
 
@@ -79,9 +82,10 @@ class Nodes:
         for identifier, message in self.messages.items():
             told = message.metadata
             if told.dst_node_id == node and told.message_type == "train":
-                metrics = MetricRecord({"num-examples": 1, "loss": 0.5})
-                content = RecordDict({"metrics": metrics, "arrays": model()})
-                self.answers[identifier] = Message(content, reply_to=message)
+                (task,) = batch_of(unpacked(message)).tasks
+                metrics = {"num-examples": 1, "loss": 0.5}
+                outcome = Outcome(task.partition, task.phase, metrics, None, model())
+                self.answers[identifier] = reply_to(unpacked(message), Reply([outcome]))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         for identifier in list(message_ids):
@@ -94,6 +98,11 @@ class Nodes:
                     yield identity_reply(message, self.names[node], None, self.troubles[node])
             elif identifier in self.answers:
                 yield self.answers.pop(identifier)
+
+
+def unpacked(message: Message) -> Message:
+    message.content = unpack(message.content) if is_packed(message.content) else message.content
+    return message
 
 
 def model() -> ArrayRecord:
@@ -131,9 +140,10 @@ class Federation:
     def train(self, deadline: float = 0.0) -> dict[int, str]:
         """Train; gives what became of the clients that failed."""
         talk = Exchange(self.grid, deadline, self.events.append)
-        content = RecordDict({"arrays": model(), "config": ConfigRecord({"server-round": 1})})
-        messages = [Message(content, node, "train") for node in self.grid.get_node_ids()]
-        (replies,) = talk.run(talk.errand(1, "train", messages))
+        config = ConfigRecord({"server-round": 1})
+        tasks = [Task(partition, "train", 1, config) for partition in self.grid.partitions.values()]
+        replies = talk.post(1, "train", [Batch(model(), tasks)])
+        list(talk.outcomes())
         return {p: str(error) for p, error in replies.failures.items()}
 
     def of(self, kind: type[Any]) -> list[Any]:

@@ -247,14 +247,14 @@ def test_the_line_that_says_why_a_run_failed(modules: Any, log: str, line: str) 
 def test_flsimulations_figures_are_those_of_its_run_directory(modules: Any, tmp_path: Path) -> None:
     files = {
         "rounds.jsonl": [
-            {"seconds": {"total": 2.0}, "central": {"accuracy": 0.5}},
-            {"seconds": {"total": 1.0}, "central": {"accuracy": 0.75}},
-            {"seconds": {"total": 3.0}, "central": None},
+            {"round": 1, "seconds": {"total": 2.0}, "central": {"accuracy": 0.5}},
+            {"round": 2, "seconds": {"total": 1.0}, "central": {"accuracy": 0.75}},
+            {"round": 3, "seconds": {"total": 3.0}, "central": None},
         ],
         "clients.jsonl": [
-            {"phase": "train", "steps": 19},
-            {"phase": "final"},
-            {"phase": "train", "steps": 18},
+            {"round": 1, "partition": 0, "phase": "train", "steps": 19},
+            {"round": 3, "partition": 0, "phase": "final"},
+            {"round": 2, "partition": 0, "phase": "train", "steps": 18},
         ],
         "manifest.json": [{"versions": {"torch": "2", "flsimulation": "1", "numpy": "3"}}],
     }
@@ -390,10 +390,10 @@ import os, sys, time
 from pathlib import Path
 import process_tree
 process_tree.adopt_orphans()
-script = "(trap '' TERM; sleep 300 & echo $! > pid; wait) & sleep 1; exit 3"
+script = "(trap '' TERM; sleep 300 & echo $! > pid; wait) & while [ ! -s pid ]; do sleep 0.05; done; sleep 1; exit 3"
 process_tree._GRACE_SECONDS = 0.2
-status, seconds, peak = process_tree.run(["sh", "-c", script], Path.cwd(), dict(os.environ), 60)
-print(status, peak > 0, seconds < 30, process_tree.descendants(os.getpid()))
+status, seconds, peak = process_tree.run(["sh", "-c", script], Path.cwd(), dict(os.environ), 600)
+print(status, peak > 0, seconds >= 1, process_tree.descendants(os.getpid()))
 try:
     process_tree.run(["sleep", "300"], Path.cwd(), dict(os.environ), 0.5)
 except TimeoutError:

@@ -337,3 +337,17 @@ def test_many_failures_in_a_round_are_not_all_printed(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
     assert lines[-1].strip() == "more clients failed; clients.jsonl lists all of them"
+
+
+def test_the_reason_that_clients_report_is_said_as_the_one_that_was_known(
+    make_experiment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flsimulation.cli.view import PlainView
+    from flsimulation.events import EngineReported
+
+    view = PlainView(Console(), make_experiment())
+    view(EngineReported("stacked"))
+    view(EngineReported("sequential", "BatchNorm1d keeps running statistics"))
+    assert capsys.readouterr().out == (
+        "  clients train one by one: BatchNorm1d keeps running statistics\n"
+    )

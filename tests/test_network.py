@@ -228,7 +228,7 @@ def test_run_from_python_goes_where_the_experiment_says(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flsimulation.runtimes.inprocess.run_in_process", None)  # not here
+    monkeypatch.setattr("flsimulation.runtimes.local.open_process", None)  # not here
     where = ["runtime.kind=network", f"runtime.superlink={network.address}"]
     experiment = load_experiment(None, [*SMALL, *where, "strategy.rounds=1"])
     opened: list[Path] = []
@@ -302,6 +302,15 @@ def test_people_see_the_same_lines_as_in_one_process(network: Network) -> None:
     assert any(line.startswith("completed: 1 of 1 rounds in ") for line in lines)
     assert lines[-1] == f"Report  {last_run(network).relative_to(network.folder)}/report.html"
     assert "INFO" not in done.stdout
+
+
+@pytest.mark.parametrize("engine", ["auto", "stacked"])
+def test_the_manifest_has_the_engine_that_the_clients_chose(network: Network, engine: str) -> None:
+    done = network.run("--set=strategy.rounds=1", f"--set=train.engine={engine}")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((last_run(network) / "manifest.json").read_text())
+    chosen = {"auto": "sequential", "stacked": "stacked"}[engine]
+    assert (manifest["engine"], manifest["not-stacked"]) == (chosen, None)
 
 
 def test_too_few_clients_is_one_line(network: Network) -> None:

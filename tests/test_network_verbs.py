@@ -770,8 +770,9 @@ class Prometheus(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_status_asks_the_superlink_first_and_prometheus_if_that_is_silent(
-    docker: Docker, flsim: Any, answers: bool
+    docker: Docker, flsim: Any, answers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(status, "_SECONDS", PATIENCE)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Prometheus)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

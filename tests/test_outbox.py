@@ -13,11 +13,12 @@ from flwr.serverapp import Grid
 from flsimulation.errors import ClientError
 from flsimulation.experiment import load_experiment
 from flsimulation.internals.flower_messages import set_message_id
-from flsimulation.messages.content import failure_of, identity_reply
+from flsimulation.messages.codec import failure_of
+from flsimulation.messages.content import identity_reply
 from flsimulation.node.assignment import PartitionTable
 from flsimulation.node.grid import AssignedGrid
 from flsimulation.node.outbox import Outbox
-from flsimulation.runtimes.inprocess import flower_identity
+from flsimulation.runtimes.simulated import flower_identity
 
 Returns = Callable[[str], list[Any]]
 

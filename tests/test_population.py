@@ -16,7 +16,7 @@ from flsimulation.data.partitions import DrawnPartitions
 from flsimulation.errors import DataError
 from flsimulation.experiment import Experiment
 from flsimulation.runtimes.inprocess import InProcessGrid
-from flsimulation.server.exchange import PartitionedGrid
+from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.sampling import LISTED_CLIENTS, OfferedNodes, offered
 
 MILLION = 1_000_000
@@ -40,7 +40,7 @@ def million(*sets: str, clients: int = MILLION) -> Experiment:
 
 
 def grid_of(clients: int) -> InProcessGrid:
-    return InProcessGrid(lambda *_: None, clients, {})  # type: ignore[arg-type]
+    return InProcessGrid(lambda _: iter(()), clients)
 
 
 def test_drawn_clients_draw_for_themselves_and_the_same_each_time() -> None:
@@ -119,7 +119,7 @@ def test_nothing_is_drawn_for_a_phase_that_does_not_ask() -> None:
             calls.append(partition)
             return super().node_of(partition)
 
-    grid: PartitionedGrid = Counting(lambda *_: None, MILLION, {})  # type: ignore[arg-type]
+    grid: PartitionedGrid = Counting(lambda _: iter(()), MILLION)
     found = offered(grid, million(), "train", 1)
     assert calls == []
     found.get_node_ids()

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from tests.conftest import PATIENCE, wait_for
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'flsimulation[ray]'")
@@ -29,7 +29,6 @@ from ray._private import worker
 import flsimulation
 from flsimulation import run
 from flsimulation.cli.main import main
-from flsimulation.client import share as share_app
 from flsimulation.client.workspace import Workspace
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import InputError, RoundError, RunError
@@ -37,12 +36,15 @@ from flsimulation.events import ActorsAwaited, ClientReplied, RunStarted
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
 from flsimulation.internals.ray_actors import is_ray_client, room_for, without_notices
-from flsimulation.runtimes.inprocess import flower_identity, run_in_process
+from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.codec import batch_of, message_of
+from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.runtimes.ray import actors as ray_actors
+from flsimulation.runtimes.ray import client, starting
 from flsimulation.runtimes.ray import grid as ray_grid
-from flsimulation.runtimes.ray import starting
 from flsimulation.runtimes.ray.actors import Actors, actors
 from flsimulation.runtimes.ray.grid import RayGrid, run_on_actors
+from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.server import exchange
 from flsimulation.studies.verify import Record, compare
 
@@ -112,7 +114,7 @@ def pool() -> Iterator[Actors]:
     spec = Runtime(actors=2, return_wait=20.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "init", functools.partial(ray.init, num_cpus=3))
-        with actors(spec, 4, functools.partial(share_app.prepare, {})) as ready:
+        with actors(spec, 4, functools.partial(client.prepare, {})) as ready:
             yield ready
     gc.collect()
 
@@ -170,12 +172,13 @@ def test_two_runs_on_as_many_actors_are_the_same_bit_for_bit(
 def test_each_actor_gets_one_message_for_its_share_of_a_stacked_cohort(
     pool: Actors, make_experiment: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares: list[str] = []
+    shares: list[list[int]] = []
     begin = pool.begin
 
-    def watch(app: Any, message: Any, context: Context, task: Any) -> bool:
-        if begun := begin(app, message, context, task):
-            shares.append(str(context.node_config["partition-ids"]))
+    def watch(app: Any, models: Any, message: Message, context: Context, task: Any) -> bool:
+        if begun := begin(app, models, message, context, task):
+            whole = Message(RecordDict({**message.content, "arrays": ArrayRecord()}), 2, "train")
+            shares.append([task.partition for task in batch_of(whole).tasks])
         return begun
 
     monkeypatch.setattr(pool, "begin", watch)
@@ -184,7 +187,7 @@ def test_each_actor_gets_one_message_for_its_share_of_a_stacked_cohort(
         evaluate={"clients": 0},
     )  # fmt: skip
     on_ray(pool, spec)
-    assert sorted(shares[:2]) == ["0,2,4", "1,3"]
+    assert sorted(shares) == [[0, 2, 4], [1, 3]]
 
 
 def test_a_strategy_that_needs_each_clients_model_gets_it(
@@ -291,45 +294,86 @@ class NoActors(Actors):
 
     def __init__(self) -> None:
         super().__init__([], 0.0)
-        self.sent: list[Message] = []
 
-    def put(self, message: Message) -> Any:
-        self.sent.append(message)
+    def put(self, record: ArrayRecord) -> Any:
+        return None
 
 
-def test_messages_with_settings_of_their_own_go_to_actors_apart(make_experiment: Make) -> None:
-    grid = RayGrid(nobody := NoActors(), 4, {}, together=True)
+class Listening(Actors):
+    """One actor that never answers; what it gets is kept."""
+
+    def __init__(self) -> None:
+        super().__init__([], 0.0)
+        self.held: list[ArrayRecord] = []
+        self.messages: list[Message] = []
+
+    @property
+    def count(self) -> int:
+        return 1
+
+    def put(self, record: ArrayRecord) -> Any:
+        self.held.append(record)
+        return len(self.held) - 1
+
+    def begin(self, app: Any, models: Any, message: Message, context: Context, task: Any) -> bool:
+        found = {name: self.held[place] for name, place in models.items()}
+        message.content = RecordDict({**message.content, **found})
+        self.messages.append(message)
+        return True
+
+
+def batch_for(clients: int, model: ArrayRecord) -> Batch:
+    config = ConfigRecord({"a": 1})
+    return Batch(model, [Task(partition, "train", 1, config) for partition in range(clients)])
+
+
+def test_a_model_of_many_shares_goes_to_ray_once() -> None:
+    grid = RayGrid(listening := Listening(), 9, {}, together=False)
+    one, other = ArrayRecord(), ArrayRecord()
     with flower_identity():
-        shared = RecordDict({"config": ConfigRecord({"a": 1})})
-        other = RecordDict({"config": ConfigRecord({"a": 2})})
-        nodes = list(grid.get_node_ids())
-        contents = (shared, other, shared, shared)
-        grid.push_messages([Message(c, n, "train") for c, n in zip(contents, nodes)])
-    assert [list(share.messages) for share in grid._shares] == [[0, 2, 3], [1]]
-    assert [message.content for message in nobody.sent] == [shared, other]
+        parts = [part for model in (one, other) for part in grid.divided(batch_for(8, model))]
+        ids = list(grid.push_messages([message_of(part, node or 0) for node, part in parts]))
+    assert listening.held == [one, other]
+    assert [len(batch_of(message).tasks) for message in listening.messages] == [2] * 8
+    assert [m.metadata.message_id for m in listening.messages] == ids
+    assert all(batch_of(message).model is one for message in listening.messages[:4])
+    assert [dict(batch_of(m).tasks[0].config) for m in listening.messages] == [{"a": 1}] * 8
+
+
+class Busy(Listening):
+    """Its only actor works on something else."""
+
+    def begin(self, *_: Any) -> bool:
+        return False
+
+    def free(self, grid: RayGrid) -> list[int]:
+        """Let the actor take all that waits; returns the partitions of the tasks."""
+        self.begin = functools.partial(Listening.begin, self)  # type: ignore[method-assign]
+        grid.push_messages([])
+        return [task.partition for message in self.messages for task in batch_of(message).tasks]
 
 
 def test_shares_that_nobody_waits_for_any_more_are_dropped(monkeypatch: Any) -> None:
-    grid = RayGrid(NoActors(), 2, {}, together=True)
+    grid = RayGrid(busy := Busy(), 2, {}, together=True)
     now = [time.time()]
     monkeypatch.setattr(ray_grid, "time", SimpleNamespace(time=lambda: now[0]))
     with flower_identity():
-        first, second = grid.get_node_ids()
-        for node in (first, second):
-            grid.push_messages([Message(RecordDict(), node, "train", ttl=PATIENCE)])
-        assert [list(share.messages) for share in grid._shares] == [[0], [1]]
+        first, second = (
+            Batch(ArrayRecord(), [Task(partition, "train", 1, ConfigRecord())])
+            for partition in (0, 1)
+        )
+        grid.push_messages([message_of(first, 2, PATIENCE)])
         now[0] += PATIENCE + 1
-        grid.push_messages([Message(RecordDict(), first, "train", ttl=3 * PATIENCE)])
-    assert [list(share.messages) for share in grid._shares] == [[0]]
+        grid.push_messages([message_of(second, 3, 3 * PATIENCE)])
+        assert busy.free(grid) == [1]
 
 
 @pytest.mark.parametrize(("ttl", "told"), [(100.0, 99.0), (5.0, 4.5)])
 def test_actors_give_up_in_time_for_their_answer_to_arrive(ttl: float, told: float) -> None:
-    grid = RayGrid(nobody := NoActors(), 1, {}, together=True)
+    grid = RayGrid(listening := Listening(), 1, {}, together=True)
     with flower_identity():
-        (node,) = grid.get_node_ids()
-        grid.push_messages([Message(RecordDict(), node, "train", ttl=ttl)])
-    assert [message.metadata.ttl for message in nobody.sent] == [told]
+        grid.push_messages([message_of(batch_for(1, ArrayRecord()), 2, ttl)])
+    assert [message.metadata.ttl for message in listening.messages] == [told]
 
 
 @pytest.mark.parametrize(
@@ -339,11 +383,9 @@ def test_one_by_one_clients_go_in_shares_that_let_no_actor_wait_long(
     clients: int, sizes: list[int]
 ) -> None:
     grid = RayGrid(NoActors(), clients, {}, together=False)
-    with flower_identity():
-        content = RecordDict({"config": ConfigRecord()})
-        grid.push_messages([Message(content, node, "train") for node in grid.get_node_ids()])
-    assert [len(share.messages) for share in grid._shares] == sizes
-    assert [p for share in grid._shares for p in share.messages] == list(range(clients))
+    shares = [part.tasks for _, part in grid.divided(batch_for(clients, ArrayRecord()))]
+    assert [len(share) for share in shares] == sizes
+    assert [task.partition for share in shares for task in share] == list(range(clients))
 
 
 def test_what_flower_has_for_its_actors_is_still_what_we_use() -> None:
@@ -425,9 +467,7 @@ def test_actors_that_ray_has_room_for_may_take_as_long_as_they_take(
 def test_an_actor_whose_process_ends_each_time_it_starts_is_no_actor(pool: Actors) -> None:
     prepare = functools.partial(exec, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with (
-        pytest.raises(
-            RunError, match="its process ended each time, most likely out of memory"
-        ),
+        pytest.raises(RunError, match="its process ended each time, most likely out of memory"),
         actors(Runtime(actors=1), 1, prepare),
     ):
         pass

@@ -185,7 +185,9 @@ def test_a_damaged_manifest_is_named(run_dir):
 @pytest.mark.parametrize("name", ["", "absent"])
 def test_another_directory_is_no_run_directory(tmp_path, name):
     for use in (RunRecord, write_report, lambda path: write_pngs(path, tmp_path)):
-        with pytest.raises(InputError, match="is not a run directory; it contains neither") as caught:
+        with pytest.raises(
+            InputError, match="is not a run directory; it contains neither"
+        ) as caught:
             use(tmp_path / name)
         assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

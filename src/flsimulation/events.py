@@ -65,14 +65,25 @@ class RunStarted:
     train_examples: int
     """Training examples that the clients hold together, held-out parts included."""
     test_examples: int
-    engine: str = "sequential"
-    """``stacked`` where many clients train as one program, ``sequential`` where one by one."""
+    engine: str | None = None
+    """``stacked`` where many clients train as one program, ``sequential`` where one by one; None
+    where the clients choose, and report it with their first reply."""
     not_stacked: str | None = None
     """Why the clients are not trained stacked, where that was tried."""
     gpu: str | None = None
     """Name of the GPU that this process trains on."""
     done: int = 0
     """Rounds that were completed before, of a run that is resumed."""
+
+
+@dataclass(frozen=True)
+class EngineReported:
+    """Clients reported what they compute with, and it is not what was known before."""
+
+    engine: str
+    """As in `RunStarted`."""
+    not_stacked: str | None = None
+    """Why they are not trained stacked, where that was tried."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +207,7 @@ class RunFinished:
 
 Event: TypeAlias = (
     RunStarted
+    | EngineReported
     | ActorsAwaited
     | ClientsConnected
     | ClientsAwaited

@@ -15,6 +15,7 @@ from flsimulation.events import (
     ClientReplied,
     ClientsAwaited,
     ClientsConnected,
+    EngineReported,
     Event,
     PhaseStarted,
     RoundFinished,
@@ -70,9 +71,10 @@ class PlainView:
         """Show an event."""
         if isinstance(event, RunStarted):
             self._say(_title(event), style="bold")
-            if event.not_stacked is not None:
-                self._say(f"  clients train one by one: {event.not_stacked}", style="yellow")
+            self._engine(event.not_stacked)
             self._say(_row(_COLUMNS), style="dim")
+        elif isinstance(event, EngineReported):
+            self._engine(event.not_stacked)
         elif isinstance(event, ActorsAwaited):
             self._starting(event)
         elif isinstance(event, ClientsConnected):
@@ -88,6 +90,11 @@ class PlainView:
             self._say(_row(_cells(event, self.rounds)))
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
+
+    def _engine(self, not_stacked: str | None) -> None:
+        """Say why clients are not trained stacked."""
+        if not_stacked is not None:
+            self._say(f"  clients train one by one: {not_stacked}", style="yellow")
 
     def _starting(self, event: ActorsAwaited) -> None:
         """Show how many of Ray's actors have started."""

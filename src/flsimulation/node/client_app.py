@@ -8,20 +8,14 @@ import sys
 from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import Context
 
 from flsimulation import seeds
 from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
 from flsimulation.experiment import Experiment, flatten, unflatten
 from flsimulation.internals.flower_words import CLIENT_APP
-from flsimulation.messages.content import (
-    evaluation_asked,
-    failure_of,
-    metrics_of,
-    payload_bytes,
-    split,
-)
+from flsimulation.messages.batch import Batch, Reply, batch_bytes, outcome_bytes
 from flsimulation.node import sockets, threads
 from flsimulation.node.health import keep_trouble, see_kills, take_trouble
 from flsimulation.node.launches import Killed
@@ -73,11 +67,12 @@ def tell_killed(killed: Killed) -> None:
     _send(REPORTS, {"killed": True})
 
 
-def _workspace(experiment: Experiment, run: int) -> Workspace:
+def _workspace(context: Context) -> Workspace:
     threads.release()
-    if _prepared is not None and _prepared[0] == run:
+    if _prepared is not None and _prepared[0] == context.run_id:
         return _prepared[1]
-    _prepare_for(experiment, run)
+    experiment = unflatten(context.run_config)
+    _prepare_for(experiment, context.run_id)
     return Workspace.load(experiment, clients=1)
 
 
@@ -86,17 +81,15 @@ def _begin(partition: int) -> None:
     _send(REPORTS, {"partition": partition})
 
 
-def _tell(partition: int, message: Message, answer: Message) -> None:
-    """Report a message and its answer to the process that serves the metrics."""
-    parts = {message.metadata.message_type: answer}
-    if evaluation_asked(message) is not None:
-        parts["train"], parts["evaluate"] = split(answer, message)
+def _tell(run: int, batch: Batch, reply: Reply) -> None:
+    """Report a batch and what came of it to the process that serves the metrics."""
+    good = [outcome for outcome in reply.outcomes if outcome.error is None]
     report = {
-        "run": message.metadata.run_id,
-        "partition": partition,
-        "bytes": {"down": payload_bytes(message), "up": payload_bytes(answer)},
+        "run": run,
+        "partition": batch.tasks[0].partition,
+        "bytes": {"down": batch_bytes(batch), "up": sum(map(outcome_bytes, good))},
         "metrics": {
-            kind: metrics_of(part) for kind, part in parts.items() if failure_of(part) is None
+            "train" if outcome.phase == "train" else "evaluate": outcome.metrics for outcome in good
         },
     }
     _send(REPORTS, report)

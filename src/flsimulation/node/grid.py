@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -13,11 +14,12 @@ from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.internals.flower_messages import OF_SUPERLINK, Run, identifiers_of, requested
-from flsimulation.messages.content import assign, identity_of
+from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.content import identity_of
 from flsimulation.messages.packing import pack
 from flsimulation.node.assignment import Identity, PartitionTable
-from flsimulation.node.outbox import Outbox, replied_to, unpacked
-from flsimulation.server.exchange import PartitionedGrid
+from flsimulation.node.outbox import Outbox, replied_to
+from flsimulation.server.grid import PartitionedGrid
 
 _LOOK_SECONDS = 0.5  # between two looks at who is there
 _SILENT = 10.0  # seconds after which a node that does not say who it is is silent
@@ -56,7 +58,7 @@ def connect(
 
 
 class AssignedGrid(PartitionedGrid):
-    """Flower's grid with a partition for each node; messages tell the node which it holds.
+    """Flower's grid with a partition for each node; tasks tell the node which it holds.
 
     Parameters
     ----------
@@ -102,6 +104,15 @@ class AssignedGrid(PartitionedGrid):
     def costs_time(self) -> bool:
         """A message over a network takes part of a second, and a process of the client's."""
         return True
+
+    def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:
+        """All tasks of a client in one message."""
+        tasks: dict[int, list[Task]] = {}
+        for task in batch.tasks:
+            tasks.setdefault(task.partition, []).append(task)
+        nodes = {partition: node for node, partition in self.partitions.items()}
+        for partition, own in sorted(tasks.items()):
+            yield nodes.get(partition), replace(batch, tasks=own)
 
     def look(self) -> None:
         """See who came and who went; asks new nodes for their name, without waiting."""
@@ -215,10 +226,13 @@ class AssignedGrid(PartitionedGrid):
         return self._grid.run
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, each with the partition that its node holds."""
-        identifiers = self._outbox.push(self._addressed(messages))
-        identities = {node: self._table.identity_of(node) for node in self._outbox.nodes}
-        self._asked_names = {n: i.name for n, i in identities.items() if i is not None}
+        """Send copies of messages, packed."""
+        models: dict[int, ConfigRecord | ArrayRecord] = {}  # most often one, the same for all
+        packed = [_packed(message, models) for message in messages]
+        identifiers = self._outbox.push(packed)
+        nodes = (message.metadata.dst_node_id for message in packed)
+        identities = {node: self._table.identity_of(node) for node in nodes}
+        self._asked_names |= {n: i.name for n, i in identities.items() if i is not None}
         return identifiers
 
     def pull_messages(
@@ -233,6 +247,8 @@ class AssignedGrid(PartitionedGrid):
         back, is then known only a little later, by `look` and `why_lost`.
         """
         wanted = set(requested(message_ids, reply_to_message_ids, self._outbox.identifiers))
+        self._outbox.keep(wanted)
+        self._asked_names = {n: a for n, a in self._asked_names.items() if n in self._outbox.nodes}
         self._unavailable = {i: m for i, m in self._unavailable.items() if i in wanted}
         answers = self._outbox.pull(wanted - self._unavailable.keys())
         late = [answer for answer in answers if _is_flowers_own(answer)]
@@ -246,21 +262,6 @@ class AssignedGrid(PartitionedGrid):
             *(answer for answer in answers if not _is_flowers_own(answer)),
             *(self._unavailable.pop(i) for i in given_up),
         ]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send messages and wait for the answers, with Flower's own polling."""
-        answers = self._grid.send_and_receive(self._addressed(messages), timeout=timeout)
-        return [unpacked(answer) for answer in answers]
-
-    def _addressed(self, messages: Iterable[Message]) -> list[Message]:
-        """Copies to send: the messages themselves may be looked at again, and stay as they are."""
-        models: dict[int, ConfigRecord | ArrayRecord] = {}  # most often one, the same for all
-        addressed = list(messages)
-        for message in addressed:
-            assign(message, self.partitions[message.metadata.dst_node_id])
-        return [_packed(message, models) for message in addressed]
 
 
 def _packed(message: Message, models: dict[int, ConfigRecord | ArrayRecord]) -> Message:

@@ -10,14 +10,14 @@ from flwr.serverapp import Grid
 
 from flsimulation.errors import ClientError
 from flsimulation.internals.flower_messages import identifiers_of, set_message_id
-from flsimulation.messages.content import failure
+from flsimulation.messages.codec import failed_reply
 from flsimulation.messages.packing import is_packed, unpack
 
 _EXPIRED = 60.0  # seconds after a message's time to live; its deadline, if any, is then over
 
 
 class Outbox:
-    """The messages of one phase.
+    """The messages that are on their way.
 
     Parameters
     ----------
@@ -29,19 +29,20 @@ class Outbox:
         self._grid = grid
         self._sent: dict[str, Metadata] = {}
         self._rejected: dict[str, Message] = {}  # the failure of each
+        self._rejections = 0
 
     @property
     def identifiers(self) -> Set[str]:
-        """Ids of the messages of the last push."""
+        """Ids of the messages."""
         return self._sent.keys()
 
     @property
     def nodes(self) -> set[int]:
-        """Nodes that the messages of the last push went to."""
+        """Nodes that the messages went to."""
         return {metadata.dst_node_id for metadata in self._sent.values()}
 
     def node_of(self, identifier: str) -> int | None:
-        """The node that a message of the last push went to."""
+        """The node that a message went to."""
         metadata = self._sent.get(identifier)
         return metadata.dst_node_id if metadata is not None else None
 
@@ -49,15 +50,20 @@ class Outbox:
         """Send messages; returns their ids, also for those that were rejected."""
         # One by one: Flower offers a node its message before the message's parts are stored, and many
         # nodes that request parts repeatedly keep the SuperLink from storing them.
-        self._rejected = {}
         sent = [(self._push(message), message.metadata) for message in messages]
-        self._sent = dict(sent)
+        self._sent |= dict(sent)
         return [identifier for identifier, _ in sent]
+
+    def keep(self, wanted: Set[str]) -> None:
+        """Forget all other messages, whose replies are not needed any more."""
+        self._sent = {i: metadata for i, metadata in self._sent.items() if i in wanted}
+        self._rejected = {i: reply for i, reply in self._rejected.items() if i in wanted}
 
     def _push(self, message: Message) -> str:
         (identifier,) = identifiers_of(self._grid.push_messages([message]), 1)
         if identifier is None:
-            identifier = f"rejected-{len(self._rejected)}"
+            self._rejections += 1
+            identifier = f"rejected-{self._rejections}"
             why = "the SuperLink rejected its message; the SuperLink's log says why"
             self._rejected[identifier] = _lost(identifier, message.metadata, why)
         return identifier
@@ -90,7 +96,7 @@ def _lost(identifier: str, metadata: Metadata, why: str) -> Message:
     node, message_type = metadata.dst_node_id, metadata.message_type
     message = Message(RecordDict(), node, message_type, group_id=metadata.group_id)
     set_message_id(message, identifier)
-    return failure(message, ClientError("lost", why))
+    return failed_reply(message, ClientError("lost", why))
 
 
 def unpacked(reply: Message) -> Message:

@@ -16,6 +16,7 @@ from flsimulation.errors import InputError
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
+    EngineReported,
     Event,
     RoundFinished,
     RunFinished,
@@ -92,7 +93,8 @@ class RunDirectory:
         self.path = path
         self._experiment = experiment
         self._checkpoint: Checkpoint | None = None
-        self._model: dict[str, Any] = {}
+        self._description: dict[str, Any] = {}
+        self._engines: set[tuple[str, str | None]] = set()  # each with why not stacked
 
         def keep(line: Mapping[str, Any]) -> bool:
             return int(line["round"]) <= done and line.get("phase") != "final"
@@ -119,9 +121,10 @@ class RunDirectory:
 
     def _store(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            description = _description(event)
-            self._model = description["model"]
-            self._manifest.describe(description)
+            self._description = _description(event)
+            self._describe(event.engine, event.not_stacked)
+        elif isinstance(event, EngineReported):
+            self._describe(event.engine, event.not_stacked)
         elif isinstance(event, ClientReplied):
             self._clients.append(_client_line(event))
         elif isinstance(event, Checkpoint):
@@ -134,6 +137,14 @@ class RunDirectory:
         elif isinstance(event, RunFinished):
             self._write_model()
             self._manifest.close(self._ended(event))
+
+    def _describe(self, engine: str | None, not_stacked: str | None) -> None:
+        """Write what is known of data, model and engines; a network's clients may have several."""
+        self._engines |= {(engine, not_stacked)} if engine is not None else set()
+        reasons = {reason for _, reason in self._engines if reason is not None}
+        self._description["engine"] = ", ".join(sorted({e for e, _ in self._engines})) or None
+        self._description["not-stacked"] = "; ".join(sorted(reasons)) or None
+        self._manifest.describe(self._description)
 
     def _give_up(self, event: RunFinished) -> None:
         """Write as much as possible, the manifest first: the disk may be full."""
@@ -164,7 +175,7 @@ class RunDirectory:
         torch.save(
             {
                 "state_dict": checkpoint.arrays.to_torch_state_dict(),
-                "hyper_parameters": dict(self._model["arguments"]),
+                "hyper_parameters": dict(self._description["model"]["arguments"]),
                 "pytorch-lightning_version": metadata.version("pytorch-lightning"),
                 "epoch": checkpoint.round * self._experiment.train.epochs,
                 "global_step": 0,
@@ -217,8 +228,8 @@ def _description(event: RunStarted) -> dict[str, Any]:
             "arguments": dict(event.model_arguments),
             "parameters": event.parameters,
         },
-        "engine": event.engine,
-        "not-stacked": event.not_stacked,
+        "engine": None,
+        "not-stacked": None,
         "gpu": event.gpu,
     }
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.internals.flower_messages import aggregate_metricrecords
 from flsimulation.messages.arrays import joined
-from flsimulation.messages.content import model_of, set_model
+from flsimulation.messages.batch import Mean
+from flsimulation.messages.content import ARRAYS, model_of
 from flsimulation.messages.weights import (
     average_of,
     first_not_finite,
@@ -19,7 +20,7 @@ from flsimulation.messages.weights import (
     with_types_of,
     without,
 )
-from flsimulation.server.exchange import Replies
+from flsimulation.server.replies import Replies
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,7 @@ class Aggregation:
         """
         require_same_metrics(number, trained)
         try:
-            if trained.means:
-                results: tuple[ArrayRecord, MetricRecord | None]
-                means, examples = zip(
-                    *(mean for _, mean in sorted(trained.means.items())), strict=True
-                )
-                results = mean_of(means, examples), MetricRecord({**mean_metrics(trained)})
-            else:
-                results = self._by_strategy(number, trained)
+            results = _mean(trained) if trained.means else self._by_strategy(number, trained)
         except RoundError:
             raise
         except Exception as error:
@@ -86,23 +80,32 @@ class Aggregation:
     def _by_strategy(
         self, number: int, trained: Replies
     ) -> tuple[ArrayRecord, MetricRecord | None]:
-        sent, buffers = model_of(trained.results[0]), self._take_buffers(trained)
-        arrays, metrics = self.strategy.aggregate_train(number, trained.results)
+        results = trained.results()
+        sent, buffers = model_of(results[0]), self._take_buffers(trained, results)
+        arrays, metrics = self.strategy.aggregate_train(number, results)
         if arrays is None:
             raise RoundError(
-                f"round {number}: the strategy made no model of {len(trained.results)} results"
+                f"round {number}: the strategy made no model of {len(results)} results"
             )
         return with_types_of(joined({**arrays, **buffers}), sent), metrics
 
-    def _take_buffers(self, trained: Replies) -> dict[str, Array]:
+    def _take_buffers(self, trained: Replies, results: list[Message]) -> dict[str, Array]:
         """Average the buffers, and leave the strategy results without them."""
         if not self.buffers:
             return {}
-        models = [model_of(result) for result in trained.results]
+        models = [model_of(result) for result in results]
         weights = [trained.metrics[p]["num-examples"] for p in sorted(trained.metrics)]
-        for result, model in zip(trained.results, models, strict=True):
-            set_model(result, without(model, self.buffers))
+        for result, model in zip(results, models, strict=True):
+            result.content[ARRAYS] = without(model, self.buffers)
         return average_of(self.buffers, models, weights)
+
+
+def _mean(trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
+    """The mean of the means, and of the models of clients that trained by themselves."""
+    alone = {p: Mean(m, int(trained.metrics[p]["num-examples"])) for p, m in trained.models.items()}
+    parts = [part for _, part in sorted({**alone, **trained.means}.items())]
+    models, examples = [part.model for part in parts], [part.examples for part in parts]
+    return mean_of(models, examples), MetricRecord({**mean_metrics(trained)})
 
 
 def mean_metrics(replies: Replies) -> dict[str, float]:

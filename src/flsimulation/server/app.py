@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.client.workspace import Workspace
@@ -27,11 +27,13 @@ from flsimulation.events import (
 )
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.processes import undisturbed
-from flsimulation.messages.arrays import joined, record_of
-from flsimulation.messages.content import ARRAYS, CONFIG, metrics_of, state_of_record
+from flsimulation.messages.arrays import held_state, joined, record_of
+from flsimulation.messages.batch import Batch, Task
 from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts
-from flsimulation.server.exchange import Exchange, PartitionedGrid, Replies
+from flsimulation.server.exchange import Exchange
+from flsimulation.server.grid import PartitionedGrid
+from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
 from flsimulation.server.strategies import MOVING_THE_MODEL, build_strategy
 
@@ -101,8 +103,11 @@ def make_server_app(
 
         try:
             space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
-            emit(_announcement(space, start.round if start is not None else 0, trains))
-            _federate(grid, space, emit, start, connect)
+            started = _announcement(space, start.round if start is not None else 0, trains)
+            if not isinstance(grid, PartitionedGrid):  # a network's clients choose for themselves
+                started = replace(started, engine=None, not_stacked=None)
+            emit(started)
+            _federate(lambda: _exchange(grid, started, emit, connect), space, emit, start)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
         except Exception as error:
@@ -119,7 +124,7 @@ def make_server_app(
 
 
 def _federate(
-    grid: Grid, space: Workspace, emit: Sink, start: Start | None, connect: Connect | None
+    ready: Callable[[], Exchange], space: Workspace, emit: Sink, start: Start | None
 ) -> None:
     """The run itself, from the strategy to the last evaluation."""
     experiment = space.experiment
@@ -130,9 +135,7 @@ def _federate(
         # in the clients' order, by which strategies may go; a file has another
         arrays = joined({name: start.arrays[name] for name in arrays})
         emit(Checkpoint(start.round, arrays, strategy))
-    exchange = Exchange(
-        _partitioned(grid, experiment, emit, connect), experiment.round.deadline, emit
-    )
+    exchange = ready()
     rounds = Rounds(
         experiment,
         strategy,
@@ -142,23 +145,23 @@ def _federate(
         buffers=_averaged_buffers(space),
     )
     if start is not None and start.reached:
-        ended = Ended(arrays, Replies(()), start.round)
+        ended = Ended(arrays, Replies(start.round, "evaluate"), start.round)
     else:
         ended = rounds.run(arrays, first=start.round + 1 if start else 1)
     if space.can_evaluate_clients:
         _evaluate_everyone(exchange, ended, space, emit)
 
 
-def _partitioned(
-    grid: Grid, experiment: Experiment, emit: Sink, connect: Connect | None
-) -> PartitionedGrid:
-    """The grid, with a partition for each node."""
+def _exchange(grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None) -> Exchange:
+    """What carries the tasks, over a grid with a partition for each node."""
+    experiment, engine = started.experiment, (started.engine, started.not_stacked)
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
-        return grid
-    if connect is None:
+    elif connect is None:
         raise RunError("the grid does not say which node holds which partition")
-    return connect(grid, experiment, emit)
+    else:
+        grid = connect(grid, experiment, emit)
+    return Exchange(grid, experiment.round.deadline, emit, *engine)
 
 
 def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
@@ -193,7 +196,7 @@ def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
     if not space.engine.can_evaluate:
         return {}
     try:
-        return space.test_scores(state_of_record(arrays))
+        return space.test_scores(held_state(arrays))
     except FLSimulationError as error:
         raise RunError(f"evaluation on the test set failed: {error}") from error
 
@@ -202,18 +205,20 @@ def _evaluate_everyone(exchange: Exchange, ended: Ended, space: Workspace, emit:
     """Each client's score of the final model, for the spread; asked again only where unknown."""
     arrays, evaluated, last = ended
     wanted = space.experiment.evaluate.clients
-    there = exchange.grid.partitions  # ascending by partition
-    targets = [(partition, node) for node, partition in itertools.islice(there.items(), wanted)]
-    if {partition for partition, _ in targets} <= set(evaluated.cohort):
-        for partition, _ in targets:
+    there = exchange.grid.partitions.values()  # ascending
+    partitions = list(itertools.islice(there, wanted))
+    if {*partitions} <= {*evaluated.cohort}:
+        for partition in partitions:
             emit(_as_final(last, partition, evaluated))
         return
-    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"server-round": last})})
-    messages = [Message(content, n, MessageType.EVALUATE) for _, n in targets]
-    exchange.run(exchange.errand(last, "final", messages))
+    config = ConfigRecord({"server-round": last})
+    tasks = [Task(partition, "final", last, config) for partition in partitions]
+    exchange.post(last, "final", [Batch(arrays, tasks)])
+    for _ in exchange.outcomes():
+        pass  # each is an event
 
 
 def _as_final(round: int, partition: int, evaluated: Replies) -> ClientReplied:
     if (error := evaluated.failures.get(partition)) is not None:
         return ClientReplied(round, "final", partition, reason=error.reason, error=str(error))
-    return ClientReplied(round, "final", partition, metrics_of(evaluated.by_partition[partition]))
+    return ClientReplied(round, "final", partition, evaluated.metrics[partition])

@@ -14,7 +14,7 @@ from typing import Any
 from flsimulation import seeds
 from flsimulation.events import Phase
 from flsimulation.experiment import Experiment
-from flsimulation.server.exchange import PartitionedGrid
+from flsimulation.server.grid import PartitionedGrid
 
 LISTED_CLIENTS = 10_000
 """Most clients of a population that strategies draw from themselves."""

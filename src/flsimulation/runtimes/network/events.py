@@ -14,6 +14,7 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         events.RunStarted,
+        events.EngineReported,
         events.ClientsConnected,
         events.ClientsAwaited,
         events.PhaseStarted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -10,12 +11,12 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
 import ray
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
@@ -61,18 +62,36 @@ class Actors:
         waited = time.monotonic() - self._lost
         return not self.count and (not self._returning or waited > self._patience)
 
-    def put(self, message: Message) -> Any:
-        """Hand Ray a message that several actors get; each machine receives it once."""
-        return ray.put(message)
+    def put(self, record: ArrayRecord) -> Any:
+        """Hand Ray a model that several actors get; each machine receives it once."""
+        return ray.put(record)
 
     def begin(
-        self, app: Callable[[], ClientApp], message: Any, context: Context, task: Any
+        self,
+        app: Callable[[], ClientApp],
+        models: Mapping[str, Any],
+        message: Message,
+        context: Context,
+        task: Any,
     ) -> bool:
-        """Let an idle actor answer a message that was `put`; False if there is none."""
+        """Let an idle actor answer a message; False if there is none.
+
+        Parameters
+        ----------
+        app : callable
+            Returns the ClientApp; of a module that the actor imports as well.
+        models : mapping
+            What was `put` of the message's models, by the name of the record.
+        message, context
+            As the ClientApp takes them, the message without the models.
+        task : object
+            Comes back with the answer.
+        """
         if not self._idle:
             return False
         actor = self._idle.popleft()
-        self._running[actor.run.remote(app, message, "", context)] = actor, task
+        answering = functools.partial(_with_models, app, dict(models))
+        self._running[actor.run.remote(answering, message, "", context)] = actor, task
         return True
 
     def finished(self, seconds: float) -> list[tuple[Any, Message | ClientError]]:
@@ -120,6 +139,19 @@ class Actors:
             pass
         else:
             self._idle.append(actor)
+
+
+def _with_models(
+    app: Callable[[], ClientApp], models: Mapping[str, Any]
+) -> Callable[[Message, Context], Message]:
+    """A ClientApp for messages whose models Ray holds; called by the actor."""
+
+    def answer(message: Message, context: Context) -> Message:
+        found = {name: ray.get(model) for name, model in models.items()}
+        message.content = RecordDict({**message.content, **found})
+        return app()(message, context)
+
+    return answer
 
 
 @contextlib.contextmanager

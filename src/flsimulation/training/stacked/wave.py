@@ -22,7 +22,8 @@ from flsimulation.training.failures import (
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.logged import reduced
 from flsimulation.training.scores import scores
-from flsimulation.training.stacked.compiler.program import Step, StepPrograms
+from flsimulation.training.stacked.compiler.program import StepPrograms
+from flsimulation.training.stacked.compiler.step import Step
 from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
 from flsimulation.training.stacked.plan import Plan
 
