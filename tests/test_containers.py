@@ -338,7 +338,7 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
     # Docker starts it again: before it is missed, or after
     name = victim["Config"]["Hostname"]
     missed = rf"client \d \({name}\) disconnected, waiting for it for up to 30 s"
-    assert re.search(rf"{missed}|client \d failed \(lost\): it was started again", out)
+    assert re.search(rf"{missed}|client \d failed \(lost\): it was restarted", out)
     assert "Traceback" not in out + err
 
 
