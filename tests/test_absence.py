@@ -174,7 +174,7 @@ def test_a_client_that_stays_away_is_lost_after_return_wait_and_not_waited_for_a
     clock.after(2, lambda: nodes.leave(11))
     began = clock.now
     assert federation.train() == {
-        1: "it went away before it answered, and was not back within 30 s"
+        1: "it disconnected before it replied, and did not reconnect within 30 s"
     }
     assert 32 <= clock.now - began < 33.5
     before = clock.now
@@ -205,7 +205,7 @@ def test_one_that_was_started_again_for_no_known_reason_is_lost_too(
     clock.after(1, lambda: nodes.answer(10))
     clock.after(2, lambda: nodes.leave(11))
     clock.after(3, lambda: nodes.join(12, "b"))
-    assert federation.train() == {1: "it was started again before it answered"}
+    assert federation.train() == {1: "it was restarted before it replied"}
 
 
 def test_a_dead_node_that_still_counts_does_not_take_its_followers_place(
@@ -255,7 +255,7 @@ def test_a_client_that_is_connected_but_silent_is_named_if_it_was_met_before(
     later = Federation(nodes, memory)
     assert not later.grid.wait(2, 20)
     assert later.grid.trouble == (
-        "; connected, but silent: a client that never said its name (node 12), b; "
+        "; connected, but not responding: a client that never reported its name (node 12), b; "
         "restart them (docker restart)"
     )
     assert later.of(ClientReplied) == []
@@ -293,7 +293,9 @@ def test_a_client_whose_place_a_spare_took_is_lost_for_that(clock: Time, nodes: 
     federation.grid.wait(2, 5)
     clock.after(1, lambda: nodes.answer(10))
     clock.after(2, lambda: nodes.leave(11))
-    assert federation.train() == {1: "it went away before it answered, and client c took its place"}
+    assert federation.train() == {
+        1: "it disconnected before it replied, and client c took its place"
+    }
 
 
 def test_a_client_that_is_given_up_is_not_waited_for_when_another_is_away_for_a_moment(

@@ -348,7 +348,7 @@ def test_a_client_that_cannot_say_who_it_is_says_why() -> None:
         raise ValueError("another version")
 
     network = Network(app, ["a", "b"], flatten(spec))
-    with pytest.raises(RunError, match=r"0 of 2 clients .*; a client answers: .*another version"):
+    with pytest.raises(RunError, match=r"0 of 2 clients .*; a client replied: .*another version"):
         federate(spec, network, [])
 
 

@@ -338,7 +338,7 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
     # Docker starts it again: before it is missed, or after
     name = victim["Config"]["Hostname"]
     missed = rf"client \d \({name}\) disconnected, waiting for it for up to 30 s"
-    assert re.search(rf"{missed}|client \d failed \(lost\): it was started again", out)
+    assert re.search(rf"{missed}|client \d failed \(lost\): it was restarted", out)
     assert "Traceback" not in out + err
 
 
@@ -446,7 +446,7 @@ def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
 
     said = (
         r"the program of this container was ended by SIGKILL, (most likely )?out of memory; "
-        r"CLIENT_MEMORY is 300m, about 760m are needed; again in 4 s\n"
+        r"CLIENT_MEMORY is 300m, about 760m are needed; restart in 4 s\n"
     )
     wait_for("the third pause", lambda: re.search(said, logs()))
     assert "Traceback" not in logs()

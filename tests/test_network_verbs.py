@@ -221,7 +221,7 @@ def test_up_checks_builds_starts_and_runs(
     assert docker.raw[-1][1] == {"CLIENTS": "4", "EXPERIMENT": "experiments/mine.toml"}
     assert (docker.project / "runs").is_dir()
     assert output.splitlines()[-1] == (
-        "the network keeps running; flsim up FILE runs another experiment, flsim down stops the network"
+        "the network keeps running; flsim up FILE runs another experiment, flsim down stops it"
     )
 
 
@@ -283,7 +283,7 @@ def test_up_ends_with_the_status_of_the_run_and_names_its_report(
     assert output.splitlines() == [
         "round 1",
         f"Report      {report}",
-        "the network keeps running; flsim up FILE runs another experiment, flsim down stops the network",
+        "the network keeps running; flsim up FILE runs another experiment, flsim down stops it",
     ]
 
 
@@ -318,8 +318,8 @@ def test_an_experiment_that_the_containers_cannot_see_is_refused(
     assert flsim("up", "mine.toml") == (
         2,
         "",
-        f"flsim: mine.toml: the containers see {docker.project}/experiments only; "
-        "copy the file there, with what it names\n",
+        f"flsim: mine.toml: the containers can only read {docker.project}/experiments; "
+        "copy the file there, with the files that it refers to\n",
     )
 
 
@@ -671,7 +671,7 @@ def test_the_network_of_somebody_else_is_left_alone(docker: Docker, flsim: Any) 
         assert flsim(verb) == (
             2,
             "",
-            f"flsim: {docker.project}/compose.yaml is not FLSimulation's: it has no service "
+            f"flsim: {docker.project}/compose.yaml is not FLSimulation's Compose file: it has no service "
             "superlink and no client; specify the right file with --file\n",
         )
     assert set(docker.calls) == {CHECKS[0]}
@@ -732,7 +732,7 @@ def test_status_when_all_has_ended(docker: Docker, flsim: Any) -> None:
     assert code == 0
     assert [line.split() for line in output.splitlines()[1:]] == [
         ["superlink", "fl-superlink-1", "exited", "(137)", "-", "-"],
-        ["nothing", "is", "running;", "start", "it", "with", "flsim", "up"],
+        ["no", "container", "is", "running;", "flsim", "up", "starts", "the", "network"],
     ]
     assert not any(call.startswith("exec") for call in docker.calls)
 
@@ -927,7 +927,7 @@ def test_the_doctor_finds_everything_wrong(
     assert taken.startswith(f"✗ port {free_ports[1]} is used by ")
     assert f"(process {os.getpid()}); end it, or set PROMETHEUS_PORT=" in taken
     assert lines == [
-        f"! no .env in {docker.project}; it holds versions and defaults, take it from the repository",
+        f"! no .env in {docker.project}; copy it from the repository, it sets versions and defaults",
         "✗ Docker Engine 18.9.1 is too old: 20.10 or newer is needed; update it",
         "✗ Docker Compose 2.19.0 is too old: 2.20 or newer is needed; update it",
         f"✓ port {free_ports[0]} (superlink) is used by this project's own fl-superlink-1",
@@ -937,7 +937,7 @@ def test_the_doctor_finds_everything_wrong(
         f"✗ disk for results: 0.5 GB free at {docker.project}, 1 GB needed; remove old runs",
         f"✓ results: {docker.project}/runs does not exist yet and can be created",
         "✗ memory: 1.0 GiB; 1 client needs about 2.1 GiB, 0 fit; give Docker more memory",
-        "! a client may use 0.5 GiB and takes about 0.8 GiB: it may be killed; set CLIENT_MEMORY=1g in .env",
+        "! the memory limit of a client is 0.5 GiB and it needs about 0.8 GiB: it may be killed; set CLIENT_MEMORY=1g in .env",
     ]  # fmt: skip
 
 

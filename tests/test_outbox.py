@@ -160,5 +160,5 @@ def test_an_answer_that_never_comes_ends_a_minute_after_the_messages_life() -> N
     assert why is not None
     assert (why.reason, str(why)) == (
         "lost",
-        "no answer came within the 100 s that its message lives",
+        "no reply arrived within its message's time to live, 100 s",
     )

@@ -280,7 +280,7 @@ def test_a_lost_actors_clients_are_lost_and_the_next_round_has_the_actor_again(
     assert second.failures == {}
     (lost,) = (e for e in recorder.of(ClientReplied) if e.reason)
     assert (lost.round, lost.reason) == (1, "lost")
-    assert lost.error == "its Ray actor, or the machine of it, was lost"
+    assert lost.error == "its Ray actor, or the actor's machine, was lost"
     wait_for("the actor that Ray starts anew", lambda: pool.finished(1.0) or pool.count == 2)
     assert pool.count == 2
     assert capfd.readouterr() == ("", "")
@@ -441,7 +441,7 @@ def test_flower_still_counts_how_many_actors_there_is_room_for(pool: Actors) -> 
         ({"actor-gpus": 0.5}, "not even 1 of 1 CPUs and 0.5 GPUs do not fit, Ray has 3 CPUs and 0"),
         (
             {"actors": 1, "actor-cpus": 2, "client-wait": 0.5},
-            "0 of 1 started within 0.5 s, others use this Ray's CPUs or GPUs; lower",
+            "0 of 1 started within 0.5 s, other programs use this Ray's CPUs or GPUs; lower",
         ),
     ],
 )

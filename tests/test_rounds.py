@@ -203,7 +203,7 @@ def test_clients_after_the_deadline_are_left_out_and_the_round_goes_on(
     assert finished.failures == {"deadline": 2}
     late = [e for e in recorder.of(ClientReplied) if e.reason]
     assert [(e.partition, e.reason) for e in late] == [(2, "deadline"), (3, "deadline")]
-    assert late[0].error == "no answer within 300 s"
+    assert late[0].error == "no reply within 300 s"
 
 
 class Silent(InProcessGrid):
@@ -340,7 +340,7 @@ class Losing(FedAvg):
     [
         (Refusing(), RunError, "round 1: strategy fedavg: ValueError: too few results for me"),
         (Exploding(), RunError, "round 1: the aggregated weights w are not finite"),
-        (Losing(), RoundError, "round 1: the strategy made no model of 4 results"),
+        (Losing(), RoundError, "round 1: the strategy returned no model for 4 results"),
     ],
 )
 def test_a_strategy_that_fails_stops_the_run(
@@ -401,7 +401,7 @@ def test_a_metric_that_only_some_clients_report_is_named(recorder: Any) -> None:
     clients = clients_that(lambda p, m: 1.0, more={1: {"f1": 0.5}})
     exchange = Exchange(InProcessGrid(clients, 4), 0.0, recorder)
     rounds = Rounds(base.experiment, base.strategy, exchange, base.judge, recorder)
-    with pytest.raises(RoundError, match="logs 'f1' on some clients only, not on client 0"):
+    with pytest.raises(RoundError, match="logs 'f1' only on some clients, not on client 0"):
         rounds.run(arrays(0.0))
 
 

@@ -223,7 +223,9 @@ def test_a_run_that_ends_without_a_word_says_that_nobody_knows_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     play(monkeypatch, ["INFO: Start flwr-serverapp process\n", "\n"])
-    with pytest.raises(RunError, match="^the run's process ended and did not say why; the SuperLi"):
+    with pytest.raises(
+        RunError, match="^the run's process ended without a reason; see the SuperLi"
+    ):
         run(ON_NETWORK)
 
 

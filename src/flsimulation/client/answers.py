@@ -1,4 +1,4 @@
-"""A client's part in a round: the engine does a batch's tasks, and each has its numbers."""
+"""Executes a batch's tasks with the engine, and returns their outcomes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flsimulation.training import Fitted, Scored, State, Terms, Trained
 
 
 class _Alike(NamedTuple):
-    """Tasks that differ in their client alone."""
+    """Tasks that differ only in their client."""
 
     phase: Phase
     round: int
@@ -25,24 +25,24 @@ class _Alike(NamedTuple):
 
 
 def answers(batch: Batch, space: Workspace) -> Iterator[Reply]:
-    """Do a batch's tasks, in their order.
+    """Execute a batch's tasks, in their order.
 
     Parameters
     ----------
     batch : Batch
-        For clients of the experiment, in any number.
+        Tasks of any number of the experiment's clients.
     space : Workspace
-        Their data, and who computes.
+        Their data, and the engine.
 
     Raises
     ------
     RunError
-        If the engine turns out not to fit the model.
+        If the engine turns out not to support the model.
 
     Yields
     ------
     Reply
-        The outcomes of clients that were trained or evaluated together, as soon as they are there.
+        The outcomes of clients that were trained or evaluated together, as soon as available.
     """
     model = held_state(batch.model)
     for tasks in _alike(batch.tasks):
@@ -119,14 +119,16 @@ def _scores(phase: Phase, scored: Scored, space: Workspace) -> list[Outcome]:
 
 
 def _logged(scores: Mapping[str, float]) -> Mapping[str, float]:
-    """What the module logged, unless it took a name that means something else in an outcome."""
+    """The values that the module logged. Raises `ClientError` for a reserved name."""
     if not RESERVED.isdisjoint(scores):
         taken = min(RESERVED & scores.keys())
-        raise ClientError("error", f"the module logs {taken!r}, a name in use; log another")
+        raise ClientError(
+            "error", f"the module logs {taken!r}, which is a reserved name; use another"
+        )
     return scores
 
 
 def _number(config: Mapping[str, object], key: str) -> float:
-    """A number among a strategy's settings; 0 if it is not there."""
+    """A number among a strategy's settings; 0 if it is missing."""
     value = config.get(key, 0.0)
     return float(value) if isinstance(value, int | float) else 0.0

@@ -1,4 +1,4 @@
-"""The Flower ClientApp: answers batches, wherever it runs."""
+"""The Flower ClientApp: replies to batches, on every runtime."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from flsimulation.messages.content import identity_reply
 from flsimulation.messages.packing import is_packed, pack, unpack
 
 Load: TypeAlias = Callable[[Context], Workspace]
-"""Gives what a process works with, for the experiment of a message's context."""
-Told: TypeAlias = Callable[[int, Batch, Reply], None]
-"""Takes the run's id, a batch, and what came of it."""
+"""Returns the workspace of the experiment in a message's context."""
+Replied: TypeAlias = Callable[[int, Batch, Reply], None]
+"""Called with the run's id, a batch, and the reply to it."""
 
 
 def loaded(context: Context) -> Workspace:
-    """The workspace of one client; it stays for the process's next message."""
+    """The workspace of one client; it is kept for the process's next message."""
     return _loaded(tuple(sorted(context.run_config.items())))
 
 
@@ -37,8 +37,8 @@ def _loaded(run_config: tuple[tuple[str, bool | float | int | str], ...]) -> Wor
 
 def make_client_app(
     load: Load = loaded,
-    told: Told | None = None,
-    asked: Callable[[Experiment, int], str] | None = None,
+    replied: Replied | None = None,
+    queried: Callable[[Experiment, int], str] | None = None,
     began: Callable[[int], None] | None = None,
 ) -> ClientApp:
     """A ClientApp for any of Flower's runtimes, and for Flower's own round loop.
@@ -46,14 +46,14 @@ def make_client_app(
     Parameters
     ----------
     load : callable
-        Gives data, model and engine.
-    told : callable, optional
-        Is notified of every batch and what came of it, before the answer goes out.
-    asked : callable, optional
-        Is called with the experiment and the run's id when the server asks who is there: work is
-        about to come. Returns what went wrong at this client before, "" if nothing did.
+        Returns data, model and engine.
+    replied : callable, optional
+        Called with every batch and the reply to it, before the reply is sent.
+    queried : callable, optional
+        Called with the experiment and the run's id when the server requests this client's name:
+        tasks will follow. Returns what went wrong at this client before, "" if nothing did.
     began : callable, optional
-        Is called with the partition of the first task before the work on a message begins.
+        Called with the partition of the first task before a message is processed.
     """
 
     def answer(message: Message, context: Context) -> Message:
@@ -63,12 +63,12 @@ def make_client_app(
         if began is not None:
             began(batch.tasks[0].partition)
         reply = _reply(batch, load, context)
-        if told is not None:
-            told(context.run_id, batch, reply)
-        answered = reply_to(message, reply)
+        if replied is not None:
+            replied(context.run_id, batch, reply)
+        outgoing = reply_to(message, reply)
         if packed:
-            answered.content = pack(answered.content)
-        return answered
+            outgoing.content = pack(outgoing.content)
+        return outgoing
 
     app = ClientApp()
 
@@ -82,7 +82,9 @@ def make_client_app(
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        trouble = asked(unflatten(context.run_config), context.run_id) if asked is not None else ""
+        trouble = (
+            queried(unflatten(context.run_config), context.run_id) if queried is not None else ""
+        )
         name = str(context.node_config.get("name", context.node_id))
         return identity_reply(message, name, _configured_partition(context), trouble)
 
@@ -90,20 +92,20 @@ def make_client_app(
 
 
 def _reply(batch: Batch, load: Load, context: Context) -> Reply:
-    """What came of all the batch's tasks; of none if data or model are not there."""
+    """The outcomes of all the batch's tasks; errors if data or model are not available."""
     try:
         return joined(answers(batch, load(context)))
     except Exception as error:
-        traceback.print_exc()  # the log has all of it, the server one line
+        traceback.print_exc()  # the log has the whole traceback, the server one line
         why = ClientError("error", describe_error(error))
         return Reply([Outcome(task.partition, task.phase, {}, why) for task in batch.tasks])
 
 
 def _partition(message: Message, context: Context) -> int | None:
-    """The partition of this node, where the message does not say whose it is."""
+    """The configured partition of this node, which a plain message needs."""
     partition = _configured_partition(context)
     if partition is None and is_plain(message):
-        raise RunError("it was told no partition; set partition-id in its node config")
+        raise RunError("it has no partition; set partition-id in its node config")
     return partition
 
 

@@ -1,9 +1,9 @@
-"""Many tasks for one place in one message, and what came of them.
+"""Batches of tasks for clients, and replies with the tasks' outcomes.
 
-The only form in which work travels between the server and its clients, whatever carries it: in one
+The only form in which work is sent between the server and its clients, on every runtime: in one
 process a batch is a cohort, on Ray an actor's share of one, on a network a node's evaluation and
-training. What many clients report travels as columns, a list for each number, so that a client
-costs next to nothing. `messages.codec` writes both as the content of Flower's messages.
+training. Metrics of many clients are sent as columns, one list per metric, so that the overhead per
+client is negligible. `messages.codec` writes batches and replies as the content of Flower's messages.
 """
 
 from __future__ import annotations
@@ -19,44 +19,44 @@ from flsimulation.events import Phase
 from flsimulation.messages.arrays import size_of
 from flsimulation.messages.weights import mean_of
 
-_NUMBER_BYTES = 8  # of a number in a record
+_NUMBER_BYTES = 8  # size of a number in a record
 
 
 class Task(NamedTuple):
-    """What one client has to do with the batch's model."""
+    """What one client does with the batch's model."""
 
     partition: int
-    """The client."""
+    """The client's partition."""
     phase: Phase
     """``train``, or an evaluation: ``evaluate`` or ``final``."""
     round: int
-    """Whose random draws it uses."""
+    """The round whose random draws it uses."""
     config: ConfigRecord
     """The strategy's settings; often the same object for all clients of a phase."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tasks that begin with the same model, in the order in which they are to be done."""
+    """Tasks that begin with the same model, in the order of their execution."""
 
     model: ArrayRecord
     tasks: Sequence[Task]
     average: bool = False
-    """Whether the mean of the clients' models is wanted in place of each one's."""
+    """Whether the reply should contain the mean of the clients' models instead of each one's."""
     expires: float | None = None
-    """Unix time in seconds after which nobody waits for an outcome; set where it arrives."""
+    """Unix time in seconds after which outcomes are too late; set by the receiver."""
 
 
 class Outcome(NamedTuple):
-    """What came of a task: numbers, and after training a model; or an error."""
+    """The outcome of a task: metrics, and after training a model; or an error."""
 
     partition: int
     phase: Phase
     metrics: dict[str, float]
-    """``num-examples``, ``loss`` and whatever else the client reports; empty if it failed."""
+    """``num-examples``, ``loss`` and all else that the client reports; empty if it failed."""
     error: ClientError | None = None
     model: ArrayRecord | None = None
-    """None after an evaluation, and where the reply has the mean."""
+    """None after an evaluation, and if the reply has the mean."""
 
 
 class Mean(NamedTuple):
@@ -64,29 +64,29 @@ class Mean(NamedTuple):
 
     model: ArrayRecord
     examples: int
-    """Behind it, of all of them together."""
+    """Total number of examples of these clients."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """Outcomes of a batch's tasks: of all, or of those that are done so far."""
+    """Outcomes of a batch's tasks: of all, or of some of them."""
 
     outcomes: Sequence[Outcome]
     mean: Mean | None = None
-    """Of the trainings that succeeded, where that was asked for."""
+    """Mean of the models of successful trainings, if that was requested."""
     engine: str | None = None
-    """What the clients compute with, as in the manifest; None if they do not say."""
+    """The clients' engine, as in the manifest; None if not reported."""
     why_not: str | None = None
-    """Why they are not trained stacked, where that was tried."""
+    """Why they are not trained stacked, if that was tried."""
 
 
 def joined(replies: Iterable[Reply]) -> Reply:
-    """Several replies to one batch as one; the mean is that of all their means.
+    """Several replies to one batch as one; its mean is the mean of their means.
 
     Parameters
     ----------
     replies : iterable of Reply
-        The engine is that of the last.
+        The result has the engine of the last.
     """
     found = list(replies)
     last = found[-1] if found else Reply(())
@@ -103,11 +103,11 @@ def _mean(parts: Sequence[Mean]) -> Mean | None:
 
 
 def batch_bytes(batch: Batch) -> int:
-    """Payload of a batch for one client: the model, and the settings of each task."""
+    """Payload of a batch for one client in bytes: the model, and the settings of each task."""
     return size_of(batch.model) + sum(size_of(task.config) for task in batch.tasks)
 
 
 def outcome_bytes(outcome: Outcome) -> int:
-    """Payload of an outcome that a client sends by itself, as Flower counts it."""
+    """Payload in bytes of an outcome in a separate reply, as Flower counts it."""
     numbers = sum(map(len, outcome.metrics)) + _NUMBER_BYTES * len(outcome.metrics)
     return numbers + (size_of(outcome.model) if outcome.model is not None else 0)

@@ -1,7 +1,7 @@
-"""Batches and replies as Flower's messages: one form for every runtime.
+"""Batches and replies as Flower's messages, in the same form on every runtime.
 
-A model stays the record that it is, so that in one process nothing is copied. A message that Flower's
-own round loop sent, with one model and one client's settings, is a batch of one task.
+A model's record is used unchanged, so that nothing is copied within one process. A message of
+Flower's own round loop, with one model and one client's settings, is a batch of one task.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from flsimulation.messages.content import ARRAYS, CONFIG, METRICS, Record, confi
 
 _TASKS, _OUTCOMES, _FAILURES, _ENGINE = "tasks", "outcomes", "failures", "engine"
 
-_FIRST_CODE = 1000  # well above the codes Flower gives to its own errors
+_FIRST_CODE = 1000  # well above the codes of Flower's own errors
 _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
 _REASONS = {code: reason for reason, code in _CODES.items()}
 
 
 def message_of(batch: Batch, node: int, seconds: float = 0.0, clock: Clock = SYSTEM) -> Message:
-    """A batch on its way to a node.
+    """The message that sends a batch to a node.
 
     Parameters
     ----------
     batch : Batch
-        At least one task.
+        With at least one task.
     node : int
-        Flower's id of it.
+        Flower's id of the node.
     seconds : float
-        That the outcomes may take; 0 for no limit. Travels as the message's time to live.
+        Limit for the outcomes; 0 for none. It is sent as the message's time to live.
     clock : Clock
         What time it is.
     """
@@ -56,7 +56,7 @@ def message_of(batch: Batch, node: int, seconds: float = 0.0, clock: Clock = SYS
 
 
 def _records(batch: Batch, *, limited: bool) -> dict[str, Record]:
-    groups: dict[tuple[Phase, int, int], int] = {}  # tasks that differ in their partition alone
+    groups: dict[tuple[Phase, int, int], int] = {}  # tasks that differ only in their partition
     configs: list[ConfigRecord] = []
     places = []
     for _, phase, round, config in batch.tasks:
@@ -80,19 +80,19 @@ def _records(batch: Batch, *, limited: bool) -> dict[str, Record]:
 
 
 def batch_of(message: Message, partition: int | None = None) -> Batch:
-    """The batch that a message holds.
+    """The batch in a message.
 
     Parameters
     ----------
     message : Message
         Made by `message_of`, or by one of Flower's strategies.
     partition : int, optional
-        Of the node, for a message that does not say it: Flower's own.
+        Partition of the node, for messages without one: those of Flower's strategies.
     """
-    content, told = message.content, message.metadata
+    content, metadata = message.content, message.metadata
     if (tasks := cast(ConfigRecord | None, content.get(_TASKS))) is None:
         return _batch_of_one(message, partition)
-    expires = told.created_at + told.ttl if tasks["limited"] else None
+    expires = metadata.created_at + metadata.ttl if tasks["limited"] else None
     groups = [
         (phase, round, content[f"{CONFIG}-{place}"])
         for place, (phase, round) in enumerate(_rows(tasks, "phases", "rounds"))
@@ -102,13 +102,13 @@ def batch_of(message: Message, partition: int | None = None) -> Batch:
 
 
 def is_plain(message: Message) -> bool:
-    """Whether a message is one client's, as Flower's strategies make them."""
+    """Whether a message is for one client, as Flower's strategies create them."""
     return _TASKS not in message.content
 
 
 def _batch_of_one(message: Message, partition: int | None) -> Batch:
     if partition is None:
-        raise ValueError("a message without tasks does not say whose it is")
+        raise ValueError("a message without tasks needs the partition of its node")
     config = config_of(message)
     round = config.get("server-round", 0)
     phase: Phase = "train" if message.metadata.message_type == MessageType.TRAIN else "evaluate"
@@ -117,13 +117,13 @@ def _batch_of_one(message: Message, partition: int | None) -> Batch:
 
 
 def reply_to(message: Message, reply: Reply) -> Message:
-    """A reply on its way back.
+    """The message that sends a reply.
 
     Parameters
     ----------
     message : Message
-        What is answered. If it `is_plain`, so is the answer: one client's metrics and model, or
-        Flower's error.
+        The message to reply to. If it `is_plain`, so is the reply: one client's metrics and model,
+        or Flower's error.
     reply : Reply
         Some or all of the outcomes.
     """
@@ -146,7 +146,7 @@ def reply_to(message: Message, reply: Reply) -> Message:
 
 
 def plain_reply(message: Message, outcome: Outcome) -> Message:
-    """One client's answer as Flower's strategies expect it: metrics and model, or an error."""
+    """One client's reply as Flower's strategies expect it: metrics and model, or an error."""
     if outcome.error is not None:
         return failed_reply(message, outcome.error)
     content = RecordDict({METRICS: MetricRecord(dict(outcome.metrics))})
@@ -156,25 +156,25 @@ def plain_reply(message: Message, outcome: Outcome) -> Message:
 
 
 def failed_reply(message: Message, error: ClientError) -> Message:
-    """The same failure of all tasks of a message, as Flower's own runtimes report one."""
+    """A reply with one error for all tasks of a message, as Flower's own runtimes report it."""
     return Message(Error(_CODES[error.reason], str(error)), reply_to=message)
 
 
 def _columns(outcomes: Sequence[Outcome]) -> dict[str, Record]:
-    """The numbers of clients that report the same, as lists: a record for each set of names."""
+    """The clients' metrics as lists, with one record for clients with the same names."""
     blocks: dict[tuple[object, ...], list[Outcome]] = {}
     for outcome in outcomes:
         numbers = outcome.metrics
         alike = (outcome.phase, *numbers, *map(type, numbers.values()))
         blocks.setdefault(alike, []).append(outcome)
-    told = ConfigRecord(
+    header = ConfigRecord(
         {
             "partitions": [o.partition for block in blocks.values() for o in block],
             "sizes": [len(block) for block in blocks.values()],
             "phases": [str(block[0].phase) for block in blocks.values()],
         }
     )
-    records: dict[str, Record] = {_OUTCOMES: told}
+    records: dict[str, Record] = {_OUTCOMES: header}
     for place, block in enumerate(blocks.values()):
         columns = {name: [o.metrics[name] for o in block] for name in block[0].metrics}
         records[f"{METRICS}-{place}"] = MetricRecord(cast(dict[str, Any], columns))
@@ -194,7 +194,7 @@ def _failures(outcomes: Sequence[Outcome]) -> ConfigRecord:
 
 
 def reply_of(message: Message) -> Reply | ClientError:
-    """What `reply_to` wrote, or the failure that Flower reports in its place."""
+    """The reply in a message of `reply_to`, or the error that Flower reports instead."""
     if (error := failure_of(message)) is not None:
         return error
     content = message.content
@@ -207,18 +207,18 @@ def reply_of(message: Message) -> Reply | ClientError:
             )
         ]
     mean = cast(ArrayRecord | None, content.get(ARRAYS))
-    told = cast(ConfigRecord, content[_OUTCOMES])
+    header = cast(ConfigRecord, content[_OUTCOMES])
     engine = cast(ConfigRecord, content.get(_ENGINE, {}))
     return Reply(
         outcomes,
-        Mean(mean, cast(int, told["examples"])) if mean is not None else None,
+        Mean(mean, cast(int, header["examples"])) if mean is not None else None,
         cast(str | None, engine.get("name")),
         cast(str | None, engine.get("why-not")) or None,
     )
 
 
 def failure_of(message: Message) -> ClientError | None:
-    """The failure that a message reports in place of outcomes, or None."""
+    """The error that a message reports instead of outcomes; None if it has none."""
     if not message.has_error():
         return None
     error = message.error
@@ -227,10 +227,10 @@ def failure_of(message: Message) -> ClientError | None:
 
 
 def _succeeded(content: RecordDict) -> Iterator[Outcome]:
-    told = cast(ConfigRecord, content[_OUTCOMES])
-    partitions = iter(cast(list[int], told["partitions"]))
+    header = cast(ConfigRecord, content[_OUTCOMES])
+    partitions = iter(cast(list[int], header["partitions"]))
     models = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
-    for place, (size, phase) in enumerate(_rows(told, "sizes", "phases")):
+    for place, (size, phase) in enumerate(_rows(header, "sizes", "phases")):
         columns = cast(Mapping[str, list[float]], content[f"{METRICS}-{place}"])
         names = list(columns)
         rows = zip(*columns.values(), strict=True) if names else iter([()] * size)

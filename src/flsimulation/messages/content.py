@@ -1,4 +1,4 @@
-"""Names of the records in messages, and what a node says of itself."""
+"""Names of the records in messages, and replies that identify a node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 Record: TypeAlias = ArrayRecord | MetricRecord | ConfigRecord
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # Flower's own names of the records
-_IDENTITY = "identity"  # a record of our own
+_IDENTITY = "identity"  # a record of this package
 _PARTITION_ID, _NAME, _TROUBLE = "partition-id", "name", "trouble"
 
 
@@ -19,14 +19,14 @@ def config_of(message: Message) -> ConfigRecord:
 
 
 def model_of(message: Message) -> ArrayRecord:
-    """The model that a message carries, as Flower's record."""
+    """The model in a message, as Flower's record."""
     return cast(ArrayRecord, message.content[ARRAYS])
 
 
 def identity_reply(
     message: Message, name: str, partition: int | None, trouble: str = ""
 ) -> Message:
-    """A node's answer to the question who it is, which partition it has, and what went wrong."""
+    """A node's reply to a query: its name, its configured partition, and what went wrong."""
     record = ConfigRecord({_NAME: name, _TROUBLE: trouble})
     if partition is not None:
         record[_PARTITION_ID] = partition
@@ -34,7 +34,7 @@ def identity_reply(
 
 
 def identity_of(message: Message) -> tuple[str, int | None, str]:
-    """Name, configured partition and trouble in a node's answer."""
+    """Name, configured partition and trouble in a node's reply."""
     record = cast(ConfigRecord, message.content[_IDENTITY])
     partition = record.get(_PARTITION_ID)
     configured = None if partition is None else int(cast(int, partition))

@@ -1,4 +1,4 @@
-"""The ClientApp that a network's clients run, in a process that started warm."""
+"""The ClientApp of a network's clients, in a process that a warm server forked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flsimulation.runtimes.network.names import REPORTS, WARM
 from flsimulation.training import Batches, Job, Terms
 
 _prepared: tuple[int, Workspace] | None = None
-"""A run's id with its data and model: another run may find other files under the same names."""
+"""A run's id, and its data and model: for another run, files of the same names may differ."""
 
 
 def prepare(order: dict[str, Any]) -> None:
@@ -37,9 +37,9 @@ def prepare(order: dict[str, Any]) -> None:
 
 
 def _practise(space: Workspace) -> None:
-    """Train and evaluate on two examples: Lightning and PyTorch do a lot when first used.
+    """Train and evaluate on two examples: first use of Lightning and PyTorch is slow.
 
-    Only without a GPU, which no process may use before it forks.
+    Only without a GPU: a process that forks must not use one before.
     """
     if torch.cuda.is_available():
         return
@@ -52,14 +52,14 @@ def _practise(space: Workspace) -> None:
         lambda: seeds.rng(0, "practice"),
     )
     job, state = Job(0, batches, seed=0), space.initial_state()
-    with contextlib.suppress(Exception):  # whatever is wrong, the first message says it
+    with contextlib.suppress(Exception):  # the first message reports the error
         list(space.engine.fit(state, [job], Terms()))
         if space.can_evaluate_clients:
             list(space.engine.evaluate(state, [job]))
 
 
 def tell_killed(killed: Killed) -> None:
-    """Report that a message's process was killed before it answered."""
+    """Report that a message's process was killed before it replied."""
     if killed.command != CLIENT_APP:
         return
     print(f"flsim: a message's process was {killed.end}", file=sys.stderr, flush=True)
@@ -77,12 +77,12 @@ def _workspace(context: Context) -> Workspace:
 
 
 def _begin(partition: int) -> None:
-    """Report whose message begins: if its process is killed, nobody else can say so."""
+    """Report the partition of a message: if its process is killed, it is not reported otherwise."""
     _send(REPORTS, {"partition": partition})
 
 
 def _tell(run: int, batch: Batch, reply: Reply) -> None:
-    """Report a batch and what came of it to the process that serves the metrics."""
+    """Report a batch and its reply to the process that serves the metrics."""
     good = [outcome for outcome in reply.outcomes if outcome.error is None]
     report = {
         "run": run,
@@ -103,7 +103,7 @@ def _send(variable: str, content: Any) -> None:
 
 
 def _announce(experiment: Experiment, run: int) -> str:
-    """Report that the run is here, and have its data and model loaded for the processes to come.
+    """Report that the run has begun, and load its data and model for the next processes.
 
     Returns what went wrong before.
     """
@@ -118,4 +118,4 @@ def _prepare_for(experiment: Experiment, run: int) -> None:
 
 
 app = make_client_app(_workspace, _tell, _announce, _begin)
-"""The ClientApp that the submitted app names."""
+"""The ClientApp of the submitted Flower app."""

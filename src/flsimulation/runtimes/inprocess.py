@@ -1,4 +1,4 @@
-"""A federation in this process: a Grid that needs neither Ray nor a SuperLink nor a copy."""
+"""A federation in this process: a Grid without Ray, SuperLink, or copies of messages."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from flsimulation.runtimes.simulated import (
 from flsimulation.server.app import Start, make_server_app
 
 Answer: TypeAlias = Callable[[Batch], Iterator[Reply]]
-"""Does a batch's tasks and yields what is done, as `flsimulation.client.answers.answers`."""
+"""Executes a batch's tasks and yields replies, as `flsimulation.client.answers.answers`."""
 
 
 class InProcessGrid(SimulatedGrid):
-    """Lets the clients work as their replies are pulled, a whole cohort in one message.
+    """Executes the clients' tasks while replies are pulled; a cohort is one message.
 
     Parameters
     ----------
     answer : callable
-        Does the clients' tasks.
+        Executes the clients' tasks.
     clients : int
-        Number of nodes, one a partition.
+        Number of nodes, one per partition.
     averages : bool
         Whether clients that train together can return their mean model.
     clock : Clock
@@ -61,9 +61,9 @@ class InProcessGrid(SimulatedGrid):
         yield self.node_of(batch.tasks[0].partition), batch
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Accept the messages; nothing runs before they are pulled.
+        """Accept the messages; their tasks run when replies are pulled.
 
-        Messages whose time to live is over are dropped, as a SuperLink drops them.
+        Messages whose time to live is over are dropped, as by a SuperLink.
         """
         now = self._clock.time()
         self._waiting = {i: m for i, m in self._waiting.items() if expires(m) > now}
@@ -77,9 +77,10 @@ class InProcessGrid(SimulatedGrid):
         *,
         reply_to_message_ids: Iterable[str] | None = None,
     ) -> Iterable[Message]:
-        """Let clients work until there is a reply; none if nothing is left to do.
+        """Execute tasks until there is a reply; returns none if no task is left.
 
-        So every outcome can be seen as it comes. Work that is not pulled any more is ended.
+        So every outcome is visible as soon as it exists. A message that is not pulled any more is
+        abandoned.
         """
         wanted = requested(message_ids, reply_to_message_ids, self._identifiers())
         while (message := self._at_work(wanted)) is not None:
@@ -89,14 +90,14 @@ class InProcessGrid(SimulatedGrid):
         return []
 
     def _identifiers(self) -> list[str]:
-        """Of all messages that are not answered yet."""
+        """Ids of all messages without a complete reply."""
         begun = [self._working.metadata.message_id] if self._working is not None else []
         return [*begun, *self._waiting]
 
     def _at_work(self, wanted: Collection[str]) -> Message | None:
-        """The message that is worked on, the next one if need be."""
+        """The message in progress; if there is none, the next one."""
         if self._working is not None and self._working.metadata.message_id not in wanted:
-            self._working, self._replies = None, iter(())  # nobody waits for it any more
+            self._working, self._replies = None, iter(())  # its reply is not needed any more
         if self._working is None:
             waiting = (self._waiting.pop(i) for i in wanted if i in self._waiting)
             if (message := next(waiting, None)) is not None:
@@ -110,14 +111,14 @@ def run_in_process(
     workspace: Workspace | None = None,
     start: Start | None = None,
 ) -> None:
-    """Run the experiment's server and clients in this process; events tell what happens.
+    """Run the experiment's server and clients in this process; sinks receive the events.
 
     Raises
     ------
     InputError
-        If the experiment's data or model cannot be had.
+        If the experiment's data or model is not available.
     RunError
-        If the federation could not go on.
+        If the federation could not continue.
     """
     space = workspace or Workspace.load(experiment)
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(flatten(experiment)))

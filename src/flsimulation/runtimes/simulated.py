@@ -1,4 +1,4 @@
-"""What the runtimes have in common in which clients are no programs: nodes that are always there."""
+"""Common parts of the runtimes without client programs: all nodes are always connected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIRST_NODE_ID = 2  # of partition 0
 
 
 class _Nodes(Mapping[int, int]):
-    """Partition by node of any number of clients, without a table."""
+    """Mapping from node to partition for any number of clients, without a table."""
 
     def __init__(self, clients: int) -> None:
         self._ids = range(_FIRST_NODE_ID, _FIRST_NODE_ID + clients)
@@ -34,17 +34,17 @@ class _Nodes(Mapping[int, int]):
         return len(self._ids)
 
     def values(self) -> Any:
-        """The partitions, ascending; not asked for one by one."""
+        """The partitions, ascending; without a look-up for each."""
         return range(len(self._ids))
 
 
 class SimulatedGrid(PartitionedGrid):
-    """Nodes ordered by partition, none of which comes or goes, and messages that cost no time.
+    """A grid whose nodes are ordered by partition and always connected, and with fast messages.
 
     Parameters
     ----------
     clients : int
-        Number of nodes, one a partition.
+        Number of nodes, one per partition.
     averages : bool
         Whether clients that train together can return their mean model.
     """
@@ -58,12 +58,12 @@ class SimulatedGrid(PartitionedGrid):
 
     @property
     def partitions(self) -> Mapping[int, int]:
-        """Partition of every node id; all nodes are there."""
+        """Partition of every node id; all nodes are connected."""
         return self._partitions
 
     @property
     def costs_time(self) -> bool:
-        """A message costs next to nothing."""
+        """No: messages are fast."""
         return False
 
     @property
@@ -77,22 +77,22 @@ class SimulatedGrid(PartitionedGrid):
         return node if node in self._partitions else None
 
     def get_node_ids(self) -> Iterable[int]:
-        """Nodes by partition."""
+        """Nodes, ordered by partition."""
         return self._nodes
 
     def look(self) -> None:
-        """Nobody comes or goes."""
+        """Do nothing: nodes do not connect or disconnect."""
 
-    def gather(self, seconds: float) -> int:  # noqa: ARG002 - nobody is away
-        """All clients are there."""
+    def gather(self, seconds: float) -> int:  # noqa: ARG002 - no client is disconnected
+        """Number of clients, which are all connected."""
         return len(self.partitions)
 
     def wait(self, least: int, seconds: float) -> bool:  # noqa: ARG002
-        """Whether there are so many clients; there will not be more."""
+        """Whether there are at least ``least`` clients; their number does not change."""
         return len(self.partitions) >= least
 
     def set_run(self, run: Run) -> None:
-        """Take over the run's description."""
+        """Set the run's description."""
         self._run = run
 
     @property
@@ -101,7 +101,7 @@ class SimulatedGrid(PartitionedGrid):
         return self._run
 
     def _named(self, message: Message) -> str:
-        """Give a message an id, and return it."""
+        """Set a message's id, and return it."""
         self._pushed += 1
         set_message_id(message, identifier := str(self._pushed))
         return identifier
@@ -114,6 +114,6 @@ def expires(message: Message) -> float:
 
 @contextlib.contextmanager
 def flower_identity() -> Iterator[None]:
-    """Give Flower's messages the identity of a run's server inside the block."""
+    """Set the identity of Flower's messages to that of a run's server, inside the block."""
     with identity(1, RUN_ID, SERVER_NODE_ID):
         yield

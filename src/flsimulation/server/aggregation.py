@@ -1,4 +1,4 @@
-"""A round's results made into the new global model: by the strategy, or as one weighted mean."""
+"""Aggregates a round's results to the new global model: by the strategy, or as a weighted mean."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from flsimulation.server.replies import Replies
 
 @dataclass(frozen=True)
 class Aggregation:
-    """What becomes of the clients' models.
+    """How the clients' models are aggregated.
 
     Parameters
     ----------
     strategy : Strategy
         One of Flower's.
     name : str
-        The strategy's, for errors.
+        Name of the strategy, for errors.
     buffers : frozenset of str
-        Arrays that the strategy does not see; they are averaged over the clients.
+        Arrays that are not passed to the strategy; they are averaged over the clients.
     """
 
     strategy: Strategy
@@ -43,7 +43,7 @@ class Aggregation:
 
     @property
     def is_mean(self) -> bool:
-        """Whether the strategy does no more than average, weighted by examples."""
+        """Whether the strategy only averages the models, weighted by examples."""
         own = self.strategy
         return (
             isinstance(own, FedAvg)
@@ -85,12 +85,12 @@ class Aggregation:
         arrays, metrics = self.strategy.aggregate_train(number, results)
         if arrays is None:
             raise RoundError(
-                f"round {number}: the strategy made no model of {len(results)} results"
+                f"round {number}: the strategy returned no model for {len(results)} results"
             )
         return with_types_of(joined({**arrays, **buffers}), sent), metrics
 
     def _take_buffers(self, trained: Replies, results: list[Message]) -> dict[str, Array]:
-        """Average the buffers, and leave the strategy results without them."""
+        """Average the buffers, and remove them from the results."""
         if not self.buffers:
             return {}
         models = [model_of(result) for result in results]
@@ -101,7 +101,7 @@ class Aggregation:
 
 
 def _mean(trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
-    """The mean of the means, and of the models of clients that trained by themselves."""
+    """The mean of the mean models, and of the models of clients that trained separately."""
     alone = {p: Mean(m, int(trained.metrics[p]["num-examples"])) for p, m in trained.models.items()}
     parts = [part for _, part in sorted({**alone, **trained.means}.items())]
     models, examples = [part.model for part in parts], [part.examples for part in parts]
@@ -109,7 +109,7 @@ def _mean(trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
 
 
 def mean_metrics(replies: Replies) -> dict[str, float]:
-    """The clients' numbers, each the mean weighted by examples: Flower's own rule, all at once."""
+    """The clients' metrics, averaged and weighted by examples as in Flower, all at once."""
     partitions = sorted(replies.metrics)
     names = [name for name in replies.metrics[partitions[0]] if name != "num-examples"]
     numbers = np.array([[replies.metrics[p][name] for name in names] for p in partitions])
@@ -118,7 +118,7 @@ def mean_metrics(replies: Replies) -> dict[str, float]:
 
 
 def require_same_metrics(number: int, replies: Replies) -> None:
-    """Flower aggregates only what all clients report; say who lacks what. Raises `RoundError`."""
+    """Raise `RoundError` if a client lacks a metric: Flower aggregates those that all report."""
     names = {partition: metrics.keys() for partition, metrics in replies.metrics.items()}
     every = set().union(*names.values())
     if all(len(own) == len(every) for own in names.values()):
@@ -127,6 +127,6 @@ def require_same_metrics(number: int, replies: Replies) -> None:
         lacking = [partition for partition in sorted(names) if name not in names[partition]]
         if lacking:
             raise RoundError(
-                f"round {number}: the module logs {name!r} on some clients only, not on client "
+                f"round {number}: the module logs {name!r} only on some clients, not on client "
                 f"{lacking[0]}; log it on every client or on none"
             )

@@ -38,25 +38,25 @@ from flsimulation.server.rounds import Ended, Rounds
 from flsimulation.server.strategies import MOVING_THE_MODEL, build_strategy
 
 Connect: TypeAlias = Callable[[Grid, Experiment, Sink], PartitionedGrid]
-"""Makes a grid with partitions of Flower's, and waits for the experiment's clients."""
+"""Returns a grid with partitions over Flower's, after waiting for the experiment's clients."""
 
-_LISTED_CLIENTS = 1000  # a histogram of more clients than this is not written out
+_LISTED_CLIENTS = 1000  # a histogram of more clients than this is not written
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a resumed run goes on."""
+    """The state from which a run is resumed."""
 
     round: int
-    """Rounds that are done."""
+    """Number of completed rounds."""
     arrays: ArrayRecord
     """The global model after them."""
     strategy: Mapping[str, Any]
     """Attributes of the strategy object after them."""
     reached: bool = False
-    """Whether the target accuracy was reached in them, so that none is to come."""
+    """Whether the target accuracy was reached, so that no round follows."""
     trained: Sequence[tuple[int, str | None]] = ()
-    """Partition and failure, or None, of each training in them."""
+    """Partition, and reason of the failure or None, of each training in these rounds."""
 
 
 def make_server_app(
@@ -72,15 +72,15 @@ def make_server_app(
     Parameters
     ----------
     sinks : iterable of callables
-        Each takes every event of the run.
+        Each is called with every event of the run.
     workspace : Workspace, optional
-        Data and trainer that this process has already.
+        Data, model and engine, if this process has loaded them already.
     start : Start, optional
-        Go on after this round instead of starting anew.
+        Continue after this round, instead of starting from the first.
     connect : callable, optional
-        Makes a grid with partitions of one without, and waits for its clients.
+        Returns a grid with partitions for a grid without, after waiting for its clients.
     trains : bool
-        Whether the clients are in this process too, so that its GPU is the one they train on.
+        Whether the clients train in this process, and hence on its GPU.
     """
     listeners = tuple(sinks)
     app = ServerApp()
@@ -96,7 +96,7 @@ def make_server_app(
             attempts(event)
             for sink in listeners:
                 sink(event)
-                if isinstance(event, RoundFinished):  # it counts if the first could keep it
+                if isinstance(event, RoundFinished):  # it counts once the first sink has stored it
                     rounds = event.round
 
         def finish(state: State, error: str | None = None) -> None:
@@ -105,7 +105,7 @@ def make_server_app(
         try:
             space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
             started = _announcement(space, start.round if start is not None else 0, trains)
-            if not isinstance(grid, PartitionedGrid):  # a network's clients choose for themselves
+            if not isinstance(grid, PartitionedGrid):  # a network's clients choose their engine
                 started = replace(started, engine=None, not_stacked=None)
             emit(started)
             _federate(lambda: _exchange(grid, started, emit, connect, clock), space, emit, start)
@@ -133,7 +133,7 @@ def _federate(
     arrays = record_of(space.initial_state())
     if start is not None:
         vars(strategy).update(start.strategy)
-        # in the clients' order, by which strategies may go; a file has another
+        # in the model's order, on which strategies may rely; that of the file differs
         arrays = joined({name: start.arrays[name] for name in arrays})
         emit(Checkpoint(start.round, arrays, strategy))
     exchange = ready()
@@ -157,12 +157,12 @@ def _federate(
 def _exchange(
     grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None, clock: Clock
 ) -> Exchange:
-    """What carries the tasks, over a grid with a partition for each node."""
+    """The exchange, over a grid with a partition for each node."""
     experiment, engine = started.experiment, (started.engine, started.not_stacked)
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
     elif connect is None:
-        raise RunError("the grid does not say which node holds which partition")
+        raise RunError("the grid does not report which node holds which partition")
     else:
         grid = connect(grid, experiment, emit)
     return Exchange(grid, experiment.round.deadline, emit, *engine, clock)
@@ -206,7 +206,7 @@ def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
 
 
 def _evaluate_everyone(exchange: Exchange, ended: Ended, space: Workspace, emit: Sink) -> None:
-    """Each client's score of the final model, for the spread; asked again only where unknown."""
+    """Each client's scores of the final model; evaluated again only if they are not known."""
     arrays, evaluated, last = ended
     wanted = space.experiment.evaluate.clients
     there = exchange.grid.partitions.values()  # ascending

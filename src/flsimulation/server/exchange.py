@@ -1,7 +1,7 @@
-"""Handing tasks to the clients, and taking in what comes of them as it comes.
+"""Sends tasks to the clients, and receives their outcomes as they arrive.
 
-Flower's ``Grid.send_and_receive`` returns all answers at once; ``push_messages`` and
-``pull_messages`` let every outcome be an event as it comes, and leave the deadline to us.
+Flower's ``Grid.send_and_receive`` returns all replies at once. With ``push_messages`` and
+``pull_messages``, every outcome is an event when it arrives, and deadlines are checked here.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from flsimulation.server.awaiting import Awaiting
 from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.replies import Replies
 
-_POLL_SECONDS = 0.2  # between two looks for answers, where the grid has none ready
+_POLL_SECONDS = 0.2  # between two requests for replies, if there was none
 
 _Waiting: TypeAlias = dict[tuple[int, Phase], Replies]
-"""What takes the outcome of each task that has none yet, by partition and phase."""
+"""The `Replies` of each task without an outcome, by partition and phase."""
 
 
 class _Posted(NamedTuple):
@@ -38,34 +38,34 @@ class _Posted(NamedTuple):
 
 @dataclass(frozen=True)
 class _Sent:
-    """A message on its way."""
+    """A message whose reply is not complete."""
 
     node: int
     waiting: _Waiting
     seconds: float
-    """That its outcomes may take; infinite without a deadline."""
+    """Limit for its outcomes; 0 without a deadline."""
     expires: float
-    """As the clock's ``monotonic`` counts."""
+    """Its deadline, as the clock's ``monotonic`` counts; infinite without one."""
 
 
 class Exchange:
-    """Carries the tasks of a federation to its clients, and the outcomes back.
+    """Sends the tasks of a federation to its clients, and receives the outcomes.
 
-    `post`, then `outcomes`: that is all. What goes into which message, and when, is not the
-    caller's business.
+    Callers call `post`, then `outcomes`; which message contains which tasks, and when it is sent, is
+    decided here.
 
     Parameters
     ----------
     grid : PartitionedGrid
-        Whatever carries the messages.
+        The grid that sends the messages.
     deadline : float
         Seconds that a phase may take; 0 for no limit.
     emit : callable
-        Takes the events.
+        Called with the events.
     engine : str, optional
-        What the clients are known to compute with, so that they need not report it.
+        The clients' engine if it is known; an engine that differs is reported as an event.
     why_not : str, optional
-        Why they are not trained stacked, as far as that is known.
+        Why they are not trained stacked, if known.
     clock : Clock
         What time it is.
     """
@@ -84,7 +84,7 @@ class Exchange:
         self._engines = {(None, None), (engine, why_not)}
         self._held: list[_Posted] = []
         self._pending: dict[str, _Sent] = {}
-        self._ready: deque[Reply] = deque()  # outcomes that were known before anything was sent
+        self._ready: deque[Reply] = deque()  # outcomes of tasks that could not be sent
         self._last = Replies(0, "train")
         self._awaiting = Awaiting(0, "train", emit, clock)
 
@@ -97,19 +97,19 @@ class Exchange:
         *,
         can_wait: bool = False,
     ) -> Replies:
-        """Let clients do the tasks of one phase.
+        """Post the tasks of one phase to the clients.
 
         Parameters
         ----------
         round, phase
-            As in the events; the tasks' own.
+            Round and phase of the tasks.
         batches : sequence of Batch
-            Each client has one task at most.
+            At most one task per client.
         messages : mapping, optional
-            The strategy's messages that the tasks come from, by partition.
+            The strategy's messages that the tasks are from, by partition.
         can_wait : bool
-            Whether the tasks may go out with those of the next call: then messages that cost time
-            are fewer. `outcomes` does not wait for them before.
+            Whether the tasks may be sent together with those of the next call, which saves messages
+            on a slow grid. Until then, `outcomes` does not wait for them.
 
         Returns
         -------
@@ -126,28 +126,28 @@ class Exchange:
         return replies
 
     def outcomes(self) -> Iterator[Reply]:
-        """What comes of the tasks that were sent, as it comes, until every one has its outcome.
+        """Yield the outcomes of the tasks that were sent, as they arrive, until every task has one.
 
-        Of a task that is not done by the deadline, or whose client is lost, that is an error. Whoever
-        has enough may leave the loop, post more tasks, and call this again.
+        The outcome of a task that is not done by the deadline, or whose client is lost, is an error.
+        A caller may leave the loop, post more tasks, and call this again.
         """
         while self._ready or self._pending:
-            came = list(self._ready) or self._take()
+            arrived = list(self._ready) or self._take()
             self._ready.clear()
-            yield from came
-            if not came:
+            yield from arrived
+            if not arrived:
                 yield from self._lost()
                 self._rest()
             yield from self._late()
 
     def _send(self) -> None:
-        """Send what is held, tasks that begin with the same model together."""
+        """Send the posted tasks, those that begin with the same model together."""
         held, self._held = self._held, []
         for posted in held:
             self._last = replies = posted.replies
             self._emit(PhaseStarted(replies.round, replies.phase, replies.cohort))
         self._awaiting = Awaiting(self._last.round, self._last.phase, self._emit, self._clock)
-        seconds = self._deadline * len(held)  # of each phase
+        seconds = self._deadline * len(held)  # a deadline per phase
         takers = {posted.replies.phase: posted.replies for posted in held}
         messages, sent = list[Message](), list[_Sent]()
         for batch in _together(held):
@@ -164,12 +164,12 @@ class Exchange:
         self._pending |= zip(self.grid.push_messages(messages), sent, strict=True)
 
     def _take(self) -> list[Reply]:
-        """Take in the replies that are there."""
-        came = []
+        """Receive the replies that have arrived."""
+        arrived = []
         for message in self.grid.pull_messages(self._pending.keys()):
             identifier = message.metadata.reply_to_message_id
             if (sent := self._pending.get(identifier)) is None:
-                continue  # given up a moment ago
+                continue  # its deadline has just passed
             reply = reply_of(message)
             if isinstance(reply, ClientError):
                 reply = self._failed(sent.waiting, list(sent.waiting), reply)
@@ -178,15 +178,15 @@ class Exchange:
                 self._record(sent.waiting, reply)
             if not sent.waiting:
                 del self._pending[identifier]
-            came.append(reply)
-        if came:
+            arrived.append(reply)
+        if arrived:
             self._awaiting.answered()
-        return came
+        return arrived
 
     def _report(self, reply: Reply) -> None:
-        """Tell what clients compute with, if that is news."""
-        if (told := (reply.engine, reply.why_not)) not in self._engines:
-            self._engines.add(told)
+        """Emit an event with the clients' engine, if it is a new one."""
+        if (engine := (reply.engine, reply.why_not)) not in self._engines:
+            self._engines.add(engine)
             self._emit(EngineReported(str(reply.engine), reply.why_not))
 
     def _record(self, waiting: _Waiting, reply: Reply) -> None:
@@ -207,7 +207,7 @@ class Exchange:
         partition, _, metrics, error, model = outcome
         if error is not None:
             replies.failures[partition] = error
-            told = ClientReplied(
+            event = ClientReplied(
                 replies.round, replies.phase, partition, reason=error.reason, error=str(error)
             )
         else:
@@ -215,19 +215,19 @@ class Exchange:
             replies.bytes_up += outcome_bytes(outcome)
             if model is not None:
                 replies.models[partition] = model
-            told = ClientReplied(replies.round, replies.phase, partition, metrics)
-        self._emit(told)
+            event = ClientReplied(replies.round, replies.phase, partition, metrics)
+        self._emit(event)
 
     def _failed(
         self, waiting: _Waiting, tasks: Iterable[tuple[int, Phase]], error: ClientError
     ) -> Reply:
-        """Take the same error as the outcome of several tasks."""
+        """Record the same error as the outcome of several tasks."""
         reply = Reply([Outcome(partition, phase, {}, error) for partition, phase in tasks])
         self._record(waiting, reply)
         return reply
 
     def _lost(self) -> Iterator[Reply]:
-        """Wait no longer for nodes that went away."""
+        """Fail the tasks of disconnected nodes that will not reply."""
         self.grid.look()
         there = self.grid.partitions
         for identifier, sent in list(self._pending.items()):
@@ -239,24 +239,24 @@ class Exchange:
                 yield self._failed(sent.waiting, list(sent.waiting), ClientError("lost", why))
 
     def _rest(self) -> None:
-        """Let time pass until there may be more."""
+        """Sleep until the next request for replies."""
         if self.grid.costs_time:
             self._awaiting.look(self._last.missing, len(self._last.cohort))
         first = min((sent.expires for sent in self._pending.values()), default=0.0)
         self._clock.sleep(min(_POLL_SECONDS, max(0.0, first - self._clock.monotonic())))
 
     def _late(self) -> Iterator[Reply]:
-        """Wait no longer for what is not done by its deadline."""
+        """Fail the tasks whose deadline has passed."""
         now = self._clock.monotonic()
         for identifier, sent in list(self._pending.items()):
             if sent.expires <= now:
                 del self._pending[identifier]
-                late = ClientError("deadline", f"no answer within {sent.seconds:g} s")
+                late = ClientError("deadline", f"no reply within {sent.seconds:g} s")
                 yield self._failed(sent.waiting, list(sent.waiting), late)
 
 
 def _together(held: Iterable[_Posted]) -> list[Batch]:
-    """Batches of several phases, those that begin with the same model as one."""
+    """Batches of several phases; those that begin with the same model are merged."""
     found: dict[int, Batch] = {}
     for posted in held:
         for batch in posted.batches:
@@ -274,9 +274,9 @@ def _together(held: Iterable[_Posted]) -> list[Batch]:
 
 
 def _count_down(batch: Batch, takers: Mapping[Phase, Replies]) -> None:
-    """Count what each client's own message would hold: the model once, with its last task."""
+    """Count the payload of a separate message per client: the model once, for its last task."""
     model = size_of(batch.model)
-    sizes: dict[int, int] = {}  # of settings that many clients share
+    sizes: dict[int, int] = {}  # of settings, which many clients share
     last = {task.partition: task.phase for task in batch.tasks}
     for task in batch.tasks:
         if (settings := id(task.config)) not in sizes:

@@ -1,4 +1,4 @@
-"""What carries messages: Flower's grid, with a partition for each node."""
+"""The interface of grids: Flower's, with a partition for each node."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from flsimulation.messages.batch import Batch
 class PartitionedGrid(Grid):
     """A Flower grid that knows the partition of every node.
 
-    Several messages may answer one, each with some of the outcomes of its tasks.
+    A message may have several replies, each with some of the outcomes of its tasks.
     """
 
     @property
     @abstractmethod
     def partitions(self) -> Mapping[int, int]:
-        """Partition of every node that is there, by node id, ascending by partition."""
+        """Partition of every connected node, by node id, ascending by partition."""
 
     @property
     @abstractmethod
     def costs_time(self) -> bool:
-        """Whether a message takes so long that two phases had better share one."""
+        """Whether messages are slow, so that two phases should share one."""
 
     @property
     def averages(self) -> bool:
-        """Whether messages may ask for their clients' mean model in place of each one's."""
+        """Whether batches may request the mean of their clients' models instead of each one's."""
         return False
 
     @abstractmethod
     def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:
-        """The batch by messages, each with the node that it goes to.
+        """Divide a batch into messages; yields the node and the batch of each.
 
-        None where nobody holds the tasks' partition.
+        The node is None if no node holds the tasks' partition.
         """
 
     @abstractmethod
     def look(self) -> None:
-        """See who came and who went since."""
+        """Update the connected nodes."""
 
     @abstractmethod
     def gather(self, seconds: float) -> int:
-        """Wait for clients that went away, once for each absence; returns how many are there."""
+        """Wait for disconnected clients, once per absence; returns how many are connected."""
 
     @abstractmethod
     def wait(self, least: int, seconds: float) -> bool:
-        """Wait until at least so many clients are there; False if they do not come in time."""
+        """Wait until at least ``least`` clients are connected; False if that takes too long."""
 
-    def why_lost(self, partition: int, node: int) -> str | None:  # noqa: ARG002 - of networks
-        """Why no answer will come from a node that went away; None if one still may."""
-        return "it went away before it answered"
+    def why_lost(self, partition: int, node: int) -> str | None:  # noqa: ARG002 - for networks
+        """Why a disconnected node will not reply; None if it still may."""
+        return "it disconnected before it replied"
 
     def node_of(self, partition: int) -> int | None:
-        """The node that holds a partition now, or None."""
+        """The node that holds a partition; None if there is none."""
         return next((node for node, held in self.partitions.items() if held == partition), None)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -66,7 +66,7 @@ class PartitionedGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Not for grids whose messages may have several answers: the exchange pushes and pulls."""
+        """Not available, since messages may have several replies: use the exchange."""
         raise NotImplementedError("post tasks to the exchange instead")
 
     def create_message(

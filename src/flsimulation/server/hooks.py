@@ -1,4 +1,4 @@
-"""Between Flower's strategies, whose hooks speak in messages to nodes, and tasks of clients."""
+"""Converts the messages to nodes of Flower's strategies to tasks of clients."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def batches_of(
     *,
     average: bool = False,
 ) -> list[Batch]:
-    """What a strategy's messages ask of the clients, by the model that they begin with.
+    """The batches of a strategy's messages, one per model that tasks begin with.
 
     Parameters
     ----------
     round, phase
-        The tasks'.
+        Round and phase of the tasks.
     messages : mapping
-        By partition.
+        The messages by partition.
     model : ArrayRecord, optional
-        Goes out in place of the messages' own, which lack the buffers.
+        Sent in place of the messages' own model, which has no buffers.
     average : bool
-        Whether the mean of the clients' models will do.
+        Whether to request the mean of the clients' models.
     """
-    read: dict[int, tuple[ConfigRecord, list[Task]]] = {}  # by content, which many share
+    read: dict[int, tuple[ConfigRecord, list[Task]]] = {}  # by content, which messages may share
     models: dict[int, tuple[ArrayRecord, list[Task]]] = {}
     for partition, message in messages.items():
         content = message.content

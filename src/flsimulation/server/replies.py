@@ -1,4 +1,4 @@
-"""What became of the tasks of one phase."""
+"""Outcomes of the tasks of one phase."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flsimulation.messages.codec import plain_reply
 
 @dataclass
 class Replies:
-    """The outcomes of one phase, filled as they come."""
+    """The outcomes of one phase, added as they arrive."""
 
     round: int
     phase: Phase
@@ -24,17 +24,17 @@ class Replies:
     messages: Mapping[int, Message] = field(default_factory=dict)
     """The strategy's own message to each client, by partition."""
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
-    """The numbers of the clients that succeeded, by partition."""
+    """Metrics of the clients that succeeded, by partition."""
     models: dict[int, ArrayRecord] = field(default_factory=dict)
-    """Their models, where each has its own."""
+    """Their models, if each was sent separately, by partition."""
     means: dict[int, Mean] = field(default_factory=dict)
     """Mean models of clients that trained together, by the lowest of their partitions."""
     failures: dict[int, ClientError] = field(default_factory=dict)
-    """Why the others did not succeed, by partition."""
+    """Why the other clients failed, by partition."""
     bytes_down: int = 0
-    """Payload of the message that each client would get by itself, of all of them together."""
+    """Total payload of the messages, as if each client got a separate one."""
     bytes_up: int = 0
-    """Payload of the answers that they would send by themselves."""
+    """Total payload of the replies, as if each client sent a separate one."""
 
     @property
     def missing(self) -> list[int]:
@@ -48,9 +48,9 @@ class Replies:
         return len(self.metrics) + len(self.failures) == len(self.cohort)
 
     def results(self) -> list[Message]:
-        """The successful clients' answers, as Flower's strategies take them.
+        """The successful clients' replies, as Flower's strategies expect them.
 
-        In the order of partitions, whatever order they came in; each is built anew.
+        They are in the order of partitions, not of arrival, and new objects in every call.
         """
         return [
             plain_reply(

@@ -1,7 +1,7 @@
-"""The round loop: Flower's strategies decide, this module sees that every round is sound.
+"""The round loop: calls the methods of Flower's strategies, and checks every round.
 
-``Strategy.start()`` of Flower gives no event per round, no deadline and no error when every client
-failed; here its four hooks are called one by one, so that any Flower strategy works unmodified.
+Flower's ``Strategy.start()`` has no event per round, no deadline, and no error if every client
+failed. So the strategy's four methods are called here; any Flower strategy works unmodified.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flsimulation.server.hooks import batches_of, by_partition
 from flsimulation.server.replies import Replies
 from flsimulation.server.sampling import offered
 
-_NAMED_FAILURES = 3  # clients whose errors stand in the message of a failed round
+_NAMED_FAILURES = 3  # most clients whose errors are in the message of a failed round
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Rounds:
     Parameters
     ----------
     experiment : Experiment
-        Rounds, seed, what a round needs.
+        Its rounds, seed, and what a round requires.
     strategy : Strategy
-        One of Flower's, or any object with its four hooks.
+        One of Flower's, or any object with its four methods.
     exchange : Exchange
-        Carries the messages.
+        Sends tasks to the clients.
     judge : callable
-        Scores of a global model on the test set.
+        Returns scores of a global model on the test set.
     emit : callable
-        Takes the events.
+        Called with the events.
     buffers : iterable of str
-        Arrays that the strategy does not see; they are averaged over the clients.
+        Arrays that are not passed to the strategy; they are averaged over the clients.
     clock : Clock
         What time it is.
     """
@@ -64,7 +64,7 @@ class Rounds:
         return Aggregation(self.strategy, self.experiment.strategy.name, self.buffers)
 
     def run(self, arrays: ArrayRecord, first: int = 1) -> Ended:
-        """Run round ``first`` to the last: that of the experiment, or where its target is reached.
+        """Run rounds from ``first`` to the experiment's last, or until its target is reached.
 
         Raises
         ------
@@ -82,22 +82,22 @@ class Rounds:
 
     def _round(self, number: int, arrays: ArrayRecord, before: _Round | None) -> _Round:
         laps = _Laps(self.clock)
-        # 1. The strategy samples a cohort and says what each client gets.
-        # 2. The clients train; each outcome is an event as it comes. With them comes what is still
-        #    missing of the round before.
+        # 1. The strategy samples a cohort and configures each client's task.
+        # 2. The clients train; each outcome is an event as it arrives. Evaluations that are still
+        #    missing from the round before arrive with them.
         trained = self._train(number, arrays, before)
         laps.lap("train")
-        # 3. The strategy makes the new global model of their results.
+        # 3. The strategy aggregates their results to the new global model.
         arrays, metrics = self._aggregation.aggregate(number, trained)
         self.emit(Checkpoint(number, arrays, self.strategy))
         laps.lap("aggregate")
-        # 4. The new model is judged on the test set, and by clients on their held-out parts.
+        # 4. The new model is evaluated on the test set, and by clients on their held-out parts.
         central = self._central(number, arrays)
         is_last = self._is_last(number, central)
         evaluated = self._post("evaluate", number, arrays, can_wait=not is_last)
         self._take_in()
         laps.lap("evaluate")
-        # 5. When all of that is there, the round is finished.
+        # 5. When all evaluations have arrived, the round is finished.
         round = _Round(arrays, trained, _scores(metrics), central, evaluated, is_last, laps)
         if evaluated.is_complete:
             self._finish(round)
@@ -108,14 +108,14 @@ class Rounds:
         try:
             trained = self._post("train", number, arrays)
             self._take_in()
-        finally:  # the round before is done, whatever becomes of this one
+        finally:  # the round before is finished, also if this one fails
             if before is not None and was_open:
                 self._finish(before)
         self._require(number, trained, self.experiment.round.min_results)
         return trained
 
     def _take_in(self) -> None:
-        """Wait until everything that was sent has its outcome, which is in the `Replies` then."""
+        """Wait until every task that was sent has its outcome in its `Replies`."""
         for _ in self.exchange.outcomes():
             pass
 
@@ -139,9 +139,9 @@ class Rounds:
         return is_reached(target, central) or number == self.experiment.strategy.rounds
 
     def _finish(self, done: _Round) -> None:
-        """Tell what happened; whoever listens keeps, shows or serves it."""
+        """Emit the event of a finished round."""
         number, trained, evaluated = done.trained.round, done.trained, done.evaluated
-        if not evaluated.is_complete:  # the run breaks off
+        if not evaluated.is_complete:  # the run ends early
             evaluated = Replies(number, "evaluate")
         self._require(number, evaluated, min(1, len(evaluated.cohort)))
         self.emit(
@@ -161,7 +161,7 @@ class Rounds:
     def _post(
         self, phase: Phase, number: int, arrays: ArrayRecord, *, can_wait: bool = False
     ) -> Replies:
-        """Let the strategy choose clients and settings, and hand out the tasks."""
+        """Let the strategy choose clients and settings, and post the tasks."""
         self._gather(number, phase)
         hook = getattr(self.strategy, f"configure_{phase}")
         seen = without(arrays, self.buffers) if self.buffers else arrays
@@ -175,7 +175,7 @@ class Rounds:
         return self.exchange.post(number, phase, batches, messages, can_wait=can_wait)
 
     def _gather(self, number: int, phase: str) -> None:
-        """Let clients that went away come back; go on without them where enough are left."""
+        """Wait for disconnected clients; continue without them if enough are left."""
         spec, grid = self.experiment, self.exchange.grid
         least = max(spec.round.min_results, spec.strategy.min_train_nodes)
         if phase == "evaluate":
@@ -184,12 +184,12 @@ class Rounds:
         if there < least and not grid.wait(least, spec.runtime.client_wait):
             raise RoundError(
                 f"round {number}: {len(grid.partitions)} of {spec.data.clients} clients are "
-                f"connected, {least} needed; none came back within "
+                f"connected, {least} needed; none reconnected within "
                 f"{spec.runtime.client_wait:g} s"
             )
 
     def _require(self, number: int, replies: Replies, least: int) -> None:
-        """Stop the run unless enough clients succeeded: an empty round is no success."""
+        """Raise `RoundError` unless enough clients succeeded, at least one of a cohort."""
         if len(replies.metrics) >= max(least, 1 if replies.cohort else 0):
             return
         named = [f"client {p}: {replies.failures[p]}" for p in sorted(replies.failures)]
@@ -212,14 +212,14 @@ class Rounds:
 
 
 class Ended(NamedTuple):
-    """What the rounds came to."""
+    """The result of the rounds."""
 
     arrays: ArrayRecord
     """The global model."""
     evaluated: Replies
     """Its evaluation by clients."""
     round: int
-    """The last one."""
+    """The last round."""
 
 
 def is_reached(target: float, central: Scores | None) -> bool:
@@ -229,10 +229,10 @@ def is_reached(target: float, central: Scores | None) -> bool:
 
 @dataclass(frozen=True)
 class _Round:
-    """A round whose evaluation by clients may still be to come."""
+    """A round whose evaluation by clients may still be incomplete."""
 
     arrays: ArrayRecord
-    """The global model that it made."""
+    """The new global model."""
     trained: Replies
     train: Scores | None
     central: Scores | None
@@ -253,7 +253,7 @@ class _Laps:
         self.began = self.clock.monotonic()
 
     def lap(self, phase: str) -> None:
-        """The time since the last lap belongs to ``phase``."""
+        """Assign the time since the last lap to ``phase``."""
         self.laps[phase] = self.clock.monotonic() - self.began - sum(self.laps.values())
 
     def seconds(self) -> dict[str, float]:
@@ -262,7 +262,7 @@ class _Laps:
 
 
 def _scores(metrics: MetricRecord | None) -> Scores | None:
-    """The strategy's aggregated metrics without those that mean nothing as an average."""
+    """The strategy's aggregated metrics, without those whose average has no meaning."""
     if metrics is None:
         return None
     return {

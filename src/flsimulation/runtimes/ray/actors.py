@@ -1,4 +1,4 @@
-"""Ray, and Flower's actors on it. Whoever imports this module has Ray installed."""
+"""Ray, and Flower's actors on it. Importing this module requires Ray."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 class Actors:
-    """Flower's actors: which are idle, and what the others work on.
+    """Flower's actors: which are idle, and the tasks of the others.
 
-    An actor whose process or machine is lost is started anew by Ray, where there is room.
+    Ray restarts an actor whose process or machine is lost, if it has room.
 
     Parameters
     ----------
     handles : list
         The actors.
     patience : float
-        Seconds to wait for one of them when all are lost.
+        Seconds to wait for any of them when all are lost.
     """
 
     def __init__(self, handles: list[Any], patience: float) -> None:
@@ -53,17 +53,17 @@ class Actors:
 
     @property
     def count(self) -> int:
-        """Actors that are there."""
+        """Number of available actors."""
         return len(self._idle) + len(self._running)
 
     @property
     def are_gone(self) -> bool:
-        """Whether all are lost and none came back in time."""
+        """Whether all are lost and none was restarted in time."""
         waited = time.monotonic() - self._lost
         return not self.count and (not self._returning or waited > self._patience)
 
     def put(self, record: ArrayRecord) -> Any:
-        """Hand Ray a model that several actors get; each machine receives it once."""
+        """Store a model in Ray for several actors; each machine receives it once."""
         return ray.put(record)
 
     def begin(
@@ -74,18 +74,18 @@ class Actors:
         context: Context,
         task: Any,
     ) -> bool:
-        """Let an idle actor answer a message; False if there is none.
+        """Send a message to an idle actor; False if there is none.
 
         Parameters
         ----------
         app : callable
-            Returns the ClientApp; of a module that the actor imports as well.
+            Returns the ClientApp; a function of a module that the actor can import.
         models : mapping
-            What was `put` of the message's models, by the name of the record.
+            Results of `put` for the message's models, by the name of the record.
         message, context
-            As the ClientApp takes them, the message without the models.
+            Arguments of the ClientApp; the message without the models.
         task : object
-            Comes back with the answer.
+            Returned together with the reply.
         """
         if not self._idle:
             return False
@@ -95,7 +95,7 @@ class Actors:
         return True
 
     def finished(self, seconds: float) -> list[tuple[Any, Message | ClientError]]:
-        """What was answered, task and answer; waits so long if there is nothing yet."""
+        """Tasks with their replies; waits up to ``seconds`` for the first."""
         waiting = [*self._running, *self._returning]
         if not waiting:
             return []
@@ -120,16 +120,16 @@ class Actors:
         except RayError:
             self._await(actor)
             self._lost = time.monotonic()
-            return ClientError("lost", "its Ray actor, or the machine of it, was lost")
+            return ClientError("lost", "its Ray actor, or the actor's machine, was lost")
         self._idle.append(actor)
-        assert isinstance(answer, Message)  # noqa: S101 - what our app gave
+        assert isinstance(answer, Message)  # noqa: S101 - the ClientApp returned it
         return answer
 
     def _await(self, actor: Any) -> None:
         self._returning[actor.__ray_ready__.remote()] = actor
 
     def _welcome(self, reference: Any) -> None:
-        """Take an actor back that was started anew, unless it was lost for good."""
+        """Add a restarted actor to the idle ones, unless it was lost permanently."""
         actor = self._returning.pop(reference)
         try:
             ray.get(reference)
@@ -144,7 +144,7 @@ class Actors:
 def _with_models(
     app: Callable[[], ClientApp], models: Mapping[str, Any]
 ) -> Callable[[Message, Context], Message]:
-    """A ClientApp for messages whose models Ray holds; called by the actor."""
+    """A ClientApp for messages whose models are stored in Ray; called by the actor."""
 
     def answer(message: Message, context: Context) -> Message:
         found = {name: ray.get(model) for name, model in models.items()}
@@ -158,23 +158,23 @@ def _with_models(
 def actors(
     spec: Runtime, most: int, prepare: Callable[[], None], emit: Sink = lambda _: None
 ) -> Iterator[Actors]:
-    """Ray with Flower's actors on it; a Ray that was started for it ends with the block.
+    """Flower's actors on Ray; if Ray was started for them, it ends with the block.
 
     Parameters
     ----------
     spec : Runtime
-        Where Ray is, and how many actors of which size.
+        Address of Ray, and number and size of actors.
     most : int
-        More actors than this would have nothing to do.
+        Most actors that are useful.
     prepare : callable
-        Every actor calls it as it starts.
+        Called by every actor when it starts.
     emit : callable, optional
-        Is notified where the start takes long.
+        Notified if the start takes long.
 
     Raises
     ------
     InputError
-        If no Ray is there, or it has no room.
+        If no Ray answers, or it has no room.
     RunError
         If an actor does not start.
     """
@@ -184,7 +184,7 @@ def actors(
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Make this process part of Ray: of the one at the address, unless it is part of one already."""
+    """Connect this process to the Ray at the address, unless it is connected already."""
     if ray.is_initialized():
         yield
         return
@@ -193,7 +193,7 @@ def connected(address: str) -> Iterator[None]:
     try:
         with _quiet():
             _connect(address)
-        with without_notices():  # our events tell that an actor was lost
+        with without_notices():  # the loss of an actor is reported as an event
             yield
     finally:
         with _quiet():
@@ -206,19 +206,19 @@ def _connect(address: str) -> None:
         options["include_dashboard"] = False
     try:
         ray.init(address=address or "local", **options)
-    except SystemExit:  # on SIGTERM, which Ray handles meanwhile
+    except SystemExit:  # on SIGTERM, which Ray handles during its start
         raise KeyboardInterrupt from None
     except Exception as error:
         if not address:
             raise RunError(f"Ray did not start here: {line_of(error)}") from None
         raise InputError(
-            f"runtime.ray-address {address!r}: {line_of(error)}; name a Ray that runs, or leave it "
+            f"runtime.ray-address {address!r}: {line_of(error)}; set it to a running Ray, or leave it "
             f"empty for one on this machine"
         ) from None
 
 
 def _require_listener(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Raise `InputError` if nothing listens there; Ray itself would try for minutes."""
     target = address.removeprefix("ray://")
     with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
@@ -232,7 +232,7 @@ def _require_listener(address: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Ray say nothing, and leave this process's handling of SIGTERM as it is."""
+    """Suppress Ray's output, and keep this process's handler of SIGTERM."""
     before = {name: os.environ.get(name) for name in _QUIET}
     handler = signal.getsignal(signal.SIGTERM)
     os.environ.update(_QUIET)

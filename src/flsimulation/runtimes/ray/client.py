@@ -1,4 +1,4 @@
-"""The ClientApp of a Ray actor: it keeps data, model and engine for the messages to come."""
+"""The ClientApp of a Ray actor: keeps data, model and engine for further messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flsimulation.experiment import unflatten
 
 
 def prepare(run_config: Mapping[str, bool | float | int | str]) -> None:
-    """Have all ready before the first message, whose answer says why if it is not there."""
+    """Load everything before the first message; the reply to that message contains any error."""
     with contextlib.suppress(Exception):
         _loaded(tuple(sorted(run_config.items())))
 
@@ -30,9 +30,9 @@ def _loaded(run_config: tuple[tuple[str, bool | float | int | str], ...]) -> Wor
 
 
 app = make_client_app(_workspace)
-"""Answers for an actor's share of a cohort."""
+"""Executes the tasks of an actor's share of a cohort."""
 
 
 def load() -> ClientApp:
-    """The app, by a name that other processes know."""
+    """Return the app; a function that other processes can import by name."""
     return app

@@ -1,6 +1,6 @@
-"""A federation on Ray: a Grid whose messages are answered by Flower's simulation actors.
+"""A federation on Ray: a Grid whose messages go to Flower's simulation actors.
 
-Every actor holds the data and the model, and answers for its share of a cohort in one message.
+Every actor holds the data and the model, and gets its share of a cohort in one message.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ from flsimulation.server.app import Start, make_server_app
 if TYPE_CHECKING:
     from flsimulation.runtimes.ray.actors import Actors
 
-_LOOK_SECONDS = 1.0  # the longest wait for an answer before others may look at what happens
-_SHARES = 4  # for each actor, where clients go one by one: no actor then waits long for another
-_LARGEST = 10  # clients of such a share: their answers come together
-_MARGIN_SECONDS = 1.0  # before a deadline, for the way of a share's answer; at most a tenth of it
+_LOOK_SECONDS = 1.0  # longest wait for a reply in one call of `pull_messages`
+_SHARES = 4  # per actor, if clients train one by one: no actor then waits long for another
+_LARGEST = 10  # most clients of such a share: their outcomes arrive together
+_MARGIN_SECONDS = 1.0  # before a deadline, for sending a share's reply; at most a tenth of it
 
 
 class _Share(NamedTuple):
-    """A message that an actor gets as soon as it is idle."""
+    """A message that is sent to the next idle actor."""
 
     message: Message
     """Without the models."""
     models: Mapping[str, Any]
-    """As Ray holds them, by the name of the record."""
+    """References to the models in Ray, by the name of the record."""
     expires: float
-    """Unix time in seconds after which nobody waits."""
+    """Unix time in seconds after which its reply is too late."""
 
 
 class RayGrid(SimulatedGrid):
-    """Lets Ray actors answer, each for a share of the cohort.
+    """Sends shares of a cohort to Ray actors.
 
     Parameters
     ----------
     actors : Actors
-        Who answers.
+        The actors.
     clients : int
-        Number of nodes, one a partition.
+        Number of nodes, one per partition.
     run_config : mapping
-        Given to every actor in its context.
+        Passed to every actor in its context.
     together : bool
-        Whether an actor trains its share as one program: then each gets one share of a cohort.
+        Whether an actor trains its share stacked; then each actor gets one share of a cohort.
     clock : Clock
         What time it is.
     """
@@ -86,13 +86,13 @@ class RayGrid(SimulatedGrid):
         self._actors, self._clock = actors, clock
         self._run_config = dict(run_config)
         self._shares = deque[_Share]()
-        self._until = float("inf")  # Unix time: when somebody gives up first
+        self._until = float("inf")  # Unix time of the first deadline
 
     def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:
         """A message for each share, to the node of its first client."""
         tasks, actors = batch.tasks, max(1, self._actors.count)
         if self.averages and tasks[0].phase == "train":
-            # sizes may grow with the client's number
+            # partition sizes may increase with the number
             shares = [tasks[first::actors] for first in range(min(actors, len(tasks)))]
         else:
             size = min(_LARGEST, max(1, len(tasks) // (_SHARES * actors)))
@@ -101,9 +101,9 @@ class RayGrid(SimulatedGrid):
             yield self.node_of(share[0].partition), replace(batch, tasks=share)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand the messages to the actors; those whose time is over are dropped."""
+        """Send the messages to the actors; those whose time to live is over are dropped."""
         self._shares = deque(share for share in self._shares if share.expires > self._clock.time())
-        held: dict[int, Any] = {}  # models that several messages carry, which Ray gets once
+        held: dict[int, Any] = {}  # models of several messages, stored in Ray once
         identifiers = []
         for message in messages:
             identifiers.append(self._named(message))
@@ -118,7 +118,7 @@ class RayGrid(SimulatedGrid):
         *,
         reply_to_message_ids: Iterable[str] | None = None,
     ) -> Iterable[Message]:
-        """Answers that are there, of whole shares; waits a while if there are none."""
+        """Replies to whole shares; waits a short time if there are none."""
         self._begin()
         patience = max(0.0, min(_LOOK_SECONDS, self._until - self._clock.time()))
         found: list[tuple[_Share, Message | ClientError]] = self._actors.finished(patience)
@@ -127,9 +127,9 @@ class RayGrid(SimulatedGrid):
             found += [(share, lost) for share in self._shares]
             self._shares.clear()
         self._begin()
-        came = {share.message.metadata.message_id: (share, answer) for share, answer in found}
-        wanted = requested(message_ids, reply_to_message_ids, list(came))
-        return [_answer(*came[identifier]) for identifier in came if identifier in wanted]
+        arrived = {share.message.metadata.message_id: (share, reply) for share, reply in found}
+        wanted = requested(message_ids, reply_to_message_ids, list(arrived))
+        return [_reply(*arrived[identifier]) for identifier in arrived if identifier in wanted]
 
     def _share(self, message: Message, held: dict[int, Any]) -> _Share:
         rest, models = RecordDict(), {}
@@ -143,7 +143,7 @@ class RayGrid(SimulatedGrid):
         return _Share(_in_time(message, rest), models, expires(message))
 
     def _begin(self) -> None:
-        """Give idle actors what waits."""
+        """Send waiting shares to idle actors."""
         while self._shares:
             share = self._shares[0]
             context = Context(
@@ -155,33 +155,33 @@ class RayGrid(SimulatedGrid):
 
 
 def _in_time(message: Message, content: RecordDict) -> Message:
-    """The message with a time to live that leaves the answer of many its way back."""
-    told = message.metadata
-    ttl = told.ttl - min(_MARGIN_SECONDS, told.ttl / 10)
-    shorter = Message(content, told.dst_node_id, told.message_type, ttl=ttl)
-    set_message_id(shorter, told.message_id)
+    """The message with a time to live that is shorter by the time for sending the reply."""
+    sent = message.metadata
+    ttl = sent.ttl - min(_MARGIN_SECONDS, sent.ttl / 10)
+    shorter = Message(content, sent.dst_node_id, sent.message_type, ttl=ttl)
+    set_message_id(shorter, sent.message_id)
     return shorter
 
 
-def _answer(share: _Share, came: Message | ClientError) -> Message:
-    return failed_reply(share.message, came) if isinstance(came, ClientError) else came
+def _reply(share: _Share, found: Message | ClientError) -> Message:
+    return failed_reply(share.message, found) if isinstance(found, ClientError) else found
 
 
 @contextlib.contextmanager
 def ray_federation(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator[Federate]:
-    """What runs the experiment on Ray, inside the block; Ray and its actors are up by then.
+    """A function that runs the experiment on Ray, whose actors have started inside the block.
 
     Parameters
     ----------
     experiment : Experiment
-        What is to run.
+        The experiment to run.
     sinks : iterable of callables
-        Are notified where the actors take long to start.
+        Notified if the actors take long to start.
 
     Raises
     ------
     InputError
-        If Ray is not installed, not where the experiment says, or has no room.
+        If Ray is not installed, does not answer at its address, or has no room.
     RunError
         If an actor does not start.
     """
@@ -190,14 +190,16 @@ def ray_federation(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterat
         for sink in sinks:
             sink(event)
 
-    run_config = flatten(experiment)  # the same for all runs in the block: actors keep their data
+    run_config = flatten(
+        experiment
+    )  # the same for all runs in the block: the actors keep their data
     prepare = functools.partial(client.prepare, run_config)
     with _ray().actors(experiment.runtime, experiment.data.clients, prepare, emit) as ready:
         yield functools.partial(run_on_actors, ready, run_config)
 
 
 def check_ray(spec: Runtime) -> None:
-    """See that Ray is installed and is where the experiment says. Raises `InputError`."""
+    """Raise `InputError` unless Ray is installed and answers at its address."""
     ray = _ray()
     if spec.ray_address:
         with ray.connected(spec.ray_address):
@@ -205,7 +207,7 @@ def check_ray(spec: Runtime) -> None:
 
 
 def _ray() -> ModuleType:
-    """What imports Ray; only whoever asks for Ray needs to have it."""
+    """The module that imports Ray, which need not be installed for other runtimes."""
     try:
         from flsimulation.runtimes.ray import actors as ray_actors
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The start of Flower's actors on Ray; needs Ray."""
+"""The start of Flower's actors on Ray. Importing this module requires Ray."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from flsimulation.events import ActorsAwaited, Sink
 from flsimulation.experiment.spec import Runtime
 from flsimulation.internals.ray_actors import client_app_actor, ends_of, is_ray_client, room_for
 
-_LOOK_SECONDS = 2.0  # between two looks at actors that start
-_SAID_SECONDS = 20.0  # of their start, in which nothing is said
-_ENDS = 3  # of one actor's processes before it has started: one more would end too
+_LOOK_SECONDS = 2.0  # between two checks of starting actors
+_SAID_SECONDS = 20.0  # of their start, before the first event
+_ENDS = 3  # of an actor's processes before it has started, after which it is given up
 
 
 def started(spec: Runtime, most: int, prepare: Callable[[], None], emit: Sink) -> list[Any]:
@@ -43,10 +43,10 @@ def started(spec: Runtime, most: int, prepare: Callable[[], None], emit: Sink) -
 
 
 def _patience(spec: Runtime, count: int) -> float | None:
-    """Seconds that so many actors may take to start; None if Ray has room for them now.
+    """Seconds that the actors may take to start; None, for no limit, if Ray has room for them now.
 
-    A busy machine starts them late, whatever the experiment allows. Where others use the room, or
-    Ray Client hides how its actors fare, the limit is the experiment's.
+    A busy machine may start them late. If other programs use Ray's resources, or Ray Client hides
+    whether actors fail, the experiment's limit applies.
     """
     free = ray.available_resources()  # type: ignore[no-untyped-call]
     needed = {"CPU": count * spec.actor_cpus, "GPU": count * spec.actor_gpus}
@@ -55,7 +55,7 @@ def _patience(spec: Runtime, count: int) -> float | None:
 
 
 def _await_start(handles: list[Any], patience: float | None, emit: Sink) -> None:
-    """Wait until all actors have started; say so where it takes long."""
+    """Wait until all actors have started; emits events if that takes long."""
     ready = [handle.__ray_ready__.remote() for handle in handles]
     limit = float("inf") if patience is None else patience
     began, said, done = time.monotonic(), _SAID_SECONDS, list[Any]()
@@ -77,13 +77,13 @@ def _await_start(handles: list[Any], patience: float | None, emit: Sink) -> None
 
 def _no_room(started: int, count: int, seconds: float) -> InputError:
     return InputError(
-        f"runtime.actors: {started} of {count} started within {seconds:g} s, others use this Ray's "
+        f"runtime.actors: {started} of {count} started within {seconds:g} s, other programs use this Ray's "
         f"CPUs or GPUs; lower runtime.actors, or raise runtime.client-wait"
     )
 
 
 def _look_at(handles: list[Any]) -> None:
-    """Raise `RunError` if an actor's processes end as they start: Ray starts another for ever."""
+    """Raise `RunError` if an actor's processes end when they start; Ray would restart it forever."""
     if is_ray_client():
         return
     if max(ends_of(handles)) >= _ENDS:
@@ -94,5 +94,5 @@ def _look_at(handles: list[Any]) -> None:
 
 
 def line_of(error: BaseException) -> str:
-    """What Ray says, in one line."""
+    """Ray's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__
