@@ -2,7 +2,7 @@
 
 A SuperLink and three clients, each a program of its own on this machine, run a model that takes its
 time. In the second round all processes of one client are killed at once, as at the end of a machine;
-the clock runs until ``flsim run`` says which client went away.
+the clock runs until ``flsim run`` shows which client disconnected.
 
     python benchmarks/absence.py [--repeats 5] [--json FILE]
 """
@@ -51,7 +51,7 @@ def kill_session(session: int) -> None:
 
 
 def missed_after(folder: Path, port: int, victim: subprocess.Popen[bytes]) -> float:
-    """Kill a client in round 2 of a run; gives the seconds until a line says that one went away."""
+    """Kill a client in round 2 of a run; returns the seconds until a line shows that one disconnected."""
     options = (
         f"--superlink=127.0.0.1:{port}",
         *(f"--set={key}" for key in ("data.clients=3", "data.examples-per-client=400")),
@@ -71,7 +71,7 @@ def missed_after(folder: Path, port: int, victim: subprocess.Popen[bytes]) -> fl
                 time.sleep(1.0)
                 kill_session(victim.pid)
                 killed = time.perf_counter()
-            elif "went away" in line and killed and not missed:
+            elif "disconnected" in line and killed and not missed:
                 missed = time.perf_counter()
                 run.terminate()
     return missed - killed

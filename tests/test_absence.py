@@ -8,32 +8,35 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 from flwr.common.constant import ErrorCode
 
+from flsimulation.clock import VirtualClock
 from flsimulation.events import ClientReplied, ClientsAwaited, ClientsConnected
 from flsimulation.experiment import load_experiment
+from flsimulation.messages.batch import Batch, Outcome, Reply, Task
+from flsimulation.messages.codec import batch_of, reply_to
 from flsimulation.messages.content import identity_reply
-from flsimulation.node import grid as assigned_grid
+from flsimulation.messages.packing import is_packed, unpack
 from flsimulation.node.assignment import PartitionTable
 from flsimulation.node.grid import AssignedGrid
-from flsimulation.runtimes.inprocess import flower_identity
-from flsimulation.server import awaiting, exchange
+from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.server.exchange import Exchange
 
 
-class Time:
-    """A clock that goes on only where somebody sleeps; what shall happen then can be planned."""
+class Time(VirtualClock):
+    """A virtual clock for which events can be planned."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        super().__init__(1000.0)
         self.plans: list[tuple[float, Callable[[], None]]] = []
 
-    def monotonic(self) -> float:
-        return self.now
+    @property
+    def now(self) -> float:
+        return self.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        self.now += seconds
+        super().sleep(seconds)
         due = [plan for plan in self.plans if plan[0] <= self.now]
         self.plans = [plan for plan in self.plans if plan[0] > self.now]
         for _, happen in due:
@@ -46,7 +49,8 @@ class Time:
 class Nodes:
     """Flower's grid with nodes that answer when they are told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Time) -> None:
+        self.clock = clock
         self.names: dict[int, str] = {}
         self.troubles: dict[int, str] = {}
         self.silent: set[int] = set()
@@ -79,9 +83,10 @@ class Nodes:
         for identifier, message in self.messages.items():
             told = message.metadata
             if told.dst_node_id == node and told.message_type == "train":
-                metrics = MetricRecord({"num-examples": 1, "loss": 0.5})
-                content = RecordDict({"metrics": metrics, "arrays": model()})
-                self.answers[identifier] = Message(content, reply_to=message)
+                (task,) = batch_of(unpacked(message)).tasks
+                metrics = {"num-examples": 1, "loss": 0.5}
+                outcome = Outcome(task.partition, task.phase, metrics, None, model())
+                self.answers[identifier] = reply_to(unpacked(message), Reply([outcome]))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         for identifier in list(message_ids):
@@ -96,23 +101,25 @@ class Nodes:
                 yield self.answers.pop(identifier)
 
 
+def unpacked(message: Message) -> Message:
+    message.content = unpack(message.content) if is_packed(message.content) else message.content
+    return message
+
+
 def model() -> ArrayRecord:
     return ArrayRecord({"w": Array(np.zeros(2, np.float32))})
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
+def clock() -> Iterator[Time]:
     clock = Time()
-    for module in (assigned_grid, exchange):
-        monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(awaiting.Awaiting.__init__, "__defaults__", (clock.monotonic,))
     with flower_identity():
         yield clock
 
 
 @pytest.fixture
-def nodes() -> Nodes:
-    nodes = Nodes()
+def nodes(clock: Time) -> Nodes:
+    nodes = Nodes(clock)
     nodes.join(10, "a")
     nodes.join(11, "b")
     return nodes
@@ -126,14 +133,16 @@ class Federation:
         experiment = load_experiment(None, keys)
         self.events: list[Any] = []
         table = PartitionTable(2, memory)
-        self.grid = AssignedGrid(nodes, table, experiment, self.events.append)  # type: ignore[arg-type]
+        self.clock = nodes.clock
+        self.grid = AssignedGrid(nodes, table, experiment, self.events.append, self.clock)  # type: ignore[arg-type]
 
     def train(self, deadline: float = 0.0) -> dict[int, str]:
         """Train; gives what became of the clients that failed."""
-        talk = Exchange(self.grid, deadline, self.events.append)
-        content = RecordDict({"arrays": model(), "config": ConfigRecord({"server-round": 1})})
-        messages = [Message(content, node, "train") for node in self.grid.get_node_ids()]
-        (replies,) = talk.run(talk.errand(1, "train", messages))
+        talk = Exchange(self.grid, deadline, self.events.append, clock=self.clock)
+        config = ConfigRecord({"server-round": 1})
+        tasks = [Task(partition, "train", 1, config) for partition in self.grid.partitions.values()]
+        replies = talk.post(1, "train", [Batch(model(), tasks)])
+        list(talk.outcomes())
         return {p: str(error) for p, error in replies.failures.items()}
 
     def of(self, kind: type[Any]) -> list[Any]:
@@ -165,7 +174,7 @@ def test_a_client_that_stays_away_is_lost_after_return_wait_and_not_waited_for_a
     clock.after(2, lambda: nodes.leave(11))
     began = clock.now
     assert federation.train() == {
-        1: "it went away before it answered, and was not back within 30 s"
+        1: "it disconnected before it replied, and did not reconnect within 30 s"
     }
     assert 32 <= clock.now - began < 33.5
     before = clock.now
@@ -196,7 +205,7 @@ def test_one_that_was_started_again_for_no_known_reason_is_lost_too(
     clock.after(1, lambda: nodes.answer(10))
     clock.after(2, lambda: nodes.leave(11))
     clock.after(3, lambda: nodes.join(12, "b"))
-    assert federation.train() == {1: "it was started again before it answered"}
+    assert federation.train() == {1: "it was restarted before it replied"}
 
 
 def test_a_dead_node_that_still_counts_does_not_take_its_followers_place(
@@ -246,7 +255,7 @@ def test_a_client_that_is_connected_but_silent_is_named_if_it_was_met_before(
     later = Federation(nodes, memory)
     assert not later.grid.wait(2, 20)
     assert later.grid.trouble == (
-        "; connected, but silent: a client that never said its name (node 12), b; "
+        "; connected, but not responding: a client that never reported its name (node 12), b; "
         "restart them (docker restart)"
     )
     assert later.of(ClientReplied) == []
@@ -256,11 +265,11 @@ def test_what_went_wrong_at_a_client_stands_beside_the_number_of_those_that_are_
     clock: Time, nodes: Nodes
 ) -> None:
     nodes.leave(11)
-    nodes.join(13, "b", "its container's program was ended by SIGKILL, for want of memory")
+    nodes.join(13, "b", "its container's program was ended by SIGKILL, out of memory")
     federation = Federation(nodes)
     federation.grid.wait(2, 5)
     assert federation.grid.trouble == (
-        "; client b: its container's program was ended by SIGKILL, for want of memory"
+        "; client b: its container's program was ended by SIGKILL, out of memory"
     )
 
 
@@ -284,7 +293,9 @@ def test_a_client_whose_place_a_spare_took_is_lost_for_that(clock: Time, nodes: 
     federation.grid.wait(2, 5)
     clock.after(1, lambda: nodes.answer(10))
     clock.after(2, lambda: nodes.leave(11))
-    assert federation.train() == {1: "it went away before it answered, and client c took its place"}
+    assert federation.train() == {
+        1: "it disconnected before it replied, and client c took its place"
+    }
 
 
 def test_a_client_that_is_given_up_is_not_waited_for_when_another_is_away_for_a_moment(

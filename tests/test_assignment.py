@@ -10,20 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from flsimulation.client.app import make_client_app, partition_of
-from flsimulation.errors import RunError
-from flsimulation.events import ClientsConnected, RoundFinished, RunFinished
+from flsimulation.client.app import make_client_app
+from flsimulation.errors import ClientError, RunError, describe_error
+from flsimulation.events import (
+    ClientsConnected,
+    EngineReported,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+)
 from flsimulation.experiment import flatten, load_experiment
-from flsimulation.messages.content import assigned_partition
+from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.codec import batch_of, failed_reply, message_of
 from flsimulation.messages.packing import unpack
 from flsimulation.node import grid as assigned_grid
 from flsimulation.node.assignment import Identity, PartitionTable
 from flsimulation.node.grid import AssignedGrid, connect
-from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
+from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.server.app import make_server_app
 
 pytestmark = pytest.mark.seconds
@@ -99,7 +106,9 @@ class Network(Grid):
     """Flower's grid as a network gives it: nodes come and go, and know no partition."""
 
     def __init__(self, app: ClientApp, names: Iterable[str], config: dict[str, Any]) -> None:
-        self.inner = InProcessGrid(app, 0, config)
+        self.app, self.config = app, config
+        self.waiting: dict[str, Message] = {}
+        self.sent = 0
         self.names: dict[int, str] = {}
         self.types: list[str] = []
         self.pushed: list[int] = []
@@ -107,7 +116,6 @@ class Network(Grid):
         self.next = 100
         for name in names:
             self.join(name)
-        self.inner._node_config = lambda node: {"name": self.names[node]}  # type: ignore[method-assign]
 
     def join(self, name: str) -> int:
         self.next += 1
@@ -115,11 +123,11 @@ class Network(Grid):
         return self.next
 
     def set_run(self, run: Any) -> None:
-        self.inner.set_run(run)
+        raise NotImplementedError
 
     @property
     def run(self) -> Any:
-        return self.inner.run
+        raise NotImplementedError
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError
@@ -131,16 +139,30 @@ class Network(Grid):
         messages = list(messages)
         self.pushed.append(len(messages))
         self.types += [m.metadata.message_type for m in messages]
-        return self.inner.push_messages(messages)
+        identifiers = []
+        for message in messages:
+            self.sent += 1
+            identifiers.append(identifier := str(self.sent))
+            vars(message.metadata)["_message_id"] = identifier
+            self.waiting[identifier] = message
+        return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        alive = [
-            i
-            for i in message_ids
-            if i not in self.inner._waiting
-            or self.inner._waiting[i].metadata.dst_node_id in self.names.keys() - self.dead
-        ]
-        return self.inner.pull_messages(alive)
+        """One node answers, the first that is alive."""
+        for identifier in list(message_ids):
+            message = self.waiting.get(identifier)
+            node = message.metadata.dst_node_id if message is not None else 0
+            if message is not None and node in self.names.keys() - self.dead:
+                del self.waiting[identifier]
+                return [self._answer(message, node)]
+        return []
+
+    def _answer(self, message: Message, node: int) -> Message:
+        context = Context(1, node, {"name": self.names[node]}, RecordDict(), self.config)
+        try:
+            return self.app(message, context)
+        except Exception as error:
+            return failed_reply(message, ClientError("error", describe_error(error)))
 
     def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
         raise NotImplementedError
@@ -167,8 +189,6 @@ def experiment(*overrides: str) -> Any:
 
 
 def federate(spec: Any, network: Network, events: list[Any]) -> None:
-    from flwr.app import Context
-
     context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
     make_server_app([events.append], connect=connect)(network, context)
 
@@ -243,8 +263,6 @@ def test_a_client_that_goes_away_is_counted_and_used_again_when_it_is_back() -> 
         if isinstance(event, RoundFinished) and event.round == 3:
             network.join("b")
 
-    from flwr.app import Context
-
     context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
     make_server_app([watch], connect=connect)(network, context)
     cohorts = {e.round: e.cohort for e in of(events, RoundFinished)}
@@ -268,8 +286,6 @@ def test_a_client_that_dies_in_a_phase_is_lost_and_does_not_hold_up_the_round() 
             network.dead.add(node)
             network.join("b")  # started anew; its old node still counts as online
 
-    from flwr.app import Context
-
     context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
     make_server_app([watch], connect=connect)(network, context)
     lost = [e for e in events if getattr(e, "reason", None) == "lost"]
@@ -278,29 +294,49 @@ def test_a_client_that_dies_in_a_phase_is_lost_and_does_not_hold_up_the_round() 
     assert [r.failures for r in rounds] == [{"lost": 1}, {"lost": 1}]
 
 
-def test_messages_tell_each_node_its_partition() -> None:
-    seen: dict[str, int | None] = {}
+def test_tasks_tell_each_node_its_partition() -> None:
+    seen: dict[str, list[tuple[int, str]]] = {}
     app = make_client_app()
 
     @app.train("probe")
     def probe(message: Message, context: Any) -> Message:
-        message.content = unpack(message.content)
-        seen[str(context.node_config["name"])] = assigned_partition(message)
-        assert partition_of(message, context) == assigned_partition(message)
-        return Message(RecordDict(), reply_to=message)
+        batch = batch_of(unpacked := Message(unpack(message.content), reply_to=message))
+        seen[str(context.node_config["name"])] = [(t.partition, t.phase) for t in batch.tasks]
+        return unpacked
 
     spec = experiment()
     network = Network(app, ["b", "a"], flatten(spec))
     grid = AssignedGrid(network, PartitionTable(2), spec, lambda event: None)
     assert grid.wait(2, 5)
-    content = RecordDict({"config": ConfigRecord({"x": 1})})
-    ids = grid.push_messages([Message(content, n, "train.probe") for n in grid.get_node_ids()])
+    settings = ConfigRecord({"x": 1})
+    tasks = [Task(p, phase, 1, settings) for phase in ("evaluate", "train") for p in (0, 1, 2)]  # type: ignore[arg-type]
+    divided = list(grid.divided(Batch(ArrayRecord(), tasks)))
+    assert [node is None for node, _ in divided] == [False, False, True]  # nobody holds the third
+    messages = [message_of(batch, node) for node, batch in divided if node is not None]
+    for message in messages:
+        message.metadata.message_type = "train.probe"
+    contents = [message.content for message in messages]
+    ids = grid.push_messages(messages)
     for _ in range(2):
         list(grid.pull_messages(ids))
-    assert seen == {network.names[node]: p for node, p in grid.partitions.items()}
-    assert sorted(seen.values()) == [0, 1]  # type: ignore[type-var]
-    assert "partition" not in content  # a record that clients share is never changed
+    assert seen == {
+        network.names[node]: [(partition, "evaluate"), (partition, "train")]
+        for node, partition in grid.partitions.items()
+    }
+    assert sorted(grid.partitions.values()) == [0, 1]
+    assert [message.content for message in messages] == contents  # packed in copies
     assert network.pushed == [2, 1, 1]  # who are you, at once; then each message with its parts
+
+
+def test_a_networks_clients_report_what_they_compute_with() -> None:
+    spec = experiment("train.engine=stacked", "strategy.rounds=1")
+    events: list[Any] = []
+    federate(spec, network_of(spec, ["a", "b"]), events)
+    (started,) = of(events, RunStarted)
+    assert (started.engine, started.not_stacked) == (None, None)
+    assert of(events, EngineReported) == [EngineReported("stacked", None)]
+    names = [type(event).__name__ for event in events]
+    assert names.index("EngineReported") < names.index("ClientReplied")
 
 
 def test_a_client_that_cannot_say_who_it_is_says_why() -> None:
@@ -312,7 +348,7 @@ def test_a_client_that_cannot_say_who_it_is_says_why() -> None:
         raise ValueError("another version")
 
     network = Network(app, ["a", "b"], flatten(spec))
-    with pytest.raises(RunError, match=r"0 of 2 clients .*; a client answers: .*another version"):
+    with pytest.raises(RunError, match=r"0 of 2 clients .*; a client replied: .*another version"):
         federate(spec, network, [])
 
 

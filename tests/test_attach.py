@@ -79,12 +79,12 @@ def test_without_a_run_the_verbs_say_what_to_do(network: Network) -> None:
         done = call(network, verb)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            "flsim: no run is in progress; flsim runs lists those that were, flsim run starts one\n"
+            "flsim: no run is in progress; flsim runs lists earlier runs, flsim run starts one\n"
         )
     done = call(network, "stop", "12")
     assert done.returncode == 2
     assert done.stderr == (
-        "flsim: RUN 12: the SuperLink knows no such run; flsim runs lists its runs\n"
+        "flsim: RUN 12: the SuperLink has no such run; flsim runs lists its runs\n"
     )
 
 

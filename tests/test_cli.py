@@ -17,6 +17,7 @@ from rich.console import Console
 from flsimulation.cli.main import main
 from flsimulation.cli.view import LiveView
 from flsimulation.events import (
+    ActorsAwaited,
     ClientReplied,
     PhaseStarted,
     RoundFinished,
@@ -128,7 +129,7 @@ def test_set_changes_the_experiment_that_is_run_and_written(
         (["report", "nowhere"], "nowhere"),
         (["partition", "--set", "data.alpha=0"], "data.alpha must be greater than 0, got 0"),
         (["partition", "--set", "data.partition=pathological", "--set", "data.classes-per-client=11"], "data.classes-per-client"),
-        (["partition", "--png", "no/where.png"], "--png no/where.png: no is no folder"),
+        (["partition", "--png", "no/where.png"], "--png no/where.png: no is not a folder"),
         (["run", "--set", ".=1"], "--set .=1: write it as key=value"),
         (["run", "--set", "strategy.name=qfedavg", "--set", "strategy.client-learning-rate=0.0"], "client-learning-rate must be greater than 0"),
         (["nonsense"], "nonsense"),
@@ -310,6 +311,20 @@ def test_the_live_view_shows_the_same_lines_and_a_bar(make_experiment: Any) -> N
     assert "clients' accuracy 0.5000 ± 0.2500, lowest 0.2500" in text
 
 
+@pytest.mark.parametrize(
+    ("patience", "limit"), [(None, ""), (120.0, ", for up to 120 s")], ids=["room", "no room"]
+)
+def test_rays_actors_that_start_late_are_counted(
+    make_experiment: Any, capsys: pytest.CaptureFixture[str], patience: float | None, limit: str
+) -> None:
+    from flsimulation.cli.view import PlainView
+
+    PlainView(Console(), make_experiment())(ActorsAwaited(1, 4, 40.4, patience))
+    assert capsys.readouterr().out == (
+        f"  Ray: 1 of 4 actors started, waiting for the others{limit}, 40 s so far\n"
+    )
+
+
 def test_many_failures_in_a_round_are_not_all_printed(
     make_experiment: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,4 +336,18 @@ def test_many_failures_in_a_round_are_not_all_printed(
         view(ClientReplied(1, "train", partition, reason="lost", error="gone"))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    assert lines[-1].strip() == "more clients failed; clients.jsonl names them all"
+    assert lines[-1].strip() == "more clients failed; clients.jsonl lists all of them"
+
+
+def test_the_reason_that_clients_report_is_said_as_the_one_that_was_known(
+    make_experiment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flsimulation.cli.view import PlainView
+    from flsimulation.events import EngineReported
+
+    view = PlainView(Console(), make_experiment())
+    view(EngineReported("stacked"))
+    view(EngineReported("sequential", "BatchNorm1d keeps running statistics"))
+    assert capsys.readouterr().out == (
+        "  clients train one by one: BatchNorm1d keeps running statistics\n"
+    )

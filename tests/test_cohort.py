@@ -27,8 +27,9 @@ from flsimulation.models import CNN, MLP, Logistic, TwoNN
 from flsimulation.training import Batches, State
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked.compiler import torchscript as script_module
+from flsimulation.training.stacked.compiler.comparison import exactly
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.compiler.step import NotStackable, exactly
+from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import CohortTrainer
 from flsimulation.training.stacked.wave import Trained, Wave
 
@@ -1260,3 +1261,230 @@ def test_a_wave_fits_its_room_with_what_a_step_takes(
     trainer._room, trainer._step_bytes = 10 * size, step_bytes
     waves = list(trainer.fit(module.state_dict(), Clients([4] * 20).batches()))
     assert {len(wave.clients) for wave in waves} == {clients}
+
+
+# --- steps that are a little wrong ----------------------------------------------------------------
+
+WRONG = 5e-4
+TYPES = [torch.float32, torch.float64]
+
+
+def trainer(module: pl.LightningModule, dtype: torch.dtype) -> CohortTrainer:
+    return CohortTrainer(module, Train(batch_size=4), X.to(dtype), Y)
+
+
+def is_stacked(tensor: Tensor) -> bool:
+    return bool(torch._C._functorch.is_batchedtensor(tensor))
+
+
+def steeper(value: Tensor, share: float) -> Tensor:
+    """The value, with a gradient that is larger by a share."""
+    return value + share * (value - value.detach())
+
+
+class _Wrong(torch.autograd.Function):
+    """The identity, with a gradient that is wrong."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * (1 + WRONG)
+
+
+class _WrongForMany(torch.autograd.Function):
+    """The identity, whose rule for vmap has a gradient that is wrong."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor) -> tuple[Tensor, int]:
+        return _Wrong.apply(x), in_dims[0]
+
+
+class OwnFunction(Net):
+    """Uses an autograd function of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = _WrongForMany.apply(super().forward(x))
+        return logits
+
+
+class Steeper(Net):
+    """Its loss has a gradient that is wrong where it is one of many."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return steeper(loss, WRONG) if is_stacked(batch[0]) else loss
+
+
+class SteeperInOne(Net):
+    """One of its gradients is wrong, and small beside the others."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.small, self.share = nn.Parameter(torch.ones(3)), share
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        small = self.share * self.small.square().sum()
+        if is_stacked(batch[0]):
+            small = steeper(small, WRONG)
+        return super().training_step(batch, batch_idx) + small
+
+
+class SteeperForOneClient(Net):
+    """Its gradient is wrong for clients with large weights."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        wrong = steeper(loss, WRONG) if is_stacked(batch[0]) else loss
+        return torch.where(self.one.detach() > 1.015, wrong, loss) + 0 * self.one
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))  # 1.01 and 1.02 where clients are compared
+
+
+WRONGS: dict[str, Callable[[], Net]] = {
+    "a function of its own": OwnFunction,
+    "its loss": Steeper,
+    "a gradient that is small": lambda: SteeperInOne(0.01),
+    "one client": SteeperForOneClient,
+}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", WRONGS)
+def test_gradients_that_are_a_little_wrong_for_many_are_refused(
+    kind: str, dtype: torch.dtype
+) -> None:
+    with pytest.raises(NotStackable, match="something else for many clients at once"):
+        trainer(built(WRONGS[kind], dtype=dtype), dtype)
+
+
+def test_in_double_precision_no_gradient_is_too_small_to_be_seen() -> None:
+    with pytest.raises(NotStackable, match="something else for many clients at once"):
+        trainer(built(SteeperInOne, 1e-8, dtype=torch.float64), torch.float64)
+
+
+class SteeperWhenLong(Net):
+    """Its gradient is another for long batches, which no trace has seen; its loss is not."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return steeper(loss, WRONG) if len(batch[0]) > 20 else loss
+
+
+@pytest.mark.parametrize("rate", [0.3, 1e-3])
+@pytest.mark.parametrize(
+    "momentum", [0.0, 0.5]
+)  # with it the program does not take the steps itself
+def test_a_size_whose_gradients_are_a_little_different_has_them(
+    rate: float, momentum: float
+) -> None:
+    module = built(
+        SteeperWhenLong,
+        lambda m: SGD(m.parameters(), lr=rate, momentum=momentum),
+        dtype=torch.float64,
+    )
+    assert_equal(module, Clients((48, 24, 30), batch=24, x=X), 1e-12)
+
+
+class Edge(Net):
+    """Has a unit whose input is a rounding away from 0 for weights that are 1.01 times its own."""
+
+    def __init__(self, rounding: Callable[[torch.dtype], float]) -> None:
+        super().__init__()
+        self.one, self.rounding = nn.Parameter(torch.ones(1)), rounding
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        error = self.rounding(self.one.dtype) * (1 if is_stacked(batch[0]) else -1)
+        unit = torch.relu(self.one - 1.01 + 1e-8 + error).sum()
+        return super().training_step(batch, batch_idx) + unit
+
+
+def test_a_unit_that_a_rounding_turns_on_is_no_other_step() -> None:
+    assert_equal(built(Edge, lambda dtype: torch.finfo(dtype).eps), Clients((17, 8, 9)))
+
+
+def test_a_unit_that_more_than_a_rounding_turns_on_is_another_step() -> None:
+    with pytest.raises(NotStackable, match="something else for many clients at once"):
+        trainer(built(Edge, lambda _: 1e-7), torch.float32)
+
+
+class Fine(Net):
+    """Its last layer is in double precision: its gradient has float32's errors all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Linear(CLASSES, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fine(super().forward(x).double())
+        return logits
+
+
+class Cancelled(Net):
+    """A bias that is taken away again with the mean: its gradient is nothing but roundings."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.layer_1(x)
+        logits: Tensor = self.layer_2(torch.tanh(inner - inner.mean(0)))
+        return logits
+
+
+class Kinked(Net):
+    """Has units whose input is a rounding away from 0 in half precision, as some of many are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_1, self.layer_2 = nn.Linear(FEATURES, 200), nn.Linear(200, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer_2(torch.relu(self.layer_1(x)))
+        return logits
+
+
+class Autocast(Net):
+    """Multiplies in bfloat16, whatever the types of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = super().forward(x)
+        return logits.to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Net, Fine, Cancelled, Autocast, Kinked])
+def test_roundings_are_no_other_step(kind: type[Net], dtype: torch.dtype) -> None:
+    module = built(kind, dtype=dtype)
+    if kind is Fine:
+        module.fine.double()
+    trainer(module, dtype)
+
+
+class Wide(Net):
+    """Sums over very many inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_1 = nn.Linear(20_000, 5)
+
+
+def test_a_sum_over_very_many_terms_is_the_same_step() -> None:
+    module = built(Wide)
+    CohortTrainer(module, Train(batch_size=64), torch.randn(EXAMPLES, 20_000), Y)

@@ -15,6 +15,8 @@ from flsimulation.experiment import Experiment, dump_toml
 from flsimulation.rundir import RunRecord
 from flsimulation.runtimes import apart_from_here, open_runtime, resume_hint
 
+pytestmark = pytest.mark.seconds
+
 SOURCE = Path(sys.modules["flsimulation"].__file__ or "").parent
 
 

@@ -264,7 +264,7 @@ def signal_process(number: signal.Signals) -> Callable[[Run], None]:
 @pytest.mark.parametrize(
     ("name", "end", "state", "rounds", "cause"),
     [
-        ("sigterm", signal_process(signal.SIGTERM), "interrupted", 2, "the run was interrupted: SIGTERM ended it, as when its SuperLink is stopped"),
+        ("sigterm", signal_process(signal.SIGTERM), "interrupted", 2, "the run was interrupted: SIGTERM ended it, which its SuperLink sends when it is stopped"),
         ("sigkill", signal_process(signal.SIGKILL), "failed", 1, "the run's process was ended by SIGKILL"),
         ("stopped", stop, "interrupted", 2, "the run was stopped"),
     ],
@@ -281,7 +281,7 @@ def test_an_end_of_the_servers_process(
         assert told is not None, out
         assert float(told[1]) > 0
         assert int(told[2]) > 200
-    why = r"(, (not for want of memory as far as the kernel tells|most likely for want of memory; [^;]+))?"  # as far as this kernel tells it
+    why = r"(, (not out of memory as far as the kernel reports|most likely out of memory; [^;]+))?"  # as far as this kernel tells it
     assert re.fullmatch(rf"flsim: {cause}{why}; resume with `{re.escape(run.command)}`\n", err), err
     check_end(run, state, rounds)
     check_resume(run)
@@ -348,7 +348,7 @@ def test_the_superlink_is_stopped_and_started_again(stage: Stage) -> None:
         assert (run.manifest()["state"], run.manifest()["rounds"]) == ("interrupted", 2)
         status, _, err = run.said()
         assert status == 1
-        cause = "the run was interrupted: SIGTERM ended it, as when its SuperLink is stopped"
+        cause = "the run was interrupted: SIGTERM ended it, which its SuperLink sends when it is stopped"
         assert err == f"flsim: {cause}; resume with `{run.command}`\n"
         stage.restart()
     check_end(run, "interrupted", 2)
@@ -360,15 +360,14 @@ def test_the_superlink_is_killed_and_started_again(stage: Stage) -> None:
         stage.network.superlink.kill()
         status, _, err = run.said()
         assert status == 1
-        cause = "the SuperLink does not answer any more, which ended the run; start it again"
+        cause = "the SuperLink does not answer any more, which ended the run; restart it"
         assert err == f"flsim: {cause}; resume with `{run.command}`\n"
         assert run.manifest()["state"] == "running"
         assert RunRecord(run.run_dir).manifest["state"] == "interrupted"  # readers know
         stage.restart()
     check_end(run, "interrupted", 1)
     assert (
-        run.manifest()["error"]
-        == "its SuperLink was killed or started again, or the machine stopped"
+        run.manifest()["error"] == "its SuperLink was killed or restarted, or the machine stopped"
     )
     said = f"flsim: {run.out}: interrupted after round 1; resume it with `flsim run --resume {run.out}`"
     assert said in stage.network.superlink.log.read_text().splitlines()

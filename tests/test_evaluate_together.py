@@ -19,7 +19,7 @@ from flsimulation.client.workspace import Workspace
 from flsimulation.clock import SYSTEM, Clock, VirtualClock
 from flsimulation.errors import ClientError
 from flsimulation.events import Checkpoint, ClientReplied, RoundFinished
-from flsimulation.messages.content import state_of_record
+from flsimulation.messages.arrays import held_state
 from flsimulation.models import CNN, MLP, Logistic, TwoNN
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.training import Batches, Engine
@@ -346,7 +346,7 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
         where: why for where, (_, *why) in expected.items()
     }
     trainer = LocalTrainer(space.module, experiment.train)
-    final = state_of_record(together.of(Checkpoint)[-1].arrays)
+    final = held_state(together.of(Checkpoint)[-1].arrays)
     failed = {p for (_, _, p), (_, reason, _) in expected.items() if reason is not None}
     assert len(failed) == 1
     for where, (metrics, *_) in told(together).items():

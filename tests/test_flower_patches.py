@@ -225,8 +225,8 @@ class TestLosingAnAnswer:
         with pytest.raises(SystemExit) as end:
             push(answered(), **calls)
         assert end.value.code == LEFT
-        assert "flsim: an answer could not be sent" in capsys.readouterr().out
-        assert patched.read_text() == "its answer could not be sent: no space"
+        assert "flsim: a reply could not be sent" in capsys.readouterr().out
+        assert patched.read_text() == "its reply could not be sent: no space"
 
     def test_the_end_of_a_run_is_no_such_failure(self, patched):
         push(answered(), send=send, push_object=lambda *_: raise_(RunNotRunningException()))
@@ -248,13 +248,13 @@ class TestLeaving:
         with pytest.raises(SystemExit) as end:
             pull((message(), None))
         assert end.value.code == LEFT
-        assert "a message could not be received whole" in capsys.readouterr().out
+        assert "a message could not be received completely" in capsys.readouterr().out
 
     def test_an_answer_that_is_left_over_ends_the_node_before_it_is_sent(self, patched, capsys):
         with pytest.raises(SystemExit) as end:
             pull((message(), None), State("an answer of the stopped run"))
         assert end.value.code == LEFT
-        assert "an answer was left over" in capsys.readouterr().out
+        assert "a reply was left over" in capsys.readouterr().out
 
 
 class TestWatching:

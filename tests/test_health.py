@@ -79,11 +79,11 @@ def limited(monkeypatch: pytest.MonkeyPatch, limit: int, kills: list[int | None]
 @pytest.mark.parametrize(
     ("limit", "kills", "said"),
     [
-        (300 * MIB, [0, 1], "ended by SIGKILL, for want of memory; CLIENT_MEMORY is 300m, about "),
-        (1024 * MIB, [3, 4], "for want of memory; CLIENT_MEMORY is 1024m, it needs more"),
-        (300 * MIB, [None, None], "SIGKILL, most likely for want of memory; CLIENT_MEMORY is 300m"),
-        (300 * MIB, [2, 2], "ended by SIGKILL, not for want of memory as far as the kernel tells"),
-        (MACHINE, [0, 1], "ended by SIGKILL, for want of memory; raise its memory limit"),
+        (300 * MIB, [0, 1], "ended by SIGKILL, out of memory; CLIENT_MEMORY is 300m, about "),
+        (1024 * MIB, [3, 4], "out of memory; CLIENT_MEMORY is 1024m, it needs more"),
+        (300 * MIB, [None, None], "SIGKILL, most likely out of memory; CLIENT_MEMORY is 300m"),
+        (300 * MIB, [2, 2], "ended by SIGKILL, not out of memory as far as the kernel reports"),
+        (MACHINE, [0, 1], "ended by SIGKILL, out of memory; raise its memory limit"),
     ],
 )
 def test_sigkill_is_explained_as_far_as_the_kernel_tells(
@@ -95,8 +95,8 @@ def test_sigkill_is_explained_as_far_as_the_kernel_tells(
 
 def test_a_kill_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     limited(monkeypatch, 300 * MIB, [0, 1])
-    assert "for want of memory;" in health.describe_end(-signal.SIGKILL)
-    assert "not for want of memory" in health.describe_end(-signal.SIGKILL)
+    assert "out of memory;" in health.describe_end(-signal.SIGKILL)
+    assert "not out of memory" in health.describe_end(-signal.SIGKILL)
 
 
 def test_other_ends_say_how(monkeypatch: pytest.MonkeyPatch) -> None:

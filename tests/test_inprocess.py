@@ -5,61 +5,93 @@ from __future__ import annotations
 import gc
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation import run
 from flsimulation.errors import RunError
-from flsimulation.messages.content import failure_of
-from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity, run_in_process
+from flsimulation.events import ClientReplied
+from flsimulation.messages.batch import Batch, Outcome, Reply, Task
+from flsimulation.messages.codec import message_of, reply_of
+from flsimulation.runtimes.inprocess import InProcessGrid, run_in_process
+from flsimulation.runtimes.simulated import flower_identity
+from flsimulation.training.stacked import trainer
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import CohortTrainer
 
 
+class Clients:
+    """Answer one by one; which began and whether they were ended is kept."""
+
+    def __init__(self) -> None:
+        self.began: list[int] = []
+        self.ended: list[int] = []
+
+    def __call__(self, batch: Batch) -> Iterator[Reply]:
+        try:
+            for partition, phase, *_ in batch.tasks:
+                self.began.append(partition)
+                yield Reply([Outcome(partition, phase, {"num-examples": 10 * partition})])
+        finally:
+            self.ended.append(batch.tasks[0].partition)
+
+
 @pytest.fixture
-def grid() -> InProcessGrid:
-    """Three nodes that count their messages; the last one raises."""
-    app = ClientApp()
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        partition = int(context.node_config["partition-id"])
-        if partition == 2:
-            raise ValueError("boom")
-        seen = context.state.setdefault("seen", MetricRecord({"n": 0}))
-        seen["n"] = int(seen["n"]) + 1
-        content = {
-            "n": seen["n"],
-            "of": context.node_config["num-partitions"],
-            "lr": context.run_config["lr"],
-        }
-        return Message(RecordDict({"m": MetricRecord(content)}), reply_to=message)
-
-    return InProcessGrid(app, 3, {"lr": 0.5})
+def clients() -> Clients:
+    return Clients()
 
 
-def ask(grid: InProcessGrid, *nodes: int) -> list[Message]:
-    return [Message(RecordDict(), node, "query") for node in nodes]
+@pytest.fixture
+def grid(clients: Clients) -> InProcessGrid:
+    return InProcessGrid(clients, 3)
+
+
+def ask(grid: InProcessGrid, *partitions: int, seconds: float = 0.0) -> list[str]:
+    tasks = [Task(partition, "train", 1, ConfigRecord()) for partition in partitions]
+    ((node, batch),) = grid.divided(Batch(ArrayRecord(), tasks))
+    assert node is not None
+    return list(grid.push_messages([message_of(batch, node, seconds)]))
+
+
+def told(messages: Iterable[Message]) -> list[tuple[int, dict[str, float]]]:
+    replies = [reply_of(message) for message in messages]
+    assert all(isinstance(reply, Reply) for reply in replies)
+    return [(o.partition, o.metrics) for reply in replies for o in reply.outcomes]  # type: ignore[union-attr]
 
 
 def test_nodes_stand_in_the_order_of_partitions(grid: InProcessGrid) -> None:
     assert [grid.partitions[node] for node in grid.get_node_ids()] == [0, 1, 2]
 
 
-def test_one_pull_lets_one_client_answer(grid: InProcessGrid) -> None:
+def test_a_cohort_is_one_message_and_one_pull_lets_one_client_answer(
+    grid: InProcessGrid, clients: Clients
+) -> None:
     with flower_identity():
-        first, second, _ = grid.get_node_ids()
-        identifiers = list(grid.push_messages(ask(grid, first, second)))
-        assert len(set(identifiers)) == 2
+        identifiers = ask(grid, 2, 0)
+        assert clients.began == []
         answers = [list(grid.pull_messages(identifiers)) for _ in range(3)]
-    assert [[a.metadata.src_node_id for a in some] for some in answers] == [[first], [second], []]
+    assert [told(some) for some in answers] == [
+        [(2, {"num-examples": 20})],
+        [(0, {"num-examples": 0})],
+        [],
+    ]
+    replied = {message.metadata.reply_to_message_id for some in answers for message in some}
+    assert replied == {*identifiers}
+
+
+def test_messages_are_answered_one_after_the_other(grid: InProcessGrid, clients: Clients) -> None:
+    with flower_identity():
+        first, second = ask(grid, 0, 1), ask(grid, 2)
+        assert len({*first, *second}) == 2
+        pulled = [told(grid.pull_messages([*first, *second])) for _ in range(4)]
+    assert [[partition for partition, _ in some] for some in pulled] == [[0], [1], [2], []]
+    assert clients.ended == [0, 2]
 
 
 @pytest.mark.parametrize("name", ["message_ids", "reply_to_message_ids"])
@@ -67,40 +99,44 @@ def test_answers_are_pulled_by_the_name_of_either_flower_or_all_at_once(
     grid: InProcessGrid, name: str
 ) -> None:
     with flower_identity():
-        first, second, _ = grid.get_node_ids()
-        _, wanted = grid.push_messages(ask(grid, first, second))
-        (answer,) = grid.pull_messages(**{name: [wanted]})
-        assert answer.metadata.src_node_id == second
-        (rest,) = grid.pull_messages()
-    assert rest.metadata.src_node_id == first
+        _, second = ask(grid, 0), ask(grid, 2)
+        assert told(grid.pull_messages(**{name: second})) == [(2, {"num-examples": 20})]
+        assert told(grid.pull_messages()) == [(0, {"num-examples": 0})]
+        assert told(grid.pull_messages()) == []
 
 
-def test_a_nodes_state_outlives_its_message_and_is_its_own(grid: InProcessGrid) -> None:
+def test_work_that_nobody_waits_for_is_ended(grid: InProcessGrid, clients: Clients) -> None:
     with flower_identity():
-        first, second, _ = grid.get_node_ids()
-        for _ in range(2):
-            grid.send_and_receive(ask(grid, first))
-        answers = list(grid.send_and_receive(ask(grid, first, second)))
-    assert [dict(a.content["m"]) for a in answers] == [
-        {"n": 3, "of": 3, "lr": 0.5},
-        {"n": 1, "of": 3, "lr": 0.5},
-    ]
+        first, second = ask(grid, 0, 1), ask(grid, 2)
+        list(grid.pull_messages([*first, *second]))
+        assert clients.ended == []
+        assert told(grid.pull_messages(second)) == [(2, {"num-examples": 20})]
+        assert list(grid.pull_messages(["9"])) == []
+    assert (clients.began, clients.ended) == ([0, 2], [0, 2])
 
 
-def test_an_app_that_raises_gives_an_answer_with_its_error(grid: InProcessGrid) -> None:
+def test_a_message_whose_time_is_over_is_dropped_with_the_next(
+    grid: InProcessGrid, clients: Clients
+) -> None:
     with flower_identity():
-        (answer,) = grid.send_and_receive(ask(grid, list(grid.get_node_ids())[2]))
-    error = failure_of(answer)
-    assert error is not None
-    assert error.reason == "error"
-    assert str(error).startswith("ValueError: boom (test_inprocess.py:")
+        late, next_one = ask(grid, 0, seconds=1e-9), ask(grid, 1)
+        assert told(grid.pull_messages([*late, *next_one])) == [(1, {"num-examples": 10})]
+    assert clients.began == [1]
 
 
-def test_a_timeout_leaves_the_rest_out(grid: InProcessGrid) -> None:
-    with flower_identity():
-        identifiers = list(grid.get_node_ids())
-        assert list(grid.send_and_receive(ask(grid, *identifiers), timeout=0)) == []
-        assert list(grid.pull_messages(["1", "2", "3"])) == []
+def test_what_ends_a_cohort_as_a_whole_is_raised() -> None:
+    def failing(batch: Batch) -> Iterator[Reply]:
+        raise RunError("no memory")
+        yield
+
+    grid = InProcessGrid(failing, 3)
+    with flower_identity(), pytest.raises(RunError, match="no memory"):
+        grid.pull_messages(ask(grid, 0))
+
+
+def test_clients_are_reached_by_push_and_pull_alone(grid: InProcessGrid) -> None:
+    with pytest.raises(NotImplementedError, match="post tasks to the exchange"):
+        grid.send_and_receive([])
 
 
 def test_messages_and_runs_are_flowers_own(grid: InProcessGrid) -> None:
@@ -134,6 +170,26 @@ def test_flower_is_quiet_inside_a_run_and_as_before_after_it(
     run(make_experiment(), tmp_path / "run")
     assert logger.level == level
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("engine", ["stacked", "sequential"])
+def test_a_run_that_breaks_off_leaves_pytorch_its_threads(
+    make_experiment: Any, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    def broken(event: Any) -> None:
+        if isinstance(event, ClientReplied):
+            raise ValueError("a sink that fails while others still train")
+
+    monkeypatch.setattr(trainer, "_WAVE_BYTES", 1)  # many waves
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="a sink that fails") as caught:
+            run_in_process(make_experiment(train={"engine": engine}), [broken])
+        assert caught.value.__traceback__ is not None  # and with it all that was at work
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.seconds

@@ -59,7 +59,7 @@ NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "flwr.supernode.start_client_internal._push_messages": (
         ("send", "push_object"),
-        "a client that leaves when its answer could not be sent",
+        "a client that leaves when its reply could not be sent",
     ),
     "flwr.supercore.superexec.run_superexec.time": ((), "a SuperExec that sleeps until the bell"),
     "flwr.server.superlink.linkstate.InMemoryLinkState.get_nodes": (

@@ -304,6 +304,15 @@ def test_people_see_the_same_lines_as_in_one_process(network: Network) -> None:
     assert "INFO" not in done.stdout
 
 
+@pytest.mark.parametrize("engine", ["auto", "stacked"])
+def test_the_manifest_has_the_engine_that_the_clients_chose(network: Network, engine: str) -> None:
+    done = network.run("--set=strategy.rounds=1", f"--set=train.engine={engine}")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((last_run(network) / "manifest.json").read_text())
+    chosen = {"auto": "sequential", "stacked": "stacked"}[engine]
+    assert (manifest["engine"], manifest["not-stacked"]) == (chosen, None)
+
+
 def test_too_few_clients_is_one_line(network: Network) -> None:
     done = network.run("--set=data.clients=3", "--set=runtime.client-wait=1")
     assert done.returncode == 1

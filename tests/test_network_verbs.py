@@ -221,7 +221,7 @@ def test_up_checks_builds_starts_and_runs(
     assert docker.raw[-1][1] == {"CLIENTS": "4", "EXPERIMENT": "experiments/mine.toml"}
     assert (docker.project / "runs").is_dir()
     assert output.splitlines()[-1] == (
-        "the network stays; flsim up FILE runs another experiment, flsim down ends it"
+        "the network keeps running; flsim up FILE runs another experiment, flsim down stops it"
     )
 
 
@@ -256,7 +256,7 @@ def test_up_says_what_to_open(docker: Docker, flsim: Any, free_ports: list[int])
     assert output.splitlines() == [
         f"Grafana     http://localhost:{free_ports[2]}",
         f"Prometheus  http://localhost:{free_ports[1]}",
-        "started; flsim up FILE runs an experiment, flsim down ends it",
+        "started; flsim up FILE runs an experiment, flsim down stops the network",
     ]
 
 
@@ -283,7 +283,7 @@ def test_up_ends_with_the_status_of_the_run_and_names_its_report(
     assert output.splitlines() == [
         "round 1",
         f"Report      {report}",
-        "the network stays; flsim up FILE runs another experiment, flsim down ends it",
+        "the network keeps running; flsim up FILE runs another experiment, flsim down stops it",
     ]
 
 
@@ -292,7 +292,7 @@ def test_up_ends_with_the_status_of_the_run_and_names_its_report(
     [
         (None, ["up", "gone.toml"], "gone.toml: no such file"),
         ("[train]\nepoch = 2\n", ["up", "bad.toml"], "did you mean 'epochs'?"),
-        (None, ["up", "--without", "client"], "--without client: only prometheus and grafana can be left out"),
+        (None, ["up", "--without", "client"], "--without client: only prometheus and grafana can be omitted"),
         (None, ["up", "--clients", "0"], "--clients"),
         (None, ["status", "--file", "gone.yaml"], "--file gone.yaml: no such file"),
         (None, ["doctor", "--file", "gone.yaml"], "--file gone.yaml: no such file"),
@@ -318,8 +318,8 @@ def test_an_experiment_that_the_containers_cannot_see_is_refused(
     assert flsim("up", "mine.toml") == (
         2,
         "",
-        f"flsim: mine.toml: the containers see {docker.project}/experiments only; "
-        "copy the file there, with what it names\n",
+        f"flsim: mine.toml: the containers can only read {docker.project}/experiments; "
+        "copy the file there, with the files that it refers to\n",
     )
 
 
@@ -338,7 +338,7 @@ def test_an_image_is_fetched_if_it_is_not_there(docker: Docker, flsim: Any) -> N
     assert (code, errors) == (0, "")
     assert "compose pull --quiet prometheus" in docker.calls
     assert "compose pull --quiet grafana" not in docker.calls
-    assert output.splitlines()[0] == "fetching prom:1 ..."
+    assert output.splitlines()[0] == "pulling prom:1 ..."
 
 
 def test_without_an_image_for_grafana_the_rest_goes_on(docker: Docker, flsim: Any) -> None:
@@ -347,9 +347,9 @@ def test_without_an_image_for_grafana_the_rest_goes_on(docker: Docker, flsim: An
     code, _, errors = flsim("up", "--no-run")
     assert code == 0
     assert errors == (
-        "flsim: going on without grafana (graf:1): an image cannot be had "
+        "flsim: continuing without grafana (graf:1): an image cannot be downloaded "
         '(Get "https://images.test/v2/": dial tcp: lookup images.test: no such host); '
-        "check the connection, a proxy, or the versions in .env\n"
+        "check the connection, the proxy, and the versions in .env\n"
     )
     assert docker.calls[-2] == "compose up --detach superlink client prometheus"
 
@@ -360,8 +360,8 @@ def test_without_an_image_for_prometheus_nothing_starts(docker: Docker, flsim: A
     code, _, errors = flsim("up")
     assert code == 1
     assert errors == (
-        "flsim: prometheus (prom:1): an image cannot be had (manifest unknown); "
-        "check the connection, a proxy, or the versions in .env\n"
+        "flsim: prometheus (prom:1): an image cannot be downloaded (manifest unknown); "
+        "check the connection, the proxy, and the versions in .env\n"
     )
     assert not any(call.startswith("compose up") for call in docker.calls)
 
@@ -394,7 +394,7 @@ def test_a_port_that_a_container_of_others_has_is_named(
     free = next(p for p in range(port + 1, 65536) if not ports.taken("127.0.0.1", p))
     assert code == 1
     assert errors == (
-        f"flsim: port {port} is taken by the container blog-web-1; "
+        f"flsim: port {port} is used by the container blog-web-1; "
         f"end it, or set GRAFANA_PORT={free} in .env\n"
     )
 
@@ -405,7 +405,7 @@ def test_a_port_that_a_program_has_is_named(
     listening(free_ports[1])
     code, _, errors = flsim("up")
     assert code == 1
-    assert errors.startswith(f"flsim: port {free_ports[1]} is taken by ")
+    assert errors.startswith(f"flsim: port {free_ports[1]} is used by ")
     assert f"(process {os.getpid()}); end it, or set PROMETHEUS_PORT=" in errors
     assert docker.calls[-1].startswith("ps --filter publish=")
 
@@ -417,7 +417,7 @@ def test_clients_that_do_not_fit_are_refused_unless_asked_for_by_number(
     docker.set_config(client=CLIENT | {"deploy": {"replicas": 3}})
     line = (
         "flsim: memory: 3.0 GiB; 3 clients need about 3.8 GiB, 2 fit; "
-        "start fewer (flsim up --clients 2) or give Docker more\n"
+        "start fewer (flsim up --clients 2) or give Docker more memory\n"
     )
     code, _, errors = flsim("up")
     assert (code, errors) == (1, line)
@@ -431,7 +431,7 @@ def test_a_failed_build_shows_its_lines_and_starts_nothing(docker: Docker, flsim
     assert code == 1
     assert errors.splitlines() == [
         "no matching distribution",
-        "flsim: the image could not be built; the lines above say why",
+        "flsim: the image could not be built; see the lines above",
     ]
     assert docker.calls[-1] == f"compose build {ALL} run"
 
@@ -439,13 +439,13 @@ def test_a_failed_build_shows_its_lines_and_starts_nothing(docker: Docker, flsim
 @pytest.mark.parametrize(
     ("said", "meaning"),
     [
-        ("Error response from daemon: driver failed on endpoint x: Bind for 127.0.0.1:3000 failed: port is already allocated", "port 3000 is taken by another program; end it, or choose another port (flsim doctor names both)"),
-        ("Error: listen tcp4 127.0.0.1:9090: bind: address already in use", "port 9090 is taken by another program; end it, or choose another port (flsim doctor names both)"),
+        ("Error response from daemon: driver failed on endpoint x: Bind for 127.0.0.1:3000 failed: port is already allocated", "port 3000 is used by another program; end it, or choose another port (flsim doctor shows both)"),
+        ("Error: listen tcp4 127.0.0.1:9090: bind: address already in use", "port 9090 is used by another program; end it, or choose another port (flsim doctor shows both)"),
         ("dependency failed to start: container fl-superlink-1 is unhealthy", "fl-superlink-1 did not become healthy; flsim logs says why"),
         ("dependency failed to start: container fl-superlink-1 exited (1)", "fl-superlink-1 did not become healthy; flsim logs says why"),
-        ("write /var/lib/x: no space left on device", "the disk is full; docker system prune removes what nobody uses"),
+        ("write /var/lib/x: no space left on device", "the disk is full; docker system prune removes unused images and containers"),
         ("something new\nand its last line", "docker compose up failed: and its last line"),
-        ("", "docker compose up failed: it does not say why"),
+        ("", "docker compose up failed: without a message"),
     ],
 )  # fmt: skip
 def test_a_failed_start_is_explained(docker: Docker, flsim: Any, said: str, meaning: str) -> None:
@@ -463,8 +463,8 @@ def test_a_failed_start_is_explained(docker: Docker, flsim: Any, said: str, mean
         ("compose config", "docker: 'compose' is not a docker command.\nSee 'docker --help'", "Docker has no Compose 2; install its plugin (the package docker-compose-plugin, or Docker Desktop)"),
         ("compose config", "unknown flag: --profile\n\nUsage:  docker [OPTIONS] COMMAND", "Docker has no Compose 2; install its plugin (the package docker-compose-plugin, or Docker Desktop)"),
         ("compose config", "services.x: required variable GRAFANA is missing a value", "docker compose config failed: services.x: required variable GRAFANA is missing a value"),
-        ("", "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?", "Docker is installed, but its engine does not run; start it (sudo systemctl start docker, or open Docker Desktop)"),
-        ("", 'permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: Get "http://x": dial unix /var/run/docker.sock: connect: permission denied', "you may not talk to Docker: permission denied on its socket; add yourself to its group (sudo usermod -aG docker $USER) and log in again"),
+        ("", "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?", "Docker is installed, but its engine is not running; start it (sudo systemctl start docker, or open Docker Desktop)"),
+        ("", 'permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: Get "http://x": dial unix /var/run/docker.sock: connect: permission denied', "no access to Docker: permission denied on its socket; add yourself to its group (sudo usermod -aG docker $USER) and log in again"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_docker_is_one_line_with_the_remedy(
@@ -507,7 +507,7 @@ def test_an_old_docker_is_refused_before_anything_starts(
 @pytest.mark.parametrize("command", ["compose config", "info"])
 def test_an_answer_that_is_no_json_is_one_line(docker: Docker, flsim: Any, command: str) -> None:
     docker.answer(command, "Emulate Docker CLI")
-    line = "flsim: docker gave no JSON but 'Emulate Docker CLI'; is it Docker's own?\n"
+    line = "flsim: docker printed 'Emulate Docker CLI' instead of JSON; is `docker` Docker's own command?\n"
     assert flsim("up") == (1, "", line)
 
 
@@ -539,7 +539,7 @@ def test_logs_of_a_service_that_is_not_there(docker: Docker, flsim: Any) -> None
     assert flsim("logs", "clients") == (
         2,
         "",
-        "flsim: no service 'clients'; there are client, grafana, prometheus, run, superlink\n",
+        "flsim: no service 'clients'; did you mean 'client'?\n",
     )
 
 
@@ -622,7 +622,7 @@ def test_folders_are_those_that_compose_resolved(
     _, output, _ = flsim("doctor")
     lines = output.splitlines()
     assert f"✓ disk for results: 50.0 GB free at {tmp_path}" in lines
-    assert f"✓ results: {results} is not there yet and can be made" in lines
+    assert f"✓ results: {results} does not exist yet and can be created" in lines
     assert f"✗ {mine / 'hidden.toml'} cannot be read in containers; chmod -R a+rX {mine}" in lines
     report = results / "20260101T000000Z-fast" / "report.html"
     docker.answer("compose up --no-deps", makes=str(report))
@@ -658,8 +658,8 @@ def test_without_a_compose_file_one_line_says_where_to_be(
         assert flsim(verb) == (
             2,
             "",
-            "flsim: no compose.yaml here or above; run it in a clone of the repository, "
-            "or name the file with --file or COMPOSE_FILE\n",
+            "flsim: no compose.yaml here or in a folder above; run it in a clone of the repository, "
+            "or specify the file with --file or COMPOSE_FILE\n",
         )
     monkeypatch.setenv("COMPOSE_FILE", "gone.yaml")
     assert flsim("down") == (2, "", "flsim: COMPOSE_FILE gone.yaml: no such file\n")
@@ -671,14 +671,14 @@ def test_the_network_of_somebody_else_is_left_alone(docker: Docker, flsim: Any) 
         assert flsim(verb) == (
             2,
             "",
-            f"flsim: {docker.project}/compose.yaml is not FLSimulation's: it has no service "
-            "superlink and no client; name the right file with --file\n",
+            f"flsim: {docker.project}/compose.yaml is not FLSimulation's Compose file: it has no service "
+            "superlink and no client; specify the right file with --file\n",
         )
     assert set(docker.calls) == {CHECKS[0]}
 
 
 def test_status_of_nothing(docker: Docker, flsim: Any) -> None:
-    assert flsim("status") == (0, "nothing is running; start it with flsim up\n", "")
+    assert flsim("status") == (0, "no container is running; flsim up starts the network\n", "")
 
 
 RUNNING = (
@@ -732,7 +732,7 @@ def test_status_when_all_has_ended(docker: Docker, flsim: Any) -> None:
     assert code == 0
     assert [line.split() for line in output.splitlines()[1:]] == [
         ["superlink", "fl-superlink-1", "exited", "(137)", "-", "-"],
-        ["nothing", "is", "running;", "start", "it", "with", "flsim", "up"],
+        ["no", "container", "is", "running;", "flsim", "up", "starts", "the", "network"],
     ]
     assert not any(call.startswith("exec") for call in docker.calls)
 
@@ -742,7 +742,7 @@ def test_status_when_no_container_answers(docker: Docker, flsim: Any) -> None:
     docker.answer("exec", err="container is not running", status=1)
     code, output, errors = flsim("status")
     assert (code, errors) == (0, "")
-    assert output.splitlines()[-1] == "run         none has begun"
+    assert output.splitlines()[-1] == "run         no run has begun"
 
 
 class Prometheus(http.server.BaseHTTPRequestHandler):
@@ -770,8 +770,9 @@ class Prometheus(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_status_asks_the_superlink_first_and_prometheus_if_that_is_silent(
-    docker: Docker, flsim: Any, answers: bool
+    docker: Docker, flsim: Any, answers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(status, "_SECONDS", PATIENCE)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Prometheus)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -887,7 +888,7 @@ def test_the_doctor_finds_nothing_wrong(
     lines = output.splitlines()
     assert lines[0].startswith("✓ Python 3.")
     assert lines[1].startswith("✓ ")
-    assert lines[1].endswith(" packages, all in the versions that are needed")
+    assert lines[1].endswith(" packages, all in the required versions")
     superlink, prometheus, grafana = free_ports
     runs = docker.project / "runs"
     assert lines[2:] == [
@@ -901,7 +902,7 @@ def test_the_doctor_finds_nothing_wrong(
         "✓ control groups version 2",
         "✓ disk for Docker's images: 50.0 GB free at /",
         f"✓ disk for results: 50.0 GB free at {runs}",
-        f"✓ results: {runs} is writable, it belongs to {runs.owner()}",
+        f"✓ results: {runs} is writable and belongs to {runs.owner()}",
         "✓ memory: 16.0 GiB; 2 clients need about 2.9 GiB, 17 fit",
     ]
 
@@ -923,20 +924,20 @@ def test_the_doctor_finds_everything_wrong(
     assert (code, errors) == (1, "")
     lines = output.splitlines()[3:]
     taken = lines.pop(4)
-    assert taken.startswith(f"✗ port {free_ports[1]} is taken by ")
+    assert taken.startswith(f"✗ port {free_ports[1]} is used by ")
     assert f"(process {os.getpid()}); end it, or set PROMETHEUS_PORT=" in taken
     assert lines == [
-        f"! no .env in {docker.project}; it holds versions and defaults, take it from the repository",
+        f"! no .env in {docker.project}; copy it from the repository, it sets versions and defaults",
         "✗ Docker Engine 18.9.1 is too old: 20.10 or newer is needed; update it",
         "✗ Docker Compose 2.19.0 is too old: 2.20 or newer is needed; update it",
-        f"✓ port {free_ports[0]} (superlink) is held by this project's own fl-superlink-1",
+        f"✓ port {free_ports[0]} (superlink) is used by this project's own fl-superlink-1",
         f"✓ port {free_ports[2]} (grafana) is free",
         "! control groups version 2: memory limits of containers have no effect here",
-        "✗ disk for Docker's images: 0.5 GB free at /, 6 GB are needed; docker system prune removes what nobody uses",
-        f"✗ disk for results: 0.5 GB free at {docker.project}, 1 GB are needed; remove old runs",
-        f"✓ results: {docker.project}/runs is not there yet and can be made",
-        "✗ memory: 1.0 GiB; 1 client needs about 2.1 GiB, 0 fit; give Docker more",
-        "! a client may use 0.5 GiB and takes about 0.8 GiB: it may be killed; set CLIENT_MEMORY=1g in .env",
+        "✗ disk for Docker's images: 0.5 GB free at /, 6 GB needed; docker system prune removes unused images and containers",
+        f"✗ disk for results: 0.5 GB free at {docker.project}, 1 GB needed; remove old runs",
+        f"✓ results: {docker.project}/runs does not exist yet and can be created",
+        "✗ memory: 1.0 GiB; 1 client needs about 2.1 GiB, 0 fit; give Docker more memory",
+        "! the memory limit of a client is 0.5 GiB and it needs about 0.8 GiB: it may be killed; set CLIENT_MEMORY=1g in .env",
     ]  # fmt: skip
 
 
@@ -970,7 +971,7 @@ def test_the_doctor_without_docker_and_without_a_project(
     code, output, _ = flsim("doctor")
     assert code == 0
     assert output.splitlines()[2] == (
-        "! no compose.yaml here or above: flsim run works, flsim up needs a clone of the repository"
+        "! no compose.yaml here or in a folder above: flsim run works, flsim up needs a clone of the repository"
     )
     monkeypatch.setenv("PATH", str(tmp_path))
     code, output, _ = flsim("doctor")
@@ -1004,7 +1005,7 @@ def test_the_doctor_names_packages_outside_their_range(monkeypatch: pytest.Monke
         ("bad", "nowhere-to-be-found: none is installed, >=1 is needed; pip install 'nowhere-to-be-found>=1'"),
     ]  # fmt: skip
     needs[:] = ["rich>=13.9", "rich<15"]
-    assert list(doctor.python_checks())[1].text == "2 packages, all in the versions that are needed"
+    assert list(doctor.python_checks())[1].text == "2 packages, all in the required versions"
 
 
 def test_the_doctor_says_who_owns_results_that_cannot_be_written(
@@ -1017,7 +1018,7 @@ def test_the_doctor_says_who_owns_results_that_cannot_be_written(
     check = doctor.runs_check(runs)
     assert (check.level, check.text) == (
         "bad",
-        f"{runs} belongs to {runs.owner()} and you may not write there; sudo chown -R ann {runs}",
+        f"{runs} belongs to {runs.owner()} and is not writable for you; sudo chown -R ann {runs}",
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from flsimulation.messages import packing
 from flsimulation.messages.packing import is_packed, pack, unpack
-from flsimulation.runtimes.inprocess import flower_identity
+from flsimulation.runtimes.simulated import flower_identity
 
 names = st.text(min_size=1, max_size=8)
 numbers = st.integers(-(2**53), 2**53) | st.floats()

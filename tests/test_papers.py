@@ -138,7 +138,9 @@ def test_figures_are_shown_as_papers_show_them(name: str, value: float, shown: s
 
 @pytest.mark.parametrize("name", ["speed", "test-", "accuracy@", "accuracy@x"])
 def test_a_measure_that_is_none_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no measure; known: rounds, accuracy, .*test-NAME"):
+    with pytest.raises(
+        ValueError, match="is not a measure; choose from rounds, accuracy, .*test-NAME"
+    ):
         measure_of(name)
 
 
@@ -369,7 +371,10 @@ def test_two_at_once_do_not_run_in_one_folder(
     with alone(tmp_path / "out" / ".lock") as first, alone(tmp_path / "out" / ".lock") as second:
         assert (first, second) == (True, False)
         assert call("paper", paper_file, "--out", tmp_path / "out") == 2
-    assert f"--out {tmp_path / 'out'}: another flsim paper runs there" in capsys.readouterr().err
+    assert (
+        f"--out {tmp_path / 'out'}: another flsim paper is using this folder"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
     with alone(tmp_path / "out" / ".lock") as third:
         assert third
@@ -437,14 +442,17 @@ def test_a_run_that_fails_is_no_figure_and_not_the_end(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("rounds = 5", "speed = 5"), "row.1.published 'speed' is no measure; known: rounds"),
+        (
+            ("rounds = 5", "speed = 5"),
+            "row.1.published 'speed' is not a measure; choose from rounds",
+        ),
         (('title = "On Averages"', ""), "averages.toml: title is missing; add it"),
         (("per-decade = 1", "per-decad = 1"), "search.per-decad is not a key, got 1; did you mean"),
         (('[[row]]\nname = "C = 1"', '[[row]]\nnam = "C = 1"'), "row.0.nam is not a key"),
         (("fraction-train = 0.5", "fraction-train = 5"), "strategy.fraction-train must be less"),
         (("start = 0.1", "start = 0"), "search.start must be greater than 0, got 0"),
         (("[search]", "[search"), "not valid TOML"),
-        (("target-accuracy = 0.9", ""), "row 'C = 1': 'rounds' are those to evaluate.target-acc"),
+        (("target-accuracy = 0.9", ""), "row 'C = 1': 'rounds' requires evaluate.target-acc"),
     ],
 )
 def test_a_wrong_file_is_refused_before_anything_runs(
@@ -463,9 +471,12 @@ def test_a_wrong_file_is_refused_before_anything_runs(
     [
         (["nobody2099"], "nobody2099: no such paper; choose from "),
         (["missing.toml"], "missing.toml: no such paper"),
-        (["mcmahan2017", "--rows", "GRU"], "--rows GRU: no row's name holds it; the rows are: 2NN"),
-        (["mcmahan2017", "--json", "/nowhere/x.json"], "/nowhere is no folder"),
-        (["mcmahan2017", "--out", "/proc/x"], "--out /proc/x: cannot be made (No such file"),
+        (
+            ["mcmahan2017", "--rows", "GRU"],
+            "--rows GRU: no row's name contains it; the rows are: 2NN",
+        ),
+        (["mcmahan2017", "--json", "/nowhere/x.json"], "/nowhere is not a folder"),
+        (["mcmahan2017", "--out", "/proc/x"], "--out /proc/x: cannot be created (No such file"),
     ],
 )
 def test_what_is_not_there_is_said(
@@ -499,7 +510,7 @@ def test_elsewhere_it_is_said_where_papers_are(
     assert said.startswith(f"flsim: {named}")
     assert said.endswith(
         "papers are in experiments/papers of FLSimulation's repository, not in the package; run the "
-        "command in the repository, or name a paper's .toml file\n"
+        "command in the repository, or specify a paper's .toml file\n"
     )
     assert said.count("\n") == 1
 

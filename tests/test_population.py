@@ -16,7 +16,7 @@ from flsimulation.data.partitions import DrawnPartitions
 from flsimulation.errors import DataError
 from flsimulation.experiment import Experiment
 from flsimulation.runtimes.inprocess import InProcessGrid
-from flsimulation.server.exchange import PartitionedGrid
+from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.sampling import LISTED_CLIENTS, OfferedNodes, offered
 
 MILLION = 1_000_000
@@ -40,7 +40,7 @@ def million(*sets: str, clients: int = MILLION) -> Experiment:
 
 
 def grid_of(clients: int) -> InProcessGrid:
-    return InProcessGrid(lambda *_: None, clients, {})  # type: ignore[arg-type]
+    return InProcessGrid(lambda _: iter(()), clients)
 
 
 def test_drawn_clients_draw_for_themselves_and_the_same_each_time() -> None:
@@ -119,7 +119,7 @@ def test_nothing_is_drawn_for_a_phase_that_does_not_ask() -> None:
             calls.append(partition)
             return super().node_of(partition)
 
-    grid: PartitionedGrid = Counting(lambda *_: None, MILLION, {})  # type: ignore[arg-type]
+    grid: PartitionedGrid = Counting(lambda _: iter(()), MILLION)
     found = offered(grid, million(), "train", 1)
     assert calls == []
     found.get_node_ids()
@@ -148,6 +148,7 @@ def test_a_federation_of_a_million(tmp_path: Path, strategy: str, recorder: Any)
     assert [line["partition"] for line in final] == [0, 1, 2]
 
 
+@pytest.mark.seconds
 def test_the_partition_verb_shows_the_first_of_a_million(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,5 +157,5 @@ def test_the_partition_verb_shows_the_first_of_a_million(
     partition_command(None, list(sets), png)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3] == "... and 999900 more clients"
-    assert lines[-2] == "1000000 clients, 60000000 of 60000 training examples, 60 to 60 a client"
+    assert lines[-2] == "1000000 clients, 60000000 of 60000 training examples, 60 to 60 per client"
     assert png.stat().st_size > 10_000

@@ -10,13 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from tests.conftest import PATIENCE, wait_for
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'flsimulation[ray]'")
 
@@ -27,18 +27,22 @@ from ray._private import worker
 import flsimulation
 from flsimulation import run
 from flsimulation.cli.main import main
-from flsimulation.client import share as share_app
 from flsimulation.client.workspace import Workspace
+from flsimulation.clock import SystemClock, VirtualClock
 from flsimulation.data.federated import FederatedData
-from flsimulation.errors import InputError, RoundError
-from flsimulation.events import ClientReplied, RunStarted
+from flsimulation.errors import InputError, RoundError, RunError
+from flsimulation.events import ActorsAwaited, ClientReplied, RunStarted
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
-from flsimulation.internals.ray_actors import room_for, without_notices
-from flsimulation.runtimes.inprocess import flower_identity, run_in_process
+from flsimulation.internals.ray_actors import ends_of, is_ray_client, room_for, without_notices
+from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.codec import batch_of, message_of
+from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.runtimes.ray import actors as ray_actors
+from flsimulation.runtimes.ray import client, starting
 from flsimulation.runtimes.ray.actors import Actors, actors
 from flsimulation.runtimes.ray.grid import RayGrid, run_on_actors
+from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.studies.verify import Record, compare
 
 pytestmark = [
@@ -57,9 +61,9 @@ from torch import nn
 from torch.nn import functional
 
 class Net(pl.LightningModule):
-    def __init__(self, raises="", dies="", slow=0.0):
+    def __init__(self, raises="", dies="", waits="", gate=""):
         super().__init__()
-        self.raises, self.dies, self.slow = raises, dies, slow
+        self.raises, self.dies, self.waits, self.gate = raises, dies, waits, gate
         self.layer = nn.Linear(6, 3, bias=False)  # before a norm its gradient is rounding only
         self.norm = nn.BatchNorm1d(3)
 
@@ -68,7 +72,9 @@ class Net(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        time.sleep(self.slow)
+        if self.waits and bool((x[:, 0] == float(self.waits)).any()):
+            while not pathlib.Path(self.gate).exists():
+                time.sleep(0.05)
         if self.raises and bool((x[:, 0] == float(self.raises)).any()):
             raise ValueError("a strange example")
         if self.dies:
@@ -86,12 +92,13 @@ class Net(pl.LightningModule):
 """
 
 
-def ray_processes() -> set[int]:
-    """Rays of this machine."""
+def ray_processes(group: int) -> set[int]:
+    """Rays of a group of processes."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().split(b"\0")[0].endswith(b"/raylet"):
+            is_raylet = path.read_bytes().split(b"\0")[0].endswith(b"/raylet")
+            if is_raylet and os.getpgid(int(path.parent.name)) == group:
                 found.add(int(path.parent.name))
         except OSError:
             continue
@@ -104,7 +111,7 @@ def pool() -> Iterator[Actors]:
     spec = Runtime(actors=2, return_wait=20.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "init", functools.partial(ray.init, num_cpus=3))
-        with actors(spec, 4, functools.partial(share_app.prepare, {})) as ready:
+        with actors(spec, 4, functools.partial(client.prepare, {})) as ready:
             yield ready
     gc.collect()
 
@@ -162,12 +169,13 @@ def test_two_runs_on_as_many_actors_are_the_same_bit_for_bit(
 def test_each_actor_gets_one_message_for_its_share_of_a_stacked_cohort(
     pool: Actors, make_experiment: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares: list[str] = []
+    shares: list[list[int]] = []
     begin = pool.begin
 
-    def watch(app: Any, message: Any, context: Context, task: Any) -> bool:
-        if begun := begin(app, message, context, task):
-            shares.append(str(context.node_config["partition-ids"]))
+    def watch(app: Any, models: Any, message: Message, context: Context, task: Any) -> bool:
+        if begun := begin(app, models, message, context, task):
+            whole = Message(RecordDict({**message.content, "arrays": ArrayRecord()}), 2, "train")
+            shares.append([task.partition for task in batch_of(whole).tasks])
         return begun
 
     monkeypatch.setattr(pool, "begin", watch)
@@ -176,7 +184,7 @@ def test_each_actor_gets_one_message_for_its_share_of_a_stacked_cohort(
         evaluate={"clients": 0},
     )  # fmt: skip
     on_ray(pool, spec)
-    assert sorted(shares[:2]) == ["0,2,4", "1,3"]
+    assert sorted(shares) == [[0, 2, 4], [1, 3]]
 
 
 def test_a_strategy_that_needs_each_clients_model_gets_it(
@@ -214,21 +222,44 @@ def test_one_by_one_where_a_module_cannot_be_stacked_and_one_that_raises_is_name
     assert failed[0].error.startswith("ValueError: a strange example (own.py:")
 
 
-def test_clients_that_are_not_done_by_the_deadline_are_left_out(
-    pool: Actors, make_experiment: Make, own_modules: Any
+class Jumping(SystemClock):
+    """The machine's clock, but that deadlines are over when the test says so."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_client_that_is_not_done_by_the_deadline_is_left_out(
+    pool: Actors, make_experiment: Make, own_modules: Any, tmp_path: Path
 ) -> None:
-    # two actors, 12 clients, 2 batches of 0.3 s each: about three clients an actor are done
-    spec = own_net(
-        make_experiment, own_modules(OWN), {"slow": 0.3},
-        data={"clients": 12, "validation-fraction": 0.0, "examples-per-client": 20},
-        train={"batch-size": 10}, round={"deadline": 2.5}, strategy={"rounds": 1},
-    )  # fmt: skip
-    record, began = Record(), time.monotonic()
-    on_ray(pool, spec, record)
-    assert time.monotonic() - began < 15
+    tables: dict[str, Any] = {
+        "data": {"clients": 12, "validation-fraction": 0.0},
+        "strategy": {"rounds": 1, "fraction-evaluate": 0.0},
+        "evaluate": {"clients": 0},
+        "round": {"deadline": PATIENCE},
+    }
+    gate, clock = tmp_path / "gate", Jumping()
+    data = FederatedData.load(make_experiment(**tables))
+    waits = repr(float(data.dataset.x_train[data.train_indices(2)[0], 0]))
+    args = {"waits": waits, "gate": str(gate)}
+    record, answered = Record(), list[int]()
+
+    def let_time_pass(event: Any) -> None:
+        if isinstance(event, ClientReplied) and event.reason is None:
+            answered.append(event.partition)
+            clock.now = PATIENCE if len(answered) == 11 else 0.0
+
+    try:
+        spec = own_net(make_experiment, own_modules(OWN), args, **tables)
+        space, sinks = Workspace.load(spec, clock=clock), [record, let_time_pass]
+        run_on_actors(pool, flatten(spec), spec, sinks, space, None)
+    finally:
+        gate.touch()
+    assert sorted(answered) == [0, 1, *range(3, 12)]
     (finished,) = record.rounds
-    assert set(finished.failures) == {"deadline"}
-    assert 2 <= finished.failures["deadline"] <= 10
+    assert finished.failures == {"deadline": 1}
 
 
 def test_a_lost_actors_clients_are_lost_and_the_next_round_has_the_actor_again(
@@ -249,12 +280,9 @@ def test_a_lost_actors_clients_are_lost_and_the_next_round_has_the_actor_again(
     assert second.failures == {}
     (lost,) = (e for e in recorder.of(ClientReplied) if e.reason)
     assert (lost.round, lost.reason) == (1, "lost")
-    assert lost.error == "its Ray actor, or the machine of it, was lost"
-    until = time.monotonic() + 60
-    while pool.count < 2 and time.monotonic() < until:
-        pool.finished(1.0)
-        time.sleep(0.1)
-    assert pool.count == 2  # Ray started it anew
+    assert lost.error == "its Ray actor, or the actor's machine, was lost"
+    wait_for("the actor that Ray starts anew", lambda: pool.finished(1.0) or pool.count == 2)
+    assert pool.count == 2
     assert capfd.readouterr() == ("", "")
 
 
@@ -269,31 +297,85 @@ class NoActors(Actors):
 
     def __init__(self) -> None:
         super().__init__([], 0.0)
-        self.sent: list[Message] = []
 
-    def put(self, message: Message) -> Any:
-        self.sent.append(message)
+    def put(self, record: ArrayRecord) -> Any:
+        return None
 
 
-def test_messages_with_settings_of_their_own_go_to_actors_apart(make_experiment: Make) -> None:
-    grid = RayGrid(nobody := NoActors(), 4, {}, together=True)
+class Listening(Actors):
+    """One actor that never answers; what it gets is kept."""
+
+    def __init__(self) -> None:
+        super().__init__([], 0.0)
+        self.held: list[ArrayRecord] = []
+        self.messages: list[Message] = []
+
+    @property
+    def count(self) -> int:
+        return 1
+
+    def put(self, record: ArrayRecord) -> Any:
+        self.held.append(record)
+        return len(self.held) - 1
+
+    def begin(self, app: Any, models: Any, message: Message, context: Context, task: Any) -> bool:
+        found = {name: self.held[place] for name, place in models.items()}
+        message.content = RecordDict({**message.content, **found})
+        self.messages.append(message)
+        return True
+
+
+def batch_for(clients: int, model: ArrayRecord) -> Batch:
+    config = ConfigRecord({"a": 1})
+    return Batch(model, [Task(partition, "train", 1, config) for partition in range(clients)])
+
+
+def test_a_model_of_many_shares_goes_to_ray_once() -> None:
+    grid = RayGrid(listening := Listening(), 9, {}, together=False)
+    one, other = ArrayRecord(), ArrayRecord()
     with flower_identity():
-        shared = RecordDict({"config": ConfigRecord({"a": 1})})
-        other = RecordDict({"config": ConfigRecord({"a": 2})})
-        nodes = list(grid.get_node_ids())
-        contents = (shared, other, shared, shared)
-        grid.push_messages([Message(c, n, "train") for c, n in zip(contents, nodes)])
-    assert [list(share.messages) for share in grid._shares] == [[0, 2, 3], [1]]
-    assert [message.content for message in nobody.sent] == [shared, other]
+        parts = [part for model in (one, other) for part in grid.divided(batch_for(8, model))]
+        ids = list(grid.push_messages([message_of(part, node or 0) for node, part in parts]))
+    assert listening.held == [one, other]
+    assert [len(batch_of(message).tasks) for message in listening.messages] == [2] * 8
+    assert [m.metadata.message_id for m in listening.messages] == ids
+    assert all(batch_of(message).model is one for message in listening.messages[:4])
+    assert [dict(batch_of(m).tasks[0].config) for m in listening.messages] == [{"a": 1}] * 8
+
+
+class Busy(Listening):
+    """Its only actor works on something else."""
+
+    def begin(self, *_: Any) -> bool:
+        return False
+
+    def free(self, grid: RayGrid) -> list[int]:
+        """Let the actor take all that waits; returns the partitions of the tasks."""
+        self.begin = functools.partial(Listening.begin, self)  # type: ignore[method-assign]
+        grid.push_messages([])
+        return [task.partition for message in self.messages for task in batch_of(message).tasks]
+
+
+def test_shares_that_nobody_waits_for_any_more_are_dropped() -> None:
+    clock = VirtualClock()
+    grid = RayGrid(busy := Busy(), 2, {}, together=True, clock=clock)
+    with flower_identity():
+        first, second = (
+            Batch(ArrayRecord(), [Task(partition, "train", 1, ConfigRecord())])
+            for partition in (0, 1)
+        )
+        grid.push_messages([message_of(first, 2, PATIENCE, clock)])
+        clock.sleep(PATIENCE + 1)
+        grid.push_messages([message_of(second, 3, 3 * PATIENCE, clock)])
+        assert busy.free(grid) == [1]
 
 
 @pytest.mark.parametrize(("ttl", "told"), [(100.0, 99.0), (5.0, 4.5)])
 def test_actors_give_up_in_time_for_their_answer_to_arrive(ttl: float, told: float) -> None:
-    grid = RayGrid(nobody := NoActors(), 1, {}, together=True)
+    grid = RayGrid(listening := Listening(), 1, {}, together=True)
     with flower_identity():
-        (node,) = grid.get_node_ids()
-        grid.push_messages([Message(RecordDict(), node, "train", ttl=ttl)])
-    assert [message.metadata.ttl for message in nobody.sent] == [told]
+        grid.push_messages([message_of(batch_for(1, ArrayRecord()), 2, ttl)])
+    assert [message.metadata.ttl for message in listening.messages] == [told]
 
 
 @pytest.mark.parametrize(
@@ -303,11 +385,9 @@ def test_one_by_one_clients_go_in_shares_that_let_no_actor_wait_long(
     clients: int, sizes: list[int]
 ) -> None:
     grid = RayGrid(NoActors(), clients, {}, together=False)
-    with flower_identity():
-        content = RecordDict({"config": ConfigRecord()})
-        grid.push_messages([Message(content, node, "train") for node in grid.get_node_ids()])
-    assert [len(share.messages) for share in grid._shares] == sizes
-    assert [p for share in grid._shares for p in share.messages] == list(range(clients))
+    shares = [part.tasks for _, part in grid.divided(batch_for(clients, ArrayRecord()))]
+    assert [len(share) for share in shares] == sizes
+    assert [task.partition for share in shares for task in share] == list(range(clients))
 
 
 def test_what_flower_has_for_its_actors_is_still_what_we_use() -> None:
@@ -334,6 +414,17 @@ def test_ray_prints_through_the_function_that_is_replaced_and_put_back() -> None
     assert worker.print_to_stdstream is printing
 
 
+def test_ray_still_counts_how_often_an_actor_was_started_again(pool: Actors) -> None:
+    from ray._private import state
+
+    known = state.actors()
+    assert pool.count >= 2, "for ends_of: an actor that never starts ends a run"
+    alive = [actor for actor in known.values() if actor["State"] == "ALIVE"]
+    assert {int(actor["NumRestarts"]) for actor in alive} <= {0, 1}  # one was killed before
+    assert ends_of([]) == []
+    assert not is_ray_client()
+
+
 def test_flower_still_counts_how_many_actors_there_is_room_for(pool: Actors) -> None:
     room = ray_actor.pool_size_from_resources
     assert room({"num_cpus": 0.5, "num_gpus": 0.0}) == 6
@@ -350,7 +441,7 @@ def test_flower_still_counts_how_many_actors_there_is_room_for(pool: Actors) -> 
         ({"actor-gpus": 0.5}, "not even 1 of 1 CPUs and 0.5 GPUs do not fit, Ray has 3 CPUs and 0"),
         (
             {"actors": 1, "actor-cpus": 2, "client-wait": 0.5},
-            "0 of 1 started within 0.5 s, others use this Ray's CPUs or GPUs; lower",
+            "0 of 1 started within 0.5 s, other programs use this Ray's CPUs or GPUs; lower",
         ),
     ],
 )
@@ -362,6 +453,27 @@ def test_too_many_actors_are_refused(
         run(spec, tmp_path / "run")
     assert str(caught.value).startswith(f"runtime.actors: {line}")
     assert not (tmp_path / "run").exists()
+
+
+def test_actors_that_ray_has_room_for_may_take_as_long_as_they_take(
+    pool: Actors, make_experiment: Make, recorder: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    wait_for("room for a third actor", lambda: ray.available_resources().get("CPU", 0) >= 1)
+    monkeypatch.setattr(starting, "_SAID_SECONDS", 0.0)
+    spec = make_experiment(runtime={"kind": "ray", "actors": 1, "client-wait": 0.0})
+    assert run(spec, tmp_path / "run", [recorder]).state == "completed"
+    first = recorder.events[0]
+    assert first == ActorsAwaited(0, 1, first.seconds, patience=None)
+    assert [e.expected for e in recorder.of(ActorsAwaited)] == [1] * len(recorder.of(ActorsAwaited))
+
+
+def test_an_actor_whose_process_ends_each_time_it_starts_is_no_actor(pool: Actors) -> None:
+    prepare = functools.partial(exec, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with (
+        pytest.raises(RunError, match="its process ended each time, most likely out of memory"),
+        actors(Runtime(actors=1), 1, prepare),
+    ):
+        pass
 
 
 def status_of(*arguments: str) -> int:
@@ -394,21 +506,30 @@ def test_without_ray_one_line_says_what_to_install(
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.toml"]
 
 
-def test_two_modules_need_ray_and_others_import_them_only_inside_functions() -> None:
-    needing = {"internals/ray_actors.py", "runtimes/ray/actors.py"}
-    found = set()
+def imported(statement: ast.stmt) -> set[str]:
+    """Modules, and what may be modules, of an import."""
+    if isinstance(statement, ast.Import):
+        return {alias.name for alias in statement.names}
+    if isinstance(statement, ast.ImportFrom):
+        own = statement.module or ""
+        return {own} | {f"{own}.{alias.name}" for alias in statement.names}
+    return set()
+
+
+def test_three_modules_need_ray_and_others_import_them_only_inside_functions() -> None:
+    three = {f"flsimulation.runtimes.ray.{name}" for name in ("actors", "starting")}
+    three |= {"flsimulation.internals.ray_actors"}
+    needing, at_once = set(), set()
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
-        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        names = {m for n in ast.walk(tree) if isinstance(n, ast.stmt) for m in imported(n)}
         if any(name.split(".")[0] == "ray" or "ray_transport" in name for name in names):
-            found.add(str(path.relative_to(PACKAGE)))
-            continue
-        at_once = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
-        whole = {f"{n.module}.{a.name}" for n in at_once for a in n.names}
-        whole |= {n.module or "" for n in at_once}
-        assert not whole & {"flsimulation.runtimes.ray.actors", "flsimulation.internals.ray_actors"}
-    assert found == needing
+            needing.add(module)
+        if any(name in three for statement in tree.body for name in imported(statement)):
+            at_once.add(module)
+    assert needing == three
+    assert at_once == {f"flsimulation.runtimes.ray.{name}" for name in ("actors", "starting")}
 
 
 def test_an_address_where_no_ray_answers_is_named(
@@ -436,7 +557,7 @@ def test_what_is_no_address_is_refused(address: str, capsys: pytest.CaptureFixtu
 def test_one_process_is_not_compared_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("verify", "--runtime", "inprocess") == 2
     assert capsys.readouterr().err == (
-        "flsim: --runtime inprocess: one process is compared with ray or network\n"
+        "flsim: --runtime inprocess: choose ray or network, which is compared with one process\n"
     )
 
 
@@ -467,18 +588,18 @@ def test_verify_compares_one_process_with_ray_round_by_round(
 def test_ctrl_c_ends_the_run_and_the_ray_that_it_started(
     experiment_file: Any, tmp_path: Path
 ) -> None:
-    before = ray_processes()
     file = experiment_file("[strategy]\nrounds = 20000\n[runtime]\nactors = 1")
     out = tmp_path / "run"
     going = flsim("run", str(file), "--runtime", "ray", "--out", str(out), folder=tmp_path)
-    until = time.monotonic() + 90
-    while not (out / "rounds.jsonl").exists() or not (out / "rounds.jsonl").stat().st_size:
-        assert going.poll() is None, going.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    assert ray_processes() > before
+    rounds = out / "rounds.jsonl"
+    wait_for(
+        "the first round",
+        lambda: going.poll() is not None or (rounds.exists() and rounds.stat().st_size),
+    )
+    assert going.poll() is None, going.communicate()
+    (raylet,) = ray_processes(going.pid)
     os.killpg(going.pid, signal.SIGINT)  # as a terminal does: to Ray's processes too
-    stdout, stderr = going.communicate(timeout=60)
+    stdout, stderr = going.communicate(timeout=PATIENCE)
     assert (going.returncode, stderr) == (130, "")
     assert stdout.splitlines()[-1] == f"Resume  flsim run --resume {out}"
-    assert ray_processes() == before
+    wait_for("the end of Ray", lambda: not Path(f"/proc/{raylet}").exists())

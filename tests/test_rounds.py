@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from flsimulation.errors import ClientError, RoundError, RunError
-from flsimulation.events import Checkpoint, ClientReplied, PhaseStarted, RoundFinished
+from flsimulation.clock import VirtualClock
+from flsimulation.errors import ClientError, RoundError, RunError, describe_error
+from flsimulation.events import (
+    Checkpoint,
+    ClientReplied,
+    Phase,
+    PhaseStarted,
+    RoundFinished,
+)
 from flsimulation.experiment import Experiment
-from flsimulation.messages.content import evaluation_asked, failure, reply_both
+from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.messages.weights import first_not_finite, weights_sha256, with_types_of
-from flsimulation.runtimes.inprocess import InProcessGrid, flower_identity
+from flsimulation.runtimes.inprocess import Answer, InProcessGrid
+from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.rounds import Rounds
 
-Behaviour = Callable[[int, Message], float]
+Behaviour = Callable[[int, Phase], float]
 """What the fake client of a partition adds to the model; it may raise."""
 
 
@@ -31,31 +38,29 @@ def arrays(value: float, dtype: Any = np.float32) -> ArrayRecord:
     return ArrayRecord({"w": Array(np.full(2, value, dtype))})
 
 
-def client_app(behave: Behaviour, more: dict[int, dict[str, float]] | None = None) -> ClientApp:
-    """Adds to the model; holds as many examples as its partition's number plus one."""
-    app = ClientApp()
+def clients_that(behave: Behaviour, more: dict[int, dict[str, float]] | None = None) -> Answer:
+    """They add to the model, and hold as many examples as their partition's number plus one."""
 
-    def answer(message: Message, context: Context) -> Message:
-        partition = int(context.node_config["partition-id"])
+    def outcome(task: Task, model: ArrayRecord) -> Outcome:
         try:
-            gain = behave(partition, message)
+            gain = behave(task.partition, task.phase)
         except ClientError as error:
-            return failure(message, error)
-        model = message.content["arrays"]["w"].numpy()
-        metrics = {"num-examples": partition + 1, "loss": gain, "seconds": 0.1}
-        metrics |= (more or {}).get(partition, {})
-        content = RecordDict({"metrics": MetricRecord(metrics)})
-        if message.metadata.message_type == "train":
-            content["arrays"] = ArrayRecord({"w": Array(model + np.float32(gain))})
-        trained = Message(content, reply_to=message)
-        if evaluation_asked(message) is None:
-            return trained
-        scores = RecordDict({"metrics": MetricRecord(metrics)})
-        return reply_both(message, trained, Message(scores, reply_to=message))
+            return Outcome(task.partition, task.phase, {}, error)
+        except Exception as error:
+            why = ClientError("error", describe_error(error))
+            return Outcome(task.partition, task.phase, {}, why)
+        metrics = {"num-examples": task.partition + 1, "loss": gain, "seconds": 0.1}
+        metrics |= (more or {}).get(task.partition, {})
+        if task.phase != "train":
+            return Outcome(task.partition, task.phase, metrics)
+        trained = ArrayRecord({"w": Array(model["w"].numpy() + np.float32(gain))})
+        return Outcome(task.partition, task.phase, metrics, None, trained)
 
-    app.train()(answer)
-    app.evaluate()(answer)
-    return app
+    def answer(batch: Batch) -> Iterator[Reply]:
+        for task in batch.tasks:
+            yield Reply([outcome(task, batch.model)])
+
+    return answer
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +83,7 @@ def federation(
     experiment = Experiment.model_validate(
         {"data": {"clients": clients}, "strategy": section, **tables}
     )
-    grid = InProcessGrid(client_app(behave), clients, {})
+    grid = InProcessGrid(clients_that(behave), clients)
     exchange = Exchange(grid, experiment.round.deadline, recorder)
     spec = experiment.strategy
     strategy = strategy or FedAvg(spec.fraction_train, spec.fraction_evaluate, 1, 1, 1)
@@ -120,7 +125,7 @@ def test_bytes_count_the_payload_both_ways(recorder: Any) -> None:
 
 
 def test_a_failed_client_is_named_counted_and_left_out(recorder: Any) -> None:
-    def behave(partition: int, message: Message) -> float:
+    def behave(partition: int, phase: Phase) -> float:
         if partition == 1:
             raise ValueError("boom")
         if partition == 2:
@@ -137,7 +142,7 @@ def test_a_failed_client_is_named_counted_and_left_out(recorder: Any) -> None:
 
 
 def test_when_every_client_fails_the_run_stops_with_their_errors(recorder: Any) -> None:
-    def behave(partition: int, message: Message) -> float:
+    def behave(partition: int, phase: Phase) -> float:
         raise ValueError(f"boom {partition}")
 
     with pytest.raises(RoundError) as caught:
@@ -151,7 +156,7 @@ def test_when_every_client_fails_the_run_stops_with_their_errors(recorder: Any) 
 
 
 def test_a_round_with_fewer_results_than_asked_stops_the_run(recorder: Any) -> None:
-    def behave(partition: int, message: Message) -> float:
+    def behave(partition: int, phase: Phase) -> float:
         if partition < 2:
             raise ValueError("boom")
         return 1.0
@@ -162,8 +167,8 @@ def test_a_round_with_fewer_results_than_asked_stops_the_run(recorder: Any) -> N
 
 
 def test_when_no_client_can_evaluate_the_run_stops(recorder: Any) -> None:
-    def behave(partition: int, message: Message) -> float:
-        if message.metadata.message_type == "evaluate":
+    def behave(partition: int, phase: Phase) -> float:
+        if phase == "evaluate":
             raise ValueError("no")
         return 1.0
 
@@ -174,24 +179,31 @@ def test_when_no_client_can_evaluate_the_run_stops(recorder: Any) -> None:
 
 
 def test_clients_after_the_deadline_are_left_out_and_the_round_goes_on(
-    recorder: Any, monkeypatch: pytest.MonkeyPatch
+    recorder: Any,
 ) -> None:
-    now = [0.0]  # seconds; only a client's training takes any
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
-    monkeypatch.setattr("flsimulation.server.exchange.time", clock)
+    clock = VirtualClock()
 
-    def behave(partition: int, message: Message) -> float:
-        assert message.metadata.ttl == 300.0
-        if message.metadata.message_type == "train":
-            now[0] += 200.0
+    def behave(partition: int, phase: Phase) -> float:
+        if phase == "train":
+            clock.sleep(200.0)
         return 1.0
 
-    federation(recorder, behave, rounds=1, round={"deadline": 300.0}).run(arrays(0.0))
+    class Watched(InProcessGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            pushed = list(messages)
+            told.extend(message.metadata.ttl for message in pushed)
+            return super().push_messages(pushed)
+
+    told: list[float] = []
+    grid = Watched(clients_that(behave), 4, clock=clock)
+    exchange = Exchange(grid, 300.0, recorder, clock=clock)
+    replace(federation(recorder, rounds=1), exchange=exchange).run(arrays(0.0))
+    assert told == [300.0, 300.0]  # a message knows when nobody waits any more
     (finished,) = recorder.of(RoundFinished)
     assert finished.failures == {"deadline": 2}
     late = [e for e in recorder.of(ClientReplied) if e.reason]
     assert [(e.partition, e.reason) for e in late] == [(2, "deadline"), (3, "deadline")]
-    assert late[0].error == "no answer within 300 s"
+    assert late[0].error == "no reply within 300 s"
 
 
 class Silent(InProcessGrid):
@@ -202,12 +214,13 @@ class Silent(InProcessGrid):
 
 
 def test_a_federation_that_never_answers_does_not_hang(recorder: Any) -> None:
-    grid = Silent(client_app(lambda p, m: 1.0), 2, {})
-    exchange = Exchange(grid, 0.2, recorder)
-    content = RecordDict({"arrays": arrays(0.0)})
-    messages = [Message(content, node, "train") for node in grid.partitions]
-    (replies,) = exchange.run(exchange.errand(1, "train", messages))
-    assert replies.results == []
+    exchange = Exchange(Silent(clients_that(lambda p, m: 1.0), 2), 0.2, recorder)
+    tasks = [Task(partition, "train", 1, ConfigRecord()) for partition in (0, 1)]
+    replies = exchange.post(1, "train", [Batch(arrays(0.0), tasks)])
+    assert not replies.is_complete
+    assert [len(reply.outcomes) for reply in exchange.outcomes()] == [2]
+    assert replies.is_complete
+    assert replies.metrics == {}
     assert {p: error.reason for p, error in replies.failures.items()} == {
         0: "deadline",
         1: "deadline",
@@ -237,19 +250,23 @@ def test_the_global_random_stream_is_left_as_it_was(recorder: Any) -> None:
 
 
 class Shuffled(InProcessGrid):
-    """Answers come in another order than they were asked for."""
+    """Each client gets a message, and answers come in another order than they were asked for."""
+
+    def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:
+        for task in batch.tasks:
+            yield self.node_of(task.partition), replace(batch, tasks=[task])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return super().pull_messages(list(message_ids)[::-1])
 
 
 def test_the_order_of_answers_changes_no_bit(recorder: Any) -> None:
-    def behave(partition: int, message: Message) -> float:
+    def behave(partition: int, phase: Phase) -> float:
         return 0.1 + 1e-3 * partition**3
 
     def result(kind: type[InProcessGrid]) -> str:
         rounds = federation(recorder, behave, rounds=2, clients=9)
-        grid = kind(client_app(behave), 9, {})
+        grid = kind(clients_that(behave), 9)
         exchange = Exchange(grid, 0.0, recorder)
         other = Rounds(rounds.experiment, rounds.strategy, exchange, rounds.judge, recorder)
         return weights_sha256(other.run(arrays(0.3))[0])
@@ -278,7 +295,7 @@ def towards(recorder: Any, target: float, reached_in: int, costs_time: bool = Fa
             return costs_time
 
     base = federation(recorder, rounds=5, evaluate={"target-accuracy": target})
-    exchange = Exchange(Costly(client_app(lambda p, m: 1.0), 4, {}), 0.0, recorder)
+    exchange = Exchange(Costly(clients_that(lambda p, m: 1.0), 4), 0.0, recorder)
     judge = lambda record: {"accuracy": float(record["w"].numpy()[0]) / 10} if reached_in else {}  # noqa: E731
     return Rounds(base.experiment, base.strategy, exchange, judge, recorder)
 
@@ -323,7 +340,7 @@ class Losing(FedAvg):
     [
         (Refusing(), RunError, "round 1: strategy fedavg: ValueError: too few results for me"),
         (Exploding(), RunError, "round 1: the aggregated weights w are not finite"),
-        (Losing(), RoundError, "round 1: the strategy made no model of 4 results"),
+        (Losing(), RoundError, "round 1: the strategy returned no model for 4 results"),
     ],
 )
 def test_a_strategy_that_fails_stops_the_run(
@@ -367,7 +384,7 @@ def test_the_models_types_stay_what_the_clients_send(recorder: Any) -> None:
                 {"w": Array(np.float64([1.25, 2.5])), "n": Array(np.asarray(6.6))}
             ), None
 
-    def behave(partition: int, message: Message) -> float:
+    def behave(partition: int, phase: Phase) -> float:
         return 1.0
 
     start = ArrayRecord({"w": Array(np.zeros(2, np.float32)), "n": Array(np.asarray(5))})
@@ -381,10 +398,10 @@ def test_the_models_types_stay_what_the_clients_send(recorder: Any) -> None:
 
 def test_a_metric_that_only_some_clients_report_is_named(recorder: Any) -> None:
     base = federation(recorder)
-    app = client_app(lambda p, m: 1.0, more={1: {"f1": 0.5}})
-    exchange = Exchange(InProcessGrid(app, 4, {}), 0.0, recorder)
+    clients = clients_that(lambda p, m: 1.0, more={1: {"f1": 0.5}})
+    exchange = Exchange(InProcessGrid(clients, 4), 0.0, recorder)
     rounds = Rounds(base.experiment, base.strategy, exchange, base.judge, recorder)
-    with pytest.raises(RoundError, match="logs 'f1' on some clients only, not on client 0"):
+    with pytest.raises(RoundError, match="logs 'f1' only on some clients, not on client 0"):
         rounds.run(arrays(0.0))
 
 

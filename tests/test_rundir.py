@@ -117,7 +117,7 @@ def test_another_damaged_line_is_named(tmp_path: Path, bad: str, why: str) -> No
         list(read_lines(path, "round"))
     told = str(caught.value)
     assert told.startswith(f"{path}:2: damaged: {why}")
-    assert told.endswith("; delete the line to go on without it")
+    assert told.endswith("; delete the line to continue without it")
     assert last_round(path) == 2
 
 
@@ -141,7 +141,9 @@ def test_what_is_there_is_found(tmp_path: Path) -> None:
     (tmp_path / "a" / "report.html").touch()
     assert report_of(tmp_path / "a") == tmp_path / "a" / "report.html"
     assert is_reported(tmp_path / "a")
-    with pytest.raises(InputError, match=rf"^{tmp_path}/c: is no run directory; give one that"):
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path}/c: is not a run directory; it contains neither"
+    ):
         RunRecord(tmp_path / "c")
 
 

@@ -573,13 +573,13 @@ def test_a_run_that_reached_its_target_is_over(make_experiment: Make, tmp_path: 
 
 
 def test_what_cannot_be_resumed_is_refused(make_experiment: Make, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no run directory"):
+    with pytest.raises(InputError, match="is not a run directory"):
         resume(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(make_experiment(), tmp_path / "run", [Interrupt(1)])
     with pytest.raises(InputError, match="has no checkpoint to resume from"):
         resume(tmp_path / "run")
-    with pytest.raises(InputError, match="holds no model"):
+    with pytest.raises(InputError, match="contains no model"):
         load_model(tmp_path / "run")
 
 

@@ -98,5 +98,5 @@ def test_a_client_drops_the_training_of_a_stopped_run_at_once(network: Network) 
         for process in training:
             wait_for("its end", lambda process=process: not Path(f"/proc/{process}").exists())
     for client in network.clients.values():
-        assert "flsim: the run is over: what was in progress is dropped" in client.log.read_text()
+        assert "flsim: the run is over: the work in progress is dropped" in client.log.read_text()
         assert client.samples()["fl_container_failing"] == 0

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from flsimulation import InputError, RunError, RunResult, resume, run
-from flsimulation.events import Event, RoundFinished, RunFinished
+from flsimulation.events import EngineReported, Event, RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import dump_toml
 from flsimulation.host.files import write_atomic
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.jsonlines import JsonLines, read_lines
 from flsimulation.rundir.manifest import KILLED, settle
 from flsimulation.rundir.storage import claimed, is_claimed, storing
+from flsimulation.rundir.writer import RunDirectory
 
 pytestmark = pytest.mark.seconds
 
@@ -242,3 +243,33 @@ def test_the_command_says_how_to_resume_after_a_full_disk(
             f"flsim: {out}/checkpoint/round-000002.strategy.pickle: {FULL}; "
             f"resume with `flsim run --resume {out}`\n"
         )
+
+
+BATCHNORM = "BatchNorm1d keeps running statistics"
+
+
+@pytest.mark.parametrize(
+    ("known", "reported", "engine", "not_stacked"),
+    [
+        (None, [], None, None),
+        (None, [("stacked", None)], "stacked", None),
+        (None, [("sequential", BATCHNORM), ("sequential", "it")], "sequential", f"{BATCHNORM}; it"),
+        ("stacked", [("sequential", BATCHNORM)], "sequential, stacked", BATCHNORM),
+    ],
+)
+def test_the_manifest_names_every_engine_that_clients_report(
+    make_experiment: Make,
+    tmp_path: Path,
+    known: str | None,
+    reported: list[tuple[str, str | None]],
+    engine: str | None,
+    not_stacked: str | None,
+) -> None:
+    experiment = make_experiment()
+    directory = RunDirectory(tmp_path, experiment)
+    started = RunStarted(experiment, {}, 10, "d", None, (), 3, 2, engine=known)
+    for event in (started, *(EngineReported(*told) for told in reported)):
+        directory(event)
+    written = manifest(tmp_path)
+    assert (written["engine"], written["not-stacked"]) == (engine, not_stacked)
+    assert written["data"]["digest"] == "d"

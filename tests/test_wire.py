@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
 from flsimulation import RunResult, load_experiment, resume, run
-from flsimulation.errors import InputError, RunError
+from flsimulation.errors import ClientError, InputError, RunError
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
     ClientsConnected,
+    EngineReported,
     Judged,
     PhaseStarted,
     RoundFinished,
     RunFinished,
     RunStarted,
 )
+from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.metrics.client import ClientMetrics
+from flsimulation.node import sockets
 from flsimulation.node.client_app import _tell
 from flsimulation.runtimes import open_runtime
 from flsimulation.runtimes.network import drive, lines
@@ -63,6 +66,7 @@ def finished(number: int, loss: float = 0.5, cohort: tuple[int, ...] = (0, 1)) -
 EVENTS = (
     STARTED,
     ClientsConnected((0, 2), 3),
+    EngineReported("sequential", "BatchNorm1d keeps running statistics"),
     PhaseStarted(1, "train", (0, 1)),
     ClientReplied(1, "train", 0, {"loss": 0.25, "num-examples": 3}),
     ClientReplied(1, "evaluate", 1, reason="lost", error="it went away"),
@@ -94,7 +98,7 @@ def test_what_is_no_event_is_refused(line: str) -> None:
 
 
 def test_lines_for_people_are_no_events(capsys: pytest.CaptureFixture[str]) -> None:
-    lines.tell(EVENTS[2])
+    lines.tell(EVENTS[3])
     lines.tell_opened("runs/x")
     lines.tell_result({"state": "completed"})
     lines.tell_error("why", input=True)
@@ -102,7 +106,7 @@ def test_lines_for_people_are_no_events(capsys: pytest.CaptureFixture[str]) -> N
     lines.tell_model(Checkpoint(4, model, FedAvg()))
     told = [lines.read(line) for line in capsys.readouterr().out.splitlines()]
     assert told[:4] == [
-        EVENTS[2],
+        EVENTS[3],
         {"run-dir": "runs/x"},
         {"result": {"state": "completed"}},
         {"error": "why", "input": True},
@@ -175,17 +179,17 @@ def test_a_driver_ends_with_the_result_and_passes_events_on(
     log = [
         "INFO: noise",
         mark({"run-dir": "runs/a"}),
-        lines.MARK + str(to_json(EVENTS[5])),
+        lines.MARK + str(to_json(EVENTS[6])),
         mark({"result": RESULT}),
         mark({"error": "never read", "input": False}),
     ]
     played, seen, opened = play(monkeypatch, log), list[Any](), list[Path]()
     assert run(ON_NETWORK, "out", [seen.append], opened.append) == RunResult(**RESULT)
-    assert (seen, opened) == ([EVENTS[5]], [Path("runs/a")])
+    assert (seen, opened) == ([EVENTS[6]], [Path("runs/a")])
     assert played.config["driver.out"] == "out"
     assert {"driver.resume", "driver.models"} & played.config.keys() == set()
     assert resume("part", [seen.append], ON_NETWORK) == RunResult(**RESULT)
-    assert seen == [EVENTS[5]] * 2
+    assert seen == [EVENTS[6]] * 2
     assert played.config["driver.resume"] == "part"
     assert "driver.out" not in played.config
     assert played.stopped == []
@@ -219,7 +223,9 @@ def test_a_run_that_ends_without_a_word_says_that_nobody_knows_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     play(monkeypatch, ["INFO: Start flwr-serverapp process\n", "\n"])
-    with pytest.raises(RunError, match="^the run's process ended and did not say why; the SuperLi"):
+    with pytest.raises(
+        RunError, match="^the run's process ended without a reason; see the SuperLi"
+    ):
         run(ON_NETWORK)
 
 
@@ -231,17 +237,17 @@ def test_a_log_that_breaks_is_read_again_and_nothing_is_told_twice(
     log = [
         "INFO: noise",
         mark({"run-dir": "runs/a"}),
-        *(lines.MARK + str(to_json(event)) for event in EVENTS[4:6]),
+        *(lines.MARK + str(to_json(event)) for event in EVENTS[5:7]),
         mark({"result": RESULT}),
     ]
     played, seen, opened = play(monkeypatch, log, after), list[Any](), list[Path]()
     played.states.insert(0, state)
     assert run(ON_NETWORK, None, [seen.append], opened.append) == RunResult(**RESULT)
-    assert (seen, opened) == ([*EVENTS[4:6]], [Path("runs/a")])
+    assert (seen, opened) == ([*EVENTS[5:7]], [Path("runs/a")])
 
 
 def test_a_driver_that_is_interrupted_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    played = play(monkeypatch, [lines.MARK + str(to_json(EVENTS[5]))])
+    played = play(monkeypatch, [lines.MARK + str(to_json(EVENTS[6]))])
 
     def interrupt(event: Any) -> None:
         raise KeyboardInterrupt
@@ -318,16 +324,41 @@ def test_a_clients_values_begin_anew_with_the_first_message_of_a_run() -> None:
     assert value("fl_client_info", {"name": "a", "partition": "none"}) == 1
 
 
+def test_a_report_has_the_numbers_and_bytes_of_each_phase(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(sockets, "send", lambda path, content: sent.append(content))
+    monkeypatch.setenv("FLSIM_REPORTS", "somebody")
+    model, settings = ArrayRecord({"w": Array(np.float32([1, 2]))}), ConfigRecord({"a": 1})
+    batch = Batch(model, [Task(3, "evaluate", 1, settings), Task(3, "train", 2, settings)])
+    scores, numbers = {"loss": 0.5, "num-examples": 2}, {"loss": 1.0, "num-examples": 8}
+    trained = Outcome(3, "train", numbers, None, model)
+    _tell(7, batch, Reply([Outcome(3, "evaluate", scores), trained]))
+    failed = Outcome(3, "train", {}, ClientError("diverged", "its loss is nan"))
+    _tell(7, batch, Reply([Outcome(3, "final", scores), failed]))
+    size = model.count_bytes()
+    down, up = size + 2 * settings.count_bytes(), MetricRecord(dict(scores)).count_bytes()
+    assert sent == [
+        {
+            "run": 7,
+            "partition": 3,
+            "bytes": {"down": down, "up": 2 * up + size},
+            "metrics": {"evaluate": scores, "train": numbers},
+        },
+        {
+            "run": 7,
+            "partition": 3,
+            "bytes": {"down": down, "up": up},
+            "metrics": {"evaluate": scores},
+        },
+    ]
+
+
 def test_a_report_needs_no_listener(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flwr.app import Message, MetricRecord, RecordDict
-
-    from flsimulation.runtimes.inprocess import flower_identity
-
     monkeypatch.setenv("FLSIM_REPORTS", str(tmp_path / "nobody"))
-    with flower_identity():
-        message = Message(RecordDict(), 2, "train")
-        answer = Message(RecordDict({"metrics": MetricRecord({"loss": 1.0})}), reply_to=message)
-        _tell(0, message, answer)
+    outcome = Outcome(0, "train", {"loss": 1.0})
+    _tell(1, Batch(ArrayRecord(), [Task(0, "train", 1, ConfigRecord())]), Reply([outcome]))
 
 
 def record(*rounds: RoundFinished, **models: Any) -> Record:
@@ -361,7 +392,7 @@ def test_verify_says_which_round_differs_and_how() -> None:
     ]
     unseen = record(finished(1), finished(2), m1=[1, 1], m2=[1, 1])
     unseen.started = None
-    assert compare(here, unseen)[0].startswith("the run in the other runtime did not say")
+    assert compare(here, unseen)[0].startswith("the run in the other runtime did not report")
     missing = record(finished(1), finished(2), m1=[1, 1])
     assert "round 2" in compare(here, missing)[0]
 
@@ -377,7 +408,10 @@ def test_engines_agree_round_by_round(make_experiment: Any, strategy: dict[str, 
     assert verify_engines(experiment, seen.append) == []
     assert [round.round for round in seen] == [1, 2, 3, 4]
     assert all(round.same_cohort and round.tolerance == 1e-5 for round in seen)
-    assert all(0 < round.weights < 1e-5 and not round.identical for round in seen)
+    assert all(round.weights < 1e-5 for round in seen)
+    # two engines: how many of their rounds are the same bit for bit depends on the number of threads
+    assert [round.weights > 0 for round in seen] == [not round.identical for round in seen]
+    assert not all(round.identical for round in seen)
 
 
 def test_engines_that_part_are_named_with_the_round(
@@ -393,4 +427,4 @@ def test_engines_that_part_are_named_with_the_round(
     monkeypatch.setattr(LocalTrainer, "fit", other)
     differences = verify_engines(make_experiment(strategy={"rounds": 2}))
     assert [line.split(":")[0] for line in differences] == ["round 1", "round 2"]
-    assert all(line.endswith("at most 1e-05 is rounding") for line in differences)
+    assert all(line.endswith("the tolerance is 1e-05") for line in differences)

@@ -10,8 +10,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Before PyTorch loads OpenMP: threads that wait must sleep. By default they spin, and two runs at
-# once on two cores all but stand still; alone it costs some speed (docs/decisions/0004).
+# Set before PyTorch loads OpenMP: waiting threads must sleep. By default they spin, which makes two
+# concurrent runs on two cores extremely slow; a single run loses some speed (docs/decisions/0004).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What time it is, for the exchange of messages, the grids and the engines.
 
-They are handed a clock and never call ``time`` themselves: a run can then be in virtual time, where a
-slow client costs nothing, and its tests wait for nothing.
+They take a clock and never call ``time`` themselves. So a run can be in virtual time, where a slow
+client takes no real time, and tests do not wait.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Clock(Protocol):
         """Seconds since some moment; never goes back."""
 
     def sleep(self, seconds: float) -> None:
-        """Let so many seconds pass."""
+        """Let a number of seconds pass."""
 
 
 class SystemClock:
@@ -35,12 +35,12 @@ class SystemClock:
         return time.perf_counter()
 
     def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds."""
+        """Wait for a number of seconds."""
         time.sleep(seconds)
 
 
 class VirtualClock:
-    """A clock that only goes on when it is told to, or when somebody sleeps.
+    """A clock that advances only by `sleep`.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class VirtualClock:
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        """Be so many seconds later at once."""
+        """Advance by a number of seconds, at once."""
         self._now += max(0.0, seconds)
 
 

@@ -1,11 +1,11 @@
 """Every error that FLSimulation raises on purpose.
 
     FLSimulationError
-    ├── InputError          what the user gave cannot be used     (exit status 2)
+    ├── InputError          the user's input cannot be used       (exit status 2)
     │   ├── ExperimentError     a key or value of the experiment
     │   ├── DataError           a data set that cannot be read or partitioned
     │   └── ModelError          a model that cannot be loaded or built
-    └── RunError            the federation could not go on        (exit status 1)
+    └── RunError            the federation could not continue     (exit status 1)
         ├── ClientError         one client's own failure
         └── RoundError          a round without enough results
 
@@ -27,7 +27,7 @@ class FLSimulationError(Exception):
 
 
 class InputError(FLSimulationError):
-    """What the user gave cannot be used."""
+    """The user's input cannot be used."""
 
 
 class ExperimentError(InputError):
@@ -35,7 +35,7 @@ class ExperimentError(InputError):
 
 
 class DataError(InputError):
-    """A data set cannot be read, or cannot be partitioned as asked."""
+    """A data set cannot be read, or not partitioned as requested."""
 
 
 class ModelError(InputError):
@@ -43,7 +43,7 @@ class ModelError(InputError):
 
 
 class RunError(FLSimulationError):
-    """The federation could not go on."""
+    """The federation could not continue."""
 
 
 class ClientError(RunError):
@@ -66,7 +66,7 @@ class ClientError(RunError):
 
 
 class RoundError(RunError):
-    """A round ended with fewer results than the experiment asks for."""
+    """A round ended with fewer results than the experiment requires."""
 
 
 FAILURE_REASONS = ("error", "diverged", "deadline", "lost")
@@ -78,7 +78,7 @@ was not done in time. ``lost``: no answer came, or the runtime could not deliver
 
 
 def describe_error(error: BaseException) -> str:
-    """An exception of somebody's code in one line: ``ValueError: boom (model.py:12)``.
+    """An exception of a user's code in one line: ``ValueError: boom (model.py:12)``.
 
     The place is the deepest line outside installed packages, where there is one.
     """

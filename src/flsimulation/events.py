@@ -20,7 +20,7 @@ Phase: TypeAlias = Literal["train", "evaluate", "final"]
 State: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 """``degraded``: all rounds are done, but a client never succeeded."""
 Scores: TypeAlias = dict[str, float]
-"""``loss``, ``accuracy`` and whatever else the module logs, by name."""
+"""``loss``, ``accuracy`` and all else that the module logs, by name."""
 
 BOOKKEEPING = frozenset(("num-examples", "epochs", "steps", "seconds"))
 """Numbers of a client's answer that are no scores: an average of them means nothing."""
@@ -42,7 +42,7 @@ def source_of(round: Mapping[str, Any]) -> str | None:
 
 
 def scores_of(round: Mapping[str, Any]) -> Scores:
-    """The scores that count for a round's global model; empty if nobody evaluated it."""
+    """The scores that count for a round's global model; empty if it was not evaluated."""
     source = source_of(round)
     return dict(round[source]) if source is not None else {}
 
@@ -65,8 +65,9 @@ class RunStarted:
     train_examples: int
     """Training examples that the clients hold together, held-out parts included."""
     test_examples: int
-    engine: str = "sequential"
-    """``stacked`` where many clients train as one program, ``sequential`` where one by one."""
+    engine: str | None = None
+    """``stacked`` where many clients train as one program, ``sequential`` where one by one; None
+    where the clients choose, and report it with their first reply."""
     not_stacked: str | None = None
     """Why the clients are not trained stacked, where that was tried."""
     gpu: str | None = None
@@ -76,13 +77,35 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
+class EngineReported:
+    """Clients reported what they compute with, and it is not what was known before."""
+
+    engine: str
+    """As in `RunStarted`."""
+    not_stacked: str | None = None
+    """Why they are not trained stacked, where that was tried."""
+
+
+@dataclass(frozen=True)
+class ActorsAwaited:
+    """Ray's actors take long to start. No run directory exists yet."""
+
+    started: int
+    expected: int
+    seconds: float
+    """Since they were asked for."""
+    patience: float | None = None
+    """Seconds that they may take, at most; None where Ray has room for them: as long as it takes."""
+
+
+@dataclass(frozen=True)
 class ClientsConnected:
     """A client came or went."""
 
     partitions: tuple[int, ...]
     """Partitions whose clients the server can reach, ascending."""
     expected: int
-    """Clients that the experiment asks for."""
+    """Number of clients of the experiment."""
     gone: Mapping[str, str] = field(default_factory=dict)
     """Names of the clients that were there in this run and are not now, by partition."""
     patience: float | None = None
@@ -115,7 +138,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class ClientReplied:
-    """One client's answer arrived, or the want of it was noticed."""
+    """A client replied, or was found not to."""
 
     round: int
     phase: Phase
@@ -130,7 +153,7 @@ class ClientReplied:
 
 @dataclass(frozen=True)
 class Judged:
-    """The new global model was judged on the test set; the round may go on."""
+    """The new global model was evaluated on the test set; the round may not be over yet."""
 
     round: int
     central: Scores
@@ -184,6 +207,8 @@ class RunFinished:
 
 Event: TypeAlias = (
     RunStarted
+    | EngineReported
+    | ActorsAwaited
     | ClientsConnected
     | ClientsAwaited
     | PhaseStarted

@@ -1,4 +1,4 @@
-"""One call from an experiment to a finished run directory, wherever the experiment runs."""
+"""Run or resume an experiment on any runtime, and load the model of a run."""
 
 from __future__ import annotations
 
@@ -18,63 +18,65 @@ def run(
     sinks: Iterable[Sink] = (),
     opened: Callable[[Path], None] | None = None,
 ) -> RunResult:
-    """Run an experiment where its ``runtime`` says, and leave a run directory with a report.
+    """Run an experiment on its ``runtime``, and leave a run directory with a report.
 
-    On a network the run directory is where the SuperLink runs, below its working directory; sinks
-    take every event but the checkpoints.
+    On a network, the run directory is on the SuperLink's machine, below its working directory;
+    sinks are called with every event but the checkpoints.
 
     Parameters
     ----------
     experiment : Experiment
-        From `load_experiment`, or built in Python.
+        From `load_experiment`, or created in Python.
     out : path, optional
         The run directory; by default ``runs/<utc-time>-<name>``.
     sinks : iterable of callables
-        Each takes every event of the run.
+        Each is called with every event of the run.
     opened : callable, optional
-        Takes the run directory as soon as it exists.
+        Called with the run directory as soon as it exists.
 
     Raises
     ------
     InputError
-        If the experiment's data, model or runtime is not available; no run directory is left then.
+        If the experiment's data, model or runtime is not available; no run directory is left in that case.
     RunError
-        If the federation could not go on; the run directory says how far it came, and a note of
-        the error how the run is resumed.
+        If the federation could not continue; the run directory then holds the completed rounds, and
+        a note of the error says how to resume the run.
     """
-    with open_runtime(experiment) as runtime:
+    sinks = tuple(sinks)
+    with open_runtime(experiment, sinks) as runtime:
         return runtime.run(out, sinks, opened)
 
 
 def resume(
     run_dir: str | Path, sinks: Iterable[Sink] = (), experiment: Experiment | None = None
 ) -> RunResult:
-    """Resume an unfinished run to the same model as if it had never stopped.
+    """Resume an unfinished run; the final model is the same as without the interruption.
 
     Parameters
     ----------
     run_dir : path
-        The run directory; on a network, as both this process and the SuperLink see it.
+        The run directory; on a network, a path that is valid for this process and the SuperLink.
     sinks : iterable of callables
         As of `run`.
     experiment : Experiment, optional
-        The run's, with another ``runtime``; by default as it was.
+        The run's own, with another ``runtime``; by default unchanged.
 
     Raises
     ------
     InputError
-        If the directory is no run directory, has no checkpoint, or another process writes it; if
-        the runtime is not available.
+        If the directory is not a run directory, has no checkpoint, or another process is writing
+        it; if the runtime is not available.
     RunError
         As of `run`.
     """
     experiment = experiment or RunRecord(run_dir).experiment()
-    with open_runtime(experiment) as runtime:
+    sinks = tuple(sinks)
+    with open_runtime(experiment, sinks) as runtime:
         return runtime.resume(run_dir, sinks)
 
 
 def load_model(run_dir: str | Path) -> Any:
-    """The final global model of a run, as the LightningModule it was trained as.
+    """The final global model of a run, as the LightningModule that was trained.
 
     Raises
     ------

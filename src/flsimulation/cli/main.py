@@ -59,13 +59,15 @@ def run(
         Path | None, typer.Option(help="The run directory. [default: runs/<utc-time>-<name>]")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the unfinished run in this directory.")
+        Path | None, typer.Option(help="Resume the unfinished run in this directory.")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
     metrics_port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port meanwhile."),
+        typer.Option(
+            min=1, max=65535, help="Serve Prometheus metrics on this port during the run."
+        ),
     ] = None,
     runtime: Annotated[
         str | None,
@@ -85,7 +87,7 @@ def run(
 ) -> None:
     """Run an experiment; leave a run directory with the results and a report.
 
-    FILE is an experiment file; without it the default experiment runs.
+    FILE is an experiment file; without it, the default experiment runs.
     """
     from flsimulation.cli.run import run_command
 
@@ -115,12 +117,12 @@ def partition(
     file: File = None,
     overrides: Overrides = None,
     png: Annotated[
-        Path | None, typer.Option(help="Where to draw it. [default: partition-<name>.png]")
+        Path | None, typer.Option(help="Where to write the PNG. [default: partition-<name>.png]")
     ] = None,
 ) -> None:
-    """Show which client holds what: a table, and the label histogram as PNG.
+    """Show how the data is partitioned: a table, and the label histograms as PNG.
 
-    FILE is an experiment file; without it the default experiment is shown.
+    FILE is an experiment file; without it, the default experiment is used.
     """
     from flsimulation.cli.partition import partition_command
 
@@ -132,7 +134,7 @@ def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
     png: Annotated[bool, typer.Option("--png", help="Also write each plot as PNG.")] = False,
 ) -> None:
-    """Make a run's report again, from its files.
+    """Write a run's report again, from the files of its run directory.
 
     RUN is a run directory.
     """
@@ -168,7 +170,7 @@ def verify(
 ) -> None:
     """Run an experiment in one process and on a network or Ray; compare them round by round.
 
-    FILE is an experiment file; without it the default experiment is compared. Exit status 1 if
+    FILE is an experiment file; without it, the default experiment is used. The exit status is 1 if
     partitions, cohorts, scores or weights do not agree.
     """
     from flsimulation.cli.verify import verify_command
@@ -181,21 +183,26 @@ def verify(
 def paper(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[PAPER]", help="A paper of the list, or a .toml file."),
+        typer.Argument(metavar="[PAPER]", help="The name of a paper, or a .toml file."),
     ] = None,
-    rows: Annotated[str, typer.Option(help="Only rows whose names hold this.")] = "",
+    rows: Annotated[str, typer.Option(help="Run only rows whose names contain this.")] = "",
     minutes: Annotated[
-        float, typer.Option(min=0, help="Run what fits; the same command goes on.")
+        float, typer.Option(min=0, help="Stop after this time; the same command continues.")
     ] = 30.0,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row with its best value.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs per row, with the best value of its search.")
+    ] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Where the runs go. [default: runs/papers/PAPER]")
+        Path | None,
+        typer.Option(help="Folder of the run directories. [default: runs/papers/PAPER]"),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write the figures to this JSON file.")
+    ] = None,
 ) -> None:
-    """Run a paper's experiments; print its figures and ours.
+    """Run a paper's experiments; print its figures beside those measured here.
 
-    Without PAPER the papers are listed.
+    Without PAPER, the available papers are listed.
     """
     from flsimulation.cli.paper import list_papers, paper_command
 
@@ -209,18 +216,20 @@ app.add_typer(network.verbs)
 
 
 def program() -> None:
-    """The command as a process of its own: `main`, and a quick end."""
+    """Entry point of the command: runs `main`, and exits without a last garbage collection."""
     try:
         main()
     finally:
-        gc.freeze()  # Python's last collection would look through half a million objects
+        gc.freeze()  # Python's last collection would traverse half a million objects
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status; errors are one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows "?"
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal that cannot show a character shows "?"
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = _status(arguments)
@@ -230,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """End on SIGTERM, as a container's stop sends it, as cleanly as on Ctrl-C."""
+    """End on SIGTERM, which stopping a container sends, as cleanly as on Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -242,7 +251,7 @@ def _status(arguments: list[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away, as `| head` does
+        sys.stderr.close()  # the reader closed the pipe, as `| head` does
         return 0
     except InputError as error:
         return _complain(str(error), BAD_INPUT)

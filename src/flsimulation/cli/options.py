@@ -1,4 +1,4 @@
-"""Options that several verbs of ``flsim`` have."""
+"""Options of several verbs of ``flsim``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``flsim paper``: a paper's figures and ours."""
+"""``flsim paper``: a paper's figures beside those measured here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flsimulation.events import Event, RoundFinished, RunFinished
 from flsimulation.host.files import write_atomic
 from flsimulation.host.processes import uncollected
 
-_SAID_SECONDS = 60.0  # from one line of progress to the next, where nothing moves
+_SAID_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 
 def list_papers() -> None:
@@ -33,16 +33,18 @@ def list_papers() -> None:
 def paper_command(
     name: str, wanted: str, minutes: float, seeds: int, out: Path | None, json: Path | None
 ) -> None:
-    """Run what fits in the time; print paper beside ours."""
+    """Run the experiments that fit into the time; print published and measured figures."""
     from flsimulation.studies.papers.spec import load_paper
 
     paper = load_paper(name)
     rows = [row for row in paper.row if wanted.lower() in row.name.lower()]
     if not rows:
         known = "; ".join(row.name for row in paper.row)
-        raise InputError(f"--rows {wanted}: no row's name holds it; the rows are: {known}")
+        raise InputError(f"--rows {wanted}: no row's name contains it; the rows are: {known}")
     if json is not None and not json.parent.is_dir():
-        raise InputError(f"--json {json}: {json.parent} is no folder; name a place in one that is")
+        raise InputError(
+            f"--json {json}: {json.parent} is not a folder; choose a path in an existing one"
+        )
     with uncollected():
         from flsimulation.studies.papers.reproduce import Reproduction, Trial
 
@@ -51,16 +53,16 @@ def paper_command(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror})") from None
+        raise InputError(f"--out {folder}: cannot be created ({error.strerror})") from None
     console.print(f"{paper.title}\n{paper.cite}", highlight=False, soft_wrap=True)
     with console.status("loading") as status:
         view = _View(console, status)
 
-        def told(trial: Trial) -> Callable[[Event], None]:
+        def watch(trial: Trial) -> Callable[[Event], None]:
             value = "" if trial.value is None else f", {trial.value:g}"
             return view.follow(f"{trial.row}{value}, seed {trial.seed}", trial.rounds)
 
-        reproduction = Reproduction(paper, folder, rows, seeds, 60 * minutes, told)
+        reproduction = Reproduction(paper, folder, rows, seeds, 60 * minutes, watch)
         whole = reproduction.run()
     found = [row.record() for row in reproduction.found]
     console.print(_table(found))
@@ -70,7 +72,7 @@ def paper_command(
         console.print(paper.note, highlight=False)
     if not whole:
         console.print(
-            f"{minutes:g} minutes are over; the same command goes on from here", highlight=False
+            f"{minutes:g} minutes are over; the same command continues from here", highlight=False
         )
     if json is not None:
         result = {
@@ -84,25 +86,25 @@ def paper_command(
 
 
 class _View:
-    """A moving line on a terminal, else one now and then, and a line for each run that ended."""
+    """Progress: a status line on a terminal, else at most one line per minute; and one per ended run."""
 
     def __init__(self, console: Console, status: Status) -> None:
         self._console, self._status = console, status
 
     def follow(self, what: str, rounds: int) -> Callable[[Event], None]:
         """A sink for the events of one run."""
-        best, told = 0.0, time.monotonic()
+        best, last = 0.0, time.monotonic()
         self._status.update(f"{what}: loading")
 
         def sink(event: Event) -> None:
-            nonlocal best, told
+            nonlocal best, last
             if isinstance(event, RoundFinished):
                 best = max(best, (event.central or {}).get("accuracy", 0.0))
                 line = f"{what}: round {event.round}/{rounds}, accuracy {best:.4f}"
                 self._status.update(line)
-                if not self._console.is_terminal and time.monotonic() - told > _SAID_SECONDS:
+                if not self._console.is_terminal and time.monotonic() - last > _SAID_SECONDS:
                     self._say(line)
-                    told = time.monotonic()
+                    last = time.monotonic()
             elif isinstance(event, RunFinished):
                 self._say(
                     f"{what}: {event.state} after {event.rounds} rounds and "
@@ -128,7 +130,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _failures(rows: Sequence[dict[str, Any]], folder: Path) -> list[str]:
-    """Runs that failed, why, and how to have them again."""
+    """Runs that failed, why, and how to repeat them."""
     return [
         f"{folder / run['run_dir']} failed: {run['error']}; remove it to run it again"
         for row in rows

@@ -1,13 +1,13 @@
-"""``flsim partition``: who holds what, before any training."""
+"""``flsim partition``: the clients' partitions, without training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from flsimulation.cli.tables import print_table
 from flsimulation.data.federated import FederatedData
 from flsimulation.data.partitions import DrawnPartitions
 from flsimulation.errors import InputError
@@ -24,21 +24,20 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
     experiment = load_experiment(file, overrides)
     path = png or Path(f"partition-{experiment.name}.png")
     if not path.parent.is_dir():
-        raise InputError(f"--png {path}: {path.parent} is no folder; name a place in one that is")
+        raise InputError(
+            f"--png {path}: {path.parent} is not a folder; choose a path in an existing one"
+        )
     data = FederatedData.load(experiment)
-    drawn = isinstance(data.partitions, DrawnPartitions)  # as many as one likes, all of one size
+    drawn = isinstance(data.partitions, DrawnPartitions)  # any number of clients, all of one size
     histogram, classes = data.histogram(_SHOWN_CLIENTS if drawn else None), data.dataset.classes
-    console, table = Console(), _table(histogram, classes)
-    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    console.width = max(console.width, needed)  # names are not cut; a terminal wraps or scrolls
-    console.print(table)
+    print_table(_table(histogram, classes))
     clients = len(data.partitions)
     if clients > _SHOWN_CLIENTS:
         typer.echo(f"... and {clients - _SHOWN_CLIENTS} more clients")
     sizes = [sum(counts) for counts in histogram.values()]
     typer.echo(
         f"{clients} clients, {data.train_examples} of {len(data.dataset.y_train)} training examples, "
-        f"{min(sizes)} to {max(sizes)} a client"
+        f"{min(sizes)} to {max(sizes)} per client"
     )
     write_atomic(path, as_png(partition_figure(histogram, classes)))
     typer.echo(path)

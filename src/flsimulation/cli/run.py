@@ -1,4 +1,4 @@
-"""``flsim run``: the run, what is shown of it, and the summary."""
+"""``flsim run``: runs or resumes an experiment, shows its progress, and prints the summary."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ DEGRADED = 3
 
 
 def _say_where(console: Console, folders: list[Path], experiment: Experiment) -> None:
-    """Name the report, if it is here, and after Ctrl-C the way to resume; an error names its own."""
+    """Print where the report is, if readable here, and after Ctrl-C how to resume the run.
+
+    After any other error, the error message itself says how.
+    """
     stopped = isinstance(sys.exc_info()[1], KeyboardInterrupt)
     for folder in folders:
         lines = []
@@ -71,10 +74,10 @@ def _say_where(console: Console, folders: list[Path], experiment: Experiment) ->
 
 
 class RunConsole(Console):
-    """A console whose reader may go away, as ``| head`` does, without an end to the run."""
+    """A console whose reader may close the pipe, as ``| head`` does, without ending the run."""
 
     def on_broken_pipe(self) -> None:
-        """Show nothing from now on."""
+        """Print nothing any more."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -93,5 +96,5 @@ def _metrics(experiment: Experiment, port: int | None) -> Iterator[list[Sink]]:
 
 
 def view_of(console: Console, experiment: Experiment) -> LiveView | PlainView:
-    """What shows a run: lines with a bar under them on a terminal, else lines."""
+    """The view of a run: lines, and on a terminal a progress bar below them."""
     return LiveView(console, experiment) if console.is_terminal else PlainView(console, experiment)

@@ -1,4 +1,4 @@
-"""``flsim verify``: one process and a network, or Ray, round by round."""
+"""``flsim verify``: compares runtimes or engines, round by round."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ Compare: TypeAlias = "Callable[[Callable[[RoundComparison], None]], list[str]]"
 def verify_command(
     file: Path | None, overrides: list[str], runtime: str | None, *, engines: bool
 ) -> None:
-    """Print how far two ways to run are apart in each round; raise if they do not agree."""
+    """Print how much two runtimes or engines differ in each round; raise if they do not agree."""
     if engines and runtime is not None:
         raise InputError(f"--engines compares within one process; leave out --runtime {runtime}")
     if runtime == "inprocess":
-        raise InputError("--runtime inprocess: one process is compared with ray or network")
+        raise InputError(
+            "--runtime inprocess: choose ray or network, which is compared with one process"
+        )
     kind = [f"runtime.kind={runtime}"] if runtime is not None else []
     experiment = load_experiment(file, [*overrides, *kind])
     if engines:
@@ -43,7 +45,7 @@ def verify_command(
 
 
 def _show(experiment: Experiment, ways: str, what: str, compare: Compare) -> None:
-    """Print the comparison of each round; raise if the two ways do not agree."""
+    """Print the comparison of each round; raise if the two do not agree."""
     typer.echo(f"{experiment.name}: {ways}")
     typer.echo("round   cohort   scores apart   weights apart")
     seen: list[RoundComparison] = []

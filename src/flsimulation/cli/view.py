@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line a round, a progress bar on a terminal, a summary."""
+"""A run on the console: a line per round, a progress bar on a terminal, a summary."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from flsimulation.events import (
+    ActorsAwaited,
     ClientReplied,
     ClientsAwaited,
     ClientsConnected,
+    EngineReported,
     Event,
     PhaseStarted,
     RoundFinished,
@@ -25,8 +27,8 @@ from flsimulation.events import (
 from flsimulation.experiment import Experiment
 from flsimulation.host.usage import peak_memory_bytes
 
-_NAMED = 3  # clients named in one line
-_SHOWN_FAILURES = 5  # clients named in one round; the run directory has them all
+_NAMED = 3  # most clients named in one line
+_SHOWN_FAILURES = 5  # most failed clients shown per round; the run directory has them all
 _WORDS = {"train": "training", "evaluate": "evaluating", "final": "final evaluation"}
 _COLUMNS = ("round", "test loss", "accuracy", "clients' loss", "accuracy", "seconds", "failed")
 _WIDTHS = (9, 11, 10, 15, 10, 9, 8)
@@ -40,7 +42,7 @@ class PlainView:
     console : Console
         Where to print.
     experiment : Experiment
-        What is about to run.
+        The experiment of the run.
     """
 
     def __init__(self, console: Console, experiment: Experiment) -> None:
@@ -48,7 +50,7 @@ class PlainView:
         self.rounds = experiment.strategy.rounds
         self._final: list[float] = []
         self._failed = 0
-        self._answers: Counter[int] = Counter()  # of each client: trainings and evaluations
+        self._replies: Counter[int] = Counter()  # per client, to training and evaluation
         self._failures: Counter[int] = Counter()
         self._missing = False
         self._scores: Scores = {}  # of the last global model that was evaluated
@@ -66,12 +68,15 @@ class PlainView:
         """Nothing to clean up."""
 
     def __call__(self, event: Event) -> None:
-        """Show what the event tells."""
+        """Show an event."""
         if isinstance(event, RunStarted):
             self._say(_title(event), style="bold")
-            if event.not_stacked is not None:
-                self._say(f"  clients train one by one: {event.not_stacked}", style="yellow")
+            self._engine(event.not_stacked)
             self._say(_row(_COLUMNS), style="dim")
+        elif isinstance(event, EngineReported):
+            self._engine(event.not_stacked)
+        elif isinstance(event, ActorsAwaited):
+            self._starting(event)
         elif isinstance(event, ClientsConnected):
             self._connected(event)
         elif isinstance(event, ClientsAwaited):
@@ -86,14 +91,28 @@ class PlainView:
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
 
+    def _engine(self, not_stacked: str | None) -> None:
+        """Say why clients are not trained stacked."""
+        if not_stacked is not None:
+            self._say(f"  clients train one by one: {not_stacked}", style="yellow")
+
+    def _starting(self, event: ActorsAwaited) -> None:
+        """Show how many of Ray's actors have started."""
+        up_to = f", for up to {event.patience:g} s" if event.patience is not None else ""
+        self._say(
+            f"  Ray: {event.started} of {event.expected} actors started, waiting for the others"
+            f"{up_to}, {event.seconds:.0f} s so far",
+            style="yellow",
+        )
+
     def _connected(self, event: ClientsConnected) -> None:
-        """Say which clients are missing, and when they are all there again."""
+        """Show which clients are missing, and when all are connected again."""
         count, missing = len(event.partitions), len(event.partitions) < event.expected
         if missing or self._missing:
             text = f"  clients: {count} of {event.expected} connected"
             if event.gone:
                 names = [f"client {p} ({name})" for p, name in event.gone.items()]
-                text += f"; {_some(names)} went away"
+                text += f"; {_some(names)} disconnected"
             if missing:
                 up_to = f" for up to {event.patience:g} s" if event.patience is not None else ""
                 text += f", waiting for {'it' if len(event.gone) == 1 else 'the others'}{up_to}"
@@ -101,18 +120,18 @@ class PlainView:
         self._missing = missing
 
     def _awaited(self, event: ClientsAwaited) -> None:
-        """Say whom a phase waits for."""
+        """Show which clients a phase waits for."""
         place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
         clients = "clients" if len(event.partitions) > 1 else "client"
         names = _some([str(partition) for partition in event.partitions])
         self._say(
             f"  {place}: waiting for {clients} {names}, {event.seconds:.0f} s so far; "
-            f"the others took {event.others:.0f} s",
+            f"the others took at most {event.others:.0f} s",
             style="yellow",
         )
 
     def _client(self, event: ClientReplied) -> None:
-        self._answers[event.partition] += 1
+        self._replies[event.partition] += 1
         if event.reason is not None:
             self._failures[event.partition] += 1
         if event.phase == "final" and "accuracy" in event.metrics:
@@ -125,7 +144,7 @@ class PlainView:
             text = f"  {place}: client {event.partition} failed ({event.reason}): {event.error}"
             self._say(text, style="yellow")
         elif self._failed == _SHOWN_FAILURES + 1:
-            self._say("  more clients failed; clients.jsonl names them all", style="yellow")
+            self._say("  more clients failed; clients.jsonl lists all of them", style="yellow")
 
     def _summary(self, event: RunFinished) -> str:
         parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]
@@ -148,20 +167,20 @@ class PlainView:
         return "\n".join(lines)
 
     def _describe_failures(self) -> str:
-        """How many answers failed or were lost, and whose."""
+        """How many replies failed or were lost, and of which clients."""
         names = [
-            f"client {p}, {'all' if count == self._answers[p] else count}"
+            f"client {p}, {'all' if count == self._replies[p] else count}"
             for p, count in self._failures.most_common()
         ]
         total = self._failures.total()
-        return f"{total:,} answer{'s' * (total > 1)} failed or lost: {_some(names, '; ')}"
+        return f"{total:,} repl{'ies' if total > 1 else 'y'} failed or lost: {_some(names, '; ')}"
 
     def _say(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
 
 
 class LiveView(PlainView):
-    """The same lines, with a progress bar under them on a terminal."""
+    """The same lines, with a progress bar below them, for a terminal."""
 
     def __init__(self, console: Console, experiment: Experiment) -> None:
         super().__init__(console, experiment)
@@ -188,11 +207,11 @@ class LiveView(PlainView):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the bar away, so that the prompt or the error stands alone."""
+        """Remove the bar; the prompt or an error follows the last line."""
         self._progress.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show what the event tells, and how far the phase is."""
+        """Show an event, and the progress of the phase."""
         super().__call__(event)
         if isinstance(event, PhaseStarted):
             self._phase = event.phase
@@ -205,7 +224,7 @@ class LiveView(PlainView):
 
 
 def _some(names: list[str], between: str = ", ") -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     more = f"{between}{len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return between.join(names[:_NAMED]) + more
 
@@ -222,7 +241,7 @@ def _title(event: RunStarted) -> str:
 
 
 def _short(reference: str) -> str:
-    """A reference without the folders of its path: ``/a/b/net.py:Net`` -> ``net.py:Net``."""
+    """A class reference without the folders of its path: ``/a/b/net.py:Net`` -> ``net.py:Net``."""
     return reference.removeprefix("file:").rpartition("/")[2] if "/" in reference else reference
 
 

@@ -1,1 +1,1 @@
-"""What runs at a client: its data and model, and its part in a round."""
+"""The client's side: its data and model, and its tasks in a round."""

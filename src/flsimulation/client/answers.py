@@ -1,75 +1,134 @@
-"""One client's training: from what a message asks for to the numbers in its answer."""
+"""Executes a batch's tasks with the engine, and returns their outcomes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from flwr.app import Message
+from flwr.app import ConfigRecord
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError
-from flsimulation.events import RESERVED
-from flsimulation.messages.content import config_of
-from flsimulation.training import Trained
+from flsimulation.events import RESERVED, Phase
+from flsimulation.messages.arrays import held_state, record_of
+from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
+from flsimulation.training import Fitted, Scored, State, Terms, Trained
 
 
-class Order(NamedTuple):
-    """What a training message asks of a client."""
+class _Alike(NamedTuple):
+    """Tasks that differ only in their client."""
 
-    partition: int
+    phase: Phase
     round: int
-    proximal_mu: float
-    expires: float | None
-    """Unix time in seconds after which nobody waits for the answer, if there is a deadline."""
+    config: ConfigRecord
+    partitions: list[int]
 
 
-def order_of(message: Message, partition: int, space: Workspace) -> Order:
-    """Read a training message to the client of a partition."""
-    config = config_of(message)
-    round, mu = int(number(config, "server-round")), number(config, "proximal-mu")
-    return Order(partition, round, mu, expires(message, space))
+def answers(batch: Batch, space: Workspace) -> Iterator[Reply]:
+    """Execute a batch's tasks, in their order.
 
-
-def fit_metrics(space: Workspace, partition: int, done: Trained) -> dict[str, float]:
-    """The numbers in a trained client's answer. Raises `ClientError`."""
-    return {
-        **logged(done.scores),
-        "num-examples": space.data.train_size(partition),
-        "epochs": space.experiment.train.epochs,
-        "steps": done.steps,
-        "seconds": done.seconds,
-    }
-
-
-def evaluation_metrics(
-    space: Workspace, partition: int, scores: Mapping[str, float]
-) -> dict[str, float]:
-    """The numbers in an evaluated client's answer. Raises `ClientError`."""
-    return {**logged(scores), "num-examples": len(space.data.validation_indices(partition))}
-
-
-def logged(scores: Mapping[str, float]) -> Mapping[str, float]:
-    """What the module logged, unless it took a name that means something else in an answer.
+    Parameters
+    ----------
+    batch : Batch
+        Tasks of any number of the experiment's clients.
+    space : Workspace
+        Their data, and the engine.
 
     Raises
     ------
-    ClientError
-        If it did.
+    RunError
+        If the engine turns out not to support the model.
+
+    Yields
+    ------
+    Reply
+        The outcomes of clients that were trained or evaluated together, as soon as available.
     """
-    if taken := sorted(RESERVED & scores.keys()):
-        raise ClientError("error", f"the module logs {taken[0]!r}, a name in use; log another")
+    model = held_state(batch.model)
+    for tasks in _alike(batch.tasks):
+        if tasks.phase == "train":
+            yield from _trained(tasks, model, batch, space)
+        else:
+            yield from _evaluated(tasks, model, batch, space)
+
+
+def _alike(tasks: Sequence[Task]) -> list[_Alike]:
+    found: dict[tuple[Phase, int, int], _Alike] = {}
+    for partition, phase, round, config in tasks:
+        key = (phase, round, id(config))
+        if key not in found:
+            found[key] = _Alike(phase, round, config, [])
+        found[key].partitions.append(partition)
+    return list(found.values())
+
+
+def _trained(tasks: _Alike, model: State, batch: Batch, space: Workspace) -> Iterator[Reply]:
+    jobs = [space.train_job(partition, tasks.round) for partition in tasks.partitions]
+    terms = Terms(_number(tasks.config, "proximal-mu"), batch.expires, batch.average)
+    for fitted in space.engine.fit(model, jobs, terms):
+        outcomes = [_fit(partition, done, space) for partition, done in fitted.results.items()]
+        yield _reply(outcomes, space, _mean(fitted, outcomes))
+
+
+def _evaluated(tasks: _Alike, model: State, batch: Batch, space: Workspace) -> Iterator[Reply]:
+    jobs = [space.evaluation_job(partition, tasks.round) for partition in tasks.partitions]
+    for scored in space.engine.evaluate(model, jobs, batch.expires):
+        yield _reply(_scores(tasks.phase, scored, space), space)
+
+
+def _reply(outcomes: Sequence[Outcome], space: Workspace, mean: Mean | None = None) -> Reply:
+    return Reply(outcomes, mean, space.engine.name, space.engine.why_not)
+
+
+def _mean(fitted: Fitted, outcomes: Sequence[Outcome]) -> Mean | None:
+    examples = sum(int(own.metrics["num-examples"]) for own in outcomes if own.error is None)
+    if fitted.mean is None or not examples:
+        return None
+    return Mean(record_of(fitted.mean), examples)
+
+
+def _fit(partition: int, done: Trained | ClientError, space: Workspace) -> Outcome:
+    try:
+        if isinstance(done, ClientError):
+            raise done
+        metrics = {
+            **_logged(done.scores),
+            "num-examples": space.data.train_size(partition),
+            "epochs": space.experiment.train.epochs,
+            "steps": done.steps,
+            "seconds": done.seconds,
+        }
+    except ClientError as error:
+        return Outcome(partition, "train", {}, error)
+    model = record_of(done.state) if done.state else None
+    return Outcome(partition, "train", metrics, None, model)
+
+
+def _scores(phase: Phase, scored: Scored, space: Workspace) -> list[Outcome]:
+    outcomes = []
+    for partition, scores in scored.items():
+        try:
+            if isinstance(scores, ClientError):
+                raise scores
+            examples = len(space.data.validation_indices(partition))
+            metrics = {**_logged(scores), "num-examples": examples}
+            outcomes.append(Outcome(partition, phase, metrics))
+        except ClientError as error:
+            outcomes.append(Outcome(partition, phase, {}, error))
+    return outcomes
+
+
+def _logged(scores: Mapping[str, float]) -> Mapping[str, float]:
+    """The values that the module logged. Raises `ClientError` for a reserved name."""
+    if not RESERVED.isdisjoint(scores):
+        taken = min(RESERVED & scores.keys())
+        raise ClientError(
+            "error", f"the module logs {taken!r}, which is a reserved name; use another"
+        )
     return scores
 
 
-def number(config: Mapping[str, object], key: str) -> float:
-    """A number among a message's settings; 0 if it is not there."""
+def _number(config: Mapping[str, object], key: str) -> float:
+    """A number among a strategy's settings; 0 if it is missing."""
     value = config.get(key, 0.0)
     return float(value) if isinstance(value, int | float) else 0.0
-
-
-def expires(message: Message, space: Workspace) -> float | None:
-    """Unix time in seconds after which nobody waits for the answer, if there is a deadline."""
-    if space.experiment.round.deadline == 0:
-        return None
-    return message.metadata.created_at + message.metadata.ttl

@@ -1,4 +1,4 @@
-"""What an app of this process works with: the experiment, its data, its model and who computes."""
+"""What the apps of a process need: the experiment, its data, its model and the engine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ _TEST = -1  # stands for the partition of the test set
 
 @dataclass(frozen=True, eq=False)
 class Workspace:
-    """The experiment, its data, its model and its engine, for every client and the server here."""
+    """The experiment, its data, model and engine, for all clients and the server of this process."""
 
     experiment: Experiment
     data: FederatedData
     module: pl.LightningModule
-    """The model as it was before the first round; never changed."""
+    """The model before the first round; never changed."""
     engine: Engine
+    clock: Clock = SYSTEM
+    """What time it is for all of them."""
 
     @classmethod
     def load(
@@ -38,19 +40,19 @@ class Workspace:
         processes: int | None = None,
         clock: Clock = SYSTEM,
     ) -> Workspace:
-        """Read the data, divide it, build the model and choose the engine.
+        """Load and partition the data, build the model and choose the engine.
 
         Parameters
         ----------
         experiment : Experiment
             What to load.
         clients : int, optional
-            The most that train here at a time, by default the experiment's cohort: 1 where this
-            process is a client's, 0 where it is only the server's.
+            Most clients that train in this process at a time, by default the experiment's cohort:
+            1 for a client's process, 0 for a process with only the server.
         processes : int, optional
-            The most that clients which train one by one may take; by default one for each core.
+            Most processes for clients that train one by one; by default one per core.
         clock : Clock
-            What time it is, for the engine.
+            The clock of the engine and the exchange.
 
         Raises
         ------
@@ -60,24 +62,24 @@ class Workspace:
         data = FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
         engine = _chosen(experiment, data, module, clients, processes, clock)
-        return cls(experiment, data, module, engine)
+        return cls(experiment, data, module, engine, clock)
 
     def under(self, experiment: Experiment) -> Workspace:
         """The same data and model with the engine that another experiment chooses."""
-        engine = _chosen(experiment, self.data, self.module)
-        return Workspace(experiment, self.data, self.module, engine)
+        engine = _chosen(experiment, self.data, self.module, clock=self.clock)
+        return Workspace(experiment, self.data, self.module, engine, self.clock)
 
     @property
     def can_evaluate_clients(self) -> bool:
-        """Whether clients hold out a part and the module can evaluate it."""
+        """Whether clients have a held-out part and the module can evaluate it."""
         return self.data.validation_fraction > 0 and self.engine.can_evaluate
 
     def initial_state(self) -> State:
-        """The global model before the first round; a copy, whatever becomes of the module."""
+        """The global model before the first round; a copy, independent of the module."""
         return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
     def train_job(self, partition: int, round: int) -> Job:
-        """A client's training part, shuffled anew in every epoch of every round."""
+        """A job on a client's training part, shuffled differently in every epoch and round."""
         spec = self.experiment
         return Job(
             partition,
@@ -87,7 +89,7 @@ class Workspace:
         )
 
     def evaluation_job(self, partition: int, round: int) -> Job:
-        """A client's held-out part."""
+        """A job on a client's held-out part."""
         seed = seeds.integer(self.experiment.seed, "evaluate", round, partition)
         return Job(partition, self.validation_batches(partition), seed)
 

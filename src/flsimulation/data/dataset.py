@@ -20,7 +20,7 @@ class Dataset:
     """
 
     name: str
-    """The name under which the experiment asked for it."""
+    """The name by which the experiment requests it."""
     x_train: torch.Tensor
     """Inputs, float32 [n, ...]; images are [n, channels, height, width] in 0..1."""
     y_train: torch.Tensor

@@ -36,7 +36,7 @@ class FederatedData:
         Raises
         ------
         DataError
-            If the data set cannot be read or partitioned as asked.
+            If the data set cannot be read, or not partitioned as requested.
         """
         dataset = load_dataset(experiment.data, experiment.seed)
         return cls.divide(dataset, experiment)

@@ -1,4 +1,4 @@
-"""Flower Datasets' partitioners, asked for nothing but row numbers.
+"""Flower Datasets' partitioners, used for row numbers only.
 
 Imported only where a scheme needs it: ``flwr_datasets`` takes seconds to import.
 """
@@ -34,7 +34,7 @@ _SETTINGS = {
 
 
 class Rows(datasets.Dataset):  # type: ignore[misc]  # datasets has no type hints
-    """The column that a partitioner goes by; selecting rows gives their bare numbers.
+    """The column that a partitioner divides by; selecting rows returns their numbers.
 
     A partition is ``dataset.select(rows)``. As a real table that takes 3 ms, three seconds for
     1000 clients, of which only the row numbers are wanted.
@@ -51,7 +51,7 @@ class Rows(datasets.Dataset):  # type: ignore[misc]  # datasets has no type hint
         return np.fromiter(indices, np.int64)
 
     def sort(self, *_: Any, **__: Any) -> Rows:
-        """Do nothing: `partition_rows` sorts where a scheme asks for it."""
+        """Do nothing: `partition_rows` sorts where a scheme needs it."""
         return self
 
 

@@ -28,7 +28,7 @@ def load_hub(spec: Data, seed: int) -> Dataset:
     Raises
     ------
     DataError
-        If it cannot be had, or lacks the columns that the experiment names.
+        If it is not available, or lacks the columns that the experiment names.
     """
     try:
         tables = _tables(spec, seed)

@@ -107,7 +107,7 @@ def _targets(array: np.ndarray) -> torch.Tensor:
 
 
 def _checked(dataset: Dataset, spec: Data) -> Dataset:
-    """Give classes names where the function gave none, and refuse labels that are no class."""
+    """Name the classes where the function did not, and refuse labels that are not classes."""
     if dataset.owners is not None and len(dataset.owners) != len(dataset.y_train):
         raise refusal(
             spec, f"it has {len(dataset.owners)} owners but {len(dataset.y_train)} labels"

@@ -67,7 +67,7 @@ def _module_of_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise _RefusalError(f"there is no file {path}; name an existing Python file")
-    # The text is part of the name: an edited file is read anew, in a notebook too.
+    # The text is part of the name: an edited file is read again, in a notebook too.
     digest = hashlib.sha256(str(path).encode() + b"\n" + path.read_bytes()).hexdigest()
     name = f"{path.stem}_{digest[:12]}"
     return sys.modules[name] if name in sys.modules else _execute(path, name)

@@ -202,7 +202,8 @@ class Runtime(Section):
     superlink: str = "127.0.0.1:8080"
     """`host:port` of the SuperLink, for `network`."""
     client_wait: Annotated[float, Field(ge=0)] = 120.0
-    """Seconds to wait for clients to connect before the run stops."""
+    """Seconds to wait for clients to connect before the run stops. For `ray`: for actors, where others
+    use the room that they need; where it is free, they may take as long as they take."""
     return_wait: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that a round waits for a client that went away, before it begins without it."""
 

@@ -46,7 +46,8 @@ def undisturbed() -> Iterator[None]:
 def alone(lock: Path) -> Iterator[bool]:
     """Whether no other process is inside such a block with the same file, which is made.
 
-    A process that is killed has left the block. Where a file system has no locks, nobody is seen.
+    A process that is killed has left the block. On a file system without locks no other process is
+    noticed.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
@@ -117,7 +118,7 @@ def imports_kept() -> Iterator[None]:
 
 
 def end_group(program: int) -> None:
-    """End a program, if it still runs, and all that was launched for it, whoever forked that."""
+    """End a program, if it still runs, and every process of its group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(program, signal.SIGKILL)
 

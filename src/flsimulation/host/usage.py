@@ -16,7 +16,7 @@ _PARENT, _TIMES = 1, slice(11, 15)  # fields of /proc/PID/stat after the name
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far.
 
-    Where Linux tells it, of this program alone: ``getrusage`` also counts what the process held
+    On Linux it is that of this program alone: ``getrusage`` also counts what the process held
     before it became this program, which is its parent's.
     """
     if _STATUS.exists() and (found := re.search(r"^VmHWM:\s*(\d+) kB", _STATUS.read_text(), re.M)):

@@ -1,4 +1,4 @@
-"""What Flower's messages and grids need that is not public."""
+"""Parts of Flower's messages and grids that are not public."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OF_CLIENT_APP = frozenset(
         ErrorCode.CLIENT_APP_CRASHED,
     )
 )
-"""Codes of Flower's errors where the client's own code is at fault."""
+"""Codes of Flower's errors that the client's own code caused."""
 OF_SUPERLINK = frozenset(
     (
         ErrorCode.MESSAGE_UNAVAILABLE,
@@ -43,14 +43,14 @@ OF_SUPERLINK = frozenset(
         ErrorCode.NODE_UNAVAILABLE,
     )
 )
-"""Codes of what a SuperLink of 1.42 answers in place of a node; that of 1.43 answers nothing."""
+"""Codes of errors that a SuperLink of 1.42 replies in place of a node; that of 1.43 does not."""
 
 
 @contextlib.contextmanager
 def identity(task: int, run: int, node: int) -> Iterator[None]:
-    """Give the messages of this process an identity inside the block, and restore the one before.
+    """Set the identity of this process's messages inside the block, then restore the one before.
 
-    Flower's own runtimes set it once for a process; a message cannot be made without it.
+    Flower's own runtimes set it once per process; a message cannot be created without it.
     """
     names = ("task_id", "run_id", "node_id")
     before = {name: getattr(TaskIdentity, f"_{name}") for name in names}
@@ -63,12 +63,12 @@ def identity(task: int, run: int, node: int) -> Iterator[None]:
 
 
 def empty_run(run_id: int) -> Run:
-    """The description of a run of which only the id is known."""
+    """Flower's description of a run, with only the id set."""
     return Run.create_empty(run_id)
 
 
 def set_message_id(message: Message, identifier: str) -> None:
-    """Give a message the id that its reply will name, as Flower's own grids do."""
+    """Set a message's id, to which its reply will refer, as Flower's own grids do."""
     vars(message.metadata)["_message_id"] = identifier
 
 
@@ -78,10 +78,10 @@ def identifiers_of(returned: Iterable[str | None], count: int) -> list[str | Non
     Parameters
     ----------
     returned : iterable
-        By ``Grid.push_messages``. For a rejected message Flower documents None in 1.42, and returns
+        By ``Grid.push_messages``. For a rejected message, Flower documents None in 1.42, and returns
         "" in 1.42 and 1.43; for messages that are too large together it returns nothing at all.
     count : int
-        Messages that were pushed.
+        Number of messages that were pushed.
     """
     found = [identifier or None for identifier in returned]
     return found + [None] * (count - len(found))
@@ -92,22 +92,22 @@ def requested(
     reply_to_message_ids: Iterable[str] | None,
     otherwise: Iterable[str],
 ) -> Collection[str]:
-    """The ids that ``Grid.pull_messages`` was called for, under the name of 1.42 or of 1.43.
+    """The ids that ``Grid.pull_messages`` was called with, as the argument of 1.42 or of 1.43.
 
     Parameters
     ----------
     message_ids, reply_to_message_ids : iterable of str, optional
         The argument of 1.42, and that of 1.43; both versions accept it as the first one.
     otherwise : iterable of str
-        Every id that there is: what 1.43 means by no ids.
+        All ids: what 1.43 returns if no ids are passed.
 
     Raises
     ------
     TypeError
-        If both are there, as in Flower.
+        If both are passed, as in Flower.
     """
     if message_ids is not None and reply_to_message_ids is not None:
-        raise TypeError("name either message_ids or reply_to_message_ids, not both")
+        raise TypeError("pass either message_ids or reply_to_message_ids, not both")
     wanted = reply_to_message_ids if message_ids is None else message_ids
     if wanted is None:
         wanted = otherwise

@@ -1,6 +1,6 @@
-"""Flower's SuperNode, SuperExec and SuperLink from inside: what can be changed in their modules.
+"""Changes to the modules of Flower's SuperNode, SuperExec and SuperLink.
 
-What it is changed to, and why, is in `flsimulation.node.waits` and `flsimulation.node.flower_patches`.
+The new values and the reasons are in `flsimulation.node.waits` and `flsimulation.node.flower_patches`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeAlias
 from flwr.supercore import heartbeat
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.run import RunNotRunningException
+
+from flsimulation.internals.flower_words import SERVER_APP
 
 __all__ = [
     "Clock",
@@ -28,25 +30,25 @@ __all__ = [
 ]
 
 Step: TypeAlias = Callable[..., Any]
-"""A step of a SuperNode's loop, which is called with all arguments by name."""
+"""A step of a SuperNode's loop, called with all arguments by name."""
 
 
 class Clock(Protocol):
-    """As much of the module ``time`` as the loops of Flower's programs use."""
+    """The part of the module ``time`` that the loops of Flower's programs use."""
 
     def sleep(self, seconds: float) -> None:
         """Sleep."""
 
 
 def set_supernode_clock(clock: Clock) -> None:
-    """Replace the ``time`` of a SuperNode's loop: 3 s between two looks, 0.5 s for an answer."""
+    """Replace ``time`` in a SuperNode's loop: 3 s between two requests, 0.5 s for a reply."""
     from flwr.supernode import start_client_internal
 
     vars(start_client_internal)["time"] = clock
 
 
 def set_superexec_clock(clock: Clock) -> None:
-    """Replace the ``time`` of a SuperExec's loop, which sleeps between two looks for work."""
+    """Replace ``time`` in a SuperExec's loop, which sleeps between two requests for work."""
     from flwr.supercore.superexec import run_superexec
 
     vars(run_superexec)["time"] = clock
@@ -73,9 +75,9 @@ def set_heartbeat_interval(seconds: float) -> None:
 
 
 def wrap_pull_and_store(wrap: Callable[[Step], Step]) -> None:
-    """Replace how a SuperNode takes its next message.
+    """Wrap the function by which a SuperNode takes its next message.
 
-    Its arguments by name: ``state``; ``receive``, which returns a message with the tree of its
+    Its arguments, by name: ``state``; ``receive``, which returns a message with the tree of its
     parts, or None; ``pull_object``, which requests a part; and others. Returns the run's id, or None.
     """
     from flwr.supernode import start_client_internal
@@ -85,9 +87,9 @@ def wrap_pull_and_store(wrap: Callable[[Step], Step]) -> None:
 
 
 def wrap_push(wrap: Callable[[Step], Step]) -> None:
-    """Replace how a SuperNode awaits and sends an answer.
+    """Wrap the function by which a SuperNode awaits and sends a reply.
 
-    Its arguments by name: ``send``, which sends the message and returns which parts are missing;
+    Its arguments, by name: ``send``, which sends the message and returns which parts are missing;
     ``push_object``, which sends a part; and others.
     """
     from flwr.supernode import start_client_internal
@@ -98,10 +100,10 @@ def wrap_push(wrap: Callable[[Step], Step]) -> None:
 
 
 def has_answers(state: Any) -> bool:
-    """Whether a SuperNode's state holds answers that were not sent.
+    """Whether a SuperNode's state holds replies that were not sent.
 
-    Flower 1.42 keeps messages in a store of its own, 1.43 in the one of all its programs. Each has
-    the methods of both; the store of the other version is empty.
+    Flower 1.42 keeps a SuperNode's messages in a separate store, 1.43 in the common store of all its
+    programs. Both versions have the methods of both stores; the unused store is empty.
     """
     from flwr.common.constant import SUPERLINK_NODE_ID
 
@@ -112,9 +114,9 @@ def has_answers(state: Any) -> bool:
 
 
 def list_nodes_heard(seconds: float) -> None:
-    """Let the SuperLink in this process list only the nodes that it heard in the last seconds.
+    """Make the SuperLink in this process list only nodes with a heartbeat in the last seconds.
 
-    Replaces ``InMemoryLinkState.get_nodes``, which a run's server asks who is there.
+    Replaces ``InMemoryLinkState.get_nodes``, from which a run's server gets the connected nodes.
     """
     from flwr.common.constant import HEARTBEAT_PATIENCE
     from flwr.server.superlink.linkstate import InMemoryLinkState
@@ -132,7 +134,7 @@ def list_nodes_heard(seconds: float) -> None:
                 if node.online_until - HEARTBEAT_PATIENCE * node.heartbeat_interval >= since
             }
 
-    setattr(InMemoryLinkState, "get_nodes", heard)  # noqa: B010 - a type checker refuses the other form
+    setattr(InMemoryLinkState, "get_nodes", heard)  # noqa: B010 - a type checker rejects the other form
 
 
 def fail_task(
@@ -143,11 +145,11 @@ def fail_task(
     Parameters
     ----------
     address, token : str
-        Where the process would have reported, and as whom.
+        Where the process would have reported, and its token.
     log : sequence of str
         Last lines of the run's log.
     details : str
-        Why, in one line.
+        Why it failed, in one line.
     insecure : bool
         Whether the SuperLink is without TLS.
     """
@@ -168,7 +170,7 @@ def fail_task(
         insecure=insecure,
         root_certificates=None,
         interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+            RuntimeVersionHttpInterceptor(component_name=SERVER_APP),
             RuntimeTokenHttpInterceptor(token=token),
         ],
         retry_invoker=retry,

@@ -1,1 +1,1 @@
-"""What travels between the server and the clients, as Flower's records."""
+"""The messages between the server and the clients, as Flower's records."""

@@ -1,4 +1,4 @@
-"""Models as Flower's records, without a serialised copy as long as they stay in this process."""
+"""Models as Flower's records, which are not serialised as long as they stay in this process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flsimulation.internals.flower_messages import NUMPY
 
 
 class HeldArray(Array):
-    """A Flower array that holds its values and serialises them only for whoever asks for bytes.
+    """A Flower array that holds its values and serialises them only when its bytes are requested.
 
-    For messages within one process. What is held must not change: it may be shared by many messages.
+    For messages within one process. The values must not change: many messages may share them.
 
     Parameters
     ----------
     values : ndarray
-        Not copied.
+        The values; not copied.
     """
 
     def __init__(self, values: np.ndarray) -> None:
@@ -31,7 +31,7 @@ class HeldArray(Array):
         self._values = values
 
     def numpy(self) -> np.ndarray:
-        """The values themselves; not to be changed."""
+        """The values, not copied; they must not be changed."""
         return self._values
 
     @property
@@ -41,17 +41,17 @@ class HeldArray(Array):
 
     @property
     def size(self) -> int:
-        """Bytes of `data`, without making them."""
+        """Size of `data` in bytes, without serialising it."""
         return _header_bytes(self.dtype, self.shape) + self._values.nbytes
 
 
 def record_of(state: Mapping[str, Tensor]) -> ArrayRecord:
-    """A state_dict as a record; its tensors are on the CPU, not copied and not to be changed."""
+    """A state_dict as a record. Its tensors are on the CPU, not copied, and must not be changed."""
     return joined({name: HeldArray(value.detach().numpy()) for name, value in state.items()})
 
 
 def joined(arrays: Mapping[str, Array]) -> ArrayRecord:
-    """A record of these arrays themselves; ``ArrayRecord`` would copy them."""
+    """A record of these arrays, without the copies that ``ArrayRecord`` makes."""
     record = ArrayRecord()
     for name, array in arrays.items():
         record[name] = array
@@ -59,12 +59,12 @@ def joined(arrays: Mapping[str, Array]) -> ArrayRecord:
 
 
 def held_state(record: ArrayRecord) -> dict[str, Tensor]:
-    """A record's model as a state_dict; a copy, so that nothing done to it reaches the record."""
+    """A record's model as a state_dict; a copy, so that changes do not affect the record."""
     return {name: from_numpy(np.array(array.numpy())) for name, array in record.items()}
 
 
 def size_of(record: Any) -> int:
-    """Bytes of any of Flower's records, as its ``count_bytes`` counts them."""
+    """Size of a Flower record in bytes, as its ``count_bytes`` returns it."""
     if not isinstance(record, ArrayRecord):
         return int(record.count_bytes())
     return sum(

@@ -1,140 +1,113 @@
-"""Messages of a whole cohort: clients that train together may give their mean model in one answer."""
+"""Batches of tasks for clients, and replies with the tasks' outcomes.
+
+The only form in which work is sent between the server and its clients, on every runtime: in one
+process a batch is a cohort, on Ray an actor's share of one, on a network a node's evaluation and
+training. Metrics of many clients are sent as columns, one list per metric, so that the overhead per
+client is negligible. `messages.codec` writes batches and replies as the content of Flower's messages.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from torch import Tensor
+from flwr.app import ArrayRecord, ConfigRecord
 
 from flsimulation.errors import ClientError
-from flsimulation.messages.arrays import held_state, record_of
-from flsimulation.messages.content import ARRAYS, METRICS, Record, message_of, records_of
+from flsimulation.events import Phase
+from flsimulation.messages.arrays import size_of
 from flsimulation.messages.weights import mean_of
 
-_ASKS = "average"  # in a message: give the mean model of those that were asked together
-_COHORT = "cohort"  # in an answer: whose it is, and the examples behind its model
-_FAILURES = "failures"
+_NUMBER_BYTES = 8  # size of a number in a record
+
+
+class Task(NamedTuple):
+    """What one client does with the batch's model."""
+
+    partition: int
+    """The client's partition."""
+    phase: Phase
+    """``train``, or an evaluation: ``evaluate`` or ``final``."""
+    round: int
+    """The round whose random draws it uses."""
+    config: ConfigRecord
+    """The strategy's settings; often the same object for all clients of a phase."""
 
 
 @dataclass(frozen=True)
-class CohortAnswer:
-    """What clients that were trained together answer."""
+class Batch:
+    """Tasks that begin with the same model, in the order of their execution."""
 
-    metrics: Mapping[int, dict[str, float]]
-    """Numbers of those that succeeded, by partition; the same names for all."""
-    failures: Mapping[int, ClientError]
-    """Why the others did not, by partition."""
-    mean: ArrayRecord | None
-    """Mean model of those that succeeded, weighted by their examples; None if none did."""
+    model: ArrayRecord
+    tasks: Sequence[Task]
+    average: bool = False
+    """Whether the reply should contain the mean of the clients' models instead of each one's."""
+    expires: float | None = None
+    """Unix time in seconds after which outcomes are too late; set by the receiver."""
+
+
+class Outcome(NamedTuple):
+    """The outcome of a task: metrics, and after training a model; or an error."""
+
+    partition: int
+    phase: Phase
+    metrics: dict[str, float]
+    """``num-examples``, ``loss`` and all else that the client reports; empty if it failed."""
+    error: ClientError | None = None
+    model: ArrayRecord | None = None
+    """None after an evaluation, and if the reply has the mean."""
+
+
+class Mean(NamedTuple):
+    """The mean of several clients' models, weighted by their examples."""
+
+    model: ArrayRecord
     examples: int
-    """Examples behind it."""
+    """Total number of examples of these clients."""
 
 
-def ask_average(messages: Iterable[Message]) -> None:
-    """Let messages ask for their clients' mean model in place of each client's own."""
-    asking: dict[int, RecordDict] = {}  # messages that share their content still do
-    for message in messages:
-        content = message.content
-        if id(content) not in asking:
-            asking[id(content)] = RecordDict({**content, _ASKS: ConfigRecord()})
-        message.content = asking[id(content)]
+@dataclass(frozen=True)
+class Reply:
+    """Outcomes of a batch's tasks: of all, or of some of them."""
+
+    outcomes: Sequence[Outcome]
+    mean: Mean | None = None
+    """Mean of the models of successful trainings, if that was requested."""
+    engine: str | None = None
+    """The clients' engine, as in the manifest; None if not reported."""
+    why_not: str | None = None
+    """Why they are not trained stacked, if that was tried."""
 
 
-def asks_average(message: Message) -> bool:
-    """Whether a message asks for its clients' mean model only."""
-    return message.has_content() and _ASKS in message.content
-
-
-def cohort_reply(
-    message: Message,
-    metrics: Mapping[int, Mapping[str, float]],
-    failures: Mapping[int, ClientError],
-    mean: Mapping[str, Tensor],
-    examples: int,
-) -> Message:
-    """The answer of several clients to one of the messages that they got; see `CohortAnswer`."""
-    names: Sequence[str] = list(next(iter(metrics.values()), ()))
-    content = RecordDict(
-        {
-            METRICS: MetricRecord({n: [own[n] for own in metrics.values()] for n in names}),
-            _COHORT: ConfigRecord({"partitions": list(metrics), "examples": examples}),
-            _FAILURES: ConfigRecord(
-                {
-                    "partitions": list(failures),
-                    "reasons": [error.reason for error in failures.values()],
-                    "errors": [str(error) for error in failures.values()],
-                }
-            ),
-        }
-    )
-    if metrics:
-        content[ARRAYS] = record_of(mean)
-    return Message(content, reply_to=message)
-
-
-def cohort_answer(message: Message) -> CohortAnswer | None:
-    """What several clients answer in one message, or None if it is one client's answer."""
-    if not message.has_content() or _COHORT not in message.content:
-        return None
-    content = message.content
-    told, failed = (cast(ConfigRecord, content[name]) for name in (_COHORT, _FAILURES))
-    partitions = cast(list[int], told["partitions"])
-    columns = cast(Mapping[str, list[float]], content[METRICS])
-    rows = zip(*columns.values(), strict=True)
-    metrics = {
-        p: dict(zip(columns, row, strict=True)) for p, row in zip(partitions, rows, strict=True)
-    }
-    lists = (cast(list[str], failed[key]) for key in ("partitions", "reasons", "errors"))
-    failures = {
-        int(partition): ClientError(reason, error)
-        for partition, reason, error in zip(*lists, strict=True)
-    }
-    mean = cast(ArrayRecord | None, content.get(ARRAYS))
-    return CohortAnswer(metrics, failures, mean, cast(int, told["examples"]))
-
-
-def merged(message: Message, answers: Sequence[Message]) -> list[Message]:
-    """Answers with those of several clients made one, as far as their numbers have the same names.
+def joined(replies: Iterable[Reply]) -> Reply:
+    """Several replies to one batch as one; its mean is the mean of their means.
 
     Parameters
     ----------
-    message : Message
-        What the merged answer answers.
-    answers : sequence of Message
-        Of one client each, which stay as they are, or of several.
+    replies : iterable of Reply
+        The result has the engine of the last.
     """
-    found = [(answer, cohort_answer(answer)) for answer in answers]
-    together = [part for _, part in found if part is not None]
-    names = {frozenset(own) for part in together for own in part.metrics.values()}
-    if not together or len(names) > 1:  # not the same names: the server says so, and needs to see
-        return list(answers)
-    return [answer for answer, part in found if part is None] + [_one_of(message, together)]
+    found = list(replies)
+    last = found[-1] if found else Reply(())
+    outcomes = [outcome for reply in found for outcome in reply.outcomes]
+    means = [reply.mean for reply in found if reply.mean is not None]
+    return Reply(outcomes, _mean(means), last.engine, last.why_not)
 
 
-def _one_of(message: Message, parts: Sequence[CohortAnswer]) -> Message:
-    metrics = {p: own for part in parts for p, own in part.metrics.items()}
-    failures = {p: error for part in parts for p, error in part.failures.items()}
-    models = [part.mean for part in parts if part.mean is not None]
-    weights = [part.examples for part in parts if part.mean is not None]
-    mean = mean_of(models, weights) if models else ArrayRecord()
-    return cohort_reply(message, metrics, failures, held_state(mean), sum(weights))
+def _mean(parts: Sequence[Mean]) -> Mean | None:
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    models, examples = zip(*parts, strict=True)
+    return Mean(mean_of(models, examples), sum(examples))
 
 
-def bundle(message: Message, answers: Mapping[int, Message]) -> Message:
-    """One answer that holds those of several clients, by partition."""
-    records: dict[str, Record] = {}
-    for partition, answer in answers.items():
-        records |= records_of(answer, f"{partition}:")
-    return Message(RecordDict(records), reply_to=message)
+def batch_bytes(batch: Batch) -> int:
+    """Payload of a batch for one client in bytes: the model, and the settings of each task."""
+    return size_of(batch.model) + sum(size_of(task.config) for task in batch.tasks)
 
 
-def unbundle(answer: Message, messages: Mapping[int, Message]) -> list[Message]:
-    """The answers that a bundle holds, each to the message of its partition."""
-    parts: dict[int, dict[str, Record]] = {}
-    for name, record in answer.content.items():
-        partition, _, own = name.partition(":")
-        parts.setdefault(int(partition), {})[own] = record
-    return [message_of(records, messages[p]) for p, records in parts.items()]
+def outcome_bytes(outcome: Outcome) -> int:
+    """Payload in bytes of an outcome in a separate reply, as Flower counts it."""
+    numbers = sum(map(len, outcome.metrics)) + _NUMBER_BYTES * len(outcome.metrics)
+    return numbers + (size_of(outcome.model) if outcome.model is not None else 0)

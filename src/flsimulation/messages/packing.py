@@ -1,9 +1,9 @@
-"""A message's content in few parts, for a network that carries each part with a request of its own.
+"""Packs a message's content into few parts, for networks, where each part is a request.
 
-Flower sends every array, every record and every chunk of a message as an object of its own: 17
-requests for the default model, and as many on each of the four ways of a round. Packed they are
-three or four. A model that goes to many clients stays an object of its own, which is stored once;
-a large one stays an array, which Flower cuts into chunks.
+Flower sends every array, every record and every chunk of a message as a separate object: 17 requests
+for the default model, and as many for each of the four transfers of a round. A packed message has
+three or four. A model that is sent to many clients remains a separate object, which is stored once;
+a large one remains an array, which Flower splits into chunks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors.numpy import load, save
 
-_REST = "flsim-packed"  # the record that holds all small records, and the models' places
+_REST = "flsim-packed"  # the record with all small records, and the models' places
 _MODEL = "flsim-model:"
 _ALL = "all"
 _LARGE = 8 * 2**20  # bytes
@@ -30,15 +30,15 @@ _KINDS: dict[str, type[ConfigRecord] | type[MetricRecord]] = {
 def pack(
     content: RecordDict, shared: dict[int, ConfigRecord | ArrayRecord] | None = None
 ) -> RecordDict:
-    """The content in few records.
+    """The content, packed into few records.
 
     Parameters
     ----------
     content : RecordDict
-        Not changed.
+        The content; not changed.
     shared : dict, optional
-        Models that go out with other messages as well, packed, by the ``id`` of the original; new
-        ones are added. Without it each model is packed into the message's own record.
+        Packed models that are sent with other messages, too, by the ``id`` of the original; new
+        ones are added. Without it, each model is packed into the message's own record.
     """
     packed, rest = RecordDict(), dict[str, dict[str, Any]]()
     own = ConfigRecord()
@@ -62,12 +62,12 @@ def pack(
 
 
 def is_packed(content: RecordDict) -> bool:
-    """Whether `pack` made the content."""
+    """Whether the content is from `pack`."""
     return _REST in content
 
 
 def unpack(content: RecordDict) -> RecordDict:
-    """What was packed: the same records, in the same order."""
+    """The original content: the same records, in the same order."""
     rest: dict[str, Any] = json.loads(str(cast(ConfigRecord, content[_REST])["json"]))
     return RecordDict({name: _record(name, held, content) for name, held in rest.items()})
 
@@ -83,7 +83,7 @@ def _record(
 
 
 def _packed_model(record: ArrayRecord) -> ConfigRecord | ArrayRecord:
-    # order="C" and not ascontiguousarray, which makes [1] of the shape []
+    # order="C" and not ascontiguousarray, which turns the shape [] into [1]
     model = save({key: np.array(array.numpy(), order="C") for key, array in record.items()})
     if len(model) < _LARGE:
         return ConfigRecord({_ALL: model})
@@ -100,7 +100,7 @@ def _model_bytes(name: str, content: RecordDict) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON knows it; bytes as a table of one key."""
+    """A value as JSON can represent it; bytes as an object with one key."""
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The global model as arrays: its digest, its soundness, its plain average."""
+"""Functions of models as arrays: digest, check for NaN, weighted mean."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def weights_sha256(arrays: ArrayRecord) -> str:
 
 
 def first_not_finite(arrays: ArrayRecord) -> str | None:
-    """Name of the first array that holds a NaN or an infinity, or None."""
+    """Name of the first array with a NaN or an infinity; None if there is none."""
     for name, array in arrays.items():
         value = array.numpy()
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
@@ -31,19 +31,19 @@ def first_not_finite(arrays: ArrayRecord) -> str | None:
 
 
 def without(arrays: ArrayRecord, names: Collection[str]) -> ArrayRecord:
-    """``arrays`` but those of these names."""
+    """``arrays`` without those with these names."""
     return joined({name: array for name, array in arrays.items() if name not in names})
 
 
 def average_of(
     names: Iterable[str], models: Sequence[ArrayRecord], weights: Sequence[float]
 ) -> dict[str, Array]:
-    """The weighted mean over ``models`` of the arrays of these names.
+    """The weighted mean over ``models`` of the arrays with these names.
 
     Parameters
     ----------
     names : iterable of str
-        Which arrays.
+        Names of the arrays.
     models, weights
         The clients' models and the weight of each.
     """
@@ -63,8 +63,8 @@ def mean_of(models: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRec
 def with_types_of(arrays: ArrayRecord, model: ArrayRecord) -> ArrayRecord:
     """``arrays`` in the types of ``model``; integers are rounded.
 
-    Strategies compute in whatever type their weights lead to, so that a counter becomes a float and
-    float32 becomes float64 from one round to the next.
+    Strategies compute in the type that results from their weights, so that a counter would become a
+    float and float32 would become float64 from one round to the next.
     """
     return joined({name: _typed(array, model.get(name, array)) for name, array in arrays.items()})
 

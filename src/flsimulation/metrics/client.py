@@ -68,7 +68,7 @@ class ClientMetrics:
                 self._clients.show_scores(metrics, partition)
 
     def _is_of_current_run(self, run: int) -> bool:
-        """Whether a report is of the run that began last; with a new one the values begin anew."""
+        """Whether a report is of the run that began last; with a new run the values start again from zero."""
         if run in self._past:
             return False  # a process that outlived its run
         if run != self._run:

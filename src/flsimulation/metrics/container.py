@@ -41,7 +41,7 @@ class Usage:
 
 
 def container_usage(root: Path = Path("/sys/fs/cgroup")) -> Usage:
-    """Use and limits as the control group's files tell them.
+    """Use and limits as the control group's files state them.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def oom_kills(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 class ContainerCollector(Collector):
-    """Reads the container's use anew for every scrape."""
+    """Reads the container's use for every scrape."""
 
     def __init__(self, root: Path = Path("/sys/fs/cgroup")) -> None:
         self._root = root
@@ -155,7 +155,7 @@ class ContainerCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """One family for each row of the table."""
         usage = container_usage(self._root) if self._own else own_usage()
-        # The time of a process that nobody waited for is lost; a counter never falls.
+        # The time of a process that was not waited for is lost; a counter never falls.
         self._cpu_seconds = max(self._cpu_seconds, usage.cpu_seconds)
         values = {
             "fl_container_cpu_seconds_total": self._cpu_seconds,

@@ -17,7 +17,7 @@ def served(registry: CollectorRegistry, port: int, address: str = "127.0.0.1") -
     Raises
     ------
     InputError
-        If the port cannot be had.
+        If the port is not available.
     """
     try:
         server, thread = start_http_server(port, addr=address, registry=registry)

@@ -83,7 +83,7 @@ class PrometheusMetrics:
             self._series.histogram("fl_round_phase_duration_seconds", phase=phase)
 
     def __call__(self, event: Event) -> None:
-        """Count what the event tells."""
+        """Update the metrics with an event."""
         if isinstance(event, RunStarted):
             self._begin(event)
         elif isinstance(event, ClientsConnected):

@@ -1,4 +1,4 @@
-"""``python -m flsimulation.node SOCKET ROLE ARGUMENTS``: what a container's others fork from.
+"""``python -m flsimulation.node SOCKET ROLE ARGUMENTS``: the warm server of a container.
 
 The arguments are those of Flower's long-running program: its SuperNode or its SuperLink.
 """
@@ -39,7 +39,7 @@ def main() -> None:
     threads.hold()
     waits.shorten_pulls()
     flower_patches.send_heartbeats_often()
-    import_module("httpcore")  # httpx imports it only with its first client
+    import_module("httpcore")  # httpx imports it only for its first client
     for command in COMMANDS[role]:
         import_module(command)
     if role == "client":
@@ -69,4 +69,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # a fork's threads are not ours to wait for
+    os._exit(0)  # do not wait for threads

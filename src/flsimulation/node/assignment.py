@@ -1,8 +1,9 @@
-"""Which node holds which partition, where the runtime does not say: on a network of clients.
+"""Assigns partitions to the nodes of a network.
 
-A client that its configuration gives a partition keeps it. The others get the lowest free one, and
-the server remembers them by name, so that a client that comes back gets its own again and two
-never share one. Clients beyond the experiment's number are spares: they take over what gets free.
+A client that is configured for a partition keeps it. The others get the lowest free one, which the
+server stores by the client's name, so that a client that reconnects gets the same partition again.
+Two clients never share a partition. Clients beyond the experiment's number are spares: they take
+over partitions that become free.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from flsimulation.host.files import write_atomic
 
 @dataclass(frozen=True)
 class Identity:
-    """What a node says of itself."""
+    """What a node reports about its client."""
 
     name: str
-    """Stays the same when the client comes back, unlike Flower's node id."""
+    """Stays the same when the client reconnects, unlike Flower's node id."""
     partition: int | None
-    """The partition that its configuration gives it."""
+    """The partition that it is configured for; None if it has no such setting."""
     trouble: str = ""
-    """What went wrong at it since it last said who it is, as the end of a sentence."""
+    """What went wrong at the client since its last report, as the end of a sentence."""
 
 
 class PartitionTable:
-    """Partitions of the nodes that are there.
+    """Partitions of the connected nodes.
 
     Parameters
     ----------
     clients : int
         Number of partitions.
     memory : Path, optional
-        File that keeps each name's partition from run to run.
+        File that stores the partition of each name between runs.
     """
 
     def __init__(self, clients: int, memory: Path | None = None) -> None:
@@ -53,7 +54,7 @@ class PartitionTable:
         """Partition of every node that has one, by partition."""
 
     def identity_of(self, node: int) -> Identity | None:
-        """What a node that is there said of itself."""
+        """What a connected node reported about its client; None if it has not."""
         return self._identities.get(node)
 
     def name_of(self, partition: int) -> str | None:
@@ -62,35 +63,35 @@ class PartitionTable:
         return names[-1] if names else None
 
     def name_of_node(self, node: int) -> str:
-        """Name of the client at a node, as far as it said so in this run or an earlier one."""
-        return self._names.get(node, f"a client that never said its name (node {node})")
+        """Name of the client at a node, from this run or an earlier one."""
+        return self._names.get(node, f"a client that never reported its name (node {node})")
 
     @property
     def nodes(self) -> set[int]:
-        """Every node that said who it is, spares included."""
+        """Every connected node that reported its name, spares included."""
         return set(self._identities)
 
     def update(
         self, online: Iterable[int], met: Mapping[int, Identity], *, strict: bool = True
     ) -> None:
-        """Forget nodes that are gone, take in those that were met, and fill what is free.
+        """Remove disconnected nodes, add those that reported, and assign free partitions.
 
         Parameters
         ----------
         online : iterable of int
-            Nodes that are there.
+            Connected nodes.
         met : mapping of int to Identity
-            Nodes that said who they are.
+            New reports.
         strict : bool
-            Whether a wrong configuration is an error. In the middle of a run it is none: such a
-            client is left out, and the last that is configured for a partition takes the place
-            of the one before.
+            Whether a wrong configuration is an error. Not during a run: then a client that is
+            configured for a partition that does not exist is ignored, and the last client
+            configured for a partition replaces the one before.
 
         Raises
         ------
         RunError
-            If two clients are configured for one partition, or one for a partition that there
-            is not.
+            If two clients are configured for one partition, or one for a partition that does not
+            exist.
         """
         there = set(online)
         self._identities = {n: i for n, i in self._identities.items() if n in there}
@@ -99,8 +100,8 @@ class PartitionTable:
                 self._check(identity)
             elif identity.partition is not None and not 0 <= identity.partition < self._clients:
                 continue
-            # A name that comes a second time is a client that was started anew: its old node is
-            # dead, although a SuperLink takes a minute to notice.
+            # A second node with the same name is a client that was restarted: its old node is dead,
+            # although a SuperLink takes a minute to notice.
             self._identities = {
                 n: i for n, i in self._identities.items() if not _is_same(i, identity)
             }
@@ -125,17 +126,17 @@ class PartitionTable:
             if other.partition == wanted and other.name != identity.name:
                 raise RunError(
                     f"clients {other.name} and {identity.name} are both configured for partition "
-                    f"{wanted}; give each its own"
+                    f"{wanted}; configure a different one for each"
                 )
 
     def _fill(self) -> None:
-        for node, identity in self._identities.items():  # first those that may have no other
+        for node, identity in self._identities.items():  # first those configured for one
             if identity.partition is not None and node not in self.partitions:
                 self._evict(identity.partition)
                 self.partitions[node] = identity.partition
         without = [n for n in self._identities if n not in self.partitions]
         without.sort(key=lambda node: self._identities[node].name)
-        for own in (True, False):  # then those that come back, and last those that are new
+        for own in (True, False):  # then those that reconnect, and last new ones
             for node in without:
                 if node not in self.partitions:
                     self._place(node, own=own)
@@ -146,7 +147,7 @@ class PartitionTable:
         name = self._identities[node].name
         if own:
             free = [p for p in free if self._remembered.get(name) == p]
-        else:  # what nobody is expected back to, before what somebody is
+        else:  # first those that no client held before
             free.sort(key=lambda p: (p in self._remembered.values(), p))
         if free:
             self.partitions[node] = free[0]
@@ -155,7 +156,7 @@ class PartitionTable:
         self.partitions = {n: p for n, p in self.partitions.items() if p != partition}
 
     def _remember_names(self, there: set[int]) -> None:
-        """Keep the names of the nodes that are there: one may be silent in the next run."""
+        """Store the names of the connected nodes: one may not report in the next run."""
         names = {n: name for n, name in self._names.items() if n in there}
         names |= {n: identity.name for n, identity in self._identities.items()}
         is_new, self._names = names != self._names, names
@@ -175,13 +176,13 @@ class PartitionTable:
 
 
 def _is_same(one: Identity, other: Identity) -> bool:
-    """Whether the second is the first, started anew."""
+    """Whether the second is the same client as the first, restarted."""
     same_place = one.partition is not None and one.partition == other.partition
     return one.name == other.name or same_place
 
 
 def _read(memory: Path | None) -> dict[str, int]:
-    """Partition by name."""
+    """Stored partition of each name."""
     pairs = _read_object(memory).items()
     return {name: p for name, p in pairs if isinstance(p, int) and not isinstance(p, bool)}
 
@@ -191,7 +192,7 @@ def _read_names(memory: Path | None) -> dict[str, Any]:
 
 
 def _read_object(path: Path | None) -> dict[str, Any]:
-    """A JSON object; a file that is damaged is as good as none."""
+    """The JSON object in a file; empty if the file is missing or damaged."""
     if path is None or not path.is_file():
         return {}
     try:

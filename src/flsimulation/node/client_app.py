@@ -1,4 +1,4 @@
-"""The ClientApp that a network's clients run, in a process that started warm."""
+"""The ClientApp of a network's clients, in a process that a warm server forked."""
 
 from __future__ import annotations
 
@@ -8,20 +8,14 @@ import sys
 from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import Context
 
 from flsimulation import seeds
 from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
 from flsimulation.experiment import Experiment, flatten, unflatten
 from flsimulation.internals.flower_words import CLIENT_APP
-from flsimulation.messages.content import (
-    evaluation_asked,
-    failure_of,
-    metrics_of,
-    payload_bytes,
-    split,
-)
+from flsimulation.messages.batch import Batch, Reply, batch_bytes, outcome_bytes
 from flsimulation.node import sockets, threads
 from flsimulation.node.health import keep_trouble, see_kills, take_trouble
 from flsimulation.node.launches import Killed
@@ -29,7 +23,7 @@ from flsimulation.runtimes.network.names import REPORTS, WARM
 from flsimulation.training import Batches, Job, Terms
 
 _prepared: tuple[int, Workspace] | None = None
-"""A run's id with its data and model: another run may find other files under the same names."""
+"""A run's id, and its data and model: for another run, files of the same names may differ."""
 
 
 def prepare(order: dict[str, Any]) -> None:
@@ -43,9 +37,9 @@ def prepare(order: dict[str, Any]) -> None:
 
 
 def _practise(space: Workspace) -> None:
-    """Train and evaluate on two examples: Lightning and PyTorch do a lot when first used.
+    """Train and evaluate on two examples: first use of Lightning and PyTorch is slow.
 
-    Only without a GPU, which no process may use before it forks.
+    Only without a GPU: a process that forks must not use one before.
     """
     if torch.cuda.is_available():
         return
@@ -58,14 +52,14 @@ def _practise(space: Workspace) -> None:
         lambda: seeds.rng(0, "practice"),
     )
     job, state = Job(0, batches, seed=0), space.initial_state()
-    with contextlib.suppress(Exception):  # whatever is wrong, the first message says it
+    with contextlib.suppress(Exception):  # the first message reports the error
         list(space.engine.fit(state, [job], Terms()))
         if space.can_evaluate_clients:
             list(space.engine.evaluate(state, [job]))
 
 
 def tell_killed(killed: Killed) -> None:
-    """Report that a message's process was killed before it answered."""
+    """Report that a message's process was killed before it replied."""
     if killed.command != CLIENT_APP:
         return
     print(f"flsim: a message's process was {killed.end}", file=sys.stderr, flush=True)
@@ -73,30 +67,29 @@ def tell_killed(killed: Killed) -> None:
     _send(REPORTS, {"killed": True})
 
 
-def _workspace(experiment: Experiment, run: int) -> Workspace:
+def _workspace(context: Context) -> Workspace:
     threads.release()
-    if _prepared is not None and _prepared[0] == run:
+    if _prepared is not None and _prepared[0] == context.run_id:
         return _prepared[1]
-    _prepare_for(experiment, run)
+    experiment = unflatten(context.run_config)
+    _prepare_for(experiment, context.run_id)
     return Workspace.load(experiment, clients=1)
 
 
 def _begin(partition: int) -> None:
-    """Report whose message begins: if its process is killed, nobody else can say so."""
+    """Report the partition of a message: if its process is killed, it is not reported otherwise."""
     _send(REPORTS, {"partition": partition})
 
 
-def _tell(partition: int, message: Message, answer: Message) -> None:
-    """Report a message and its answer to the process that serves the metrics."""
-    parts = {message.metadata.message_type: answer}
-    if evaluation_asked(message) is not None:
-        parts["train"], parts["evaluate"] = split(answer, message)
+def _tell(run: int, batch: Batch, reply: Reply) -> None:
+    """Report a batch and its reply to the process that serves the metrics."""
+    good = [outcome for outcome in reply.outcomes if outcome.error is None]
     report = {
-        "run": message.metadata.run_id,
-        "partition": partition,
-        "bytes": {"down": payload_bytes(message), "up": payload_bytes(answer)},
+        "run": run,
+        "partition": batch.tasks[0].partition,
+        "bytes": {"down": batch_bytes(batch), "up": sum(map(outcome_bytes, good))},
         "metrics": {
-            kind: metrics_of(part) for kind, part in parts.items() if failure_of(part) is None
+            "train" if outcome.phase == "train" else "evaluate": outcome.metrics for outcome in good
         },
     }
     _send(REPORTS, report)
@@ -110,7 +103,7 @@ def _send(variable: str, content: Any) -> None:
 
 
 def _announce(experiment: Experiment, run: int) -> str:
-    """Report that the run is here, and have its data and model loaded for the processes to come.
+    """Report that the run has begun, and load its data and model for the next processes.
 
     Returns what went wrong before.
     """
@@ -125,4 +118,4 @@ def _prepare_for(experiment: Experiment, run: int) -> None:
 
 
 app = make_client_app(_workspace, _tell, _announce, _begin)
-"""The ClientApp that the submitted app names."""
+"""The ClientApp of the submitted Flower app."""

@@ -1,4 +1,4 @@
-"""Ends of a network's run that its own process cannot write or tell in time."""
+"""Ends of a network's runs that their own processes cannot write or report in time."""
 
 from __future__ import annotations
 
@@ -21,48 +21,51 @@ from flsimulation.rundir import RunRecord
 from flsimulation.rundir.manifest import settle
 from flsimulation.rundir.reader import run_directories
 
-_GONE_SECONDS = 0.5  # within which Flower's own process is missed, if it is gone
+_GONE_SECONDS = 0.5  # for which Flower's own process is observed, to see whether it ended
 _LOOK_SECONDS = 0.05
-_SUPERLINK = "its SuperLink was killed or started again, or the machine stopped"
+_SUPERLINK = "its SuperLink was killed or restarted, or the machine stopped"
 
 
 def remember(memory: Path | None, run_dir: str) -> None:
-    """Note which run a SuperLink's server writes; nothing depends on it but the repair."""
+    """Store the run directory that a SuperLink's server writes; only `settle_run` needs it."""
     if memory is not None:
         with contextlib.suppress(OSError):
             write_atomic(_note(memory), run_dir)
 
 
 def settle_run(memory: Path | None, state: str, error: str) -> tuple[Path, dict[str, Any]] | None:
-    """Write the end of the SuperLink's last run, if its process was killed; returns its manifest."""
+    """Write the end of the SuperLink's last run if its process was killed.
+
+    Returns its run directory and manifest; None if nothing was written.
+    """
     last = _last(memory)
     manifest = settle(last, state, error) if last is not None else None
     return (last, manifest) if last is not None and manifest is not None else None
 
 
 def forget(memory: Path | None) -> None:
-    """Another run begins, and has no directory yet: the last one's end is not this one's."""
+    """Forget the last run: another one begins, which has no run directory yet."""
     if memory is not None:
         with contextlib.suppress(OSError):
             _note(memory).unlink(missing_ok=True)
 
 
 def progress(manifest: Mapping[str, Any]) -> tuple[int, float]:
-    """Rounds of a run that ends now, and seconds since it began."""
+    """Completed rounds of a run, and seconds from its start until now."""
     began = datetime.fromisoformat(manifest["started"])
     return int(manifest["rounds"]), (datetime.now(UTC) - began).total_seconds()
 
 
 def settle_runs(memory: Path | None) -> list[tuple[Path, dict[str, Any]]]:
-    """Write the ends of all runs that were left in progress; returns their manifests.
+    """Write the ends of all runs whose processes were killed; returns directories and manifests.
 
-    The last run of the SuperLink ended with it. What ended others in the same folder, which may be
-    runs in one process, nobody knows.
+    The last run of the SuperLink ended with it. Why other runs in the same folder ended is unknown;
+    they may be runs in one process.
 
     Parameters
     ----------
     memory : Path, optional
-        The SuperLink's; its runs are in the same folder.
+        The SuperLink's file; its run directories are in the same folder.
     """
     if memory is None:
         return []
@@ -73,7 +76,7 @@ def settle_runs(memory: Path | None) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def last_end(memory: Path | None) -> tuple[RunStarted, RunFinished] | None:
-    """How the SuperLink's last run ended, if that was before its time; for the metrics."""
+    """First and last event of the SuperLink's last run if it was interrupted; for the metrics."""
     if memory is None:
         return None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
@@ -85,9 +88,9 @@ def last_end(memory: Path | None) -> tuple[RunStarted, RunFinished] | None:
 
 
 def end_in_order() -> None:
-    """Let a signal end this process's run as Ctrl-C does, before it ends the process.
+    """Make SIGTERM and SIGINT end this process's run as Ctrl-C does, before the process ends.
 
-    Flower's own way would close the run's log first, and then end the process within seconds.
+    Flower's own handler would close the run's log first, and end the process within seconds.
     """
 
     def end(number: int, _: FrameType | None) -> None:
@@ -100,9 +103,9 @@ def end_in_order() -> None:
 
 
 def _cause(number: int) -> str:
-    """What a signal to a run's process means. Flower sends SIGINT for two things."""
+    """What a signal to a run's process means. Flower sends SIGINT in two cases."""
     if number != signal.SIGINT:
-        return "SIGTERM ended it, as when its SuperLink is stopped"
+        return "SIGTERM ended it, which its SuperLink sends when it is stopped"
     until = time.monotonic() + _GONE_SECONDS
     while time.monotonic() < until:
         if not _has_parent():
@@ -112,18 +115,18 @@ def _cause(number: int) -> str:
 
 
 def _has_parent() -> bool:
-    """Whether Flower's process that asked for this one is there."""
+    """Whether Flower's process that started this one still runs."""
     try:
         os.kill(int(sys.argv[sys.argv.index(PARENT) + 1]), 0)
     except (ValueError, IndexError, PermissionError):
-        return True  # nobody knows
+        return True  # unknown
     except ProcessLookupError:
         return False
     return True
 
 
 def _last(memory: Path | None) -> Path | None:
-    """Directory of the SuperLink's last run."""
+    """Directory of the SuperLink's last run; None if unknown."""
     if memory is None:
         return None
     try:

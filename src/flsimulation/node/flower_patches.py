@@ -1,7 +1,7 @@
-"""What is changed inside Flower's SuperNode and SuperLink, beside the waits of `waits`.
+"""Changes inside Flower's SuperNode and SuperLink, besides the waits of `waits`.
 
-Flower has no option for any of this. Each function says why; docs/decisions/0015 has the reasons.
-What it replaces is in `flsimulation.internals.flower_processes`.
+Flower has no options for them. Each function says why; docs/decisions/0015 has the reasons. Flower's
+names that are replaced are in `flsimulation.internals.flower_processes`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from flsimulation.node.health import keep_trouble
 from flsimulation.runtimes.network.names import LEFT
 
 HEARD_SECONDS = 8.0
-"""A client that was not heard for so long is not there."""
+"""A client without a heartbeat for this long counts as disconnected."""
 
-_HEARTBEAT = 7.5  # what Flower's sender makes 1.75 to 2.25 seconds of
-_LOOK_SECONDS = 2.0  # between two looks whether the run still wants an answer, at least
-_LOOK_SHARE = 0.1  # of the time that the answer has taken already
-_LOOK_LIMIT = 10.0  # between two looks, at most
-_QUERY_SECONDS = 60.0  # that the answer to a question may take, on a machine that is busy
-_NO_OBJECT = "0" * 64  # asked for to learn whether the SuperLink still serves the run
+_HEARTBEAT = 7.5  # from which Flower's sender calculates 1.75 to 2.25 seconds
+_LOOK_SECONDS = 2.0  # at least, between two checks whether the run still needs the reply
+_LOOK_SHARE = 0.1  # of the time that the reply has taken so far
+_LOOK_LIMIT = 10.0  # at most, between two checks
+_QUERY_SECONDS = 60.0  # that the reply to a query may take, on a busy machine
+_NO_OBJECT = "0" * 64  # requested to learn whether the SuperLink still serves the run
 
 
 class RunWatch:
-    """The message that a SuperNode works on, and whether its answer is still wanted.
+    """Whether the reply to the message that a SuperNode is processing is still needed.
 
     Parameters
     ----------
@@ -44,21 +44,21 @@ class RunWatch:
         self._began = self._next = self._latest = float("inf")
 
     def begin(self, run: int, message_type: str, pull: Callable[[int, str], bytes]) -> None:
-        """A message of a run has come; ``pull`` asks the SuperLink for one of the run's objects."""
+        """Watch a message of a run; ``pull`` requests one of the run's objects from the SuperLink."""
         self._run, self._pull, self._began = run, pull, self._clock()
         self._next = self._began + _LOOK_SECONDS
         is_query = message_type == MessageType.QUERY
         self._latest = self._began + _QUERY_SECONDS if is_query else float("inf")
 
     def look(self) -> None:
-        """Leave if the run is over, or if a question is not answered; asks every few seconds."""
+        """Leave if the run is over, or if a query has no reply; checks every few seconds."""
         now = self._clock()
         if now < self._next:
             return
         took = now - self._began
         self._next = now + min(_LOOK_LIMIT, max(_LOOK_SECONDS, _LOOK_SHARE * took))
         if now > self._latest:
-            leave(f"no process answered within {_QUERY_SECONDS:g} s")
+            leave(f"no process replied within {_QUERY_SECONDS:g} s")
         if self._is_over():
             leave("the run is over")
 
@@ -69,41 +69,42 @@ class RunWatch:
             self._pull(self._run, _NO_OBJECT)
         except RunNotRunningException:
             return True
-        except Exception:  # there is no such object, which is what a run that is not over answers
+        except Exception:  # no such object: the answer for a run that is not over
             return False
         return False
 
 
 def leave(why: str) -> NoReturn:
-    """End this SuperNode with everything that it holds; the warm server starts another at once."""
-    print(f"flsim: {why}: what was in progress is dropped, the client connects again", flush=True)
+    """End this SuperNode and drop its messages; the warm server starts another at once."""
+    print(f"flsim: {why}: the work in progress is dropped, the client reconnects", flush=True)
     raise SystemExit(LEFT)
 
 
 def leave_with_run(watch: RunWatch) -> None:
-    """Let the SuperNode forked from this process drop the work of a run that is over.
+    """Make the SuperNode forked from this process drop the work of a run that is over.
 
     Flower stores a message, then pulls its parts. ``RunNotRunningException`` is a ``BaseException``
-    and passes the clean-up that is there for other errors, so a message of a run that was stopped
-    meanwhile stays in the node's state. Its answer is then sent in place of the next run's; by Flower
-    1.42 so is every one after it.
+    and is not caught by the clean-up for other errors, so a message of a run that was stopped in the
+    meantime stays in the node's state. Its reply is then sent in place of the next run's; in Flower
+    1.42 every later reply is misplaced, too.
     """
 
     def wrap(pull_and_store: Step) -> Step:
-        def pull_or_leave(**given: Any) -> int | None:
-            if flower_processes.has_answers(given["state"]):  # those of before were all sent
-                leave("an answer was left over")
-            came: list[Any] = []
+        def pull_or_leave(**arguments: Any) -> int | None:
+            if flower_processes.has_answers(arguments["state"]):  # all earlier ones were sent
+                leave("a reply was left over")
+            received: list[Any] = []
 
             def receive() -> Any:
-                came.append(given["receive"]())
-                return came[-1]
+                received.append(arguments["receive"]())
+                return received[-1]
 
-            run: int | None = pull_and_store(**{**given, "receive": receive})
-            if came and came[-1] is not None:
+            run: int | None = pull_and_store(**{**arguments, "receive": receive})
+            if received and received[-1] is not None:
                 if run is None:
-                    leave("a message could not be received whole")
-                watch.begin(run, came[-1][0].metadata.message_type, given["pull_object"])
+                    leave("a message could not be received completely")
+                message_type = received[-1][0].metadata.message_type
+                watch.begin(run, message_type, arguments["pull_object"])
             return run
 
         return pull_or_leave
@@ -112,21 +113,21 @@ def leave_with_run(watch: RunWatch) -> None:
 
 
 def leave_with_lost_answer() -> None:
-    """Let the SuperNode forked from this process leave when an answer could not be sent whole.
+    """Make the SuperNode forked from this process leave if a reply could not be sent completely.
 
-    Flower logs that and drops the answer. The SuperLink of Flower 1.42 tells the run three minutes
-    later; that of 1.43 never does, and a run without a deadline would wait for a client that is
-    there. A client that was started again has lost its message, which the run's server knows.
+    Flower logs that and drops the reply. The SuperLink of Flower 1.42 reports it to the run three
+    minutes later; that of 1.43 never does, and a run without a deadline would wait for a client that
+    is connected. A client that was restarted has lost its message, which the run's server knows.
     """
 
     def wrap(push: Step) -> Step:
-        def push_or_leave(**given: Any) -> None:
+        def push_or_leave(**arguments: Any) -> None:
             failed: list[Exception] = []
-            noting = {name: _noting(given[name], failed) for name in ("send", "push_object")}
-            push(**{**given, **noting})
+            noting = {name: _noting(arguments[name], failed) for name in ("send", "push_object")}
+            push(**{**arguments, **noting})
             if failed:
-                keep_trouble(f"its answer could not be sent: {_one_line(failed[0])}")
-                leave("an answer could not be sent")
+                keep_trouble(f"its reply could not be sent: {_one_line(failed[0])}")
+                leave("a reply could not be sent")
 
         return push_or_leave
 
@@ -134,7 +135,7 @@ def leave_with_lost_answer() -> None:
 
 
 def _noting(call: Step, failed: list[Exception]) -> Step:
-    """The call, whose errors are kept; the end of a run is none."""
+    """The call, with its errors added to ``failed``; the end of a run is not an error."""
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -151,18 +152,18 @@ def _one_line(error: Exception) -> str:
 
 
 def send_heartbeats_often() -> None:
-    """Let this process and its forks send a heartbeat every two seconds instead of every 20.
+    """Make this process and its forks send a heartbeat every two seconds instead of every 20.
 
-    A SuperNode's heartbeat says that the client is there. The reply to a ServerApp's or a
-    ClientApp's says whether its work is still wanted: a run that was stopped ends that much sooner.
-    The interval that a SuperNode announces stays: Flower itself drops a message whose node was not
-    heard for twice as long, and its answer can then not be delivered any more.
+    A SuperNode's heartbeat shows that the client is connected. The answer to a ServerApp's or a
+    ClientApp's heartbeat says whether its work is still needed, so a run that was stopped ends
+    sooner. The interval that a SuperNode announces is not changed: Flower drops a message if its
+    node sent no heartbeat for twice that interval, and the reply can then not be delivered.
     """
     flower_processes.set_heartbeat_interval(_HEARTBEAT)
 
 
 def list_nodes_heard_lately() -> None:
-    """Let the SuperLink in this process list only the nodes that it heard in the last seconds.
+    """Make the SuperLink in this process list only nodes with a heartbeat in the last seconds.
 
     Flower lists a node until twice the interval that it announced has passed, which is a minute.
     """

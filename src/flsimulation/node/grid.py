@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.internals.flower_messages import OF_SUPERLINK, Run, identifiers_of, requested
-from flsimulation.messages.content import assign, identity_of
+from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.content import identity_of
 from flsimulation.messages.packing import pack
 from flsimulation.node.assignment import Identity, PartitionTable
-from flsimulation.node.outbox import Outbox, replied_to, unpacked
-from flsimulation.server.exchange import PartitionedGrid
+from flsimulation.node.outbox import Outbox, replied_to
+from flsimulation.server.grid import PartitionedGrid
 
-_LOOK_SECONDS = 0.5  # between two looks at who is there
-_SILENT = 10.0  # seconds after which a node that does not say who it is is silent
+_LOOK_SECONDS = 0.5  # between two updates of the connected nodes
+_SILENT = 10.0  # seconds after which a node that has not reported its name counts as silent
 
 
 def connect(
     grid: Grid, experiment: Experiment, emit: Sink, memory: Path | None = None
 ) -> AssignedGrid:
-    """Flower's grid with the experiment's clients, as soon as they are there.
+    """Wait for the experiment's clients; returns Flower's grid with their partitions.
 
     Parameters
     ----------
     grid : Grid
-        Flower's own.
+        Flower's own grid.
     experiment : Experiment
         Its number of clients, and how long it waits for them.
     emit : callable
-        Is notified when a client comes or goes.
+        Notified when a client connects or disconnects.
     memory : Path, optional
-        File that keeps which client holds which partition.
+        File that stores which client holds which partition.
 
     Raises
     ------
     RunError
-        If they do not come in time.
+        If they do not connect in time.
     """
     clients, patience = experiment.data.clients, experiment.runtime.client_wait
     assigned = AssignedGrid(grid, PartitionTable(clients, memory), experiment, emit)
@@ -56,117 +58,134 @@ def connect(
 
 
 class AssignedGrid(PartitionedGrid):
-    """Flower's grid with a partition for each node; messages tell the node which it holds.
+    """Flower's grid with a partition for each node; tasks contain their partition.
 
     Parameters
     ----------
     grid : Grid
-        Flower's own.
+        Flower's own grid.
     table : PartitionTable
-        Who holds what.
+        Assigns partitions to nodes.
     experiment : Experiment
         Its number of clients, and how long it waits for them.
     emit : callable
-        Is notified when a client comes or goes.
+        Notified when a client connects or disconnects.
+    clock : Clock
+        What time it is.
     """
 
     def __init__(
-        self, grid: Grid, table: PartitionTable, experiment: Experiment, emit: Sink
+        self,
+        grid: Grid,
+        table: PartitionTable,
+        experiment: Experiment,
+        emit: Sink,
+        clock: Clock = SYSTEM,
     ) -> None:
-        self._grid = grid
-        self._table = table
+        self._grid, self._table, self._clock = grid, table, clock
         self._expected = experiment.data.clients
         self._client_wait = experiment.runtime.client_wait
         self._return_wait = experiment.runtime.return_wait
         self._emit = emit
-        self._asked: dict[str, int] = {}
-        self._silent: dict[int, float] = {}  # nodes that do not say who they are, and since when
-        self._known: dict[int, Identity] = {}  # who every node is that said so once
-        self._told: tuple[int, ...] | None = None
-        self._gone: dict[int, float] = {}  # partitions whose client was there, and since when not
-        self._away: dict[int, float] = {}  # nodes that are asked and not there, and since when not
-        self._given_up: set[int] = set()  # partitions that nobody waits for any more
+        self._queried: dict[str, int] = {}
+        self._silent: dict[
+            int, float
+        ] = {}  # nodes that have not reported their name, and since when
+        self._known: dict[int, Identity] = {}  # identities of all nodes that reported one
+        self._notified: tuple[int, ...] | None = None
+        self._gone: dict[int, float] = {}  # partitions whose client disconnected, and when
+        self._away: dict[int, float] = {}  # disconnected nodes that owe a reply, and since when
+        self._given_up: set[int] = set()  # partitions that are not waited for any more
         self._looked = float("-inf")
-        self._begun = False  # whether all clients were there once
-        self._outbox = Outbox(grid)
-        self._asked_names: dict[int, str] = {}  # of those nodes, as they were then
-        self._unavailable: dict[str, Message] = {}  # what Flower answers for nodes that are gone
+        self._begun = False  # whether all clients have been connected once
+        self._outbox = Outbox(grid, clock)
+        self._names: dict[int, str] = {}  # names of the nodes that got a task, at that time
+        self._unavailable: dict[str, Message] = {}  # Flower's own replies for disconnected nodes
         self._trouble = ""
 
     @property
     def partitions(self) -> Mapping[int, int]:
-        """Partition of every node that has one and is there, by partition."""
+        """Partition of every connected node that has one, by node, ascending by partition."""
         return self._table.partitions
 
     @property
     def costs_time(self) -> bool:
-        """A message over a network takes part of a second, and a process of the client's."""
+        """Yes: a message takes a fraction of a second, and a new process of the client."""
         return True
 
+    def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:
+        """All tasks of a client in one message."""
+        tasks: dict[int, list[Task]] = {}
+        for task in batch.tasks:
+            tasks.setdefault(task.partition, []).append(task)
+        nodes = {partition: node for node, partition in self.partitions.items()}
+        for partition, own in sorted(tasks.items()):
+            yield nodes.get(partition), replace(batch, tasks=own)
+
     def look(self) -> None:
-        """See who came and who went; asks new nodes for their name, without waiting."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
+        """Update the connected nodes; requests the names of new ones, without waiting."""
+        if self._clock.monotonic() - self._looked < _LOOK_SECONDS:
             return
-        now = time.monotonic()
+        now = self._clock.monotonic()
         online = set(self._grid.get_node_ids())
-        new = online - self._table.nodes - set(self._asked.values())
+        new = online - self._table.nodes - set(self._queried.values())
         back = {node: self._known[node] for node in new & self._known.keys()}
         if unknown := sorted(new - back.keys()):
             ids = self._grid.push_messages(
                 [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
             )
             sent = zip(identifiers_of(ids, len(unknown)), unknown, strict=True)
-            self._asked |= {identifier: node for identifier, node in sent if identifier}
+            self._queried |= {identifier: node for identifier, node in sent if identifier}
             self._silent = dict.fromkeys(unknown, now) | self._silent
-        met = self._answers(online)
-        names = {identity.name for identity in met.values()}  # whose older nodes are dead
+        met = self._replies(online)
+        names = {identity.name for identity in met.values()}  # their older nodes are dead
         self._known = {n: i for n, i in self._known.items() if i.name not in names} | met
         self._table.update(online, back | met, strict=not self._begun)
-        if (partitions := tuple(self.partitions.values())) != self._told:
+        if (partitions := tuple(self.partitions.values())) != self._notified:
             self._notify(partitions, now)
         self._away = {n: since for n, since in self._away.items() if n not in self.partitions}
-        self._looked = time.monotonic()
+        self._looked = self._clock.monotonic()
 
     def _notify(self, partitions: tuple[int, ...], now: float) -> None:
-        """Tell who is there, and who was and is not any more."""
-        left = {*self._gone, *(self._told or ())} - {*partitions}
+        """Emit an event with the connected and the disconnected clients."""
+        left = {*self._gone, *(self._notified or ())} - {*partitions}
         self._gone = {p: self._gone.get(p, now) for p in sorted(left)}
         self._given_up &= left
         waited = [p for p in self._gone if p not in self._given_up]
         gone = {str(p): self._table.name_of(p) or "unknown" for p in waited}
         patience = self._return_wait if self._begun else self._client_wait
-        self._told = partitions
+        self._notified = partitions
         self._emit(ClientsConnected(partitions, self._expected, gone, patience))
 
     def why_lost(self, partition: int, node: int) -> str | None:
-        """Why no answer will come from a node that went away; None if one still may.
+        """Why a disconnected node will not reply; None if it still may.
 
-        A node that is back has its message still. A client that was started again has not.
+        A node that reconnects still has its message; a client that was restarted does not.
         """
         holder = self.node_of(partition)
         identity = self._table.identity_of(holder) if holder is not None else None
-        if identity is not None and identity.name == self._asked_names.get(node):
-            return identity.trouble or "it was started again before it answered"
-        now = time.monotonic()
+        if identity is not None and identity.name == self._names.get(node):
+            return identity.trouble or "it was restarted before it replied"
+        now = self._clock.monotonic()
         if now - self._away.setdefault(node, now) < self._return_wait:
             return None
         if identity is not None:
-            return f"it went away before it answered, and client {identity.name} took its place"
+            return f"it disconnected before it replied, and client {identity.name} took its place"
         self._given_up.add(partition)
-        return f"it went away before it answered, and was not back within {self._return_wait:g} s"
+        return f"it disconnected before it replied, and did not reconnect within {self._return_wait:g} s"
 
     def wait(self, least: int, seconds: float) -> bool:
-        """Wait until so many clients hold a partition; False if they do not come in time."""
-        until = time.monotonic() + seconds
+        """Wait until ``least`` clients hold a partition; False if that takes too long."""
+        until = self._clock.monotonic() + seconds
         self.look()
-        while len(self.partitions) < least and time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS)
+        while len(self.partitions) < least and self._clock.monotonic() < until:
+            self._clock.sleep(_LOOK_SECONDS)
             self.look()
         self._begun = self._begun or len(self.partitions) >= self._expected
         return len(self.partitions) >= least
 
     def gather(self, seconds: float) -> int:
-        """Wait for clients that went away, once for each absence; gives how many are there."""
+        """Wait for disconnected clients, once per absence; returns how many are connected."""
         self.look()
         absent = self._absent()
         if absent - self._given_up:
@@ -177,15 +196,15 @@ class AssignedGrid(PartitionedGrid):
     def _absent(self) -> set[int]:
         return set(range(self._expected)) - set(self.partitions.values())
 
-    def _answers(self, online: set[int]) -> dict[int, Identity]:
-        self._asked = {m: n for m, n in self._asked.items() if n in online}
+    def _replies(self, online: set[int]) -> dict[int, Identity]:
+        self._queried = {m: n for m, n in self._queried.items() if n in online}
         met = {}
-        for answer in self._grid.pull_messages(list(self._asked)) if self._asked else ():
-            node = self._asked.pop(answer.metadata.reply_to_message_id, None)
-            if node is not None and answer.has_error():
-                self._trouble = f"; a client answers: {answer.error.reason or answer.error.code}"
+        for reply in self._grid.pull_messages(list(self._queried)) if self._queried else ():
+            node = self._queried.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None and reply.has_error():
+                self._trouble = f"; a client replied: {reply.error.reason or reply.error.code}"
             elif node is not None:
-                met[node] = Identity(*identity_of(answer))
+                met[node] = Identity(*identity_of(reply))
                 self._silent.pop(node, None)
                 self._explain(met[node])
         self._silent = {n: since for n, since in self._silent.items() if n in online}
@@ -197,16 +216,18 @@ class AssignedGrid(PartitionedGrid):
 
     @property
     def trouble(self) -> str:
-        """What is known of clients that are not there, as the end of a sentence."""
-        silent = [n for n, since in self._silent.items() if time.monotonic() - since > _SILENT]
+        """What is known about missing clients, as the end of a sentence."""
+        silent = [
+            n for n, since in self._silent.items() if self._clock.monotonic() - since > _SILENT
+        ]
         if self._trouble or not silent:
             return self._trouble
         names = ", ".join(sorted(self._table.name_of_node(node) for node in silent))
         them = "them" if len(silent) > 1 else "it"
-        return f"; connected, but silent: {names}; restart {them} (docker restart)"
+        return f"; connected, but not responding: {names}; restart {them} (docker restart)"
 
     def set_run(self, run: Run) -> None:
-        """Pass on the run's description."""
+        """Set the run's description."""
         self._grid.set_run(run)
 
     @property
@@ -215,10 +236,13 @@ class AssignedGrid(PartitionedGrid):
         return self._grid.run
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, each with the partition that its node holds."""
-        identifiers = self._outbox.push(self._addressed(messages))
-        identities = {node: self._table.identity_of(node) for node in self._outbox.nodes}
-        self._asked_names = {n: i.name for n, i in identities.items() if i is not None}
+        """Send copies of messages, packed."""
+        models: dict[int, ConfigRecord | ArrayRecord] = {}  # usually one, the same for all
+        packed = [_packed(message, models) for message in messages]
+        identifiers = self._outbox.push(packed)
+        nodes = (message.metadata.dst_node_id for message in packed)
+        identities = {node: self._table.identity_of(node) for node in nodes}
+        self._names |= {n: i.name for n, i in identities.items() if i is not None}
         return identifiers
 
     def pull_messages(
@@ -227,49 +251,36 @@ class AssignedGrid(PartitionedGrid):
         *,
         reply_to_message_ids: Iterable[str] | None = None,
     ) -> Iterable[Message]:
-        """Answers that are there, and failures in place of those that will not come.
+        """Replies that have arrived, and failures in place of those that will not arrive.
 
-        Flower 1.42 answers in place of a node that is not there. Why it is not, and whether it comes
-        back, is then known only a little later, by `look` and `why_lost`.
+        Flower 1.42 replies in place of a disconnected node. Why it disconnected, and whether it
+        reconnects, is known only a little later, from `look` and `why_lost`.
         """
         wanted = set(requested(message_ids, reply_to_message_ids, self._outbox.identifiers))
+        self._outbox.keep(wanted)
+        self._names = {n: a for n, a in self._names.items() if n in self._outbox.nodes}
         self._unavailable = {i: m for i, m in self._unavailable.items() if i in wanted}
-        answers = self._outbox.pull(wanted - self._unavailable.keys())
-        late = [answer for answer in answers if _is_flowers_own(answer)]
-        self._unavailable |= {replied_to(answer): answer for answer in late}
+        replies = self._outbox.pull(wanted - self._unavailable.keys())
+        late = [reply for reply in replies if _is_flowers_own(reply)]
+        self._unavailable |= {replied_to(reply): reply for reply in late}
         if late:
-            self._looked = float("-inf")  # who is there has changed
+            self._looked = float("-inf")  # the connected nodes have changed
             self.look()
         there = self.partitions
         given_up = [i for i in self._unavailable if self._outbox.node_of(i) in there]
         return [
-            *(answer for answer in answers if not _is_flowers_own(answer)),
+            *(reply for reply in replies if not _is_flowers_own(reply)),
             *(self._unavailable.pop(i) for i in given_up),
         ]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send messages and wait for the answers, with Flower's own polling."""
-        answers = self._grid.send_and_receive(self._addressed(messages), timeout=timeout)
-        return [unpacked(answer) for answer in answers]
-
-    def _addressed(self, messages: Iterable[Message]) -> list[Message]:
-        """Copies to send: the messages themselves may be looked at again, and stay as they are."""
-        models: dict[int, ConfigRecord | ArrayRecord] = {}  # most often one, the same for all
-        addressed = list(messages)
-        for message in addressed:
-            assign(message, self.partitions[message.metadata.dst_node_id])
-        return [_packed(message, models) for message in addressed]
-
 
 def _packed(message: Message, models: dict[int, ConfigRecord | ArrayRecord]) -> Message:
-    content, told = pack(message.content, models), message.metadata
+    content, sent = pack(message.content, models), message.metadata
     return Message(
-        content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id
+        content, sent.dst_node_id, sent.message_type, ttl=sent.ttl, group_id=sent.group_id
     )
 
 
-def _is_flowers_own(answer: Message) -> bool:
-    """Whether Flower answers because the node, or the message, is not there any more."""
-    return answer.has_error() and answer.error.code in OF_SUPERLINK
+def _is_flowers_own(reply: Message) -> bool:
+    """Whether the reply is Flower's own, because the node or the message does not exist any more."""
+    return reply.has_error() and reply.error.code in OF_SUPERLINK

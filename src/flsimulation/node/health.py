@@ -1,4 +1,4 @@
-"""How a container's programs fare: what its health check reads, and why a process was killed."""
+"""Health of a container's programs, for its health check; and why a process was killed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from flsimulation.runtimes.network.names import TROUBLE
 CLIENT_BYTES = 760 * 2**20
 """Memory that a client of the default experiment needs (docs/network.md says how it was measured)."""
 
-_KILLS = 2  # in a row, without an answer between them, that make a container unhealthy ...
-_KILLS_SECONDS = 60.0  # ... for so long after the last: another experiment may need less
+_KILLS = 2  # in a row, without a reply between them, that make a container unhealthy ...
+_KILLS_SECONDS = 60.0  # ... for this time after the last: another experiment may need less
 
 _kills_seen = oom_kills()
-"""Processes that the kernel killed for want of memory, as far as this process was told."""
+"""Processes that the kernel killed because memory ran out, as far as this process has seen."""
 
 
 class Health:
-    """Whether the container's programs fail, as a metric.
+    """Whether the container can do its work, as a metric.
 
     Parameters
     ----------
@@ -49,36 +49,36 @@ class Health:
 
     @property
     def fails(self) -> bool:
-        """Whether the container cannot do its work, as far as it knows."""
+        """Whether the container cannot do its work, as far as known."""
         lately = self._clock() - self._killed_at < _KILLS_SECONDS
         return self._is_down or (self._kills >= _KILLS and lately)
 
     def is_up(self) -> None:
-        """The programs run."""
+        """Note that the programs run."""
         self._is_down = False
 
     def is_down(self) -> None:
-        """They ended by themselves."""
+        """Note that the programs ended by themselves."""
         self._is_down = True
 
     def message_was_killed(self) -> None:
-        """The process of a message was killed."""
+        """Note that the process of a message was killed."""
         self._kills, self._killed_at = self._kills + 1, self._clock()
 
     def message_was_answered(self) -> None:
-        """The process of a message answered it."""
+        """Note that the process of a message replied."""
         self._kills = 0
 
 
 def see_kills() -> bool | None:
-    """Whether the kernel killed a process for want of memory since the last call; None if unknown."""
+    """Whether the kernel killed a process because memory ran out since the last call; None if unknown."""
     global _kills_seen
     before, _kills_seen = _kills_seen, oom_kills()
     return None if before is None or _kills_seen is None else _kills_seen > before
 
 
 def describe_end(status: int, variable: str = "CLIENT_MEMORY") -> str:
-    """How a process ended, with the cause as far as the kernel tells it, and the remedy.
+    """How a process ended, with the cause as far as the kernel reports it, and the remedy.
 
     Parameters
     ----------
@@ -94,8 +94,8 @@ def describe_end(status: int, variable: str = "CLIENT_MEMORY") -> str:
         return ended
     short = see_kills()
     if short is False:
-        return f"{ended}, not for want of memory as far as the kernel tells"
-    sure = "for want of memory" if short else "most likely for want of memory"
+        return f"{ended}, not out of memory as far as the kernel reports"
+    sure = "out of memory" if short else "most likely out of memory"
     limit = container_usage().memory_limit_bytes
     if limit >= machine_memory_bytes():
         return f"{ended}, {sure}; raise its memory limit"
@@ -104,14 +104,14 @@ def describe_end(status: int, variable: str = "CLIENT_MEMORY") -> str:
 
 
 def keep_trouble(sentence: str) -> None:
-    """Keep what went wrong, for the next answer that says who this client is."""
+    """Store what went wrong, for the next reply that identifies this client."""
     if path := os.environ.get(TROUBLE):
         with contextlib.suppress(OSError):
             Path(path).write_text(sentence, encoding="utf-8")
 
 
 def take_trouble() -> str:
-    """What went wrong since the last answer that told it; "" if nothing did."""
+    """What went wrong since the last reply that contained it; "" if nothing did."""
     if not (path := os.environ.get(TROUBLE)):
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Processes that a warm server launched, and those that a signal ended before they could report."""
+"""Processes that a warm server launched, and those that were killed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class Launched(NamedTuple):
     command: str
     arguments: tuple[str, ...]
     program: int | None
-    """The long-running program of its time."""
+    """Process id of the long-running program that it was launched for."""
 
 
 @dataclass(frozen=True)
 class Killed:
-    """A launched process that was killed before it could tell anything."""
+    """A launched process that was killed before it could report anything."""
 
     command: str
     arguments: tuple[str, ...]
     end: str
-    """How it ended, and why as far as that is known; the end of a sentence."""
+    """How it ended, and why if known; the end of a sentence."""
     peak_memory_bytes: int

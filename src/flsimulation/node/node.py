@@ -1,4 +1,4 @@
-"""The process of a container that stays: it keeps Flower's programs running and serves metrics."""
+"""The main process of a container: keeps Flower's programs running and serves metrics."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 _AGAIN_SECONDS = 1.0  # before a program that ended is started again; twice as long each time ...
 _LATEST_SECONDS = 60.0  # ... up to this
-_STAYED_SECONDS = 60.0  # a program that ran so long did not end for what ended it before
-_END_SECONDS = 8.0  # that the programs have to end; Docker allows ten in all
+_STAYED_SECONDS = 60.0  # after this, the end of a program counts as unrelated to its last one
+_END_SECONDS = 8.0  # that the programs have to end; Docker allows ten in total
 
-# Flower's own programs: no reports home, no installs while a run goes on, quick launches.
+# For Flower's programs: no telemetry, no update checks, and CUDA is detected without using it.
 _FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to look for a GPU must not keep forks from using it
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # otherwise forks cannot use the GPU
 }
 
 
@@ -57,13 +57,13 @@ class Node:
     role : str
         ``client`` or ``superlink``.
     arguments : tuple of str
-        Of Flower's long-running program, ``flower-supernode`` or ``flower-superlink``.
+        Arguments of Flower's long-running program, ``flower-supernode`` or ``flower-superlink``.
     launches : str
         The command that it starts for each task.
     registry : CollectorRegistry
         The metrics to serve.
     count : callable
-        Takes the reports of the processes that come and go.
+        Called with the reports of the launched processes.
     """
 
     role: Literal["client", "superlink"]
@@ -73,12 +73,12 @@ class Node:
     count: Callable[[Any], None]
 
     def run(self, metrics_port: int, memory: Path | None = None) -> None:
-        """Keep the node up until it is told to end, by SIGTERM or Ctrl-C.
+        """Keep the node running until SIGTERM or Ctrl-C.
 
         Raises
         ------
         InputError
-            If the port of the metrics cannot be had, or Flower's programs are not installed.
+            If the port of the metrics is not available, or Flower's programs are not installed.
         """
         with tempfile.TemporaryDirectory(prefix="flsim-") as folder:
             environment = self._environment(Path(folder), memory)
@@ -106,7 +106,7 @@ class Node:
                 health.is_up()
             else:
                 if "killed" in report:
-                    see_kills()  # this one is explained
+                    see_kills()  # this one is reported already
                     health.message_was_killed()
                 elif report.get("metrics"):
                     health.message_was_answered()
@@ -138,11 +138,11 @@ def run_client(superlink: str, name: str | None, partition: int | None, metrics_
     superlink : str
         ``host:port`` of the SuperLink.
     name : str, optional
-        By which the server knows the client again; by default the host's name.
+        The name by which the server recognizes the client; by default the host's name.
     partition : int, optional
-        The partition it holds; by default the server gives it one.
+        The partition to hold; by default the server assigns one.
     metrics_port : int
-        Where to serve the metrics.
+        Port to serve the metrics on.
     """
     from flsimulation.metrics.client import ClientMetrics
 
@@ -168,11 +168,11 @@ def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) 
     Parameters
     ----------
     host, port
-        Where the SuperLink listens.
+        Address that the SuperLink listens at.
     memory : Path, optional
-        File that remembers which client holds which partition.
+        File that stores which client holds which partition.
     metrics_port : int
-        Where to serve the metrics.
+        Port to serve the metrics on.
     """
     from flsimulation.metrics.container import ContainerCollector
     from flsimulation.metrics.server import PrometheusMetrics
@@ -197,36 +197,36 @@ def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) 
 
 
 def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
-    """Set right, and say, what an earlier SuperLink left that was killed or restarted."""
+    """Write and print the ends of runs that an earlier SuperLink left when it was killed."""
     from flsimulation.node.ends import last_end, settle_runs
     from flsimulation.rundir.manifest import KILLED
     from flsimulation.runtimes.resuming import resume_command
 
     for run_dir, manifest in settle_runs(memory):
-        told = "interrupted in its first round; start it again"
+        text = "interrupted in its first round; start it again"
         if rounds := manifest["rounds"]:
             clients = manifest.get("data", {}).get("clients")
             command = resume_command(run_dir, clients=clients)
             if manifest["error"] == KILLED:  # it may be a run in one process
                 command = f"flsim run --resume {run_dir}"
-            told = f"interrupted after round {rounds}; resume it with `{command}`"
-        print(f"flsim: {run_dir}: {told}", flush=True)
+            text = f"interrupted after round {rounds}; resume it with `{command}`"
+        print(f"flsim: {run_dir}: {text}", flush=True)
     for event in last_end(memory) or ():
         metrics(event)
 
 
 def become_owner_of(folder: Path) -> None:
-    """Go on as the user who owns a folder, if this is root: what is written there is theirs.
+    """If this is root, continue as the owner of a folder, who then owns the files written there.
 
     Raises
     ------
     InputError
-        If the folder is not there.
+        If the folder does not exist.
     """
     if os.geteuid() != 0:
         return
     if not folder.is_dir():
-        raise InputError(f"--as-owner-of {folder}: there is no such folder; make it first")
+        raise InputError(f"--as-owner-of {folder}: no such folder; create it first")
     owner = folder.stat()
     os.setgroups([])
     os.setgid(owner.st_gid)
@@ -236,7 +236,7 @@ def become_owner_of(folder: Path) -> None:
 def _keep_up(
     command: tuple[str, ...], environment: Mapping[str, str], health: Health, variable: str
 ) -> None:
-    """Run a program, again and again if it ends, until this process is to end."""
+    """Run a program, and restart it whenever it ends, until this process is ended."""
     pause = _AGAIN_SECONDS / 2
     while True:
         began = time.monotonic()
@@ -250,7 +250,7 @@ def _keep_up(
         pause = _AGAIN_SECONDS if stayed else min(_LATEST_SECONDS, 2 * pause)
         end = describe_end(status, variable)
         keep_trouble(f"its container's program was {end}")
-        print(f"flsim: the program of this container was {end}; again in {pause:g} s", flush=True)
+        print(f"flsim: the program of this container was {end}; restart in {pause:g} s", flush=True)
         time.sleep(pause)
 
 
@@ -268,12 +268,12 @@ def _installed(command: str) -> str:
     beside = Path(sys.executable).parent / command
     found = str(beside) if beside.is_file() else shutil.which(command)
     if found is None:
-        raise InputError(f"{command} is not installed here; install flwr, which brings it")
+        raise InputError(f"{command} is not installed here; install flwr, which contains it")
     return found
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raise `InputError` if nobody can listen there."""
+    """Raise `InputError` if the port is not available."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -281,7 +281,7 @@ def _check_free(host: str, port: int) -> None:
         except OSError as error:
             raise InputError(
                 f"--port {port}: cannot listen on {host}:{port} ({error.strerror or error}); "
-                f"choose another port, or end the program that has it"
+                f"choose another port, or end the program that uses it"
             ) from None
 
 

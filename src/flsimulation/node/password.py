@@ -1,4 +1,4 @@
-"""``python -m flsimulation.node.password FILE``: Grafana's password, made at the first start."""
+"""``python -m flsimulation.node.password FILE``: Grafana's password, created at the first start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flsimulation.host.files import write_atomic
 
 
 def main() -> None:
-    """Write the password of ``GRAFANA_ADMIN_PASSWORD``, or a new one if there is none yet."""
+    """Write the password in ``GRAFANA_ADMIN_PASSWORD``, else a new one if the file does not exist."""
     path = Path(sys.argv[1])
     given = os.environ.get("GRAFANA_ADMIN_PASSWORD", "")
     if given:

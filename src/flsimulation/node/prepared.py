@@ -1,4 +1,4 @@
-"""A warm server's own server, which has an experiment's data and model and forks in its place."""
+"""A fork of a warm server that has an experiment's data and model, and forks in its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flsimulation.node import sockets
 
 
 class Prepared:
-    """A server of our own that has an experiment's data and model."""
+    """Handle of a forked server that loads an experiment's data and model."""
 
     def __init__(self, process: int, path: Path, ready: socket.socket) -> None:
         self.process = process
@@ -28,7 +28,7 @@ class Prepared:
         return not self._listens
 
     def launch(self, request: dict[str, Any]) -> bool:
-        """Hand a launch over; False if it is not ready."""
+        """Forward a launch to it; False if it is not ready."""
         if self.is_loading():
             return False
         try:
@@ -38,11 +38,11 @@ class Prepared:
         return True
 
     def end(self) -> None:
-        """End it; what it forked goes on."""
+        """End it; its forks continue."""
         with contextlib.suppress(OSError):
             self._ready.shutdown(socket.SHUT_RDWR)
         self._ready.close()
 
     def forget(self) -> None:
-        """Leave it alone, in a fork."""
+        """Close the socket without ending it; called in a fork."""
         self._ready.close()

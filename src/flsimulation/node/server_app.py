@@ -1,4 +1,4 @@
-"""The ServerApp that a network's SuperLink runs: the same federation, with its run directory."""
+"""The ServerApp that a network's SuperLink runs: runs a federation and writes its run directory."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RE
 from flsimulation.runtimes.recorded import record_resumed, record_run
 from flsimulation.server.app import Start, make_server_app
 
-_ENDING_SECONDS = 5.0  # that a run which was stopped may take to end before the next
+_ENDING_SECONDS = 5.0  # that a stopped run may take to end before the next one begins
 _LOOK_SECONDS = 0.1
 
 app = ServerApp()
-"""The ServerApp that the submitted app names."""
+"""The ServerApp of the submitted Flower app."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment of the run config; write its run directory where this process runs."""
+    """Run the experiment of the run config; write its run directory on this machine."""
     threads.release()
     config = context.run_config
     out, resumed = (str(config.get(key, "")) for key in (OUT, RESUME))
@@ -61,12 +61,12 @@ def main(grid: Grid, context: Context) -> None:
     except Interrupted as end:
         message = f"the run was interrupted: {end}"
         lines.tell_error(message, input=False)
-        raise RunError(message) from None  # Flower's word for it is failed
+        raise RunError(message) from None  # Flower reports it as failed
 
 
 @contextlib.contextmanager
 def _alone(memory: Path | None) -> Iterator[None]:
-    """Keep other runs of this SuperLink out: they would share its clients and its metrics."""
+    """Refuse a second run of this SuperLink, which would share its clients and its metrics."""
     if memory is None:
         yield
         return
@@ -97,7 +97,7 @@ def _run(
         with quiet_flower():
             make_server_app(sinks, space, start, partial(connect, memory=memory))(grid, context)
 
-    told: list[Sink] = [_tell, *([lines.tell_model] if models else [])]
+    sinks: list[Sink] = [_tell, *([lines.tell_model] if models else [])]
 
     def opened(path: str | Path) -> None:
         ends.remember(memory, str(path))
@@ -107,10 +107,10 @@ def _run(
         if resumed:
             opened(resumed)
             experiment = RunRecord(resumed).experiment()
-            result = record_resumed(resumed, experiment, federate, told, clients=0)
+            result = record_resumed(resumed, experiment, federate, sinks, clients=0)
         else:
             experiment = unflatten(context.run_config)
-            result = record_run(experiment, federate, out or None, told, opened, clients=0)
+            result = record_run(experiment, federate, out or None, sinks, opened, clients=0)
     except FLSimulationError as error:
         lines.tell_error(str(error), input=isinstance(error, InputError))
         raise
@@ -121,7 +121,7 @@ def _run(
 
 
 def _tell(event: Event) -> None:
-    """Tell the program that follows, and the metrics; both are other processes."""
+    """Send an event to the command that follows the run and to the metrics, in other processes."""
     if isinstance(event, RunFinished):
         event = replace(event, peak_memory_bytes=peak_memory_bytes())
     lines.tell(event)
@@ -129,7 +129,7 @@ def _tell(event: Event) -> None:
 
 
 def tell_killed(killed: Killed) -> None:
-    """Write and tell the end of a run whose process was killed."""
+    """Write and report the end of a run whose process was killed."""
     if killed.command != SERVER_APP:
         return
     cause = f"the run's process was {killed.end}"
@@ -143,7 +143,7 @@ def tell_killed(killed: Killed) -> None:
 
 
 def _report(event: Event) -> None:
-    """Tell the process that serves the container's metrics; the run does not depend on it."""
+    """Send an event to the process that serves the metrics; errors do not affect the run."""
     path, line = os.environ.get(REPORTS), to_json(event)
     if path and line is not None:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Flower's commands: ours of the same names, which hand over, and Flower's own, which they stand for."""
+"""Commands with the names of Flower's own that forward to a warm server, and running Flower's."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ try:
             sys.exit(0)
 except OSError:
     pass
-os.execv({real!r}, [{real!r}, *sys.argv[1:]])  # nobody listens: start cold
+os.execv({real!r}, [{real!r}, *sys.argv[1:]])  # no server listens: start without it
 """
 
 
 def write_shims(folder: Path, path: Path, commands: Mapping[str, str]) -> None:
-    """Write the commands that hand over to the server at ``path``.
+    """Write the commands that forward to the server at ``path``.
 
     Parameters
     ----------
     folder : Path
-        To come first on the PATH.
+        Folder of the commands, to be put first on the PATH.
     path : Path
         The server's socket.
     commands : mapping
-        Command name to the full path of Flower's own, which runs where no server listens.
+        Name of a command -> full path of Flower's own, which is run if no server listens.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for command, real in commands.items():

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 5.0  # the other side is on this machine
+_SECONDS = 5.0  # timeout; the other side is on this machine
 
 
 def send(path: str | Path, content: Any) -> None:
-    """Send one object; raises ``OSError`` if nobody listens."""
+    """Send one object. Raises ``OSError`` if no process listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_SECONDS)
         connection.connect(str(path))
@@ -25,7 +25,7 @@ def send(path: str | Path, content: Any) -> None:
 
 
 def receive(listener: socket.socket) -> Any:
-    """Accept one connection and give the object that it brings; None if it brings none."""
+    """Accept one connection and return the object that it sends; None if that is not JSON."""
     connection, _ = listener.accept()
     with connection:
         connection.settimeout(_SECONDS)
@@ -41,7 +41,7 @@ def receive(listener: socket.socket) -> Any:
 
 
 def listen(path: str | Path) -> socket.socket:
-    """A socket that listens at a path, in place of an old one."""
+    """A socket that listens at a path, and replaces an old one."""
     Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
@@ -51,7 +51,7 @@ def listen(path: str | Path) -> socket.socket:
 
 @contextlib.contextmanager
 def received(path: Path, count: Callable[[Any], None]) -> Iterator[None]:
-    """Inside the block, call ``count`` with every object that is sent to a socket."""
+    """Inside the block, call ``count`` with every object that is sent to the socket."""
     listener = listen(path)
 
     def take() -> None:

@@ -1,6 +1,7 @@
-"""What a process that was killed would have told the SuperLink: the end of its task.
+"""Reports the end of a task to the SuperLink, in place of a process that was killed.
 
-Flower misses the process only after a minute without a heartbeat; until then the run is in progress.
+Flower notices only after a minute without a heartbeat that the process has ended; until then the run
+would stay in progress.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from flsimulation.internals.flower_words import ADDRESS, INSECURE, TOKEN
 
 
 def fail(arguments: Sequence[str], log: Sequence[str], details: str) -> None:
-    """End the task of a ``flwr-serverapp`` as failed; nothing happens where nobody answers.
+    """End the task of a ``flwr-serverapp`` as failed; has no effect if the SuperLink does not answer.
 
     Parameters
     ----------
     arguments : sequence of str
-        Those that the command was started with.
+        Arguments of the command.
     log : sequence of str
         The last lines of the run's log.
     details : str
-        Why, in one line.
+        Why it failed, in one line.
     """
     from flsimulation.internals.flower_processes import fail_task
 
-    given = dict(itertools.pairwise(arguments))
-    if ADDRESS in given and TOKEN in given:
-        fail_task(given[ADDRESS], given[TOKEN], log, details, insecure=INSECURE in arguments)
+    options = dict(itertools.pairwise(arguments))
+    if ADDRESS in options and TOKEN in options:
+        fail_task(options[ADDRESS], options[TOKEN], log, details, insecure=INSECURE in arguments)

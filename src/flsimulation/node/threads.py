@@ -1,21 +1,21 @@
-"""PyTorch's threads in processes that are forked.
+"""The number of PyTorch's threads in processes that fork, and in their forks.
 
-A process that is forked from one whose OpenMP threads run waits for them for ever. So there is one
-thread where processes are forked, and the usual number in the forks.
+A process that is forked from one with running OpenMP threads waits for them forever. So a process
+that forks uses one thread, and its forks use the default number.
 """
 
 from __future__ import annotations
 
 import torch
 
-_usual = torch.get_num_threads()
+_default = torch.get_num_threads()
 
 
 def hold() -> None:
-    """Compute on one thread, in a process that forks others."""
+    """Compute on one thread; called in a process that forks others."""
     torch.set_num_threads(1)
 
 
 def release() -> None:
-    """Compute on as many threads as PyTorch takes by itself, in a fork."""
-    torch.set_num_threads(_usual)
+    """Compute on PyTorch's default number of threads; called in a fork."""
+    torch.set_num_threads(_default)

@@ -1,10 +1,10 @@
 """Shorter waits inside Flower, where it has no option for them.
 
-Flower 1.42 is made for rounds of minutes. It sleeps 3 s between two looks of a SuperNode for a
-message, 0.5 s between two looks for its own ClientApp's answer, and 1 s and more where a part of a
-message is not there yet; its SuperExec asks for work at a fixed rate, whether there is any or not.
-Only these waits are changed, nothing of what is done between them; docs/decisions/0010 has the
-reasons and the figures, and a test fails if Flower changes them.
+Flower 1.42 is made for rounds of minutes. A SuperNode sleeps 3 s between two requests for a message,
+0.5 s between two checks for its own ClientApp's reply, and 1 s or more if a part of a message is not
+available yet; its SuperExec requests work at a fixed rate, whether there is any or not. Only these
+waits are changed, not what is done between them; docs/decisions/0010 has the reasons and the
+figures, and a test fails if Flower changes them.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from flsimulation.internals.flower_processes import (
     set_supernode_clock,
 )
 
-_ANSWER_SECONDS = 0.05  # between two looks for the answer, in this process's own memory
-_LEAST_SECONDS = 0.4  # between two looks at the SuperLink right after an answer
-_IDLE_SHARE = 0.3  # of the time without a message; an idle client asks less and less often
-_WORK_SECONDS = 5.0  # between two looks for work that no bell announced
-_PULL_SECONDS = {  # before a missing part is asked for again
+_REPLY_SECONDS = 0.05  # between two checks for the reply, in this process's own memory
+_LEAST_SECONDS = 0.4  # between two requests to the SuperLink right after a reply
+_IDLE_SHARE = 0.3  # of the time without a message: an idle client requests less and less often
+_WORK_SECONDS = 5.0  # between two requests for work that no bell announced
+_PULL_SECONDS = {  # before a missing part is requested again
     "initial_backoff": 0.05,
     "backoff_cap": 1.0,
 }
 
 
 class Bell:
-    """Wakes one process of this machine from another; made before they are forked."""
+    """Wakes one process of this machine from another; created before they are forked."""
 
     def __init__(self) -> None:
         self._listen, self._ring = os.pipe()
@@ -39,7 +39,7 @@ class Bell:
         os.set_blocking(self._ring, False)
 
     def ring(self) -> None:
-        """Wake whoever waits; a bell that nobody has heard yet is not rung twice."""
+        """Wake a waiting process; has no effect if the bell is already rung and not yet heard."""
         try:
             os.write(self._ring, b"\n")
         except BlockingIOError:
@@ -64,7 +64,7 @@ class NodeClock:
     bell : Bell
         Rung when a message has come.
     look : callable
-        Called while the answer is awaited.
+        Called while the reply is awaited.
     """
 
     def __init__(self, bell: Bell, look: Callable[[], None] = lambda: None) -> None:
@@ -76,12 +76,12 @@ class NodeClock:
     def sleep(self, seconds: float) -> None:
         """Sleep for less than Flower's ``seconds``, never for more."""
         now = time.monotonic()
-        if seconds < 1:  # a message has come, and it waits for the ClientApp's answer
+        if seconds < 1:  # a message has come, and the SuperNode waits for the ClientApp's reply
             if not self._working:
                 self._bell.ring()
             self._working, self._busy = True, now
             self._look()
-            time.sleep(min(seconds, _ANSWER_SECONDS))
+            time.sleep(min(seconds, _REPLY_SECONDS))
         else:
             self._working = False
             idle = now - self._busy
@@ -100,18 +100,18 @@ class ExecClock:
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
 
-    def sleep(self, seconds: float) -> None:  # noqa: ARG002 - the bell says when
+    def sleep(self, seconds: float) -> None:  # noqa: ARG002 - the bell decides
         """Sleep until the bell rings, for some seconds at most."""
         self._bell.wait(_WORK_SECONDS)
 
 
 def shorten_looks(look: Callable[[], None] = lambda: None) -> None:
-    """Let the SuperNode that is forked from this process look more often, and its SuperExec less.
+    """Make the SuperNode that is forked from this process check more often, its SuperExec less.
 
     Parameters
     ----------
     look : callable
-        Called by the SuperNode while it waits for its ClientApp's answer.
+        Called by the SuperNode while it waits for its ClientApp's reply.
     """
     bell = Bell()
     set_supernode_clock(NodeClock(bell, look))
@@ -119,5 +119,5 @@ def shorten_looks(look: Callable[[], None] = lambda: None) -> None:
 
 
 def shorten_pulls() -> None:
-    """Let this process ask again sooner for the parts of a message that are not there yet."""
+    """Make this process request parts of a message that are not available yet again sooner."""
     set_pull_waits(_PULL_SECONDS)

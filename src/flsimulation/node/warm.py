@@ -1,10 +1,10 @@
-"""Processes that start warm: a server that forks, behind Flower's own launch command.
+"""A warm server: a process with all imports that forks for every command that Flower starts.
 
 For every message Flower starts the command ``flwr-clientapp`` (and for every run
-``flwr-serverapp``), which imports PyTorch and Lightning anew. Here a command of the same name
-comes first on the PATH: it hands its arguments to the process here, which has all imports, and the
+``flwr-serverapp``), which imports PyTorch and Lightning each time. Here a command of the same name
+comes first on the PATH: it sends its arguments to the warm server, which has all imports, and the
 data and model of the last experiment, and forks. The fork runs Flower's own command.
-docs/decisions/0009 says why, and what of Flower this depends on.
+docs/decisions/0009 has the reasons, and what this depends on in Flower.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ from flsimulation.node.prepared import Prepared
 from flsimulation.node.shims import run_command
 from flsimulation.runtimes.network.names import LEFT
 
-_SOON_SECONDS = 10.0  # a program that ends so soon has something wrong
+_SOON_SECONDS = 10.0  # a program that ends sooner than this has an error
 _LATEST_SECONDS = 30.0  # between two starts of such a program
-_LOOK_SECONDS = 0.05  # between two looks whether the data is there, and at a program that is to end
-_HOLD_SECONDS = 20.0  # that a launch waits for the data; Flower gives a task up after a minute
+_LOOK_SECONDS = 0.05  # between two checks whether data is loaded, or a program has ended
+_HOLD_SECONDS = 20.0  # that a launch waits for the data; Flower abandons a task after a minute
 _AGAIN_SECONDS = 1.0  # before the long-running program is started again
-_RUNS_SECONDS = 4.0  # that a run has to write and tell its end
-_END_SECONDS = 3.0  # that the program has to end by itself; Docker allows ten for all
+_RUNS_SECONDS = 4.0  # that a run has to write and report its end
+_END_SECONDS = 3.0  # that the program has to end by itself; Docker allows ten in total
 
 
 class WarmServer:
-    """Forks a process for every launch that it is asked for.
+    """Forks a process for every launch that is requested.
 
     Parameters
     ----------
     path : Path
         Socket to listen at.
     program : callable, optional
-        Flower's long-running program; kept running in a fork of its own.
+        Flower's long-running program; it is kept running in a fork.
     prepare : callable, optional
-        Loads what the next launches of a run need, given what the launched process asked for.
+        Loads what the next launches of a run need; called with the request of a launched process.
     killed : callable, optional
-        Is called, in a process of its own, with a launched process that was killed. After a
-        ClientApp the program is started again: Flower's SuperNode would wait for the answer for a
-        minute, and take nothing
-        else meanwhile. So it is after a SuperExec, however it ended.
+        Called, in a separate process, with a launched process that was killed. If it was a
+        ClientApp, the program is restarted: Flower's SuperNode would wait a minute for the reply,
+        and take no other message in that time. The program is also restarted after a SuperExec
+        ended, for whatever reason.
     parent : socket, optional
-        End when this is closed from the other side.
+        The server ends when the other side closes this socket.
     base : Path, optional
-        Socket of the server that has the program, if it is not this one.
+        Path of the socket of the server that runs the program, if it is not this one.
     serving : callable, optional
-        Is called when it begins to serve.
+        Called when the server begins to serve.
 
-    What is launched for a program is in the program's process group, and ends with it.
+    Processes launched for a program are in the program's process group, and end with it.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class WarmServer:
         self._program = program
         self._running: int | None = None
         self._started = self._start_at = 0.0
-        self._at_once = False  # whether the next start shall not wait
+        self._at_once = False  # whether the next start is without a pause
         self._quick = 0  # times in a row that the program ended soon
         self._prepare = prepare
         self._prepared: dict[str, Any] | None = None
@@ -95,7 +95,7 @@ class WarmServer:
         self._held_until = 0.0
 
     def serve(self) -> None:
-        """Serve until SIGTERM, or until the parent is gone."""
+        """Serve until SIGTERM, or until the parent closes its socket."""
         compact()
         wake, waker = os.pipe()
         os.set_blocking(waker, False)
@@ -139,7 +139,7 @@ class WarmServer:
         if not isinstance(request, dict):
             return
         if "launch" in request:
-            request.setdefault("group", self._running)  # of what launches it
+            request.setdefault("group", self._running)  # the program that launches it
         if request.get("launch") == CLIENT_APP:
             self._held.append(request)
             self._held_until = time.monotonic() + _HOLD_SECONDS
@@ -152,7 +152,7 @@ class WarmServer:
             self._replace_prepared()
 
     def _launch_held(self) -> None:
-        """Launch what waits: from the data if it is there, without if it takes too long."""
+        """Launch held requests: from the loaded data, or without it if loading takes too long."""
         loading = self._held and self._next is not None and self._next.is_loading()
         if loading and time.monotonic() < self._held_until:
             return
@@ -165,13 +165,13 @@ class WarmServer:
         command, arguments = request["launch"], tuple(request["arguments"])
         program = request["group"]
         if program is not None and not is_there(program):
-            return  # it has ended meanwhile
-        group = None if command == SERVER_APP else program  # a run ends by itself, in order
+            return  # it has ended in the meantime
+        group = None if command == SERVER_APP else program  # a run ends by itself
         process = self._fork(lambda: run_command(command, list(arguments)), group)
         self._launched[process] = Launched(command, arguments, program)
 
     def _replace_prepared(self) -> None:
-        """Fork a server that loads the experiment and then forks in our place."""
+        """Fork a server that loads the experiment and then forks in place of this one."""
         if (prepare := self._prepare) is None:
             return
         if self._next is not None:
@@ -191,10 +191,10 @@ class WarmServer:
         theirs.close()
 
     def _fork(self, work: Callable[[], None], group: int | None = None) -> int:
-        """Work in a fork, which ends with it; in the process group of a program, or (0) its own."""
+        """Run ``work`` in a fork, in the process group of a program or, for 0, a new group."""
         process = os.fork()
         if group is not None:
-            with contextlib.suppress(OSError):  # on both sides: whoever comes first needs it
+            with contextlib.suppress(OSError):  # in both processes: the first to continue needs it
                 os.setpgid(process, group)
         if process:
             return process
@@ -230,12 +230,12 @@ class WarmServer:
                 end_group(process)
                 self._plan_restart(os.waitstatus_to_exitcode(status))
             elif self._next is not None and process == self._next.process:
-                self._next = self._prepared = None  # the next launch says why
+                self._next = self._prepared = None  # the next launch shows why
             elif (launched := self._launched.pop(process, None)) is not None:
                 self._after(launched, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
 
     def _after(self, launched: Launched, status: int, peak: int) -> None:
-        """A launched process ended: by itself, killed by somebody, or by us with its program."""
+        """Act on the end of a launched process: by itself, killed, or together with its program."""
         command, arguments, program = launched
         is_run = command == SERVER_APP
         if not is_run and (program is None or not is_there(program)):
@@ -249,7 +249,7 @@ class WarmServer:
             self._restart_program()
 
     def _plan_restart(self, status: int) -> None:
-        """Start the program again: at once if it left to be; else later and later."""
+        """Plan the program's restart: at once if it ended for that, else after increasing pauses."""
         now = time.monotonic()
         self._running = None
         if status == LEFT or self._at_once:
@@ -267,26 +267,29 @@ class WarmServer:
             os.kill(self._running, signal.SIGTERM)
 
     def _end_runs(self) -> None:
-        """Let the runs' processes end first, while there is somebody to tell how they ended."""
+        """End the runs' processes first, while the SuperLink can still receive how they ended."""
         runs = [p for p, launched in self._launched.items() if launched.command == SERVER_APP]
         for process in runs:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
-        until = time.monotonic() + _RUNS_SECONDS
-        while runs and time.monotonic() < until:
-            runs = [process for process in runs if not os.waitpid(process, os.WNOHANG)[0]]
-            time.sleep(_LOOK_SECONDS)
+        _wait_for(runs, _RUNS_SECONDS)
 
     def _end_program(self) -> None:
         if self._running is None:
             return
         os.kill(self._running, signal.SIGTERM)
-        until = time.monotonic() + _END_SECONDS
-        while time.monotonic() < until:
-            if os.waitpid(self._running, os.WNOHANG)[0]:
-                break
-            time.sleep(_LOOK_SECONDS)
+        _wait_for([self._running], _END_SECONDS)
         end_group(self._running)
+
+
+def _wait_for(children: list[int], seconds: float) -> None:
+    """Wait until processes of ours have ended, for so many seconds at most."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        children = [child for child in children if not os.waitpid(child, os.WNOHANG)[0]]
+        if not children:
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 def _end(*_: object) -> None:

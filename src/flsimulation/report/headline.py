@@ -11,7 +11,7 @@ from flsimulation.rundir import RunRecord, look, number
 _NOTICES = {
     "running": "The run is in progress: this is what it had written so far.",
     "interrupted": "The run was interrupted: this is what it had written so far.",
-    "unknown": "The run directory holds no manifest.json: this is what else it holds.",
+    "unknown": "The run directory contains no manifest.json: the report is of its other files.",
 }
 
 

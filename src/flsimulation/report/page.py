@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 def write_report(run_dir: str | Path) -> Path:
     """Write ``report.html`` into a run directory, from its files alone.
 
-    A manifest that says ``running`` after its run was killed is set right.
+    A manifest that still says ``running`` after its run was killed is corrected.
 
     Raises
     ------
     InputError
-        Where ``run_dir`` is no run directory, or a file in it is damaged.
+        If ``run_dir`` is not a run directory, or a file in it is damaged.
     OSError
-        Where the folder cannot be written.
+        If the folder cannot be written.
     """
     settle(Path(run_dir))
     run = RunRecord(run_dir)
@@ -48,14 +48,14 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def write_pngs(run_dir: str | Path, folder: str | Path) -> list[Path]:
-    """Write each figure of the report into ``folder``, which is made if need be.
+    """Write each figure of the report into ``folder``, which is created if it does not exist.
 
     Raises
     ------
     InputError
-        Where ``run_dir`` is no run directory, or a file in it is damaged.
+        If ``run_dir`` is not a run directory, or a file in it is damaged.
     OSError
-        Where the folder cannot be made or written.
+        If the folder cannot be created or written.
     """
     run, folder = RunRecord(run_dir), Path(folder)
     drawn = figures(run)

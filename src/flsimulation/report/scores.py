@@ -22,7 +22,7 @@ class Spread:
     """
 
     metric: str
-    """``accuracy``, or ``loss`` where the model gives no accuracy."""
+    """``accuracy``, or ``loss`` where the model reports no accuracy."""
     round: int
     """The round whose model was evaluated."""
     ranked: tuple[tuple[int, float], ...]

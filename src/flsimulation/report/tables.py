@@ -19,7 +19,7 @@ from flsimulation.report.scores import (
 from flsimulation.rundir import Record, RunRecord, look, number
 
 _ROUNDS = 1000
-"""The table shows so many rounds, the last ones; a browser is slow with more."""
+"""Most rounds that the table shows, the last ones; a browser is slow with more."""
 _WORST = 6
 _ERRORS = 50
 _MEANINGS = {

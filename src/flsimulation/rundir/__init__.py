@@ -1,4 +1,4 @@
-"""The run directory: one format, written and read here only."""
+"""The run directory: one format, written and read only in this package."""
 
 from flsimulation.rundir.jsonlines import Record, look, number
 from flsimulation.rundir.reader import RunRecord, RunResult

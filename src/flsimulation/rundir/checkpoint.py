@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the last two rounds' global model and strategy state."""
+"""Checkpoints of a run: global model and strategy state of the last two rounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEPT = 2
 
 @dataclass(frozen=True)
 class SavedRound:
-    """A checkpoint read back."""
+    """A checkpoint, read from its files."""
 
     round: int
     arrays: ArrayRecord
@@ -32,14 +32,14 @@ class SavedRound:
 
 def serialize_arrays(arrays: ArrayRecord) -> bytes:
     """The global model as safetensors."""
-    # order="C" and not ascontiguousarray, which makes [1] of the shape []
+    # order="C" and not ascontiguousarray, which turns the shape [] into [1]
     return save({name: np.array(array.numpy(), order="C") for name, array in arrays.items()})
 
 
 def write_checkpoint(folder: Path, event: Checkpoint) -> None:
     """Write a round's checkpoint and remove those before the last two.
 
-    The model comes last and is moved into place: where it is, the checkpoint is whole.
+    The model is written last, and atomically: if its file exists, the checkpoint is complete.
     """
     folder.mkdir(exist_ok=True)
     write_atomic(_strategy_file(folder, event.round), pickle.dumps(vars(event.strategy)))
@@ -50,7 +50,7 @@ def write_checkpoint(folder: Path, event: Checkpoint) -> None:
 
 
 def read_checkpoint(folder: Path, rounds: int) -> SavedRound:
-    """The newest whole checkpoint of at most ``rounds`` rounds.
+    """The newest complete checkpoint of at most ``rounds`` rounds.
 
     The strategy's state is a pickle: read only run directories of your own.
 
@@ -63,7 +63,7 @@ def read_checkpoint(folder: Path, rounds: int) -> SavedRound:
         try:
             return _read(folder, round)
         except (OSError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError):
-            continue  # damaged: the one before it is kept for this
+            continue  # damaged: the one before it is kept for this case
     raise InputError(f"{folder.parent}: has no checkpoint to resume from; start a new run")
 
 

@@ -1,4 +1,4 @@
-"""Append-only files of one JSON object a line, written and read."""
+"""Append-only files with one JSON object per line: writing and reading."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 class JsonLines:
-    """A file that grows by whole lines; numbers that are not finite become null.
+    """A file to which whole lines are appended; numbers that are not finite become null.
 
     Parameters
     ----------
     path : Path
-        The file; made anew from the lines of the old one that are kept.
+        The file; an existing one is rewritten with the lines to keep.
     keep : callable
-        Whether a line of an earlier run stays.
+        Whether to keep a line of the existing file.
     """
 
     def __init__(self, path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
@@ -40,7 +40,7 @@ class JsonLines:
         weakref.finalize(self, os.close, self._file)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one line, in one write; a part of it is taken back, and ``OSError`` raised."""
+        """Append one line in one write; if only a part fits, undo it and raise ``OSError``."""
         content, size = _encode(line).encode(), os.fstat(self._file).st_size
         try:
             if os.write(self._file, content) < len(content):
@@ -51,22 +51,22 @@ class JsonLines:
 
 
 def read_lines(path: Path, *keys: str) -> Iterator[Record]:
-    """The records of a file; none if it is not there.
+    """The records of a file; none if it does not exist.
 
-    A last line that a crash has cut is left out, with the zeros that some file systems leave
-    behind it.
+    A last line that a crash has truncated is skipped, and so are the zero bytes that some file
+    systems leave after it.
 
     Parameters
     ----------
     path : Path
         The file.
     keys : str
-        Under which every record has a whole number.
+        Keys under which every record must have a whole number.
 
     Raises
     ------
     InputError
-        If the file cannot be read, or another line is damaged: the line is named.
+        If the file cannot be read, or another line is damaged; the message contains its number.
     """
     lines = _lines(path)
     for count, line in enumerate(lines, start=1):
@@ -76,12 +76,12 @@ def read_lines(path: Path, *keys: str) -> Iterator[Record]:
         except ValueError as error:
             if count < len(lines):
                 raise InputError(
-                    f"{path}:{count}: damaged: {error}; delete the line to go on without it"
+                    f"{path}:{count}: damaged: {error}; delete the line to continue without it"
                 ) from None
 
 
 def last_round(path: Path) -> int:
-    """The round of the newest record that can be read; 0 if there is none."""
+    """The round of the last record that can be read; 0 if there is none."""
     with contextlib.suppress(InputError):
         for line in reversed(_lines(path)):
             with contextlib.suppress(ValueError):
@@ -90,7 +90,7 @@ def last_round(path: Path) -> int:
 
 
 def read_file(path: Path) -> bytes | None:
-    """A file's content; None if it is not there. Raises `InputError` if it cannot be read."""
+    """A file's content; None if it does not exist. Raises `InputError` if it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -100,7 +100,7 @@ def read_file(path: Path) -> bytes | None:
 
 
 def decode(content: bytes) -> Record:
-    """One JSON object. Raises ``ValueError`` if it is none."""
+    """Parse one JSON object. Raises ``ValueError`` if it is not one."""
     value = json.loads(content.decode())
     if not isinstance(value, dict):
         raise ValueError(f"must be a JSON object, got {type(value).__name__}")
@@ -108,14 +108,14 @@ def decode(content: bytes) -> Record:
 
 
 def look(record: object, *keys: str) -> Any:
-    """Take the value under ``keys``, or None where any step of the way is missing."""
+    """The value under the nested ``keys``; None if any of them is missing."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
 
 
 def number(record: object, *keys: str) -> float | None:
-    """Take the finite number under ``keys``, or None."""
+    """The finite number under the nested ``keys``; None if there is none."""
     value = look(record, *keys)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -142,7 +142,7 @@ def _encode(line: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for every NaN and infinity, which JSON does not know."""
+    """The value with None in place of every NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

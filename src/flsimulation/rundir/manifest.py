@@ -1,4 +1,4 @@
-"""manifest.json: how a run ended, true also where nothing could be written at its end."""
+"""manifest.json: the state of a run, correct also if its end could not be written."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from flsimulation.rundir.layout import MANIFEST, ROUNDS
 from flsimulation.rundir.storage import claimed, is_claimed
 
 _RESERVE = ".reserve"
-_SPARE_BYTES = 16384  # beside the manifest itself: the last one is longer than the first
+_SPARE_BYTES = 16384  # more than the manifest's size: the last one is longer than the first
 
 KILLED = "its process was killed, or the machine stopped"
-"""The error of a run whose process could write nothing more."""
+"""The error of a run whose process could not write its end."""
 
 
 class Manifest:
@@ -28,9 +28,9 @@ class Manifest:
     Parameters
     ----------
     run_dir : Path
-        Where to write it.
+        The run directory.
     fields : mapping
-        What is known before the run.
+        The fields that are known before the run.
     """
 
     def __init__(self, run_dir: Path, fields: Mapping[str, Any]) -> None:
@@ -41,24 +41,24 @@ class Manifest:
         self._write()
 
     def describe(self, description: Mapping[str, Any]) -> None:
-        """Add what stays as it is to the end: much text, made once."""
+        """Add fields that do not change until the end; they are encoded once, being long."""
         self._described = json.dumps(description, indent=2)
         self._write()
 
     def update(self, fields: Mapping[str, Any]) -> None:
-        """Write changed fields; ``OSError`` where that cannot be."""
+        """Write changed fields. Raises ``OSError`` if that fails."""
         self._fields |= fields
         write_atomic(self._path, self._text())
 
     def close(self, fields: Mapping[str, Any]) -> None:
-        """Write the last fields, with space that was kept for them where the disk is full."""
+        """Write the last fields, on a full disk into the space reserved for them."""
         self._reserve.unlink(missing_ok=True)
         self.update(fields)
 
     def _write(self) -> None:
         text = self._text()
         write_atomic(self._path, text)
-        # no zeros, which some file systems do not store
+        # not zeros, for which some file systems allocate no space
         write_atomic(self._reserve, os.urandom(len(text) + _SPARE_BYTES))
 
     def _text(self) -> str:
@@ -69,7 +69,7 @@ class Manifest:
 
 
 def read_manifest(run_dir: Path) -> Record:
-    """A run's manifest as the file has it; empty if it is not there.
+    """The manifest as stored in the file; empty if the file does not exist.
 
     Raises
     ------
@@ -83,18 +83,18 @@ def read_manifest(run_dir: Path) -> Record:
     try:
         return decode(content)
     except ValueError as error:
-        raise InputError(f"{path}: damaged: {error}; delete it to go on without it") from None
+        raise InputError(f"{path}: damaged: {error}; delete it to continue without it") from None
 
 
 def settled(manifest: Mapping[str, Any], run_dir: Path) -> Record:
-    """A manifest as the run is: one that nobody writes any more does not run.
+    """The manifest with the run's actual state: interrupted if no process writes it any more.
 
     Parameters
     ----------
     manifest : mapping
-        As the file has it.
+        As stored in the file.
     run_dir : Path
-        Where the file is.
+        The run directory.
     """
     if manifest.get("state") != "running" or is_claimed(run_dir):
         return dict(manifest)
@@ -102,7 +102,7 @@ def settled(manifest: Mapping[str, Any], run_dir: Path) -> Record:
 
 
 def settle(run_dir: Path, state: str = "interrupted", error: str = KILLED) -> Record | None:
-    """Write how a run ended whose process could not.
+    """Write the end of a run whose process could not write it.
 
     Parameters
     ----------
@@ -111,12 +111,12 @@ def settle(run_dir: Path, state: str = "interrupted", error: str = KILLED) -> Re
     state : str
         ``interrupted`` or ``failed``.
     error : str
-        What ended it.
+        Why it ended.
 
     Returns
     -------
     dict or None
-        The new manifest; None if there is nothing to set right: the run goes on, or wrote its end.
+        The new manifest; None if nothing was changed: the run is in progress, or wrote its end.
     """
     with contextlib.suppress(OSError, FLSimulationError):
         if read_manifest(run_dir).get("state") != "running":

@@ -1,4 +1,4 @@
-"""A run directory, read: by the report, a run that is resumed, papers, and whoever looks."""
+"""Reading a run directory: for the report, for resuming a run, and for studies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to."""
+    """The result of a run."""
 
     name: str
     state: str
@@ -55,17 +55,17 @@ class RunResult:
 
 
 class _Clients(NamedTuple):
-    """What is kept of clients.jsonl."""
+    """The lines of clients.jsonl that are kept in memory."""
 
     evaluated: tuple[Record, ...]
     failures: tuple[Record, ...]
 
 
 class RunRecord:
-    """What a run directory holds, as far as the run got: a killed run leaves a part of it.
+    """The content of a run directory, also of a run that did not finish.
 
     A file is read when it is first needed. Files may be missing, and the last line of a ``.jsonl``
-    cut short.
+    file may be truncated.
 
     Parameters
     ----------
@@ -75,30 +75,30 @@ class RunRecord:
     Raises
     ------
     InputError
-        If ``path`` is no run directory; later, if a file that is needed is damaged: file and line
-        are named.
+        If ``path`` is not a run directory; later, if a file that is needed is damaged: the message
+        contains file and line.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not is_run_directory(self.path):
             raise InputError(
-                f"{path}: is no run directory; give one that holds {EXPERIMENT} or {MANIFEST}"
+                f"{path}: is not a run directory; it contains neither {EXPERIMENT} nor {MANIFEST}"
             )
 
     @cached_property
     def manifest(self) -> Record:
-        """manifest.json, true also if the run was killed; empty where the run did not get as far."""
+        """manifest.json, with the correct state also of a killed run; empty if it does not exist."""
         return settled(read_manifest(self.path), self.path)
 
     @cached_property
     def toml(self) -> str:
-        """experiment.toml as written; empty where it is missing."""
+        """experiment.toml as text; empty if it is missing."""
         return (read_file(self.path / EXPERIMENT) or b"").decode(errors="replace")
 
     @cached_property
     def settings(self) -> Record:
-        """experiment.toml as tables; empty where it is missing or no TOML."""
+        """experiment.toml as tables; empty if it is missing or not valid TOML."""
         try:
             return tomllib.loads(self.toml)
         except tomllib.TOMLDecodeError:
@@ -110,26 +110,26 @@ class RunRecord:
 
     @cached_property
     def rounds(self) -> tuple[Record, ...]:
-        """Lines of rounds.jsonl by round; of one that was repeated after a resume, the newest."""
+        """Lines of rounds.jsonl by round; the last line of a round that was repeated."""
         rounds = {line["round"]: line for line in read_lines(self.path / ROUNDS, "round")}
         return tuple(rounds[key] for key in sorted(rounds))
 
     @property
     def last_evaluated(self) -> Record:
-        """The newest line of rounds.jsonl in which a global model was evaluated; empty without."""
+        """The last line of rounds.jsonl with scores of the global model; empty if there is none."""
         return next((line for line in reversed(self.rounds) if scores_of(line)), {})
 
     @property
     def evaluated(self) -> tuple[Record, ...]:
-        """The newest evaluation of the clients, by partition.
+        """The clients' last evaluation, by partition.
 
-        Lines of phase ``final``, or of ``evaluate`` in the last finished round that has any.
+        Lines of phase ``final``, else of ``evaluate`` in the last finished round that has any.
         """
         return self._clients.evaluated
 
     @property
     def failures(self) -> tuple[Record, ...]:
-        """The lines of clients.jsonl that have a ``reason``, as they came."""
+        """The lines of clients.jsonl that have a ``reason``, in order of arrival."""
         return self._clients.failures
 
     @cached_property
@@ -138,11 +138,11 @@ class RunRecord:
         return _sorted_out(self.clients(), last)
 
     def clients(self) -> Iterator[Record]:
-        """The lines of clients.jsonl as they came, read one by one: there may be a million."""
+        """The lines of clients.jsonl in file order, read one by one: there may be a million."""
         return read_lines(self.path / CLIENTS, "round", "partition")
 
     def trained(self, until: int) -> list[tuple[int, str | None]]:
-        """Partition and failure, or None, of each training up to a round."""
+        """Partition, and reason of the failure or None, of each training up to a round."""
         return [
             (line["partition"], line.get("reason"))
             for line in self.clients()
@@ -150,7 +150,7 @@ class RunRecord:
         ]
 
     def checkpoint(self) -> SavedRound:
-        """The newest whole checkpoint of a completed round. Raises `InputError` if there is none."""
+        """The newest checkpoint of a completed round. Raises `InputError` if there is none."""
         from flsimulation.rundir.checkpoint import read_checkpoint
 
         last = self.rounds[-1]["round"] if self.rounds else 0
@@ -161,11 +161,11 @@ class RunRecord:
         from safetensors.torch import load_file
 
         if not (self.path / MODEL).is_file():
-            raise InputError(f"{self.path}: holds no {MODEL}; it finished no round")
+            raise InputError(f"{self.path}: contains no {MODEL}: no round was completed")
         return load_file(self.path / MODEL)
 
     def started(self) -> RunStarted:
-        """The event with which the run began. Raises ``KeyError`` if it did not get as far."""
+        """The event with which the run began. Raises ``KeyError`` if the run did not get that far."""
         data, model = self.manifest["data"], self.manifest["model"]
         return RunStarted(
             experiment=self.experiment(),
@@ -179,7 +179,7 @@ class RunRecord:
         )
 
     def result(self) -> RunResult:
-        """What the run came to. Raises ``KeyError`` if it did not get as far as its manifest."""
+        """The result of the run. Raises ``KeyError`` if it has no manifest."""
         found, scores = self.manifest, scores_of(self.last_evaluated)
         return RunResult(
             name=found["name"],
@@ -200,17 +200,17 @@ def is_run_directory(path: Path) -> bool:
 
 
 def run_directories(folder: Path) -> list[Path]:
-    """The run directories in a folder, the last name first."""
+    """The run directories in a folder, by descending name."""
     return sorted((path.parent for path in folder.glob(f"*/{MANIFEST}")), reverse=True)
 
 
 def can_resume(path: Path) -> bool:
-    """Whether the run of a directory has completed a round."""
+    """Whether the run in a directory can be resumed: it has completed a round."""
     return last_round(path / ROUNDS) > 0
 
 
 def report_of(path: Path) -> Path | None:
-    """The report of a run directory, if it is there."""
+    """The report of a run directory; None if there is none."""
     return report if (report := path / REPORT).is_file() else None
 
 
@@ -223,9 +223,9 @@ def is_reported(path: Path) -> bool:
 
 
 def _sorted_out(lines: Iterator[Record], last: int) -> _Clients:
-    """The newest evaluation and the failures.
+    """The clients' last evaluation in rounds up to ``last``, and all failures.
 
-    A round that was killed half-way has the evaluations of some clients only, hence ``last``.
+    A later round was interrupted: it may have the evaluations of some clients only.
     """
     newest = (0, False)
     evaluated: dict[int, Record] = {}
@@ -233,7 +233,7 @@ def _sorted_out(lines: Iterator[Record], last: int) -> _Clients:
     for line in lines:
         phase, turn = line.get("phase"), line["round"]
         key = (turn, str(phase), line["partition"])
-        failures.pop(key, None)  # a round that is repeated after a resume may go well
+        failures.pop(key, None)  # a round that is repeated after a resume may succeed
         if line.get("reason"):
             failures[key] = line
         elif phase in ("evaluate", "final") and turn <= last:

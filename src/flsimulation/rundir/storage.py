@@ -1,4 +1,4 @@
-"""What keeps a run directory to one writer, and what is said where it cannot be written."""
+"""The lock that keeps a run directory to one writer, and errors where it cannot be written."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _REASONS = {
 
 @contextlib.contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Be the only process that writes a run directory, inside the block.
+    """Lock a run directory, so that this is the only process that writes it inside the block.
 
-    The lock goes with the process, however that ends.
+    The lock is released when the process ends, also if it is killed.
 
     Raises
     ------
     InputError
-        If another process writes it.
+        If another process is writing it.
     RunError
         If it cannot be written.
     """

@@ -1,4 +1,4 @@
-"""The run directory, written as the run goes; what a killed run leaves can be read and resumed."""
+"""Writing the run directory during the run, so that a killed run can be read and resumed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flsimulation.errors import InputError
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
+    EngineReported,
     Event,
     RoundFinished,
     RunFinished,
@@ -43,12 +44,12 @@ _PACKAGES = ("flsimulation", "torch", "pytorch-lightning", "flwr", "flwr-dataset
 
 
 def create_run_directory(name: str, out: str | Path | None = None) -> Path:
-    """Make a new run directory: ``out``, else ``runs/<utc-time>-<name>``.
+    """Create a new run directory: ``out``, else ``runs/<utc-time>-<name>``.
 
     Raises
     ------
     InputError
-        If ``out`` holds files already, or the folder cannot be made.
+        If ``out`` is not an empty folder, or the folder cannot be created.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     path = Path(out) if out is not None else Path("runs") / f"{stamp}-{name}"
@@ -65,13 +66,13 @@ def create_run_directory(name: str, out: str | Path | None = None) -> Path:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(
-                f"{path}: cannot be made ({reason}); choose a place with --out"
+                f"{path}: cannot be created ({reason}); choose another path with --out"
             ) from None
 
 
 def _empty(path: Path) -> Path:
     if not path.is_dir() or any(path.iterdir()):
-        raise InputError(f"--out {path}: is not an empty folder; name a new one, or use --resume")
+        raise InputError(f"--out {path}: is not an empty folder; choose a new one, or use --resume")
     return path
 
 
@@ -81,18 +82,19 @@ class RunDirectory:
     Parameters
     ----------
     path : Path
-        An existing folder, empty or that of the run that goes on.
+        An existing folder, empty or that of the run to resume.
     experiment : Experiment
-        Written out in full.
+        The run's experiment, written in full.
     done : int
-        Rounds of the directory's earlier run to keep; what came after them is dropped.
+        Rounds of the run to keep; lines of later rounds are removed.
     """
 
     def __init__(self, path: Path, experiment: Experiment, done: int = 0) -> None:
         self.path = path
         self._experiment = experiment
         self._checkpoint: Checkpoint | None = None
-        self._model: dict[str, Any] = {}
+        self._description: dict[str, Any] = {}
+        self._engines: set[tuple[str, str | None]] = set()  # each with why not stacked
 
         def keep(line: Mapping[str, Any]) -> bool:
             return int(line["round"]) <= done and line.get("phase") != "final"
@@ -104,12 +106,12 @@ class RunDirectory:
             self._manifest = Manifest(path, _fields(experiment, done))
 
     def __call__(self, event: Event) -> None:
-        """Write what the event tells.
+        """Write the content of an event.
 
         Raises
         ------
         RunError
-            If it cannot be written; never at the end of a run that failed or was interrupted.
+            If it cannot be written; but never at the end of a run that failed or was interrupted.
         """
         if isinstance(event, RunFinished) and event.state in _CUT_SHORT:
             self._give_up(event)
@@ -119,9 +121,10 @@ class RunDirectory:
 
     def _store(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            description = _description(event)
-            self._model = description["model"]
-            self._manifest.describe(description)
+            self._description = _description(event)
+            self._describe(event.engine, event.not_stacked)
+        elif isinstance(event, EngineReported):
+            self._describe(event.engine, event.not_stacked)
         elif isinstance(event, ClientReplied):
             self._clients.append(_client_line(event))
         elif isinstance(event, Checkpoint):
@@ -129,14 +132,22 @@ class RunDirectory:
             write_checkpoint(self.path / CHECKPOINT, event)
         elif isinstance(event, RoundFinished):
             self._rounds.append(event.record())
-            with contextlib.suppress(OSError):  # the line is there, and readers count the lines
+            with contextlib.suppress(OSError):  # the line is written, and readers count lines
                 self._manifest.update({"rounds": event.round})
         elif isinstance(event, RunFinished):
             self._write_model()
             self._manifest.close(self._ended(event))
 
+    def _describe(self, engine: str | None, not_stacked: str | None) -> None:
+        """Write what is known of data, model and engines; a network's clients may have several."""
+        self._engines |= {(engine, not_stacked)} if engine is not None else set()
+        reasons = {reason for _, reason in self._engines if reason is not None}
+        self._description["engine"] = ", ".join(sorted({e for e, _ in self._engines})) or None
+        self._description["not-stacked"] = "; ".join(sorted(reasons)) or None
+        self._manifest.describe(self._description)
+
     def _give_up(self, event: RunFinished) -> None:
-        """Write what can be written: the manifest first, the disk may be full."""
+        """Write as much as possible, the manifest first: the disk may be full."""
         with contextlib.suppress(OSError):
             self._manifest.close(self._ended(event))
         with contextlib.suppress(OSError):
@@ -154,7 +165,7 @@ class RunDirectory:
         }
 
     def _write_model(self) -> None:
-        """The model for any reader, and as the checkpoint that Lightning loads with its class."""
+        """Write the model as safetensors, and as a checkpoint for Lightning."""
         if (checkpoint := self._checkpoint) is None:
             return
         import torch
@@ -164,7 +175,7 @@ class RunDirectory:
         torch.save(
             {
                 "state_dict": checkpoint.arrays.to_torch_state_dict(),
-                "hyper_parameters": dict(self._model["arguments"]),
+                "hyper_parameters": dict(self._description["model"]["arguments"]),
                 "pytorch-lightning_version": metadata.version("pytorch-lightning"),
                 "epoch": checkpoint.round * self._experiment.train.epochs,
                 "global_step": 0,
@@ -200,7 +211,7 @@ def _fields(experiment: Experiment, done: int) -> dict[str, Any]:
 
 
 def _description(event: RunStarted) -> dict[str, Any]:
-    """What is known once data and model are there."""
+    """The manifest's fields that are known once data and model are loaded."""
     spec = event.experiment
     return {
         "data": {
@@ -217,8 +228,8 @@ def _description(event: RunStarted) -> dict[str, Any]:
             "arguments": dict(event.model_arguments),
             "parameters": event.parameters,
         },
-        "engine": event.engine,
-        "not-stacked": event.not_stacked,
+        "engine": None,
+        "not-stacked": None,
         "gpu": event.gpu,
     }
 

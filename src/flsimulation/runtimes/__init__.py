@@ -1,6 +1,6 @@
-"""Where an experiment runs: in this process, on Ray, or on a network. One door to all three.
+"""The runtimes of an experiment: in this process, on Ray, or on a network; and how to open one.
 
-Nothing heavy is imported here: each runtime is, when it is opened.
+The runtimes' modules are slow to import, so each is imported when it is opened.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 Federate: TypeAlias = Callable[
     [Experiment, Iterable[Sink], "Workspace | None", "Start | None"], None
 ]
-"""Runs a federation: its experiment, who takes its events, data and model, and where it goes on."""
+"""Runs a federation: takes the experiment, sinks of its events, data with model, and the start."""
 Opened: TypeAlias = Callable[[Path], None]
-"""Takes the run directory as soon as it exists."""
+"""Called with the run directory as soon as it exists."""
 
 
 class Runtime(Protocol):
-    """Where an experiment runs, ready for its runs."""
+    """An opened runtime, ready to run an experiment."""
 
     @property
     def experiment(self) -> Experiment:
-        """What it was opened for."""
+        """The experiment that it was opened for."""
 
     @property
     def place(self) -> str:
-        """Where it is, for people."""
+        """A description of the place where it runs, for messages."""
 
     @property
     def federate(self) -> Federate | None:
-        """Runs a federation whose server is in this process; None where the server is elsewhere."""
+        """Runs a federation with the server in this process; None if the server is elsewhere."""
 
     def run(
         self,
@@ -57,45 +57,54 @@ class Runtime(Protocol):
         Parameters
         ----------
         out : path, optional
-            The run directory, as the run's server sees it; by default ``runs/<utc-time>-<name>``.
+            The run directory, a path that is valid for the server; by default ``runs/<utc-time>-<name>``.
         sinks : iterable of callables
-            Each takes every event of the run.
+            Each is called with every event of the run.
         opened : callable, optional
-            Takes the run directory as soon as it exists.
+            Called with the run directory as soon as it exists.
         checkpoints : bool
-            Whether sinks take the checkpoints also where they have to travel, for checks: there
-            they come without the strategy.
+            Whether sinks receive checkpoints also from a server in another process, as for `verify`;
+            these checkpoints are without the strategy.
 
         Raises
         ------
         InputError
-            If the experiment cannot be run; no run directory is left then.
+            If the experiment cannot be run; no run directory is left in that case.
         RunError
-            If the federation could not go on; a note says how the run is resumed.
+            If the federation could not continue; a note says how to resume the run.
         """
 
     def resume(self, run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
-        """Resume the experiment's unfinished run, as of `run`."""
+        """Resume the experiment's unfinished run; returns and raises as `run`."""
 
 
 @contextlib.contextmanager
-def open_runtime(experiment: Experiment) -> Iterator[Runtime]:
-    """Where an experiment's ``runtime`` says that it runs, inside the block.
+def open_runtime(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator[Runtime]:
+    """Open the runtime that an experiment requests, for the block.
 
-    On Ray its actors are up by then; on a network its SuperLink answers.
+    On Ray, its actors have started inside the block; on a network, its SuperLink answers.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its ``runtime`` selects the runtime.
+    sinks : iterable of callables
+        Notified if opening takes long.
 
     Raises
     ------
     InputError
         If the runtime is not available.
+    RunError
+        If it does not start.
     """
-    with _opener(experiment)(experiment) as runtime:
+    with _opener(experiment)(experiment, tuple(sinks)) as runtime:
         yield runtime
 
 
 def _opener(
     experiment: Experiment,
-) -> Callable[[Experiment], contextlib.AbstractContextManager[Runtime]]:
+) -> Callable[[Experiment, tuple[Sink, ...]], contextlib.AbstractContextManager[Runtime]]:
     with uncollected():  # Lightning alone takes seconds to import
         if experiment.runtime.kind == "network":
             from flsimulation.runtimes.network.drive import open_network
@@ -111,7 +120,7 @@ def _opener(
 
 
 def apart_from_here(experiment: Experiment) -> Experiment:
-    """The experiment where a run in one process is compared with it: a network in place of that."""
+    """The experiment on the runtime to compare with one process: its own, else a network."""
     if experiment.runtime.kind != "inprocess":
         return experiment
     runtime = experiment.runtime.model_copy(update={"kind": "network"})
@@ -119,7 +128,7 @@ def apart_from_here(experiment: Experiment) -> Experiment:
 
 
 def resume_hint(experiment: Experiment, run_dir: Path) -> str | None:
-    """The command that resumes a run; None if it has completed no round, or is not seen from here."""
+    """The command that resumes a run; None if it completed no round or is not accessible here."""
     if not can_resume(run_dir):
         return None
     is_network = experiment.runtime.kind == "network"

@@ -1,4 +1,4 @@
-"""Runtimes whose server is in this process: the clients are here too, or on Ray."""
+"""Runtimes with the server in this process, and the clients in this process or on Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flsimulation.runtimes.recorded import record_resumed, record_run
 
 @dataclass(frozen=True)
 class LocalRuntime:
-    """Runs the server here; see `Runtime`."""
+    """Runs the server in this process; see `Runtime`."""
 
     experiment: Experiment
     place: str
@@ -31,18 +31,18 @@ class LocalRuntime:
         sinks: Iterable[Sink] = (),
         opened: Opened | None = None,
         *,
-        checkpoints: bool = False,  # noqa: ARG002 - they do not travel, all sinks take them
+        checkpoints: bool = False,  # noqa: ARG002 - all sinks receive them, in this process
     ) -> RunResult:
         """Run the experiment."""
         folders: list[Path] = []
 
-        def told(path: Path) -> None:
+        def note(path: Path) -> None:
             folders.append(path)
             if opened is not None:
                 opened(path)
 
         with self._noted(folders):
-            return record_run(self.experiment, self.federate, out, sinks, told)
+            return record_run(self.experiment, self.federate, out, sinks, note)
 
     def resume(self, run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
         """Resume the experiment's run."""
@@ -51,7 +51,7 @@ class LocalRuntime:
 
     @contextlib.contextmanager
     def _noted(self, folders: list[Path]) -> Iterator[None]:
-        """Note on a run's error how the run is resumed."""
+        """Add a note to a run's error that says how to resume the run."""
         try:
             yield
         except RunError as error:
@@ -62,16 +62,16 @@ class LocalRuntime:
 
 
 @contextlib.contextmanager
-def open_process(experiment: Experiment) -> Iterator[LocalRuntime]:
-    """All of it in this process: there is nothing to open."""
+def open_process(experiment: Experiment, _: tuple[Sink, ...] = ()) -> Iterator[LocalRuntime]:
+    """Server and clients in this process."""
     yield LocalRuntime(experiment, "one process", run_in_process)
 
 
 @contextlib.contextmanager
-def open_ray(experiment: Experiment) -> Iterator[LocalRuntime]:
-    """The clients on Ray, whose actors are there inside the block. Raises `InputError`."""
+def open_ray(experiment: Experiment, sinks: tuple[Sink, ...] = ()) -> Iterator[LocalRuntime]:
+    """The clients on Ray, whose actors exist inside the block. Raises `InputError`."""
     address = experiment.runtime.ray_address
-    with ray_federation(experiment) as on_ray:
+    with ray_federation(experiment, sinks) as on_ray:
         yield LocalRuntime(
             experiment, f"Ray at {address}" if address else "a Ray of its own", on_ray
         )

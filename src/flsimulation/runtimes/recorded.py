@@ -1,6 +1,6 @@
-"""A run on its server's side: the federation, the run directory and the report, in one process.
+"""A run on the server's side: the federation, the run directory and the report, in one process.
 
-Who starts a run from outside, of whichever runtime, goes by `runtimes.open_runtime`.
+Callers that start a run use `runtimes.open_runtime` instead, for any runtime.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ def record_run(
     Parameters
     ----------
     experiment : Experiment
-        What to run.
+        The experiment to run.
     federate : callable
         Runs the federation.
     out : path, optional
         The run directory; by default ``runs/<utc-time>-<name>``.
     sinks : iterable of callables
-        Each takes every event of the run.
+        Each is called with every event of the run.
     opened : callable, optional
-        Takes the run directory as soon as it exists.
+        Called with the run directory as soon as it exists.
     clients : int, optional
-        The most that train in this process at a time, as of `Workspace.load`.
+        Most clients that train in this process at a time, as in `Workspace.load`.
 
     Raises
     ------
     InputError
-        If the experiment's data or model is not available; no run directory is left then.
+        If the experiment's data or model is not available; no run directory is left in that case.
     RunError
-        If the federation could not go on; the run directory says how far it came.
+        If the federation could not continue; the run directory holds the completed rounds.
     """
     space = Workspace.load(experiment, clients=clients)  # before anything is written
     _meanwhile(lambda: space.data.dataset.digest)
     if space.engine.name == "stacked":
-        _meanwhile(load_plots)  # not beside processes that are forked
+        _meanwhile(load_plots)  # not while other processes are forked
     path = create_run_directory(experiment.name, out)
     with claimed(path):
         if opened is not None:
@@ -80,21 +80,21 @@ def record_resumed(
     *,
     clients: int | None = None,
 ) -> RunResult:
-    """Resume an unfinished run to the same model as if it had never stopped.
+    """Resume an unfinished run; the final model is the same as without the interruption.
 
     Parameters
     ----------
     run_dir : path
         Its run directory.
     experiment, federate, sinks, clients
-        As of `record_run`.
+        As in `record_run`.
 
     Raises
     ------
     InputError
-        If the directory is no run directory, has no checkpoint, or another process writes it.
+        If the directory is not a run directory, has no checkpoint, or another process is writing it.
     RunError
-        As of `record_run`.
+        As in `record_run`.
     """
     record = RunRecord(run_dir)
     settle(record.path)
@@ -116,7 +116,7 @@ def _start(record: RunRecord, experiment: Experiment) -> Start:
 
 
 def _meanwhile(work: Callable[[], object]) -> None:
-    """Do in another thread what will be needed later; whoever needs it sees what goes wrong."""
+    """Run ``work`` in another thread. Errors are ignored: its later, regular call raises them."""
 
     def quietly() -> None:
         with contextlib.suppress(Exception):
@@ -127,7 +127,7 @@ def _meanwhile(work: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def _reported(path: Path) -> Iterator[None]:
-    """Write the report whichever way the run ends; the run's own error comes first."""
+    """Write the report however the run ends; the run's own error takes precedence."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""The command by which people resume a run."""
+"""The command that resumes a run, for messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 COMMAND = "FLSIM_COMMAND"
-"""Environment: what people type for ``flsim run`` here; set by compose.yaml."""
+"""Environment: the command in place of ``flsim run``; set by compose.yaml."""
 
 
 def resume_command(
@@ -16,19 +16,20 @@ def resume_command(
     clients: int | None = None,
     compose: str | None = None,
 ) -> str:
-    """The whole command by which people resume a run.
+    """The complete command that resumes a run.
 
     Parameters
     ----------
     run_dir : path
-        As the SuperLink sees it.
+        The run directory; on a network, a path on the SuperLink's machine.
     superlink : str, optional
-        Where it is seen from here, if that may be another place than the run's experiment says.
+        Its address from here, if that may differ from the one in the run's experiment.
     clients : int, optional
-        Of the run. In containers they are named: plain Compose would start its usual number.
+        Number of clients of the run. It is set in containers: Compose would start its default number
+        otherwise.
     compose : str, optional
-        What stands for ``flsim run`` where only the containers see the directory; by default as
-        the environment says.
+        The command in place of ``flsim run`` if only the containers can access the directory; by
+        default that of the environment.
     """
     if command := os.environ.get(COMMAND, compose or ""):
         named = f"CLIENTS={clients} " if clients is not None else ""

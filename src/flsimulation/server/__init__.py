@@ -1,1 +1,1 @@
-"""The server's part in a round: Flower's strategies, the round loop, the exchange of messages."""
+"""The server's side of a round: Flower's strategies, the round loop, the exchange of messages."""

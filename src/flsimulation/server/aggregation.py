@@ -1,17 +1,18 @@
-"""A round's results made into the new global model: by the strategy, or as one weighted mean."""
+"""Aggregates a round's results to the new global model: by the strategy, or as a weighted mean."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.internals.flower_messages import aggregate_metricrecords
 from flsimulation.messages.arrays import joined
-from flsimulation.messages.content import model_of, set_model
+from flsimulation.messages.batch import Mean
+from flsimulation.messages.content import ARRAYS, model_of
 from flsimulation.messages.weights import (
     average_of,
     first_not_finite,
@@ -19,21 +20,21 @@ from flsimulation.messages.weights import (
     with_types_of,
     without,
 )
-from flsimulation.server.exchange import Replies
+from flsimulation.server.replies import Replies
 
 
 @dataclass(frozen=True)
 class Aggregation:
-    """What becomes of the clients' models.
+    """How the clients' models are aggregated.
 
     Parameters
     ----------
     strategy : Strategy
         One of Flower's.
     name : str
-        The strategy's, for errors.
+        Name of the strategy, for errors.
     buffers : frozenset of str
-        Arrays that the strategy does not see; they are averaged over the clients.
+        Arrays that are not passed to the strategy; they are averaged over the clients.
     """
 
     strategy: Strategy
@@ -42,7 +43,7 @@ class Aggregation:
 
     @property
     def is_mean(self) -> bool:
-        """Whether the strategy does no more than average, weighted by examples."""
+        """Whether the strategy only averages the models, weighted by examples."""
         own = self.strategy
         return (
             isinstance(own, FedAvg)
@@ -62,14 +63,7 @@ class Aggregation:
         """
         require_same_metrics(number, trained)
         try:
-            if trained.means:
-                results: tuple[ArrayRecord, MetricRecord | None]
-                means, examples = zip(
-                    *(mean for _, mean in sorted(trained.means.items())), strict=True
-                )
-                results = mean_of(means, examples), MetricRecord({**mean_metrics(trained)})
-            else:
-                results = self._by_strategy(number, trained)
+            results = _mean(trained) if trained.means else self._by_strategy(number, trained)
         except RoundError:
             raise
         except Exception as error:
@@ -86,27 +80,36 @@ class Aggregation:
     def _by_strategy(
         self, number: int, trained: Replies
     ) -> tuple[ArrayRecord, MetricRecord | None]:
-        sent, buffers = model_of(trained.results[0]), self._take_buffers(trained)
-        arrays, metrics = self.strategy.aggregate_train(number, trained.results)
+        results = trained.results()
+        sent, buffers = model_of(results[0]), self._take_buffers(trained, results)
+        arrays, metrics = self.strategy.aggregate_train(number, results)
         if arrays is None:
             raise RoundError(
-                f"round {number}: the strategy made no model of {len(trained.results)} results"
+                f"round {number}: the strategy returned no model for {len(results)} results"
             )
         return with_types_of(joined({**arrays, **buffers}), sent), metrics
 
-    def _take_buffers(self, trained: Replies) -> dict[str, Array]:
-        """Average the buffers, and leave the strategy results without them."""
+    def _take_buffers(self, trained: Replies, results: list[Message]) -> dict[str, Array]:
+        """Average the buffers, and remove them from the results."""
         if not self.buffers:
             return {}
-        models = [model_of(result) for result in trained.results]
+        models = [model_of(result) for result in results]
         weights = [trained.metrics[p]["num-examples"] for p in sorted(trained.metrics)]
-        for result, model in zip(trained.results, models, strict=True):
-            set_model(result, without(model, self.buffers))
+        for result, model in zip(results, models, strict=True):
+            result.content[ARRAYS] = without(model, self.buffers)
         return average_of(self.buffers, models, weights)
 
 
+def _mean(trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
+    """The mean of the mean models, and of the models of clients that trained separately."""
+    alone = {p: Mean(m, int(trained.metrics[p]["num-examples"])) for p, m in trained.models.items()}
+    parts = [part for _, part in sorted({**alone, **trained.means}.items())]
+    models, examples = [part.model for part in parts], [part.examples for part in parts]
+    return mean_of(models, examples), MetricRecord({**mean_metrics(trained)})
+
+
 def mean_metrics(replies: Replies) -> dict[str, float]:
-    """The clients' numbers, each the mean weighted by examples: Flower's own rule, all at once."""
+    """The clients' metrics, averaged and weighted by examples as in Flower, all at once."""
     partitions = sorted(replies.metrics)
     names = [name for name in replies.metrics[partitions[0]] if name != "num-examples"]
     numbers = np.array([[replies.metrics[p][name] for name in names] for p in partitions])
@@ -115,7 +118,7 @@ def mean_metrics(replies: Replies) -> dict[str, float]:
 
 
 def require_same_metrics(number: int, replies: Replies) -> None:
-    """Flower aggregates only what all clients report; say who lacks what. Raises `RoundError`."""
+    """Raise `RoundError` if a client lacks a metric: Flower aggregates those that all report."""
     names = {partition: metrics.keys() for partition, metrics in replies.metrics.items()}
     every = set().union(*names.values())
     if all(len(own) == len(every) for own in names.values()):
@@ -124,6 +127,6 @@ def require_same_metrics(number: int, replies: Replies) -> None:
         lacking = [partition for partition in sorted(names) if name not in names[partition]]
         if lacking:
             raise RoundError(
-                f"round {number}: the module logs {name!r} on some clients only, not on client "
+                f"round {number}: the module logs {name!r} only on some clients, not on client "
                 f"{lacking[0]}; log it on every client or on none"
             )

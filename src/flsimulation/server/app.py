@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.client.workspace import Workspace
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import FLSimulationError, Interrupted, RunError, describe_error
 from flsimulation.events import (
     Checkpoint,
@@ -27,34 +27,36 @@ from flsimulation.events import (
 )
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.processes import undisturbed
-from flsimulation.messages.arrays import joined, record_of
-from flsimulation.messages.content import ARRAYS, CONFIG, metrics_of, state_of_record
+from flsimulation.messages.arrays import held_state, joined, record_of
+from flsimulation.messages.batch import Batch, Task
 from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts
-from flsimulation.server.exchange import Exchange, PartitionedGrid, Replies
+from flsimulation.server.exchange import Exchange
+from flsimulation.server.grid import PartitionedGrid
+from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
 from flsimulation.server.strategies import MOVING_THE_MODEL, build_strategy
 
 Connect: TypeAlias = Callable[[Grid, Experiment, Sink], PartitionedGrid]
-"""Makes a grid with partitions of Flower's, and waits for the experiment's clients."""
+"""Returns a grid with partitions over Flower's, after waiting for the experiment's clients."""
 
-_LISTED_CLIENTS = 1000  # a histogram of more clients than this is not written out
+_LISTED_CLIENTS = 1000  # a histogram of more clients than this is not written
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a resumed run goes on."""
+    """The state from which a run is resumed."""
 
     round: int
-    """Rounds that are done."""
+    """Number of completed rounds."""
     arrays: ArrayRecord
     """The global model after them."""
     strategy: Mapping[str, Any]
     """Attributes of the strategy object after them."""
     reached: bool = False
-    """Whether the target accuracy was reached in them, so that none is to come."""
+    """Whether the target accuracy was reached, so that no round follows."""
     trained: Sequence[tuple[int, str | None]] = ()
-    """Partition and failure, or None, of each training in them."""
+    """Partition, and reason of the failure or None, of each training in these rounds."""
 
 
 def make_server_app(
@@ -70,22 +72,23 @@ def make_server_app(
     Parameters
     ----------
     sinks : iterable of callables
-        Each takes every event of the run.
+        Each is called with every event of the run.
     workspace : Workspace, optional
-        Data and trainer that this process has already.
+        Data, model and engine, if this process has loaded them already.
     start : Start, optional
-        Go on after this round instead of starting anew.
+        Continue after this round, instead of starting from the first.
     connect : callable, optional
-        Makes a grid with partitions of one without, and waits for its clients.
+        Returns a grid with partitions for a grid without, after waiting for its clients.
     trains : bool
-        Whether the clients are in this process too, so that its GPU is the one they train on.
+        Whether the clients train in this process, and hence on its GPU.
     """
     listeners = tuple(sinks)
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        began, rounds = time.perf_counter(), start.round if start else 0
+        clock = workspace.clock if workspace is not None else SYSTEM
+        began, rounds = clock.monotonic(), start.round if start else 0
         attempts = Attempts(start.trained if start else ())
 
         def emit(event: Event) -> None:
@@ -93,16 +96,19 @@ def make_server_app(
             attempts(event)
             for sink in listeners:
                 sink(event)
-                if isinstance(event, RoundFinished):  # it counts if the first could keep it
+                if isinstance(event, RoundFinished):  # it counts once the first sink has stored it
                     rounds = event.round
 
         def finish(state: State, error: str | None = None) -> None:
-            emit(RunFinished(state, rounds, time.perf_counter() - began, error))
+            emit(RunFinished(state, rounds, clock.monotonic() - began, error))
 
         try:
             space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
-            emit(_announcement(space, start.round if start is not None else 0, trains))
-            _federate(grid, space, emit, start, connect)
+            started = _announcement(space, start.round if start is not None else 0, trains)
+            if not isinstance(grid, PartitionedGrid):  # a network's clients choose their engine
+                started = replace(started, engine=None, not_stacked=None)
+            emit(started)
+            _federate(lambda: _exchange(grid, started, emit, connect, clock), space, emit, start)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
         except Exception as error:
@@ -119,7 +125,7 @@ def make_server_app(
 
 
 def _federate(
-    grid: Grid, space: Workspace, emit: Sink, start: Start | None, connect: Connect | None
+    ready: Callable[[], Exchange], space: Workspace, emit: Sink, start: Start | None
 ) -> None:
     """The run itself, from the strategy to the last evaluation."""
     experiment = space.experiment
@@ -127,12 +133,10 @@ def _federate(
     arrays = record_of(space.initial_state())
     if start is not None:
         vars(strategy).update(start.strategy)
-        # in the clients' order, by which strategies may go; a file has another
+        # in the model's order, on which strategies may rely; that of the file differs
         arrays = joined({name: start.arrays[name] for name in arrays})
         emit(Checkpoint(start.round, arrays, strategy))
-    exchange = Exchange(
-        _partitioned(grid, experiment, emit, connect), experiment.round.deadline, emit
-    )
+    exchange = ready()
     rounds = Rounds(
         experiment,
         strategy,
@@ -140,25 +144,28 @@ def _federate(
         judge=lambda model: _judge(model, space),
         emit=emit,
         buffers=_averaged_buffers(space),
+        clock=space.clock,
     )
     if start is not None and start.reached:
-        ended = Ended(arrays, Replies(()), start.round)
+        ended = Ended(arrays, Replies(start.round, "evaluate"), start.round)
     else:
         ended = rounds.run(arrays, first=start.round + 1 if start else 1)
     if space.can_evaluate_clients:
         _evaluate_everyone(exchange, ended, space, emit)
 
 
-def _partitioned(
-    grid: Grid, experiment: Experiment, emit: Sink, connect: Connect | None
-) -> PartitionedGrid:
-    """The grid, with a partition for each node."""
+def _exchange(
+    grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None, clock: Clock
+) -> Exchange:
+    """The exchange, over a grid with a partition for each node."""
+    experiment, engine = started.experiment, (started.engine, started.not_stacked)
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
-        return grid
-    if connect is None:
-        raise RunError("the grid does not say which node holds which partition")
-    return connect(grid, experiment, emit)
+    elif connect is None:
+        raise RunError("the grid does not report which node holds which partition")
+    else:
+        grid = connect(grid, experiment, emit)
+    return Exchange(grid, experiment.round.deadline, emit, *engine, clock)
 
 
 def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
@@ -193,27 +200,29 @@ def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
     if not space.engine.can_evaluate:
         return {}
     try:
-        return space.test_scores(state_of_record(arrays))
+        return space.test_scores(held_state(arrays))
     except FLSimulationError as error:
         raise RunError(f"evaluation on the test set failed: {error}") from error
 
 
 def _evaluate_everyone(exchange: Exchange, ended: Ended, space: Workspace, emit: Sink) -> None:
-    """Each client's score of the final model, for the spread; asked again only where unknown."""
+    """Each client's scores of the final model; evaluated again only if they are not known."""
     arrays, evaluated, last = ended
     wanted = space.experiment.evaluate.clients
-    there = exchange.grid.partitions  # ascending by partition
-    targets = [(partition, node) for node, partition in itertools.islice(there.items(), wanted)]
-    if {partition for partition, _ in targets} <= set(evaluated.cohort):
-        for partition, _ in targets:
+    there = exchange.grid.partitions.values()  # ascending
+    partitions = list(itertools.islice(there, wanted))
+    if {*partitions} <= {*evaluated.cohort}:
+        for partition in partitions:
             emit(_as_final(last, partition, evaluated))
         return
-    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"server-round": last})})
-    messages = [Message(content, n, MessageType.EVALUATE) for _, n in targets]
-    exchange.run(exchange.errand(last, "final", messages))
+    config = ConfigRecord({"server-round": last})
+    tasks = [Task(partition, "final", last, config) for partition in partitions]
+    exchange.post(last, "final", [Batch(arrays, tasks)])
+    for _ in exchange.outcomes():
+        pass  # each is an event
 
 
 def _as_final(round: int, partition: int, evaluated: Replies) -> ClientReplied:
     if (error := evaluated.failures.get(partition)) is not None:
         return ClientReplied(round, "final", partition, reason=error.reason, error=str(error))
-    return ClientReplied(round, "final", partition, metrics_of(evaluated.by_partition[partition]))
+    return ClientReplied(round, "final", partition, evaluated.metrics[partition])

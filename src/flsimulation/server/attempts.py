@@ -1,4 +1,4 @@
-"""Which clients never succeeded in a run."""
+"""Clients whose trainings all failed in a run."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ _NAMED = 3  # clients named in one sentence
 
 
 class Attempts:
-    """A sink that counts the trainings that failed of the clients that never finished one.
+    """A sink that counts the failed trainings of clients that never succeeded.
 
-    A client counts that was asked to train at least twice (once in a run of one round) and failed
-    each time. Of very many clients each may be asked once, and one failure says little then.
+    A client is reported if it was requested to train at least twice (once in a run of one round) and
+    failed each time. In a large population a client may train only once, and a single failure means
+    little.
 
     Parameters
     ----------
     earlier : iterable
-        Partition and failure, or None, of each training before a run was resumed.
+        Partition, and reason of the failure or None, of each training before a run was resumed.
     """
 
     def __init__(self, earlier: Iterable[tuple[int, str | None]] = ()) -> None:
         self._earlier = earlier
-        self._succeeded = bytearray()  # one byte a client: populations are large
+        self._succeeded = bytearray()  # one byte per client: populations are large
         self._failed: Counter[int] = Counter()
         self._least = 2
 
     def __call__(self, event: Event) -> None:
-        """Count what the event tells."""
+        """Count the trainings."""
         if isinstance(event, RunStarted):
             self._succeeded = bytearray(event.experiment.data.clients)
             self._least = min(2, event.experiment.strategy.rounds)
@@ -46,7 +47,7 @@ class Attempts:
             self._failed[partition] += 1
 
     def never_succeeded(self) -> str:
-        """One sentence that names the clients that never succeeded; "" if there is none."""
+        """One sentence with the clients that never succeeded; "" if there is none."""
         never = sorted(p for p, failures in self._failed.items() if failures >= self._least)
         if not never:
             return ""

@@ -1,45 +1,43 @@
-"""Saying whom a phase waits for, where it takes much longer than the others took."""
+"""Reports the clients that a phase waits for, if they take much longer than the others."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.events import ClientsAwaited, Phase, Sink
 
-_FIRST_SECONDS = 10.0  # of a phase, in which nothing is said
-_TIMES_OTHERS = 2.0  # as long as the last answer took
+_FIRST_SECONDS = 10.0  # at the start of a phase, without a report
+_TIMES_OTHERS = 2.0  # of the time that the last reply took
 
 
 class Awaiting:
-    """Says again and again, less and less often, which clients a phase waits for.
+    """Reports repeatedly, at growing intervals, which clients a phase waits for.
 
     Parameters
     ----------
     round, phase
         As in the events of the phase.
     emit : callable
-        Takes the events.
-    clock : callable
-        Seconds, as ``time.monotonic``.
+        Called with the events.
+    clock : Clock
+        What time it is.
     """
 
-    def __init__(
-        self, round: int, phase: Phase, emit: Sink, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, round: int, phase: Phase, emit: Sink, clock: Clock = SYSTEM) -> None:
         self._round, self._phase, self._emit, self._clock = round, phase, emit, clock
-        self._began = clock()
+        self._began = clock.monotonic()
         self._others = 0.0
         self._next = _FIRST_SECONDS
 
     def answered(self) -> None:
-        """An answer has come."""
-        self._others = self._clock() - self._began
+        """Note that a reply has arrived."""
+        self._others = self._clock.monotonic() - self._began
         self._next = max(self._next, _TIMES_OTHERS * self._others)
 
     def look(self, missing: Sequence[int], cohort: int) -> None:
-        """Say who is missing of a cohort, if it is time and most of the others have answered."""
-        took = self._clock() - self._began
+        """Report the missing clients of a cohort, if it is time and at least half have replied."""
+        took = self._clock.monotonic() - self._began
         if took < self._next or not 0 < len(missing) <= cohort / 2:
             return
         self._emit(ClientsAwaited(self._round, self._phase, tuple(missing), took, self._others))

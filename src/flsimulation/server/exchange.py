@@ -1,295 +1,286 @@
-"""Sending the messages of one phase over a Grid and collecting the answers.
+"""Sends tasks to the clients, and receives their outcomes as they arrive.
 
-Flower's ``Grid.send_and_receive`` gives all answers at once; ``push_messages`` and
-``pull_messages`` let every answer be an event as it comes, and leave the deadline to us.
+Flower's ``Grid.send_and_receive`` returns all replies at once. With ``push_messages`` and
+``pull_messages``, every outcome is an event when it arrives, and deadlines are checked here.
 """
 
 from __future__ import annotations
 
-import time
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError
-from flsimulation.events import ClientReplied, Phase, PhaseStarted, Sink
+from flsimulation.events import ClientReplied, EngineReported, Phase, PhaseStarted, Sink
 from flsimulation.messages.arrays import size_of
-from flsimulation.messages.batch import CohortAnswer, cohort_answer
-from flsimulation.messages.content import failure_of, merge, metrics_of, payload_bytes, split
+from flsimulation.messages.batch import Batch, Outcome, Reply, outcome_bytes
+from flsimulation.messages.codec import message_of, reply_of
 from flsimulation.server.awaiting import Awaiting
+from flsimulation.server.grid import PartitionedGrid
+from flsimulation.server.replies import Replies
 
-_POLL_SECONDS = 0.2  # between two looks for answers, where the grid has none ready
+_POLL_SECONDS = 0.2  # between two requests for replies, if there was none
 
-
-@dataclass
-class Replies:
-    """The answers of one phase."""
-
-    cohort: tuple[int, ...]
-    """Partitions that were asked, ascending."""
-    by_partition: dict[int, Message] = field(default_factory=dict)
-    """Answers that carry one client's result."""
-    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
-    """The numbers of all clients that succeeded."""
-    means: dict[int, tuple[ArrayRecord, int]] = field(default_factory=dict)
-    """Mean models of clients that answered together, with the examples behind each, by the lowest
-    partition."""
-    failures: dict[int, ClientError] = field(default_factory=dict)
-    """Why the others do not."""
-    bytes_down: int = 0
-    bytes_up: int = 0
-
-    @property
-    def results(self) -> list[Message]:
-        """Results in the order of partitions, whatever order they came in."""
-        return [self.by_partition[partition] for partition in sorted(self.by_partition)]
-
-    @property
-    def missing(self) -> list[int]:
-        """Partitions that have not answered yet."""
-        answered = self.metrics.keys() | self.failures.keys()
-        return [partition for partition in self.cohort if partition not in answered]
+_Waiting: TypeAlias = dict[tuple[int, Phase], Replies]
+"""The `Replies` of each task without an outcome, by partition and phase."""
 
 
-class PartitionedGrid(Grid):
-    """A Flower grid that knows the partition of every node."""
+class _Posted(NamedTuple):
+    """Tasks of one phase that are not sent yet."""
 
-    @property
-    @abstractmethod
-    def partitions(self) -> Mapping[int, int]:
-        """Partition of every node that is there, by node id, ascending by partition."""
-
-    @property
-    @abstractmethod
-    def costs_time(self) -> bool:
-        """Whether a message takes so long that two phases had better share one."""
-
-    @property
-    def averages(self) -> bool:
-        """Whether messages may ask for their clients' mean model in place of each one's."""
-        return False
-
-    @abstractmethod
-    def look(self) -> None:
-        """See who came and who went since."""
-
-    @abstractmethod
-    def gather(self, seconds: float) -> int:
-        """Wait for clients that went away, once for each absence; gives how many are there."""
-
-    @abstractmethod
-    def wait(self, least: int, seconds: float) -> bool:
-        """Wait until so many clients are there; False if they do not come in time."""
-
-    def why_lost(self, partition: int, node: int) -> str | None:  # noqa: ARG002 - of networks
-        """Why no answer will come from a node that went away; None if one still may."""
-        return "it went away before it answered"
-
-    def node_of(self, partition: int) -> int | None:
-        """The node that holds a partition now, or None."""
-        return next((node for node, held in self.partitions.items() if held == partition), None)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Nodes by partition, so that a seed samples the same clients in every runtime."""
-        return list(self.partitions)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message from the server to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+    replies: Replies
+    batches: Sequence[Batch]
 
 
 @dataclass(frozen=True)
-class Errand:
-    """The messages of one phase."""
+class _Sent:
+    """A message whose reply is not complete."""
 
-    round: int
-    phase: Phase
-    messages: Mapping[int, Message]
-    """By partition."""
-
-
-class _Asked(NamedTuple):
-    """Who a message went to, and on which errands."""
-
-    partition: int
     node: int
-    errands: tuple[int, ...]
-    """One, or evaluation and training."""
+    waiting: _Waiting
+    seconds: float
+    """Limit for its outcomes; 0 without a deadline."""
+    expires: float
+    """Its deadline, as the clock's ``monotonic`` counts; infinite without one."""
 
 
-@dataclass(frozen=True)
 class Exchange:
-    """Carries the phases of a federation.
+    """Sends the tasks of a federation to its clients, and receives the outcomes.
+
+    Callers call `post`, then `outcomes`; which message contains which tasks, and when it is sent, is
+    decided here.
 
     Parameters
     ----------
     grid : PartitionedGrid
-        Whatever carries the messages.
+        The grid that sends the messages.
     deadline : float
         Seconds that a phase may take; 0 for no limit.
     emit : callable
-        Takes the events.
+        Called with the events.
+    engine : str, optional
+        The clients' engine if it is known; an engine that differs is reported as an event.
+    why_not : str, optional
+        Why they are not trained stacked, if known.
+    clock : Clock
+        What time it is.
     """
 
-    grid: PartitionedGrid
-    deadline: float
-    emit: Sink
+    def __init__(
+        self,
+        grid: PartitionedGrid,
+        deadline: float,
+        emit: Sink,
+        engine: str | None = None,
+        why_not: str | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self.grid = grid
+        self._deadline, self._emit, self._clock = deadline, emit, clock
+        self._engines = {(None, None), (engine, why_not)}
+        self._held: list[_Posted] = []
+        self._pending: dict[str, _Sent] = {}
+        self._ready: deque[Reply] = deque()  # outcomes of tasks that could not be sent
+        self._last = Replies(0, "train")
+        self._awaiting = Awaiting(0, "train", emit, clock)
 
-    def errand(self, round: int, phase: Phase, messages: Iterable[Message]) -> Errand:
-        """A strategy's messages, by the partitions that their nodes hold now."""
-        partitions = self.grid.partitions
-        return Errand(round, phase, {partitions[m.metadata.dst_node_id]: m for m in messages})
+    def post(
+        self,
+        round: int,
+        phase: Phase,
+        batches: Sequence[Batch],
+        messages: Mapping[int, Message] | None = None,
+        *,
+        can_wait: bool = False,
+    ) -> Replies:
+        """Post the tasks of one phase to the clients.
 
-    def run(self, *errands: Errand) -> list[Replies]:
-        """Send the messages, wait for the answers or the deadline, and count who is missing.
+        Parameters
+        ----------
+        round, phase
+            Round and phase of the tasks.
+        batches : sequence of Batch
+            At most one task per client.
+        messages : mapping, optional
+            The strategy's messages that the tasks are from, by partition.
+        can_wait : bool
+            Whether the tasks may be sent together with those of the next call, which saves messages
+            on a slow grid. Until then, `outcomes` does not wait for them.
 
-        Two errands, evaluation and training of the same model, go to a node in one message.
+        Returns
+        -------
+        Replies
+            Filled by `outcomes`.
         """
-        return _Phase(self, errands).run()
+        if any(posted.replies.phase == phase for posted in self._held):
+            self._send()
+        cohort = sorted(task.partition for batch in batches for task in batch.tasks)
+        replies = Replies(round, phase, tuple(cohort), messages or {})
+        self._held.append(_Posted(replies, batches))
+        if not (can_wait and cohort and self.grid.costs_time):
+            self._send()
+        return replies
 
+    def outcomes(self) -> Iterator[Reply]:
+        """Yield the outcomes of the tasks that were sent, as they arrive, until every task has one.
 
-class _Phase:
-    """One exchange, from its messages to the last answer."""
-
-    def __init__(self, exchange: Exchange, errands: tuple[Errand, ...]) -> None:
-        self._grid, self._emit = exchange.grid, exchange.emit
-        self._deadline = exchange.deadline * len(errands)  # of each phase
-        self._errands = errands
-        self._replies = [Replies(tuple(sorted(errand.messages))) for errand in errands]
-        self._pending: dict[str, _Asked] = {}
-        self._sent: dict[int, str] = {}  # the last message to each partition
-        self._awaiting = Awaiting(errands[-1].round, errands[-1].phase, exchange.emit)
-
-    def run(self) -> list[Replies]:
-        for errand, replies in zip(self._errands, self._replies, strict=True):
-            self._emit(PhaseStarted(errand.round, errand.phase, replies.cohort))
-        expires = time.monotonic() + self._deadline if self._deadline else float("inf")
-        self._send()
-        while self._pending and time.monotonic() < expires:
-            if not self._collect():
-                self._give_up_lost()
-                if self._grid.costs_time:
-                    self._awaiting.look(self._replies[-1].missing, len(self._replies[-1].cohort))
-                time.sleep(min(_POLL_SECONDS, max(0.0, expires - time.monotonic())))
-        for index, replies in enumerate(self._replies):
-            for partition in replies.missing:
-                late = ClientError("deadline", f"no answer within {self._deadline:g} s")
-                self._record(index, partition, late)
-        return self._replies
+        The outcome of a task that is not done by the deadline, or whose client is lost, is an error.
+        A caller may leave the loop, post more tasks, and call this again.
+        """
+        while self._ready or self._pending:
+            arrived = list(self._ready) or self._take()
+            self._ready.clear()
+            yield from arrived
+            if not arrived:
+                yield from self._lost()
+                self._rest()
+            yield from self._late()
 
     def _send(self) -> None:
-        messages, asked = [], []
-        wanted_by: dict[int, list[int]] = {}
-        for index, errand in enumerate(self._errands):
-            for partition in errand.messages:
-                wanted_by.setdefault(partition, []).append(index)
-        for partition, wanted in sorted(wanted_by.items()):
-            if (node := self._grid.node_of(partition)) is None:
-                for index in wanted:
-                    self._record(index, partition, ClientError("lost", "it is not connected"))
-                continue
-            for message, errands in self._merged(partition, wanted):
-                messages.append(_addressed(message, node))
-                asked.append(_Asked(partition, node, errands))
-        sizes: dict[int, int] = {}
-        for message, to in zip(messages, asked, strict=True):
-            # of two errands the model belongs to the training, which is the last
-            if (content := id(message.content)) not in sizes:  # of many messages the same
-                sizes[content] = payload_bytes(message)
-            self._replies[to.errands[-1]].bytes_down += sizes[content]
-            if self._deadline:
-                message.metadata.ttl = self._deadline  # a client can see when to give up
-        self._pending = dict(zip(self._grid.push_messages(messages), asked, strict=True))
-        self._sent = {to.partition: identifier for identifier, to in self._pending.items()}
+        """Send the posted tasks, those that begin with the same model together."""
+        held, self._held = self._held, []
+        for posted in held:
+            self._last = replies = posted.replies
+            self._emit(PhaseStarted(replies.round, replies.phase, replies.cohort))
+        self._awaiting = Awaiting(self._last.round, self._last.phase, self._emit, self._clock)
+        seconds = self._deadline * len(held)  # a deadline per phase
+        takers = {posted.replies.phase: posted.replies for posted in held}
+        messages, sent = list[Message](), list[_Sent]()
+        for batch in _together(held):
+            for node, part in self.grid.divided(batch):
+                waiting = {(t.partition, t.phase): takers[t.phase] for t in part.tasks}
+                if node is None:
+                    error = ClientError("lost", "it is not connected")
+                    self._ready.append(self._failed(waiting, list(waiting), error))
+                    continue
+                _count_down(part, takers)
+                expires = self._clock.monotonic() + seconds if seconds else float("inf")
+                messages.append(message_of(part, node, seconds, self._clock))
+                sent.append(_Sent(node, waiting, seconds, expires))
+        self._pending |= zip(self.grid.push_messages(messages), sent, strict=True)
 
-    def _merged(
-        self, partition: int, wanted: list[int]
-    ) -> Iterator[tuple[Message, tuple[int, ...]]]:
-        messages = [self._errands[index].messages[partition] for index in wanted]
-        if len(messages) == 2 and (both := merge(messages[1], messages[0])) is not None:
-            yield both, tuple(wanted)
-            return
-        for index, message in zip(wanted, messages, strict=True):
-            yield message, (index,)
-
-    def _collect(self) -> bool:
-        """Take in the answers that are ready; False if there were none."""
-        came = list(self._grid.pull_messages(self._pending.keys()))
-        if came:
+    def _take(self) -> list[Reply]:
+        """Receive the replies that have arrived."""
+        arrived = []
+        for message in self.grid.pull_messages(self._pending.keys()):
+            identifier = message.metadata.reply_to_message_id
+            if (sent := self._pending.get(identifier)) is None:
+                continue  # its deadline has just passed
+            reply = reply_of(message)
+            if isinstance(reply, ClientError):
+                reply = self._failed(sent.waiting, list(sent.waiting), reply)
+            else:
+                self._report(reply)
+                self._record(sent.waiting, reply)
+            if not sent.waiting:
+                del self._pending[identifier]
+            arrived.append(reply)
+        if arrived:
             self._awaiting.answered()
-        for answer in came:
-            asked = self._pending.pop(answer.metadata.reply_to_message_id, None)
-            if asked is None:
-                continue  # given up as lost a moment ago
-            if (together := cohort_answer(answer)) is not None:
-                self._take_together(together)
+        return arrived
+
+    def _report(self, reply: Reply) -> None:
+        """Emit an event with the clients' engine, if it is a new one."""
+        if (engine := (reply.engine, reply.why_not)) not in self._engines:
+            self._engines.add(engine)
+            self._emit(EngineReported(str(reply.engine), reply.why_not))
+
+    def _record(self, waiting: _Waiting, reply: Reply) -> None:
+        trained: list[int] = []
+        for outcome in reply.outcomes:
+            replies = waiting.pop((outcome.partition, outcome.phase), None)
+            if replies is None:
                 continue
-            self._replies[asked.errands[-1]].bytes_up += payload_bytes(answer)
-            parts = [answer]
-            if len(asked.errands) == 2:
-                evaluate = self._errands[asked.errands[0]].messages[asked.partition]
-                parts = list(reversed(split(answer, evaluate)))
-            for index, part in zip(asked.errands, parts, strict=True):
-                self._record(index, asked.partition, failure_of(part) or part)
-        return bool(came)
+            self._take_in(replies, outcome)
+            if outcome.phase == "train" and outcome.error is None:
+                trained.append(outcome.partition)
+                last = replies
+        if reply.mean is not None and trained:  # each client would have sent its own model
+            last.means[min(trained)] = reply.mean
+            last.bytes_up += size_of(reply.mean.model) * len(trained)
 
-    def _take_together(self, answer: CohortAnswer) -> None:
-        """Take in what several clients answer in one message."""
-        (errand,), (replies,) = self._errands, self._replies
-        if answer.mean is not None:  # each client would have sent its own model and numbers
-            replies.means[min(answer.metrics)] = answer.mean, answer.examples
-            numbers = MetricRecord({**next(iter(answer.metrics.values()))})
-            each = size_of(answer.mean) + size_of(numbers)
-            replies.bytes_up += each * len(answer.metrics)
-        for partition, metrics in answer.metrics.items():
-            replies.metrics[partition] = metrics
-            self._emit(ClientReplied(errand.round, errand.phase, partition, metrics))
-        for partition, error in answer.failures.items():
-            self._record(0, partition, error)
-        for partition in (*answer.metrics, *answer.failures):
-            self._pending.pop(self._sent[partition], None)
-
-    def _give_up_lost(self) -> None:
-        """Wait no longer for nodes that went away."""
-        self._grid.look()
-        there = self._grid.partitions
-        for identifier, asked in list(self._pending.items()):
-            if (
-                asked.node in there
-                or (why := self._grid.why_lost(asked.partition, asked.node)) is None
-            ):
-                continue
-            del self._pending[identifier]
-            for index in asked.errands:
-                self._record(index, asked.partition, ClientError("lost", why))
-
-    def _record(self, index: int, partition: int, answer: Message | ClientError) -> None:
-        errand, replies = self._errands[index], self._replies[index]
-        round, phase = errand.round, errand.phase
-        if isinstance(answer, ClientError):
-            replies.failures[partition] = answer
-            told = ClientReplied(round, phase, partition, reason=answer.reason, error=str(answer))
+    def _take_in(self, replies: Replies, outcome: Outcome) -> None:
+        partition, _, metrics, error, model = outcome
+        if error is not None:
+            replies.failures[partition] = error
+            event = ClientReplied(
+                replies.round, replies.phase, partition, reason=error.reason, error=str(error)
+            )
         else:
-            replies.by_partition[partition] = answer
-            replies.metrics[partition] = metrics_of(answer)
-            told = ClientReplied(round, phase, partition, replies.metrics[partition])
-        self._emit(told)
+            replies.metrics[partition] = metrics
+            replies.bytes_up += outcome_bytes(outcome)
+            if model is not None:
+                replies.models[partition] = model
+            event = ClientReplied(replies.round, replies.phase, partition, metrics)
+        self._emit(event)
+
+    def _failed(
+        self, waiting: _Waiting, tasks: Iterable[tuple[int, Phase]], error: ClientError
+    ) -> Reply:
+        """Record the same error as the outcome of several tasks."""
+        reply = Reply([Outcome(partition, phase, {}, error) for partition, phase in tasks])
+        self._record(waiting, reply)
+        return reply
+
+    def _lost(self) -> Iterator[Reply]:
+        """Fail the tasks of disconnected nodes that will not reply."""
+        self.grid.look()
+        there = self.grid.partitions
+        for identifier, sent in list(self._pending.items()):
+            if sent.node in there:
+                continue
+            partition, _ = next(iter(sent.waiting))
+            if (why := self.grid.why_lost(partition, sent.node)) is not None:
+                del self._pending[identifier]
+                yield self._failed(sent.waiting, list(sent.waiting), ClientError("lost", why))
+
+    def _rest(self) -> None:
+        """Sleep until the next request for replies."""
+        if self.grid.costs_time:
+            self._awaiting.look(self._last.missing, len(self._last.cohort))
+        first = min((sent.expires for sent in self._pending.values()), default=0.0)
+        self._clock.sleep(min(_POLL_SECONDS, max(0.0, first - self._clock.monotonic())))
+
+    def _late(self) -> Iterator[Reply]:
+        """Fail the tasks whose deadline has passed."""
+        now = self._clock.monotonic()
+        for identifier, sent in list(self._pending.items()):
+            if sent.expires <= now:
+                del self._pending[identifier]
+                late = ClientError("deadline", f"no reply within {sent.seconds:g} s")
+                yield self._failed(sent.waiting, list(sent.waiting), late)
 
 
-def _addressed(message: Message, node: int) -> Message:
-    """The message to the node that holds the partition now."""
-    told = message.metadata
-    if told.dst_node_id == node:
-        return message
-    return Message(message.content, node, told.message_type, group_id=told.group_id)
+def _together(held: Iterable[_Posted]) -> list[Batch]:
+    """Batches of several phases; those that begin with the same model are merged."""
+    found: dict[int, Batch] = {}
+    for posted in held:
+        for batch in posted.batches:
+            before = found.get(id(batch.model))
+            found[id(batch.model)] = (
+                batch
+                if before is None
+                else replace(
+                    batch,
+                    tasks=[*before.tasks, *batch.tasks],
+                    average=before.average or batch.average,
+                )
+            )
+    return list(found.values())
+
+
+def _count_down(batch: Batch, takers: Mapping[Phase, Replies]) -> None:
+    """Count the payload of a separate message per client: the model once, for its last task."""
+    model = size_of(batch.model)
+    sizes: dict[int, int] = {}  # of settings, which many clients share
+    last = {task.partition: task.phase for task in batch.tasks}
+    for task in batch.tasks:
+        if (settings := id(task.config)) not in sizes:
+            sizes[settings] = size_of(task.config)
+        takers[task.phase].bytes_down += sizes[settings]
+    for phase in last.values():
+        takers[phase].bytes_down += model

@@ -1,12 +1,11 @@
-"""The round loop: Flower's strategies decide, this module sees that every round is sound.
+"""The round loop: calls the methods of Flower's strategies, and checks every round.
 
-``Strategy.start()`` of Flower gives no event per round, no deadline and no error when every client
-failed; here its four hooks are called one by one, so that any Flower strategy works unmodified.
+Flower's ``Strategy.start()`` has no event per round, no deadline, and no error if every client
+failed. So the strategy's four methods are called here; any Flower strategy works unmodified.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,17 +15,18 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.events import BOOKKEEPING, Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
 from flsimulation.experiment import Experiment
-from flsimulation.messages.batch import ask_average
-from flsimulation.messages.content import set_model
 from flsimulation.messages.weights import weights_sha256, without
 from flsimulation.server.aggregation import Aggregation, require_same_metrics
-from flsimulation.server.exchange import Errand, Exchange, Replies
+from flsimulation.server.exchange import Exchange
+from flsimulation.server.hooks import batches_of, by_partition
+from flsimulation.server.replies import Replies
 from flsimulation.server.sampling import offered
 
-_NAMED_FAILURES = 3  # clients whose errors stand in the message of a failed round
+_NAMED_FAILURES = 3  # most clients whose errors are in the message of a failed round
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,19 @@ class Rounds:
     Parameters
     ----------
     experiment : Experiment
-        Rounds, seed, what a round needs.
+        Its rounds, seed, and what a round requires.
     strategy : Strategy
-        One of Flower's, or any object with its four hooks.
+        One of Flower's, or any object with its four methods.
     exchange : Exchange
-        Carries the messages.
+        Sends tasks to the clients.
     judge : callable
-        Scores of a global model on the test set.
+        Returns scores of a global model on the test set.
     emit : callable
-        Takes the events.
+        Called with the events.
     buffers : iterable of str
-        Arrays that the strategy does not see; they are averaged over the clients.
+        Arrays that are not passed to the strategy; they are averaged over the clients.
+    clock : Clock
+        What time it is.
     """
 
     experiment: Experiment
@@ -55,116 +57,125 @@ class Rounds:
     judge: Callable[[ArrayRecord], Scores]
     emit: Sink
     buffers: frozenset[str] = frozenset()
+    clock: Clock = SYSTEM
 
     @property
     def _aggregation(self) -> Aggregation:
         return Aggregation(self.strategy, self.experiment.strategy.name, self.buffers)
 
     def run(self, arrays: ArrayRecord, first: int = 1) -> Ended:
-        """Run round ``first`` to the last: that of the experiment, or where its target is reached.
+        """Run rounds from ``first`` to the experiment's last, or until its target is reached.
 
         Raises
         ------
         RunError
             If a round has too few results, the strategy fails, or the model diverges.
         """
-        due: _Due | None = None
-        evaluated, number = Replies(()), first - 1
-        while number < self.experiment.strategy.rounds:
-            number += 1
-            due = self._round(number, arrays, due)
-            arrays, reached = due.arrays, self._reached(due.central)
-            if reached or not self._shares(number):
-                (evaluated,) = self.exchange.run(due.errand)
-                self._finish(due, evaluated)
-                due = None
-            if reached:
+        rounds, before = self.experiment.strategy.rounds, None
+        ended = Ended(arrays, Replies(first - 1, "evaluate"), first - 1)
+        for number in range(first, rounds + 1):
+            before = self._round(number, ended.arrays, before)
+            ended = Ended(before.arrays, before.evaluated, number)
+            if before.is_last:
                 break
-        return Ended(arrays, evaluated, number)
+        return ended
 
-    def _reached(self, central: Scores | None) -> bool:
+    def _round(self, number: int, arrays: ArrayRecord, before: _Round | None) -> _Round:
+        laps = _Laps(self.clock)
+        # 1. The strategy samples a cohort and configures each client's task.
+        # 2. The clients train; each outcome is an event as it arrives. Evaluations that are still
+        #    missing from the round before arrive with them.
+        trained = self._train(number, arrays, before)
+        laps.lap("train")
+        # 3. The strategy aggregates their results to the new global model.
+        arrays, metrics = self._aggregation.aggregate(number, trained)
+        self.emit(Checkpoint(number, arrays, self.strategy))
+        laps.lap("aggregate")
+        # 4. The new model is evaluated on the test set, and by clients on their held-out parts.
+        central = self._central(number, arrays)
+        is_last = self._is_last(number, central)
+        evaluated = self._post("evaluate", number, arrays, can_wait=not is_last)
+        self._take_in()
+        laps.lap("evaluate")
+        # 5. When all evaluations have arrived, the round is finished.
+        round = _Round(arrays, trained, _scores(metrics), central, evaluated, is_last, laps)
+        if evaluated.is_complete:
+            self._finish(round)
+        return round
+
+    def _train(self, number: int, arrays: ArrayRecord, before: _Round | None) -> Replies:
+        was_open = before is not None and not before.evaluated.is_complete
+        try:
+            trained = self._post("train", number, arrays)
+            self._take_in()
+        finally:  # the round before is finished, also if this one fails
+            if before is not None and was_open:
+                self._finish(before)
+        self._require(number, trained, self.experiment.round.min_results)
+        return trained
+
+    def _take_in(self) -> None:
+        """Wait until every task that was sent has its outcome in its `Replies`."""
+        for _ in self.exchange.outcomes():
+            pass
+
+    def _central(self, number: int, arrays: ArrayRecord) -> Scores | None:
+        """Scores on the test set, in the rounds that have them."""
+        every = self.experiment.evaluate.central_every
+        last = number == self.experiment.strategy.rounds
+        if every == 0 or (number % every and not last):
+            return None
+        if central := self.judge(arrays):
+            self.emit(Judged(number, central))
+        return central
+
+    def _is_last(self, number: int, central: Scores | None) -> bool:
         target = self.experiment.evaluate.target_accuracy
         if central is not None and target and "accuracy" not in central:
             raise RunError(
                 f"evaluate.target-accuracy is {target}, but the model logs no accuracy on the test "
                 f"set; log val_accuracy in its validation_step, or set the key to 0"
             )
-        return is_reached(target, central)
+        return is_reached(target, central) or number == self.experiment.strategy.rounds
 
-    def _round(self, number: int, arrays: ArrayRecord, before: _Due | None) -> _Due:
-        clock = _Clock()
-        # 1. The strategy samples a cohort and says what each client gets.
-        # 2. The clients train; each answer is an event as it comes. Where messages cost time they
-        #    evaluate the model of the round before in the same message.
-        trained = self._train(number, arrays, before)
-        self._require(number, trained, self.experiment.round.min_results)
-        clock.lap("train")
-        # 3. The strategy makes the new global model of their results.
-        arrays, metrics = self._aggregation.aggregate(number, trained)
-        train_scores = _scores(metrics)
-        self.emit(Checkpoint(number, arrays, self.strategy))
-        clock.lap("aggregate")
-        # 4. The new model is judged on the test set, and by clients on their held-out parts.
-        central = self.judge(arrays) if self._judged(number) else None
-        if central:
-            self.emit(Judged(number, central))
-        errand = self._configure("evaluate", number, arrays)
-        return _Due(number, arrays, errand, trained, train_scores, central, clock)
-
-    def _shares(self, number: int) -> bool:
-        """Whether a round's evaluation goes out with the next round's training."""
-        return self.exchange.grid.costs_time and number < self.experiment.strategy.rounds
-
-    def _train(self, number: int, arrays: ArrayRecord, before: _Due | None) -> Replies:
-        if before is None:
-            (trained,) = self.exchange.run(self._configure("train", number, arrays))
-            return trained
-        before.clock.lap("evaluate")
-        evaluated: Replies | None = None
-        try:
-            training = self._configure("train", number, arrays)
-            evaluated, trained = self.exchange.run(before.errand, training)
-        finally:  # the round before is done, whatever becomes of this one
-            self._finish(before, evaluated or Replies(()))
-        return trained
-
-    def _finish(self, due: _Due, evaluated: Replies) -> None:
-        # 5. What happened is told; whoever listens keeps, shows or serves it.
-        number = due.round
+    def _finish(self, done: _Round) -> None:
+        """Emit the event of a finished round."""
+        number, trained, evaluated = done.trained.round, done.trained, done.evaluated
+        if not evaluated.is_complete:  # the run ends early
+            evaluated = Replies(number, "evaluate")
         self._require(number, evaluated, min(1, len(evaluated.cohort)))
-        federated = self._federated(number, evaluated)
-        if "evaluate" not in due.clock.laps:
-            due.clock.lap("evaluate")
         self.emit(
             RoundFinished(
                 round=number,
-                central=due.central,
-                federated=federated,
-                train=due.train,
-                cohort=due.trained.cohort,
-                failures=_count(due.trained, evaluated),
-                seconds=due.clock.seconds(),
-                bytes=_traffic(due.trained, evaluated),
-                weights_sha256=weights_sha256(due.arrays),
+                central=done.central,
+                federated=self._federated(number, evaluated),
+                train=done.train,
+                cohort=trained.cohort,
+                failures=_count(trained, evaluated),
+                seconds=done.laps.seconds(),
+                bytes=_traffic(trained, evaluated),
+                weights_sha256=weights_sha256(done.arrays),
             )
         )
 
-    def _configure(self, phase: Phase, number: int, arrays: ArrayRecord) -> Errand:
+    def _post(
+        self, phase: Phase, number: int, arrays: ArrayRecord, *, can_wait: bool = False
+    ) -> Replies:
+        """Let the strategy choose clients and settings, and post the tasks."""
         self._gather(number, phase)
         hook = getattr(self.strategy, f"configure_{phase}")
         seen = without(arrays, self.buffers) if self.buffers else arrays
+        grid = self.exchange.grid
         with seeds.python_random(self.experiment.seed, f"sample-{phase}", number):
-            grid = offered(self.exchange.grid, self.experiment, phase, number)
-            messages = list(hook(number, seen, ConfigRecord(), grid))
-        if self.buffers:
-            for message in messages:
-                set_model(message, arrays)
-        if phase == "train" and self.exchange.grid.averages and self._aggregation.is_mean:
-            ask_average(messages)
-        return self.exchange.errand(number, phase, messages)
+            nodes = offered(grid, self.experiment, phase, number)
+            messages = by_partition(hook(number, seen, ConfigRecord(), nodes), grid.partitions)
+        average = phase == "train" and grid.averages and self._aggregation.is_mean
+        model = arrays if self.buffers else None
+        batches = batches_of(number, phase, messages, model, average=average)
+        return self.exchange.post(number, phase, batches, messages, can_wait=can_wait)
 
     def _gather(self, number: int, phase: str) -> None:
-        """Let clients that went away come back; go on without them where enough are left."""
+        """Wait for disconnected clients; continue without them if enough are left."""
         spec, grid = self.experiment, self.exchange.grid
         least = max(spec.round.min_results, spec.strategy.min_train_nodes)
         if phase == "evaluate":
@@ -173,12 +184,12 @@ class Rounds:
         if there < least and not grid.wait(least, spec.runtime.client_wait):
             raise RoundError(
                 f"round {number}: {len(grid.partitions)} of {spec.data.clients} clients are "
-                f"connected, {least} needed; none came back within "
+                f"connected, {least} needed; none reconnected within "
                 f"{spec.runtime.client_wait:g} s"
             )
 
     def _require(self, number: int, replies: Replies, least: int) -> None:
-        """Stop the run unless enough clients succeeded: an empty round is no success."""
+        """Raise `RoundError` unless enough clients succeeded, at least one of a cohort."""
         if len(replies.metrics) >= max(least, 1 if replies.cohort else 0):
             return
         named = [f"client {p}: {replies.failures[p]}" for p in sorted(replies.failures)]
@@ -195,24 +206,20 @@ class Rounds:
             return None
         require_same_metrics(number, evaluated)
         try:
-            return _scores(self.strategy.aggregate_evaluate(number, evaluated.results))
+            return _scores(self.strategy.aggregate_evaluate(number, evaluated.results()))
         except Exception as error:
             raise RunError(f"round {number}: evaluation: {describe_error(error)}") from error
 
-    def _judged(self, number: int) -> bool:
-        every = self.experiment.evaluate.central_every
-        return every > 0 and (number % every == 0 or number == self.experiment.strategy.rounds)
-
 
 class Ended(NamedTuple):
-    """What the rounds came to."""
+    """The result of the rounds."""
 
     arrays: ArrayRecord
     """The global model."""
     evaluated: Replies
     """Its evaluation by clients."""
     round: int
-    """The last one."""
+    """The last round."""
 
 
 def is_reached(target: float, central: Scores | None) -> bool:
@@ -221,30 +228,33 @@ def is_reached(target: float, central: Scores | None) -> bool:
 
 
 @dataclass(frozen=True)
-class _Due:
-    """A round whose evaluation by clients is still to come."""
+class _Round:
+    """A round whose evaluation by clients may still be incomplete."""
 
-    round: int
     arrays: ArrayRecord
-    """The global model that it made."""
-    errand: Errand
-    """The evaluation's messages."""
+    """The new global model."""
     trained: Replies
     train: Scores | None
     central: Scores | None
-    clock: _Clock
+    evaluated: Replies
+    is_last: bool
+    laps: _Laps
 
 
 @dataclass
-class _Clock:
+class _Laps:
     """Seconds of a round's phases."""
 
-    began: float = field(default_factory=time.perf_counter)
+    clock: Clock
+    began: float = field(init=False)
     laps: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.began = self.clock.monotonic()
+
     def lap(self, phase: str) -> None:
-        """The time since the last lap belongs to ``phase``."""
-        self.laps[phase] = time.perf_counter() - self.began - sum(self.laps.values())
+        """Assign the time since the last lap to ``phase``."""
+        self.laps[phase] = self.clock.monotonic() - self.began - sum(self.laps.values())
 
     def seconds(self) -> dict[str, float]:
         """All laps, and the total."""
@@ -252,7 +262,7 @@ class _Clock:
 
 
 def _scores(metrics: MetricRecord | None) -> Scores | None:
-    """The strategy's aggregated metrics without those that mean nothing as an average."""
+    """The strategy's aggregated metrics, without those whose average has no meaning."""
     if metrics is None:
         return None
     return {

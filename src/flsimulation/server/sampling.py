@@ -1,8 +1,8 @@
-"""Cohorts of very large populations, drawn without listing all clients.
+"""Cohorts of very large populations, sampled without listing all clients.
 
-Flower's strategies list every node twice a round and draw from the list. With a million clients
-that takes longer than the training, so above `LISTED_CLIENTS` the cohort is drawn here and a
-strategy is offered these nodes only, of which it takes all (docs/decisions/0014).
+Flower's strategies list every node twice per round and sample from the list. With a million clients
+that takes longer than the training, so above `LISTED_CLIENTS` the cohort is sampled here, and the
+strategy sees a grid of these nodes only, of which it takes all (docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 from flsimulation import seeds
 from flsimulation.events import Phase
 from flsimulation.experiment import Experiment
-from flsimulation.server.exchange import PartitionedGrid
+from flsimulation.server.grid import PartitionedGrid
 
 LISTED_CLIENTS = 10_000
-"""Most clients of a population that strategies draw from themselves."""
+"""Size of the largest population from which strategies sample themselves."""
 
 
 class OfferedNodes:
-    """A grid that has some of another's nodes only.
+    """A grid with only some of another grid's nodes.
 
     Parameters
     ----------
     grid : PartitionedGrid
-        Does everything else.
+        Used for everything else.
     draw : callable
-        Gives those that are there; called once, when first asked.
+        Returns the nodes; called once, at first use.
     """
 
     def __init__(self, grid: PartitionedGrid, draw: Callable[[], list[int]]) -> None:
@@ -43,18 +43,18 @@ class OfferedNodes:
 
 
 def offered(grid: PartitionedGrid, experiment: Experiment, phase: Phase, round: int) -> Any:
-    """The grid that a strategy draws a phase's cohort from: all of it, or the cohort drawn here.
+    """The grid that a strategy samples a phase's cohort from: all nodes, or a cohort sampled here.
 
     Parameters
     ----------
     grid : PartitionedGrid
-        With all nodes.
+        The grid with all nodes.
     experiment : Experiment
-        Its population and fractions decide.
+        Its population and fractions determine the cohort.
     phase : {"train", "evaluate"}
-        What the cohort is for.
+        The phase of the cohort.
     round : int
-        Each round of each phase has a draw of its own.
+        Each round and phase has its own random stream.
     """
     clients = len(grid.partitions)
     if clients <= LISTED_CLIENTS:

@@ -1,4 +1,4 @@
-"""From the experiment's [strategy] to Flower's own strategy object."""
+"""Flower's strategy object for the [strategy] section of an experiment."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from flsimulation.server.sampling import LISTED_CLIENTS
 MOVING_THE_MODEL = frozenset({"fedavgm", "fedadam", "fedadagrad", "fedyogi", "qfedavg"})
 """Strategies that move the global model along the clients' mean change instead of averaging.
 
-A step with momentum or a learning rate of its own can leave the range that makes sense for a
-buffer: a running variance below zero gives NaN at the next evaluation. Buffers are therefore
-averaged plainly under these (docs/decisions/0005)."""
+A step with momentum or a server learning rate can leave the valid range of a buffer: a running
+variance below zero causes NaN at the next evaluation. With these strategies, buffers are therefore
+averaged (docs/decisions/0005)."""
 
 
 def build_strategy(experiment: Experiment, *, evaluate: bool = True) -> flower.Strategy:
@@ -24,21 +24,21 @@ def build_strategy(experiment: Experiment, *, evaluate: bool = True) -> flower.S
     Parameters
     ----------
     experiment : Experiment
-        Its strategy section names the class and the parameters.
+        Its strategy section has the class and the parameters.
     evaluate : bool
-        Whether clients have something to evaluate with; otherwise their evaluation is off.
+        Whether clients can evaluate; otherwise their evaluation is off.
     """
     spec = experiment.strategy
-    large = experiment.data.clients > LISTED_CLIENTS  # then it is offered the cohort only
+    large = experiment.data.clients > LISTED_CLIENTS  # then it sees only the cohort
     own: dict[str, Any] = {key.replace("-", "_"): value for key, value in spec.parameters.items()}
     if spec.name == "qfedavg":
-        own["train_loss_key"] = "loss"  # the name under which our clients report it
+        own["train_loss_key"] = "loss"  # the name under which the clients report it
     strategy: flower.Strategy = getattr(flower, STRATEGIES[spec.name])(
         fraction_train=spec.fraction_train,
         fraction_evaluate=spec.fraction_evaluate if evaluate else 0.0,
         min_train_nodes=experiment.cohort_size if large else spec.min_train_nodes,
         min_evaluate_nodes=experiment.evaluated_size if large else spec.min_evaluate_nodes,
-        min_available_nodes=spec.min_train_nodes,  # who waits for clients is the round loop
+        min_available_nodes=spec.min_train_nodes,  # the round loop waits for clients
         **own,
     )
     return strategy

@@ -1,1 +1,1 @@
-"""What is made of many runs: comparisons of runtimes and engines, published figures."""
+"""Studies of several runs: comparisons of runtimes and engines, reproductions of papers."""

@@ -1,7 +1,8 @@
-"""Whether one process and a network, or Ray, give the same: partitions, cohorts, scores, weights.
+"""Compares runtimes, or engines: partitions, cohorts, scores and weights must agree.
 
-Both run the same engine, so every round must agree to rounding: the runtimes differ in who carries
-the messages, and perhaps in the number of threads. And whether the two engines give the same.
+Two runtimes use the same engine, so every round must agree up to rounding: they differ in how the
+messages travel, and perhaps in the number of threads. The stacked and the sequential engine are
+compared in one process.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from flsimulation.server.app import Start
 TOLERANCE = 1e-6
 """Largest relative difference of scores and weights in any round, with the same engine."""
 BETWEEN_ENGINES = 1e-5
-"""The same between engines, where each round begins with the same global model."""
+"""The same between two engines, where each round begins with the same global model."""
 
 Model = Mapping[str, np.ndarray]
 
 
 @dataclass
 class Record:
-    """What a run did, as far as it must be the same in every runtime."""
+    """The parts of a run that must be the same in every runtime."""
 
     started: RunStarted | None = None
     rounds: list[RoundFinished] = field(default_factory=list)
@@ -39,7 +40,7 @@ class Record:
     """The global model after each round."""
 
     def __call__(self, event: Event) -> None:
-        """Take what the event tells."""
+        """Keep an event's content."""
         if isinstance(event, RunStarted):
             self.started = event
         elif isinstance(event, RoundFinished):
@@ -50,7 +51,7 @@ class Record:
 
 @dataclass(frozen=True)
 class RoundComparison:
-    """How far the two runtimes are apart in one round."""
+    """Differences between two runs in one round."""
 
     round: int
     same_cohort: bool
@@ -64,26 +65,26 @@ class RoundComparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the round is the same to rounding."""
+        """Whether the round is the same up to rounding."""
         return self.same_cohort and max(self.scores, self.weights) <= self.tolerance
 
 
 def verify(there: Runtime, compared: Callable[[RoundComparison], None] | None = None) -> list[str]:
-    """Run an experiment in one process and in another runtime; give what differs, one line each.
+    """Run an experiment in one process and in another runtime; returns one line per difference.
 
     Parameters
     ----------
     there : Runtime
         Opened for the experiment.
     compared : callable, optional
-        Takes each round's comparison.
+        Called with each round's comparison.
 
     Raises
     ------
     InputError
         If the experiment cannot be run.
     RunError
-        If one of the two runs could not go on.
+        If one of the two runs could not continue.
     """
     if there.federate is not None:
         return compare(*_round_by_round(there.experiment, there.federate), compared)
@@ -94,10 +95,10 @@ def verify(there: Runtime, compared: Callable[[RoundComparison], None] | None = 
 
 
 def _round_by_round(experiment: Experiment, federate: Federate) -> tuple[Record, Record]:
-    """A run in one process, and each of its rounds again where clients are elsewhere.
+    """A run in one process, and each of its rounds again in the other runtime.
 
-    Each begins with the same model: clients that train together average their models in other
-    groups than one process, and what that rounds off grows over many rounds.
+    Each repeated round begins with the same model as the original: the other runtime averages the
+    clients' models in different groups, and that rounding error would grow over many rounds.
     """
     space = Workspace.load(_changed(experiment, experiment.train.engine))
     here, starts = _run_here(space)
@@ -105,7 +106,7 @@ def _round_by_round(experiment: Experiment, federate: Federate) -> tuple[Record,
 
 
 def _with_one_engine(experiment: Experiment) -> Experiment:
-    """The experiment with the engine that a network's clients have, unless it asks for another."""
+    """The experiment with the engine that a network's clients use, unless it requests another."""
     if experiment.train.engine != "auto":
         return experiment
     train = experiment.train.model_copy(update={"engine": "sequential"})
@@ -115,24 +116,24 @@ def _with_one_engine(experiment: Experiment) -> Experiment:
 def verify_engines(
     experiment: Experiment, compared: Callable[[RoundComparison], None] | None = None
 ) -> list[str]:
-    """Run an experiment stacked, and each of its rounds again sequentially; give what differs.
+    """Run an experiment stacked, and each of its rounds again sequentially; returns differences.
 
-    Every sequential round begins with the model and the strategy's state that the stacked one began
-    with: over many rounds rounding grows, which is no engine's fault.
+    Every sequential round begins with the same model and strategy state as the stacked one: rounding
+    errors would grow over many rounds, which is not a difference of the engines.
 
     Parameters
     ----------
     experiment : Experiment
-        Run in this process, whatever its ``runtime``.
+        It is run in this process; its ``runtime`` is ignored.
     compared : callable, optional
-        Is told each round's comparison.
+        Called with each round's comparison.
 
     Raises
     ------
     InputError
-        If the experiment cannot be run, or its model not be trained stacked.
+        If the experiment cannot be run, or its model cannot be trained stacked.
     RunError
-        If a run could not go on.
+        If a run could not continue.
     """
     space = Workspace.load(_changed(experiment, "stacked"))
     here, starts = _run_here(space)
@@ -142,7 +143,7 @@ def verify_engines(
 
 
 def _run_here(space: Workspace) -> tuple[Record, dict[int, Start]]:
-    """A run in this process, and where the round after each of its rounds began."""
+    """A run in this process, and the start of the next round, by completed round."""
     record, starts = Record(), dict[int, Start]()
 
     def keep(event: Event) -> None:
@@ -157,7 +158,7 @@ def _run_here(space: Workspace) -> tuple[Record, dict[int, Start]]:
 def _each_again(
     here: Record, starts: Mapping[int, Start], space: Workspace, federate: Federate
 ) -> Record:
-    """Every round of a run once more, from where it began."""
+    """Repeat every round of a run, each from its own start."""
     there = Record()
     for round in here.rounds:
         strategy = space.experiment.strategy.model_copy(update={"rounds": round.round})
@@ -165,7 +166,7 @@ def _each_again(
         short, record = dataclasses.replace(space, experiment=spec), Record()
         federate(spec, [record], short, starts.get(round.round - 1))
         (done,) = record.rounds
-        if round.central is None:  # the last round of a run is judged, whatever the schedule
+        if round.central is None:  # the last round of a run is always evaluated
             done = dataclasses.replace(done, central=None)
         there.started = record.started
         there.rounds.append(done)
@@ -174,7 +175,7 @@ def _each_again(
 
 
 def _changed(experiment: Experiment, engine: str) -> Experiment:
-    """The experiment with an engine, and without the evaluation at the end."""
+    """The experiment with another engine, and without the evaluation by clients."""
     train = experiment.train.model_copy(update={"engine": engine})
     evaluate = experiment.evaluate.model_copy(update={"clients": 0})
     return experiment.model_copy(update={"train": train, "evaluate": evaluate})
@@ -186,7 +187,7 @@ def compare(
     compared: Callable[[RoundComparison], None] | None = None,
     tolerance: float = TOLERANCE,
 ) -> list[str]:
-    """What differs between two runs, one line each; none if they agree to the tolerance."""
+    """One line per difference between two runs; empty if they agree within the tolerance."""
     differences = _differing_data(here.started, there.started)
     if len(here.rounds) != len(there.rounds):
         differences.append(
@@ -201,7 +202,7 @@ def compare(
         elif not comparison.agrees:
             differences.append(
                 f"round {one.round}: scores differ by {comparison.scores:.1e}, weights by "
-                f"{comparison.weights:.1e}; at most {tolerance:.0e} is rounding"
+                f"{comparison.weights:.1e}; the tolerance is {tolerance:.0e}"
             )
     return differences
 
@@ -212,10 +213,10 @@ def arrays_of(record: ArrayRecord) -> Model:
 
 
 def _differing_data(one: RunStarted | None, other: RunStarted | None) -> list[str]:
-    """Whether two runs began with the same data and model, and what of it is not the same."""
+    """One line with what differs in the data and models of two runs; empty if nothing does."""
     if one is None or other is None:
         which = "one process" if one is None else "the other runtime"
-        return [f"the run in {which} did not say with which data it began; verify again"]
+        return [f"the run in {which} did not report its data; run flsim verify again"]
     names = {
         "data_digest": "the data set",
         "histogram": "the clients' partitions",

@@ -24,7 +24,7 @@ class Batches:
     size : int
         Examples a batch; the last one may be smaller.
     rng : callable, optional
-        Gives the generator that shuffles every epoch anew; called when first needed. Without it
+        Returns the generator that shuffles every epoch; called when first needed. Without it
         the order is that of ``indices``.
     """
 

@@ -70,7 +70,7 @@ class Proximal(pl.Callback):
 
 
 class Deadline(pl.Callback):
-    """Stop the client once nobody waits for it any more.
+    """Stop the client once its result is too late.
 
     Parameters
     ----------

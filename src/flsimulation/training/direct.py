@@ -86,14 +86,14 @@ class DirectEvaluator:
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
     ) -> dict[str, float]:
-        """What `LocalTrainer.evaluate` gives for the same, and raises.
+        """What `LocalTrainer.evaluate` returns and raises for the same arguments.
 
-        The model is looked at anew only if ``state`` is another one than that of the last call.
+        The model is loaded again only if ``state`` is not that of the last call.
 
         Raises
         ------
         NotStackable
-            If the step asks for what only a Trainer has.
+            If the step needs what only a Trainer has.
         """
         self.load(state)
         steps = list[Step]()

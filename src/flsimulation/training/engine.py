@@ -63,7 +63,7 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """End the processes that were started; the next call starts others."""
+        """End what a call has started; the next call starts again."""
 
 
 def engine_for(
@@ -77,16 +77,16 @@ def engine_for(
 ) -> Engine:
     """The engine that trains an experiment's clients where this is called.
 
-    Many clients are trained stacked where the module allows it, unless the experiment asks for
-    ``sequential``. One client by itself gains nothing by it, and is trained stacked only if the
-    experiment asks for it.
+    Many clients are trained stacked where the module allows it, unless the experiment requests
+    ``sequential``. A single client gains nothing by it, and is trained stacked only if the
+    experiment requests it.
 
     Parameters
     ----------
     module : LightningModule
         The model; never changed.
     spec : Train
-        The engine that is asked for, and how clients train.
+        The engine that is requested, and how clients train.
     x, y : Tensor
         Inputs and targets of the data set, [n, ...].
     clients : int
@@ -99,9 +99,9 @@ def engine_for(
     Raises
     ------
     InputError
-        If the experiment asks for a device that is not there.
+        If the experiment requests a device that is not available.
     ModelError
-        If the experiment asks for the stacked engine, and the module does not allow it.
+        If the experiment requests the stacked engine, and the module does not allow it.
     """
     require_device(spec)
     least = 1 if spec.engine == "stacked" else 2
@@ -109,7 +109,7 @@ def engine_for(
         return SequentialEngine(module, spec, x, y, processes, clock=clock)
     try:
         return StackedEngine(module, spec, x, y, clock)
-    except Exception as error:  # whatever a user's module does when it is copied and traced
+    except Exception as error:  # a user's module may do anything when it is copied and traced
         known = isinstance(error, NotStackable)
         reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
     if spec.engine == "stacked":
@@ -118,7 +118,7 @@ def engine_for(
 
 
 def processes_for(spec: Train, clients: int) -> int:
-    """Processes in which so many clients train one by one: as many as there are cores.
+    """Number of processes in which clients train one by one: at most one per core and per client.
 
     One where the GPU is, which no process may use before it forks, and where processes cannot fork.
     """

@@ -11,7 +11,7 @@ def too_late() -> ClientError:
 
 
 def no_step() -> ClientError:
-    """No batch gave a loss."""
+    """No batch returned a loss."""
     return ClientError("error", "it made no optimizer step; training_step must return the loss")
 
 

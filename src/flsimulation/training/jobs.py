@@ -23,7 +23,7 @@ class Job(NamedTuple):
     seed: int
     """Of the random draws inside the module."""
     validation: Batches | None = None
-    """What a module's validation loop runs on after each epoch of a fit, if that is asked for."""
+    """What a module's validation loop runs on after each epoch of a fit, if that is requested."""
 
 
 class Terms(NamedTuple):
@@ -32,7 +32,7 @@ class Terms(NamedTuple):
     proximal_mu: float = 0.0
     """Weight of FedProx's term mu/2 |w - w_global|^2; 0 for none."""
     expires: float | None = None
-    """Unix time in seconds after which nobody waits for the result."""
+    """Unix time in seconds after which a result is too late."""
     average: bool = False
     """Whether only the mean of the clients' models is wanted; an engine may ignore it."""
 
@@ -41,14 +41,14 @@ class Trained(NamedTuple):
     """What one client's training came to."""
 
     scores: dict[str, float]
-    """``loss`` (mean over the last epoch's examples) and whatever the module logged."""
+    """``loss`` (mean over the last epoch's examples) and all that the module logged."""
     steps: int
     """Optimizer steps."""
     seconds: float
     """Of the client, or its share of the time of those that were trained together."""
     state: State
-    """The module's parameters and buffers afterwards, on the CPU; empty where only a mean of many
-    was asked for."""
+    """The module's parameters and buffers afterwards, on the CPU; empty where only the mean of
+    many was requested."""
 
 
 class Fitted(NamedTuple):

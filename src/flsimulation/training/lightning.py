@@ -33,7 +33,7 @@ def takes_gpu(spec: Train) -> bool:
 
 
 def require_device(spec: Train) -> None:
-    """Raise `InputError` if the experiment asks for a device that is not there."""
+    """Raise `InputError` if the experiment requests a device that is not available."""
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
 
@@ -57,7 +57,7 @@ class LocalTrainer:
     Raises
     ------
     InputError
-        If the experiment asks for a device that is not there.
+        If the experiment requests a device that is not available.
     """
 
     def __init__(self, module: pl.LightningModule, spec: Train, clock: Clock = SYSTEM) -> None:
@@ -188,7 +188,7 @@ class LocalTrainer:
 
 
 class _KeptTrainer:
-    """A Lightning Trainer that starts anew for each client without being built anew."""
+    """A Lightning Trainer that starts from zero for each client without being built again."""
 
     def __init__(self, spec: Train) -> None:
         gpu = takes_gpu(spec)

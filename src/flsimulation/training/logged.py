@@ -33,7 +33,7 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 
 
-class CannotTake(Exception):  # noqa: N818 - no error: whoever logs so is trained with a Trainer
+class CannotTake(Exception):  # noqa: N818 - no error: a module that logs so is trained with a Trainer
     """A way of logging that only Lightning's Trainer understands."""
 
 
@@ -46,7 +46,7 @@ class Logged:
     on_epoch: bool
     reduction: str
     batch_size: int | None
-    """As the module gave it; None for the batch's own."""
+    """As the module passed it; None for the batch's own."""
 
     def for_size(self, examples: int) -> Logged:
         """The same, without a size that is that of the batch."""

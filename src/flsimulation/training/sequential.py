@@ -87,7 +87,7 @@ class SequentialEngine:
             yield {job.partition: evaluated_alone(self._trainer, model, job, expires)}
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """End the processes, also in the middle of a fit."""
         if self._workers is not None:
             self._workers.close()
 

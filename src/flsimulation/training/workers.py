@@ -107,7 +107,7 @@ class Workers:
                 future.cancel()
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """End the processes, also in the middle of a fit."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -132,10 +132,10 @@ class Workers:
         try:
             found = future.result(left)
         except (TimeoutError, BrokenProcessPool, CancelledError):
-            self.close()  # nobody waits for a client that hangs; the next ones get new processes
+            self.close()  # a client that hangs is not waited for; the next ones get new processes
             if expires is not None and self._clock.time() >= expires:
                 return too_late()
-            return ClientError("lost", "its process was killed, most likely for want of memory")
+            return ClientError("lost", "its process was killed, most likely out of memory")
         if isinstance(found, ClientError):
             return found
         trained, arrays = found

@@ -1,4 +1,4 @@
-"""Docker Compose for the network's verbs: the project as Compose reads it, and calls of Compose."""
+"""Docker Compose for the network's verbs: the project as Compose resolves it, and calls."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from flsimulation.errors import InputError
 
 FILE_NAME = "compose.yaml"
 PORTS = {"superlink": 8080, "prometheus": 9090, "grafana": 3000}
-"""The services that people reach from outside, and the ports they have unless told otherwise."""
+"""The services that are reached from outside, and their default ports."""
 RUNS, EXPERIMENTS = "/work/runs", "/work/experiments"
-"""Where the containers have the results and the experiments."""
+"""Folders of the results and the experiments in the containers."""
 ROLE = "flsimulation.role"
-"""The label that says what a service of the project is."""
+"""The label with the role of a service."""
 
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to listen at, and to connect to
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - address to listen at: to connect to
 
 
 @dataclass(frozen=True)
 class Project:
-    """A Compose project, as Compose itself reads it."""
+    """A Compose project, as Compose resolves it."""
 
     files: tuple[Path, ...]
     name: str
     services: Mapping[str, Any]
-    """Name of a service -> what Compose resolved for it."""
+    """Name of a service -> its resolved configuration."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What this call sets over .env."""
+    """Variables set for the calls, which override .env."""
 
     @property
     def folder(self) -> Path:
-        """Where .env and the results lie."""
+        """The folder of the first Compose file and of .env."""
         return self.files[0].parent
 
     @property
     def client_services(self) -> tuple[str, ...]:
-        """Services that run clients, whatever they are called."""
+        """Services that run clients, by their role and not by name."""
         return tuple(name for name, service in self.services.items() if _is_client(service))
 
     @property
     def clients(self) -> int:
-        """Replicas of all services that run clients and start by themselves."""
+        """Replicas of all services that run clients and start by default."""
         services = [self.services[name] for name in self.client_services]
         return sum(_replicas(service) for service in services if not service.get("profiles"))
 
     @property
     def superlink(self) -> str | None:
-        """``host:port`` where this machine reaches the SuperLink, if it is published."""
+        """``host:port`` of the SuperLink on this machine; None if its port is not published."""
         if (address := self.port("superlink")) is None:
             return None
         host, port = address
@@ -60,7 +60,7 @@ class Project:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def mount(self, target: str) -> Path | None:
-        """The folder of this machine that the SuperLink has at ``target``, as Compose resolved it."""
+        """The folder of this machine that is mounted at ``target`` in the SuperLink's container."""
         for volume in self.services["superlink"].get("volumes", []):
             if volume.get("target") == target and volume.get("type") == "bind":
                 return Path(volume["source"])
@@ -74,7 +74,7 @@ class Project:
         return None
 
     def ask(self, *arguments: str, seconds: float | None = ANSWER_SECONDS) -> str:
-        """Call Compose and give what it prints."""
+        """Call Compose and return its output."""
         whole = (*_compose(self.files), *arguments)
         return ask(*whole, environment=self.environment, seconds=seconds)
 
@@ -84,12 +84,12 @@ class Project:
         explain: bool = False,
         each: Callable[[str], str | None] | None = None,
     ) -> int:
-        """Call Compose on this terminal and give its exit status; as `show`."""
+        """Call Compose on this terminal and return its exit status, as `docker.show`."""
         whole = (*_compose(self.files), *arguments)
         return show(*whole, environment=self.environment, explain=explain, each=each)
 
     def containers(self) -> list[dict[str, Any]]:
-        """What runs, and what ended and is still there; ordered by service and replica."""
+        """The project's containers, ended ones too, ordered by service and replica."""
         found = [parsed(line) for line in self.ask("ps", "--all", "--format", "json").splitlines()]
         rows = found[0] if found and isinstance(found[0], list) else found  # before Compose 2.21
         return sorted(rows, key=lambda row: (_place(row["Service"]), _natural(row["Name"])))
@@ -117,18 +117,18 @@ def find_files(file: Path | None) -> tuple[Path, ...]:
         if (folder / FILE_NAME).is_file():
             return (folder / FILE_NAME,)
     raise InputError(
-        f"no {FILE_NAME} here or above; run it in a clone of the repository, "
-        "or name the file with --file or COMPOSE_FILE"
+        f"no {FILE_NAME} here or in a folder above; run it in a clone of the repository, "
+        "or specify the file with --file or COMPOSE_FILE"
     )
 
 
 def open_project(files: tuple[Path, ...], environment: Mapping[str, str] | None = None) -> Project:
-    """Let Compose read the files.
+    """Open the project that the files describe.
 
     Raises
     ------
     InputError
-        If they describe something else than FLSimulation's network.
+        If they do not describe FLSimulation's network.
     RunError
         If Compose cannot read them.
     """
@@ -139,14 +139,14 @@ def open_project(files: tuple[Path, ...], environment: Mapping[str, str] | None 
     missing = [name for name in ("superlink", "client") if name not in services]
     if missing:
         raise InputError(
-            f"{files[0]} is not FLSimulation's: it has no service {' and no '.join(missing)}; "
-            "name the right file with --file"
+            f"{files[0]} is not FLSimulation's Compose file: it has no service {' and no '.join(missing)}; "
+            "specify the right file with --file"
         )
     return Project(files, config.get("name", files[0].parent.name), services, environment)
 
 
 def _is_client(service: Mapping[str, Any]) -> bool:
-    """By its label, else by what it runs: an override may bring clients of its own."""
+    """By its label, else by its command: an override file may add clients."""
     labels = service.get("labels") or {}
     if ROLE in labels:
         return bool(labels[ROLE] == "client")
@@ -159,7 +159,7 @@ def _replicas(service: Mapping[str, Any]) -> int:
 
 
 def _compose(files: tuple[Path, ...]) -> tuple[str, ...]:
-    """The words before Compose's own verb; all profiles, so that no service stays unseen."""
+    """The arguments before Compose's verb; with all profiles, so that every service is included."""
     named = [word for file in files for word in ("--file", str(file))]
     return "compose", "--profile", "*", *named
 
@@ -170,5 +170,5 @@ def _place(service: str) -> int:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """So that client-10 comes after client-9."""
+    """Sort key by which client-10 comes after client-9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,4 +1,4 @@
-"""Docker's command line: the calls, and what its errors mean."""
+"""Calls of Docker's command line, and explanations of its errors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from flsimulation.errors import RunError
 
 ANSWER_SECONDS = 60.0
 
-# What Docker says -> what it means, and the remedy. The first that fits is taken.
+# Docker's message -> what it means, and the remedy. The first pattern that matches is used.
 _MEANINGS = (
-    (r"permission denied.*(docker\.sock|daemon socket|docker API)", "you may not talk to Docker: permission denied on its socket; add yourself to its group (sudo usermod -aG docker $USER) and log in again"),
-    (r"cannot connect to the docker daemon|is the docker daemon running|failed to connect to the docker api|error during connect", "Docker is installed, but its engine does not run; start it (sudo systemctl start docker, or open Docker Desktop)"),
+    (r"permission denied.*(docker\.sock|daemon socket|docker API)", "no access to Docker: permission denied on its socket; add yourself to its group (sudo usermod -aG docker $USER) and log in again"),
+    (r"cannot connect to the docker daemon|is the docker daemon running|failed to connect to the docker api|error during connect", "Docker is installed, but its engine is not running; start it (sudo systemctl start docker, or open Docker Desktop)"),
     (r"unknown command: docker compose|'compose' is not a docker command|unknown flag: --(profile|short)", "Docker has no Compose 2; install its plugin (the package docker-compose-plugin, or Docker Desktop)"),
-    (r"port is already allocated|address already in use|ports are not available", "{port} is taken by another program; end it, or choose another port (flsim doctor names both)"),
-    (r"no space left on device", "the disk is full; docker system prune removes what nobody uses"),
+    (r"port is already allocated|address already in use|ports are not available", "{port} is used by another program; end it, or choose another port (flsim doctor shows both)"),
+    (r"no space left on device", "the disk is full; docker system prune removes unused images and containers"),
     (r"container (?P<container>\S+) is unhealthy|container (?P<ended>\S+) exited \(", "{container} did not become healthy; flsim logs says why"),
-    (r"pull access denied|manifest unknown|manifest for .* not found|no such host|failed to resolve|i/o timeout|toomanyrequests|tls handshake|connection refused|no route to host|context deadline exceeded", "an image cannot be had ({line}); check the connection, a proxy, or the versions in .env"),
+    (r"pull access denied|manifest unknown|manifest for .* not found|no such host|failed to resolve|i/o timeout|toomanyrequests|tls handshake|connection refused|no route to host|context deadline exceeded", "an image cannot be downloaded ({line}); check the connection, the proxy, and the versions in .env"),
 )  # fmt: skip
 
 
@@ -34,12 +34,12 @@ def ask(
     environment: Mapping[str, str] | None = None,
     seconds: float | None = ANSWER_SECONDS,
 ) -> str:
-    """Call docker and give what it prints.
+    """Call docker and return its output.
 
     Raises
     ------
     RunError
-        In one line: what is wrong, and the remedy.
+        With one line: what is wrong, and the remedy.
     """
     with _docker_there():
         try:
@@ -67,10 +67,11 @@ def show(
     explain: bool = False,
     each: Callable[[str], str | None] | None = None,
 ) -> int:
-    """Call docker on this terminal and give its exit status; Ctrl-C ends it cleanly.
+    """Call docker on this terminal and return its exit status; Ctrl-C ends it cleanly.
 
-    With ``explain``, docker's messages are also read, and a failure raises `RunError`. With
-    ``each``, every line of its output is shown as that returns it, or left out for None.
+    With ``explain``, a failure raises `RunError` with an explanation of docker's messages. With
+    ``each``, every line of its output is passed to this function, and what it returns is printed;
+    nothing for None.
     """
     said: list[str] = []
     with (
@@ -92,7 +93,7 @@ def show(
         try:
             if each is not None:
                 _show_each(child.stdout, each)
-        except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        except BrokenPipeError:  # the reader closed the pipe, as `| head` does
             os.killpg(child.pid, signal.SIGTERM)
             raise
         finally:
@@ -130,25 +131,27 @@ def explain_errors(text: str, arguments: tuple[str, ...]) -> str:
                     port=f"port {ports[-1]}" if ports else "a port",
                     container=names[0] if names else "a container",
                 )
-    return f"docker {_verb(arguments)} failed: {lines[-1] if lines else 'it does not say why'}"
+    return f"docker {_verb(arguments)} failed: {lines[-1] if lines else 'without a message'}"
 
 
 def parsed(text: str) -> Any:
-    """Docker's JSON. Raises `RunError` if it is none."""
+    """Parse docker's JSON. Raises `RunError` if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
-        raise RunError(f"docker gave no JSON but {text[:60]!r}; is it Docker's own?") from None
+        raise RunError(
+            f"docker printed {text[:60]!r} instead of JSON; is `docker` Docker's own command?"
+        ) from None
 
 
 def version(text: str) -> tuple[int, int]:
-    """Major and minor number in a version such as ``v2.40.3-desktop.1``; 0.0 without one."""
+    """Major and minor number of a version such as ``v2.40.3-desktop.1``; 0, 0 if there is none."""
     found = re.search(r"(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _verb(arguments: tuple[str, ...]) -> str:
-    """``compose up`` of a whole command."""
+    """The verb of a whole command, such as ``compose up``."""
     if arguments[0] != "compose":
         return arguments[0]
     rest = list(arguments[1:])
@@ -175,18 +178,20 @@ def _docker_there() -> Iterator[None]:
     except PermissionError as error:
         if error.filename != "docker":
             raise
-        raise RunError("docker is on PATH, but you may not run it; ask its owner") from None
+        raise RunError(
+            "docker is on PATH, but you have no permission to run it; ask its owner"
+        ) from None
 
 
 @contextlib.contextmanager
 def _passing_on(child: subprocess.Popen[str]) -> Iterator[None]:
-    """Hand Ctrl-C and SIGTERM to the child, wait for it, and only then stop ourselves."""
+    """Forward Ctrl-C and SIGTERM to the child; raise `KeyboardInterrupt` after it has ended."""
     received = []
 
     def pass_on(number: int, _: object) -> None:
         received.append(number)
         with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.killpg(child.pid, signal.SIGINT)  # docker and its plugin, each a process
+            os.killpg(child.pid, signal.SIGINT)  # docker and its plugin are two processes
 
     before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

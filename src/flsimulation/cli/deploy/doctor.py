@@ -1,4 +1,4 @@
-"""``flsim doctor``: is everything there that the network needs, and what to do if not."""
+"""``flsim doctor``: checks whether this machine can run the network, with a remedy if not."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ from flsimulation.errors import FLSimulationError, InputError, RunError
 from flsimulation.host.usage import machine_memory_bytes
 from flsimulation.node.health import CLIENT_BYTES
 
-_ENGINE, _COMPOSE = (20, 10), (2, 20)  # oldest versions that will do
-# Memory of a client, and of all the rest: memory.max_usage_in_bytes of the containers' control
+_ENGINE, _COMPOSE = (20, 10), (2, 20)  # oldest versions supported
+# Memory per client, and of the other services: memory.max_usage_in_bytes of the containers' control
 # groups over four runs of the default experiment was 749 MiB in a client, 883 in the SuperLink, 131
-# in Prometheus and 115 in `run`, with ten clients no more (docs/network.md). An eighth is added.
+# in Prometheus and 115 in `run`; with ten clients it was not more (docs/network.md). An eighth is
+# added.
 _CLIENT_BYTES, _REST_BYTES = CLIENT_BYTES + 90 * 2**20, 1300 * 2**20
-_IMAGE_BYTES, _RUNS_BYTES = 6 * 10**9, 10**9  # disk: image of 4 GB and its building; results
+_IMAGE_BYTES, _RUNS_BYTES = 6 * 10**9, 10**9  # disk: an image of 4 GB and its build; results
 _SIGNS = {"good": ("✓", "green"), "warning": ("!", "yellow"), "bad": ("✗", "red")}
 
 
 def doctor_command(file: Path | None, clients: int | None) -> None:
-    """Print a line a check; exit with 1 if something is bad."""
+    """Print a line per check; exit with status 1 if one is bad."""
     console, bad = Console(highlight=False), 0
     for check in checks(file, clients):
         sign, colour = _SIGNS[check.level]
@@ -74,7 +75,7 @@ def checks(file: Path | None, clients: int | None) -> Iterator[Check]:
     if engine:
         yield cgroup_check(engine)
         root = Path(engine.get("DockerRootDir", "/"))
-        prune = "docker system prune removes what nobody uses"
+        prune = "docker system prune removes unused images and containers"
         yield disk_check("Docker's images", root, _IMAGE_BYTES, prune)
     if (runs := project.mount(RUNS) if project else folder / "runs") is not None:
         yield disk_check("results", runs, _RUNS_BYTES, "remove old runs")
@@ -96,12 +97,12 @@ def _files(file: Path | None) -> tuple[Path, ...]:
 
 
 def ready(project: Project) -> dict[str, Any]:
-    """What the engine says of itself, after the cheap checks that a start needs.
+    """What ``docker info`` reports, after the checks that must pass before a start.
 
     Raises
     ------
     RunError
-        With the first line that is bad.
+        With the text of the first check that is bad.
     """
     engine = engine_facts()
     version_checks = engine_check(engine), compose_check(ask("compose", "version", "--short"))
@@ -112,7 +113,7 @@ def ready(project: Project) -> dict[str, Any]:
 
 
 def python_checks() -> Iterator[Check]:
-    """Python and the installed packages, against what the package's metadata asks for."""
+    """Python and the installed packages, compared with the requirements in the package's metadata."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -122,7 +123,7 @@ def python_checks() -> Iterator[Check]:
     except metadata.PackageNotFoundError:
         yield Check(
             "warning",
-            "flsimulation is not installed, its packages cannot be checked; pip install .",
+            "flsimulation is not installed, so its packages cannot be checked; pip install .",
         )
         return
     python = platform.python_version()
@@ -144,13 +145,13 @@ def python_checks() -> Iterator[Check]:
             )
     yield from (Check("bad", line) for line in wrong)
     if not wrong:
-        yield Check("good", f"{len(needed)} packages, all in the versions that are needed")
+        yield Check("good", f"{len(needed)} packages, all in the required versions")
 
 
 def file_checks(files: tuple[Path, ...]) -> Iterator[Check]:
-    """The Compose file, and the file beside it with the versions and defaults."""
+    """The Compose file, and ``.env`` beside it, with versions and defaults."""
     if not files:
-        text = f"no {FILE_NAME} here or above: flsim run works, flsim up needs a clone of the repository"
+        text = f"no {FILE_NAME} here or in a folder above: flsim run works, flsim up needs a clone of the repository"
         yield Check("warning", text)
         return
     yield Check("good", f"Compose file: {', '.join(map(str, files))}")
@@ -158,16 +159,16 @@ def file_checks(files: tuple[Path, ...]) -> Iterator[Check]:
     if settings.is_file():
         yield Check("good", f"settings: {settings}")
     else:
-        text = f"no .env in {settings.parent}; it holds versions and defaults, take it from the repository"
+        text = f"no .env in {settings.parent}; copy it from the repository, it sets versions and defaults"
         yield Check("warning", text)
 
 
 def engine_facts() -> dict[str, Any]:
-    """What ``docker info`` says. Raises `RunError` if the engine cannot be reached."""
+    """What ``docker info`` reports. Raises `RunError` if the engine cannot be reached."""
     found: dict[str, Any] = parsed(ask("info", "--format", "{{json .}}"))
     if not found.get("ServerVersion"):
-        said = (found.get("ServerErrors") or ["it does not say why"])[0]
-        raise RunError(f"Docker's engine does not answer ({said}); start it")
+        error = (found.get("ServerErrors") or ["without a message"])[0]
+        raise RunError(f"Docker's engine does not answer ({error}); start it")
     return found
 
 
@@ -190,7 +191,7 @@ def _version_check(name: str, found: str, oldest: tuple[int, int]) -> Check:
 
 
 def port_checks(project: Project | None, *, docker: bool = True) -> Iterator[Check]:
-    """Each published port: free, held by this project, or taken by something else."""
+    """Each published port: free, used by this project, or used by another program."""
     for service, usual in PORTS.items():
         address = project.port(service) if project else ("127.0.0.1", usual)
         if address is None:
@@ -202,18 +203,18 @@ def port_checks(project: Project | None, *, docker: bool = True) -> Iterator[Che
             continue
         holders = containers_at(port) if docker else []
         if project and [owner for _, owner in holders] == [project.name]:
-            yield Check("good", f"{place} is held by this project's own {holders[0][0]}")
+            yield Check("good", f"{place} is used by this project's own {holders[0][0]}")
             continue
         holder = f"the container {holders[0][0]}" if holders else listener(port)
         free = next((p for p in range(port + 1, 65536) if not taken(host, p)), 0)
         yield Check(
             "bad",
-            f"port {port} is taken by {holder}; end it, or set {service.upper()}_PORT={free} in .env",
+            f"port {port} is used by {holder}; end it, or set {service.upper()}_PORT={free} in .env",
         )
 
 
 def cgroup_check(engine: dict[str, Any]) -> Check:
-    """Whether the kernel keeps the containers within their limits."""
+    """Whether the kernel enforces the containers' memory limits."""
     found = f"control groups version {engine.get('CgroupVersion', 'unknown')}"
     if engine.get("MemoryLimit", True):
         return Check("good", found)
@@ -221,7 +222,7 @@ def cgroup_check(engine: dict[str, Any]) -> Check:
 
 
 def memory(engine: dict[str, Any]) -> int:
-    """Bytes that Docker has, which on a desktop is less than the machine; else the machine's."""
+    """Bytes available to Docker, with Docker Desktop less than the machine's; else the machine's."""
     return int(engine.get("MemTotal") or machine_memory_bytes())
 
 
@@ -233,18 +234,18 @@ def memory_check(total: int, clients: int) -> Check:
     if clients <= fit:
         return Check("good", found)
     fewer = f"start fewer (flsim up --clients {fit}) or " if fit else ""
-    return Check("bad", f"{found}; {fewer}give Docker more")
+    return Check("bad", f"{found}; {fewer}give Docker more memory")
 
 
 def limit_checks(project: Project) -> Iterator[Check]:
-    """Whether a client's own memory limit leaves it enough."""
+    """Whether the memory limit of a client's container is high enough."""
     client = project.services["client"]
     limits = client.get("deploy", {}).get("resources", {}).get("limits", {})
     limit = int(limits.get("memory") or client.get("mem_limit") or 0)
     if 0 < limit < _CLIENT_BYTES:
         yield Check(
             "warning",
-            f"a client may use {_gib(limit)} and takes about {_gib(_CLIENT_BYTES)}: it may be killed; set CLIENT_MEMORY=1g in .env",
+            f"the memory limit of a client is {_gib(limit)} and it needs about {_gib(_CLIENT_BYTES)}: it may be killed; set CLIENT_MEMORY=1g in .env",
         )
 
 

@@ -1,4 +1,4 @@
-"""``flsim logs``: what the services print, with a run's events as lines for people."""
+"""``flsim logs``: the services' logs, with a run's events as readable lines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from flsimulation.cli.deploy.compose import find_files, open_project
 from flsimulation.errors import InputError
 from flsimulation.events import scores_of
+from flsimulation.experiment.suggest import remedy
 from flsimulation.runtimes.network.names import MARK
 
 
@@ -18,7 +19,7 @@ def logs_command(file: Path | None, services: list[str], *, follow: bool, raw: b
     project = open_project(find_files(file))
     for service in services:
         if service not in project.services:
-            raise InputError(f"no service {service!r}; there are {', '.join(project.services)}")
+            raise InputError(f"no service {service!r}{remedy(service, project.services)}")
     words = ["logs", *["--follow"] * follow, *services]
     if raw:
         project.show(*words, explain=True)
@@ -28,43 +29,45 @@ def logs_command(file: Path | None, services: list[str], *, follow: bool, raw: b
 
 
 def readable(line: str) -> str | None:
-    """A line of a log for people; None for an event that says little by itself."""
+    """A line of a log, an event as text; None for an event that is not shown."""
     before, mark, content = line.partition(MARK)
     if not mark:
         return line
     try:
-        said = _said(json.loads(content))
+        text = _text(json.loads(content))
     except (ValueError, TypeError, KeyError, AttributeError):
-        return line  # of another version, or cut
-    return f"{before}flsim: {said}\n" if said else None
+        return line  # of another version, or truncated
+    return f"{before}flsim: {text}\n" if text else None
 
 
-def _said(told: dict[str, Any]) -> str | None:
-    """What an event tells, of those that tell something new."""
-    if "run-dir" in told:
-        return f"the run is written to {told['run-dir']}"
-    if "error" in told and "event" not in told:
-        return str(told["error"])
-    kind = told.get("event")
+def _text(event: dict[str, Any]) -> str | None:
+    """An event as text; None for one that is not shown."""
+    if "run-dir" in event:
+        return f"the run is written to {event['run-dir']}"
+    if "error" in event and "event" not in event:
+        return str(event["error"])
+    kind = event.get("event")
     if kind == "RunStarted":
-        spec = told["experiment"]
+        spec = event["experiment"]
         return f"run {spec['name']} started: {spec['strategy.name']}, {spec['data.clients']} clients, {spec['strategy.rounds']} rounds"
     if kind == "ClientsConnected":
-        return f"{len(told['partitions'])} of {told['expected']} clients connected"
-    if kind == "ClientReplied" and told["reason"] is not None:
-        return f"round {told['round']}: client {told['partition']} failed ({told['reason']}): {told['error']}"
+        return f"{len(event['partitions'])} of {event['expected']} clients connected"
+    if kind == "ClientReplied" and event["reason"] is not None:
+        return f"round {event['round']}: client {event['partition']} failed ({event['reason']}): {event['error']}"
     if kind == "RoundFinished":
-        return _round(told)
+        return _round(event)
     if kind == "RunFinished":
-        error = f": {told['error']}" if told["error"] else ""
-        return f"run {told['state']} after {told['rounds']} rounds, {told['seconds']:.1f} s{error}"
+        error = f": {event['error']}" if event["error"] else ""
+        return (
+            f"run {event['state']} after {event['rounds']} rounds, {event['seconds']:.1f} s{error}"
+        )
     return None
 
 
-def _round(told: dict[str, Any]) -> str:
-    scores = scores_of(told)
+def _round(event: dict[str, Any]) -> str:
+    scores = scores_of(event)
     parts = [f"{name} {scores[name]:.4f}" for name in ("accuracy", "loss") if name in scores]
-    parts.append(f"{told['seconds']['total']:.2f} s")
-    if failed := sum(told["failures"].values()):
+    parts.append(f"{event['seconds']['total']:.2f} s")
+    if failed := sum(event["failures"].values()):
         parts.append(f"{failed} failed")
-    return f"round {told['round']}: {', '.join(parts)}"
+    return f"round {event['round']}: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""The network's verbs: one client or SuperLink, and the whole of it in containers."""
+"""The network's verbs: a single client or SuperLink, and the whole network in containers."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ MetricsPort = Annotated[
 ]
 ComposeFile = Annotated[
     Path | None,
-    typer.Option("--file", help="The Compose file. [default: compose.yaml here or above]"),
+    typer.Option(
+        "--file", help="The Compose file. [default: compose.yaml here or in a folder above]"
+    ),
 ]
 SuperLink = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
         envvar="SUPERLINK",
-        help="The SuperLink. [default: the one of the Compose project here or above, else "
-        "127.0.0.1:8080]",
+        help="The SuperLink. [default: that of the Compose project here or in a folder above, "
+        "else 127.0.0.1:8080]",
     ),
 ]
 Run = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[RUN]", help="The run's id, the beginning of it, or its run directory."
-    ),
+    typer.Argument(metavar="[RUN]", help="The run's id, a prefix of it, or its run directory."),
 ]
 
 
@@ -45,13 +45,15 @@ def client(
     name: Annotated[
         str | None,
         typer.Option(
-            help="By which the server knows this client again. [default: the host's name]"
+            help="The name by which the server recognizes this client. [default: the host's name]"
         ),
     ] = None,
     partition: Annotated[
         int | None,
         typer.Option(
-            min=0, envvar="PARTITION", help="The partition to hold. [default: the server gives one]"
+            min=0,
+            envvar="PARTITION",
+            help="The partition to hold. [default: the server assigns one]",
         ),
     ] = None,
     metrics_port: MetricsPort = 8000,
@@ -69,16 +71,20 @@ def superlink(
     memory: Annotated[
         Path | None,
         typer.Option(
-            help="Where to remember who holds which partition. [default: runs/.partitions.json]"
+            help="File that keeps which client holds which partition. "
+            "[default: runs/.partitions.json]"
         ),
     ] = None,
     metrics_port: MetricsPort = 8000,
     as_owner_of: Annotated[
         Path | None,
-        typer.Option(help="If started as root: go on as the user who owns this folder."),
+        typer.Option(help="If started as root: continue as the owner of this folder."),
     ] = None,
 ) -> None:
-    """Run a network's SuperLink and its runs until it is stopped; run directories go to ./runs."""
+    """Run a network's SuperLink and its runs until it is stopped.
+
+    The run directories are written to ./runs.
+    """
     from flsimulation.node.node import become_owner_of, run_superlink
 
     if as_owner_of is not None:
@@ -90,23 +96,23 @@ def superlink(
 def up(
     experiment: Annotated[Path | None, typer.Argument(metavar="[FILE]")] = None,
     clients: Annotated[
-        int | None, typer.Option(min=1, help="Number of clients; else as in FILE.")
+        int | None, typer.Option(min=1, help="Number of clients. [default: as in FILE]")
     ] = None,
     no_run: Annotated[
-        bool, typer.Option("--no-run", help="Only start the services; run nothing yet.")
+        bool, typer.Option("--no-run", help="Only start the services, without a run.")
     ] = False,
     without: Annotated[
         list[str] | None,
-        typer.Option(metavar="SERVICE", help="Leave out grafana, or prometheus and grafana."),
+        typer.Option(metavar="SERVICE", help="Omit grafana, or prometheus with grafana."),
     ] = None,
     no_build: Annotated[
-        bool, typer.Option("--no-build", help="Take the image as it is; build nothing.")
+        bool, typer.Option("--no-build", help="Use the existing image; do not build it.")
     ] = False,
     file: ComposeFile = None,
 ) -> None:
     """Start the network and run an experiment on it.
 
-    FILE is an experiment file in experiments/; without it the default experiment runs.
+    FILE is an experiment file in experiments/; without it, the default experiment runs.
     """
     from flsimulation.cli.deploy.up import up_command
 
@@ -117,11 +123,11 @@ def up(
 def down(
     volumes: Annotated[
         bool,
-        typer.Option("--volumes", "-v", help="Also forget what Prometheus and Grafana stored."),
+        typer.Option("--volumes", "-v", help="Also delete the data of Prometheus and Grafana."),
     ] = False,
     file: ComposeFile = None,
 ) -> None:
-    """Stop the network; the results in runs/ stay."""
+    """Stop the network; the results in runs/ are kept."""
     from flsimulation.cli.deploy.up import down_command
 
     down_command(file, volumes=volumes)
@@ -138,7 +144,7 @@ def status(file: ComposeFile = None) -> None:
 @verbs.command()
 def runs(
     superlink: SuperLink = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Most runs to list, the newest first.")] = 20,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
     """List the runs of a SuperLink since it started, the newest first."""
@@ -154,9 +160,9 @@ def attach(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Follow a run of a network from its beginning, and end with its status.
+    """Follow a run of a network from its beginning, and exit with its status.
 
-    Without RUN it is the one in progress. Ctrl-C leaves the run in progress.
+    Without RUN, it is the run in progress. Ctrl-C does not stop the run.
     """
     from flsimulation.cli.deploy.runs import attach_command
 
@@ -165,9 +171,9 @@ def attach(
 
 @verbs.command()
 def stop(run: Run = None, superlink: SuperLink = None) -> None:
-    """End a run of a network in order, so that it can be resumed.
+    """Stop a run of a network so that it can be resumed.
 
-    Without RUN it is the one in progress.
+    Without RUN, it is the run in progress.
     """
     from flsimulation.cli.deploy.runs import stop_command
 
@@ -178,17 +184,18 @@ def stop(run: Run = None, superlink: SuperLink = None) -> None:
 def logs(
     services: Annotated[list[str] | None, typer.Argument(metavar="[SERVICE]...")] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show what comes, too; Ctrl-C ends it.")
+        bool,
+        typer.Option("--follow", "-f", help="Also show new lines as they come; Ctrl-C ends it."),
     ] = False,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Keep the events of a run as they are, in JSON.")
+        bool, typer.Option("--raw", help="Show the events of a run as JSON, unchanged.")
     ] = False,
     file: ComposeFile = None,
 ) -> None:
-    """Show what the services print.
+    """Show the logs of the services.
 
     SERVICE is superlink, client, run, prometheus, grafana or grafana-password (which printed
-    the password when it was made); without it all are shown.
+    the password when it was created); without it, the logs of all are shown.
     """
     from flsimulation.cli.deploy.logs import logs_command
 
@@ -198,11 +205,11 @@ def logs(
 @verbs.command()
 def doctor(
     clients: Annotated[
-        int | None, typer.Option(min=1, help="Number of clients; else as in compose.yaml.")
+        int | None, typer.Option(min=1, help="Number of clients. [default: as in compose.yaml]")
     ] = None,
     file: ComposeFile = None,
 ) -> None:
-    """Check this machine, and say what to do."""
+    """Check whether this machine can run the network, and print the remedies."""
     from flsimulation.cli.deploy.doctor import doctor_command
 
     doctor_command(file, clients)

@@ -1,4 +1,4 @@
-"""Who has a port of this machine."""
+"""Which program or container listens on a port of this machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from flsimulation.cli.deploy.docker import ask
 
 
 def taken(host: str, port: int) -> bool:
-    """Whether something listens there."""
+    """Whether a program listens there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except PermissionError:
-            return False  # a port below 1024: Docker may have it
+            return False  # a port below 1024: Docker is allowed to use it
         except OSError:
             return True
     return False
@@ -32,7 +32,7 @@ def containers_at(port: int) -> list[tuple[str, str]]:
 
 
 def listener(port: int) -> str:
-    """The program that listens on a port, as far as Linux tells this user."""
+    """The program that listens on a port, as far as this user can see."""
     sockets = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         with contextlib.suppress(OSError):

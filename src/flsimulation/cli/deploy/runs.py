@@ -1,52 +1,52 @@
-"""``flsim runs``, ``attach`` and ``stop``: the way back to a run of a SuperLink."""
+"""``flsim runs``, ``attach`` and ``stop``: list, follow and stop the runs of a SuperLink."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from json import dumps as dump_json
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from flsimulation.cli.deploy.compose import RUNS, Project, find_files, open_project
-from flsimulation.cli.deploy.tables import print_table
 from flsimulation.cli.run import DEGRADED, RunConsole, view_of
+from flsimulation.cli.tables import print_table
 from flsimulation.cli.view import PlainView
 from flsimulation.errors import FLSimulationError, RunError
-from flsimulation.events import Event, RunStarted
+from flsimulation.events import Event, RunStarted, Sink
 from flsimulation.rundir.reader import is_run_directory, report_of
 from flsimulation.runtimes.network.drive import attach_to_run
 from flsimulation.runtimes.network.flower import flower
 from flsimulation.runtimes.network.runs import KnownRun, find_run, known_runs, stop_in_order
 from flsimulation.runtimes.resuming import resume_command
 
-_USUAL = "127.0.0.1:8080"
+_DEFAULT = "127.0.0.1:8080"
 _COMPOSE_RUN = "docker compose run --rm run"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A SuperLink, and the Compose project that it belongs to if it was found by that."""
+    """A SuperLink, and its Compose project if it was found through one."""
 
     superlink: str
     given: bool
-    """Whether the command line or the environment named it."""
+    """Whether the command line or the environment specified it."""
     project: Project | None = None
 
     @property
     def option(self) -> str:
-        """What another command needs to find the same SuperLink."""
+        """The option that another command needs to find the same SuperLink; empty if none."""
         known = not self.given or self.superlink == os.environ.get("SUPERLINK")
         return "" if known else f" --superlink {self.superlink}"
 
     def seen(self, run: KnownRun) -> Path | None:
-        """A run's directory as this process sees it, if it does."""
+        """A run's directory on this machine; None if it is not accessible here."""
         if run.run_dir is None:
             return None
         inside, places = PurePosixPath(run.run_dir), [Path(run.run_dir)]
@@ -56,10 +56,10 @@ class Place:
         return next(filter(is_run_directory, places), None)
 
     def resume(self, run: KnownRun) -> str | None:
-        """The whole command that resumes a run, if there is anything to resume.
+        """The complete command that resumes a run; None if there is nothing to resume.
 
-        In containers, and where only they see the run directory by its name, it is Compose's; that
-        would start its usual number of clients without ``CLIENTS``.
+        If only the containers can access the run directory by its path, it is a Compose command.
+        That sets ``CLIENTS``: Compose would start its default number of clients otherwise.
         """
         if run.run_dir is None or run.experiment is None or not run.rounds:
             return None
@@ -71,14 +71,14 @@ class Place:
 
 
 def find_superlink(given: str | None) -> Place:
-    """The SuperLink that is named, else the one that the Compose project publishes, else the usual."""
+    """The given SuperLink, else the one that the Compose project publishes, else the default."""
     if given is not None:
         return Place(given, given=True)
     with contextlib.suppress(FLSimulationError):  # no project here, or no Docker
         project = open_project(find_files(None))
         if (superlink := project.superlink) is not None:
             return Place(superlink, given=False, project=project)
-    return Place(_USUAL, given=False)
+    return Place(_DEFAULT, given=False)
 
 
 def runs_command(superlink: str | None, limit: int, *, json: bool) -> None:
@@ -88,7 +88,7 @@ def runs_command(superlink: str | None, limit: int, *, json: bool) -> None:
         command.check()
         listed = command.runs()
         found = known_runs(command, listed[:limit])
-    resumed = set()  # directories of newer runs: what they say is not an older run's end
+    resumed = set()  # directories of newer runs: their manifest is not an older run's
     for run in found:
         is_newest = run.run_dir not in resumed
         resumed.add(run.run_dir)
@@ -102,7 +102,7 @@ def runs_command(superlink: str | None, limit: int, *, json: bool) -> None:
         return
     print_table(_table(found))
     if len(listed) > limit:
-        typer.echo(f"{len(listed) - limit} older; --limit {len(listed)} shows them")
+        typer.echo(f"{len(listed) - limit} older runs; --limit {len(listed)} shows them")
 
 
 def attach_command(superlink: str | None, wanted: str | None, *, json: bool, quiet: bool) -> None:
@@ -117,7 +117,7 @@ def attach_command(superlink: str | None, wanted: str | None, *, json: bool, qui
 
         with contextlib.ExitStack() as stack:
             stack.callback(_say_end, console, place, run)
-            view = stack.enter_context(_LateView(console))
+            view = stack.enter_context(_shown(console))
             result = attach_to_run(command, run.id, [view], opened)
     if json:
         typer.echo(result.json())
@@ -126,7 +126,7 @@ def attach_command(superlink: str | None, wanted: str | None, *, json: bool, qui
 
 
 def stop_command(superlink: str | None, wanted: str | None) -> None:
-    """End a run in order, wait for it, and say how it is resumed."""
+    """Stop a run, wait until it has written its end, and print how to resume it."""
     place, console = find_superlink(superlink), RunConsole()
     with flower(place.superlink) as command:
         command.check()
@@ -135,19 +135,19 @@ def stop_command(superlink: str | None, wanted: str | None) -> None:
             raise RunError(f"run {run.id} is over: {run.state}, {run.progress}")
         here = place.seen(run)
         ended = stop_in_order(command, run, here)
-    said = [f"{ended.state}: {ended.progress}"]
+    output = [f"{ended.state}: {ended.progress}"]
     if here is not None:
         report = report_of(here)
-        said += ["", f"Report  {report}"] if report is not None else [""]
-    elif ended.run_dir is not None:  # the end is written there, and cannot be read here
-        said += ["", f"Results {ended.run_dir}, on the SuperLink's machine"]
+        output += ["", f"Report  {report}"] if report is not None else [""]
+    elif ended.run_dir is not None:  # not accessible here
+        output += ["", f"Results {ended.run_dir}, on the SuperLink's machine"]
     if ended.state in ("failed", "interrupted") and (resume := place.resume(ended)) is not None:
-        said.append(f"Resume  {resume}")
-    _say(console, said)
+        output.append(f"Resume  {resume}")
+    _say(console, output)
 
 
 def _say_end(console: Console, place: Place, run: KnownRun) -> None:
-    """Name the report, or after Ctrl-C what becomes of the run."""
+    """Print where the report is, or after Ctrl-C how to follow or stop the run."""
     if isinstance(sys.exc_info()[1], KeyboardInterrupt):
         verbs = [f"flsim {verb}{place.option}" for verb in ("attach", "stop")]
         text = f"detached, the run is in progress; {verbs[0]} shows it again, {verbs[1]} ends it"
@@ -160,32 +160,22 @@ def _say(console: Console, lines: list[str]) -> None:
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
-class _LateView:
-    """A sink that shows a run from the event that tells what it is."""
+@contextlib.contextmanager
+def _shown(console: Console) -> Iterator[Sink]:
+    """A sink that shows a run from the event that says what it is."""
+    view: PlainView | None = None
+    with contextlib.ExitStack() as stack:
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._view: PlainView | None = None
+        def show(event: Event) -> None:
+            nonlocal view
+            if console.quiet:
+                return
+            if isinstance(event, RunStarted):
+                view = stack.enter_context(view_of(console, event.experiment))
+            if view is not None:
+                view(event)
 
-    def __enter__(self) -> _LateView:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._view is not None:
-            self._view.__exit__(kind, error, trace)
-
-    def __call__(self, event: Event) -> None:
-        if self._console.quiet:
-            return
-        if isinstance(event, RunStarted):
-            self._view = view_of(self._console, event.experiment).__enter__()
-        if self._view is not None:
-            self._view(event)
+        yield show
 
 
 def _table(runs: list[KnownRun]) -> Table:
@@ -197,7 +187,7 @@ def _table(runs: list[KnownRun]) -> Table:
 
 
 def going_run(superlink: str) -> KnownRun | None:
-    """The run in progress at a SuperLink; None without one, or where none answers yet."""
+    """The run in progress at a SuperLink; None if there is none, or no SuperLink answers yet."""
     with flower(superlink) as command:
         try:
             command.check()

@@ -1,4 +1,4 @@
-"""``flsim status``: who runs, how far the run is, and what to open."""
+"""``flsim status``: containers, progress of the run, and addresses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from flsimulation.cli.deploy.compose import Project, find_files, open_project
 from flsimulation.cli.deploy.docker import ask
-from flsimulation.cli.deploy.tables import print_table
+from flsimulation.cli.tables import print_table
 from flsimulation.errors import RunError
 from flsimulation.events import SOURCES
 
@@ -29,14 +29,14 @@ _METRICS = (
     "fl_clients_expected", "fl_client_connected", "fl_client_awaited",
     "fl_phase_started_timestamp_seconds",
 )  # fmt: skip
-_LABELS = ("state", "source", "partition")  # those that tell a metric's series apart
+_LABELS = ("state", "source", "partition")  # labels that distinguish a metric's series
 _READ = (
     "import urllib.request as u;"
     "print(u.urlopen('http://127.0.0.1:8000/metrics', timeout=5).read().decode())"
 )
-_SECONDS = 2.0  # that Prometheus, on this machine, has for its answer
-_AT_ONCE = 8  # containers asked at the same time
-_NAMED = 5  # clients named in one line
+_SECONDS = 2.0  # timeout for Prometheus, which is on this machine
+_AT_ONCE = 8  # containers queried at the same time
+_NAMED = 5  # most clients named in one line
 
 
 def status_command(file: Path | None) -> None:
@@ -47,7 +47,7 @@ def status_command(file: Path | None) -> None:
     if rows:
         print_table(_table(rows, _partitions(project, running)))
     if not running:
-        typer.echo("nothing is running; start it with flsim up")
+        typer.echo("no container is running; flsim up starts the network")
         return
     typer.echo()
     lines = run_lines(_samples(project, running), time.time())
@@ -56,17 +56,17 @@ def status_command(file: Path | None) -> None:
 
 
 def run_lines(samples: Samples, now: float) -> list[str]:
-    """The run's state, who is connected, and whom the round waits for, in a line each.
+    """One line each: the run's state, connected clients, and the clients that the round waits for.
 
     Parameters
     ----------
     samples : mapping
-        Of the SuperLink.
+        The SuperLink's metrics.
     now : float
-        Unix time, seconds.
+        Unix time in seconds.
     """
     states = [state for state, value in samples.get("fl_run_state", {}).items() if value == 1]
-    parts = [states[0] if states else "none has begun"]
+    parts = [states[0] if states else "no run has begun"]
     done, rounds = _only(samples, "fl_run_round"), _only(samples, "fl_run_rounds")
     if states and done is not None and rounds:
         parts.append(f"{done:.0f} of {rounds:.0f} rounds")
@@ -88,7 +88,7 @@ def run_lines(samples: Samples, now: float) -> list[str]:
 
 
 def _waiting(samples: Samples, now: float) -> list[str]:
-    """Whom the round waits for, those that are not connected apart, and since when."""
+    """The clients that the round waits for, disconnected ones first, and for how long."""
     awaited = _partitions_at(samples, "fl_client_awaited", 1)
     away = set(_partitions_at(samples, "fl_client_connected", 0))
     groups = [
@@ -123,7 +123,7 @@ def _duration(seconds: float) -> str:
 
 
 def address_lines(project: Project, running: Iterable[dict[str, Any]]) -> list[str]:
-    """What to open in a browser, of the services that run."""
+    """Addresses to open in a browser, of the running services."""
     there = {row["Service"] for row in running}
     titles = {"grafana": "Grafana", "prometheus": "Prometheus"}
     ports = {service: project.port(service) for service in titles if service in there}
@@ -131,7 +131,7 @@ def address_lines(project: Project, running: Iterable[dict[str, Any]]) -> list[s
 
 
 def parse_metrics(text: str) -> Samples:
-    """What a container serves, in Prometheus's text format; nothing of a text that is none."""
+    """Parse Prometheus's text format, as a container serves it; empty if it is not that."""
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -145,13 +145,13 @@ def parse_metrics(text: str) -> Samples:
 def _by_name(series: Iterable[tuple[dict[str, str], str | float]]) -> Samples:
     samples: Samples = {}
     for labels, value in series:
-        told_by = next((labels[label] for label in _LABELS if label in labels), "")
-        samples.setdefault(labels["__name__"], {})[told_by] = float(value)
+        distinct = next((labels[label] for label in _LABELS if label in labels), "")
+        samples.setdefault(labels["__name__"], {})[distinct] = float(value)
     return samples
 
 
 def _samples(project: Project, running: list[dict[str, Any]]) -> Samples:
-    """The run's metrics: from the SuperLink's container, else from Prometheus, which is behind."""
+    """The run's metrics: from the SuperLink's container, else from Prometheus, which is older."""
     for name in (row["Name"] for row in running if row["Service"] == "superlink"):
         if found := _from_container(name):
             return found
@@ -169,7 +169,7 @@ def _from_prometheus(project: Project) -> Samples:
         result = json.loads(connection.getresponse().read())["data"]["result"]
         return _by_name((one["metric"], one["value"][1]) for one in result)
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return {}  # it does not run, or something else has the port
+        return {}  # it is not running, or another program uses the port
     finally:
         connection.close()
 
@@ -186,10 +186,10 @@ def _partitions(project: Project, running: list[dict[str, Any]]) -> dict[str, st
     names = [row["Name"] for row in running if row["Service"] in project.client_services]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = pool.map(_from_container, names)
-    told = {
+    infos = {
         name: samples.get("fl_client_info", {}) for name, samples in zip(names, found, strict=True)
     }
-    return {name: next(iter(partitions)) for name, partitions in told.items() if partitions}
+    return {name: next(iter(partitions)) for name, partitions in infos.items() if partitions}
 
 
 def _table(rows: list[dict[str, Any]], partitions: dict[str, str]) -> Table:

@@ -1,4 +1,4 @@
-"""``flsim up`` and ``down``: the whole network in containers, and a run on it."""
+"""``flsim up`` and ``down``: start the network in containers, run an experiment, stop it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flsimulation.errors import InputError, RunError
 from flsimulation.rundir.reader import report_of
 
 STANDING = ("superlink", "client", "prometheus", "grafana")
-"""The services that stay; ``run`` comes and goes with each experiment."""
+"""The long-running services; ``run`` is started for each experiment."""
 
-_PASSWORD = "grafana-password"  # noqa: S105 - the service that makes it
+_PASSWORD = "grafana-password"  # noqa: S105 - the service that creates it
 _CAN_BE_LEFT_OUT = ("prometheus", "grafana")
 
 
@@ -30,7 +30,7 @@ def up_command(
     run: bool,
     build: bool,
 ) -> None:
-    """Check, build, start what stands, say where to look, run."""
+    """Check the machine, build the image, start the services, print the addresses, run."""
     files = find_files(file)
     wanted = _wanted(without)
     project = _project(files, experiment, clients)
@@ -38,23 +38,27 @@ def up_command(
     if fitting.level == "bad" and clients is None:
         raise RunError(fitting.text)
     if fitting.level == "bad":
-        typer.echo(f"flsim: {fitting.text}", err=True)  # their own number: they may know better
+        typer.echo(
+            f"flsim: {fitting.text}", err=True
+        )  # only a warning: the number was given explicitly
     if run:
         _refuse_second_run(project)
     wanted = _with_images(project, _there(project, wanted))
     if (runs := project.mount(RUNS)) is not None:
-        runs.mkdir(parents=True, exist_ok=True)  # ours; Docker would make it root's
+        runs.mkdir(
+            parents=True, exist_ok=True
+        )  # owned by this user; Docker would create it as root
     if build and project.show("build", *wanted, *["run"] * run):
-        raise RunError("the image could not be built; the lines above say why")
+        raise RunError("the image could not be built; see the lines above")
     project.show("up", "--detach", *wanted, explain=True)
     for line in address_lines(project, project.containers()):
         typer.echo(line)
-    if "grafana" in wanted and _PASSWORD in project.services:  # it was printed when it was made
+    if "grafana" in wanted and _PASSWORD in project.services:  # it was printed when it was created
         typer.echo(project.ask("logs", "--no-log-prefix", _PASSWORD), nl=False)
     if run:
         _run(project)
     else:
-        typer.echo("started; flsim up FILE runs an experiment, flsim down ends it")
+        typer.echo("started; flsim up FILE runs an experiment, flsim down stops the network")
 
 
 def down_command(file: Path | None, *, volumes: bool) -> None:
@@ -67,14 +71,17 @@ def _wanted(without: list[str]) -> list[str]:
     for service in without:
         if service not in _CAN_BE_LEFT_OUT:
             raise InputError(
-                f"--without {service}: only {' and '.join(_CAN_BE_LEFT_OUT)} can be left out"
+                f"--without {service}: only {' and '.join(_CAN_BE_LEFT_OUT)} can be omitted"
             )
-    left_out = {*without, *["grafana"] * ("prometheus" in without)}  # it shows what that stores
+    left_out = {
+        *without,
+        *["grafana"] * ("prometheus" in without),
+    }  # Grafana shows Prometheus's data
     return [service for service in STANDING if service not in left_out]
 
 
 def _there(project: Project, wanted: list[str]) -> list[str]:
-    """Of the wanted services those that the project has, and clients that an override adds."""
+    """The wanted services that the project has, and client services that an override file adds."""
     added = [
         name
         for name in project.client_services
@@ -84,12 +91,14 @@ def _there(project: Project, wanted: list[str]) -> list[str]:
 
 
 def _project(files: tuple[Path, ...], experiment: Path | None, clients: int | None) -> Project:
-    """The project, with what is set over .env: the clients, and the experiment inside containers."""
+    """The project, with the number of clients and the experiment's path in place of .env's."""
     settings = {}
     if experiment is not None:
         from flsimulation.experiment import load_experiment
 
-        spec = load_experiment(experiment)  # a mistake is told now, not after minutes of building
+        spec = load_experiment(
+            experiment
+        )  # an error is reported now, not after minutes of building
         settings["CLIENTS"] = str(spec.data.clients)
     if clients is not None:
         settings["CLIENTS"] = str(clients)
@@ -100,19 +109,20 @@ def _project(files: tuple[Path, ...], experiment: Path | None, clients: int | No
 
 
 def _inside(project: Project, experiment: Path) -> str:
-    """An experiment file as the containers know it."""
+    """The path of an experiment file inside the containers."""
     path, seen = experiment.resolve(), project.mount(EXPERIMENTS)
     if seen is None:
-        raise InputError(f"{experiment}: the containers see no folder of experiments")
+        raise InputError(f"{experiment}: no folder of experiments is mounted in the containers")
     if not path.is_relative_to(seen.resolve()):
         raise InputError(
-            f"{experiment}: the containers see {seen} only; copy the file there, with what it names"
+            f"{experiment}: the containers can only read {seen}; copy the file there, with the files "
+            f"that it refers to"
         )
     return f"experiments/{path.relative_to(seen.resolve()).as_posix()}"
 
 
 def _refuse_second_run(project: Project) -> None:
-    """Ask the SuperLink: a run whose terminal is gone has no container of its own any more."""
+    """Raise if a run is in progress. The SuperLink is queried: a detached run has no container."""
     running = {row["Service"] for row in project.containers() if row["State"] == "running"}
     if "superlink" not in running or project.superlink is None:
         return
@@ -126,7 +136,7 @@ def _refuse_second_run(project: Project) -> None:
 
 
 def _with_images(project: Project, wanted: list[str]) -> list[str]:
-    """Fetch the images that are not built here; without Grafana's, go on without Grafana."""
+    """Pull the images that are not built here; if Grafana's is not available, leave Grafana out."""
     there = []
     for service in wanted:
         image = project.services[service].get("image", "")
@@ -136,7 +146,7 @@ def _with_images(project: Project, wanted: list[str]) -> list[str]:
         except RunError as error:
             if service != "grafana":
                 raise RunError(f"{service} ({image}): {error}") from None
-            typer.echo(f"flsim: going on without grafana ({image}): {error}", err=True)
+            typer.echo(f"flsim: continuing without grafana ({image}): {error}", err=True)
         else:
             there.append(service)
     return there
@@ -146,12 +156,12 @@ def _fetch(project: Project, service: str, image: str) -> None:
     try:
         ask("image", "inspect", "--format", "{{.Id}}", image)
     except RunError:
-        typer.echo(f"fetching {image} ...")
+        typer.echo(f"pulling {image} ...")
         project.ask("pull", "--quiet", service, seconds=None)
 
 
 def _run(project: Project) -> None:
-    """Run the experiment in the foreground and end with its status."""
+    """Run the experiment in the foreground and exit with its status."""
     before = _directories(project)
     try:
         status = project.show(
@@ -161,7 +171,9 @@ def _run(project: Project) -> None:
         for folder in sorted(_directories(project) - before):
             if (report := report_of(folder)) is not None:
                 typer.echo(f"Report      {report}")
-        typer.echo("the network stays; flsim up FILE runs another experiment, flsim down ends it")
+        typer.echo(
+            "the network keeps running; flsim up FILE runs another experiment, flsim down stops it"
+        )
     if status:
         raise typer.Exit(status)
 

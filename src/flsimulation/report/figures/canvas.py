@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # matplotlib takes most of a second to import: only who draws
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1b2430", "#5d6875", "#dde2e8"
-# Okabe and Ito (2008): told apart under every common colour-vision deficiency.
+# Okabe and Ito (2008): distinguishable under every common colour-vision deficiency.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#e69f00", "#009e73", "#8a94a1"
 VERMILION, PINK, SKY = "#d55e00", "#cc79a7", "#56b4e9"
 
 CARD = "#fffffe"
-"""White of the page's cards; not quite white, to be told from letters that stay white."""
+"""White of the page's cards; not quite white, so that it differs from letters that stay white."""
 WIDTH = 5.6
 """Of every figure, in inches."""
 
@@ -36,7 +36,7 @@ _VARIABLES = {
     GREY: "grey",
     VERMILION: "vermilion",
 }
-"""Colours that page.html defines anew for its dark scheme."""
+"""Colours that page.html redefines for its dark scheme."""
 
 _STYLE: Any = {
     "axes.axisbelow": True,
@@ -80,7 +80,7 @@ def load_plots() -> None:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw and store in the report's style, whatever the user's matplotlibrc says."""
+    """Draw and store in the report's style; the user's matplotlibrc has no effect."""
     with _quiet(), warnings.catch_warnings():
         import matplotlib
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flsimulation.rundir import RunRecord
 
 MANY = 60
-"""Up to so many clients have a bar each; more are drawn as a distribution."""
+"""Up to this number of clients have a bar each; more are drawn as a distribution."""
 
 
 @house_style()

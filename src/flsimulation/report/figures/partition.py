@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 Table: TypeAlias = npt.NDArray[np.float64]
 """Examples, [clients, classes]."""
 _ROWS = 20
-"""Up to so many clients are rows of the heat map; more are columns, where there is room."""
+"""Up to this number of clients are rows of the heat map; more are columns, where there is room."""
 _NUMBERED = 12
-"""Up to so many classes, the cells of the rows also say their number."""
+"""Up to this number of classes, the cells of the rows also show their number."""
 
 
 @house_style()

@@ -1,1 +1,1 @@
-"""A federation over a Flower SuperLink, seen from the command that drives it."""
+"""Runs on a Flower SuperLink, controlled from this process."""

@@ -1,4 +1,4 @@
-"""A run on a network, driven from anywhere: submit it, follow its events, end with its result."""
+"""Runs on a network: submit a run, follow its events, return its result."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from flsimulation.runtimes.network.names import MODELS, OUT, RESUME
 from flsimulation.runtimes.resuming import resume_command
 
 _GOING = (PENDING, STARTING, RUNNING)
-_AGAIN_SECONDS = 1.0  # before a stream that broke is asked for again
+_AGAIN_SECONDS = 1.0  # before a broken stream is requested again
 
 
 @dataclass
 class _Log:
-    """What the log has told so far, apart from events."""
+    """What the log has contained so far, apart from events."""
 
     result: dict[str, Any] | None = None
     error: str | None = None
     input: bool = False
     run_dir: str | None = None
-    """As the SuperLink sees it."""
+    """Path on the SuperLink's machine."""
     rounds: int = 0
-    """Rounds that the run can be resumed after."""
+    """Completed rounds, after which the run can be resumed."""
     clients: int | None = None
     end: RunFinished | None = None
     read: int = 0
-    """Lines that were for us."""
+    """Lines read that are for programs."""
 
     @property
     def is_over(self) -> bool:
-        """Whether the run's result, or what it failed of, is known."""
+        """Whether the run's result or its error is known."""
         return self.result is not None or self.error is not None
 
     def note(self, event: Event) -> None:
-        """Remember what is needed if the log tells no more."""
+        """Keep what is needed if the log ends without a result or an error."""
         if isinstance(event, RunStarted):
             self.clients = event.experiment.data.clients
         elif isinstance(event, RoundFinished):
@@ -57,11 +57,11 @@ class _Log:
 
 @dataclass(frozen=True)
 class NetworkRuntime:
-    """Runs the server where a SuperLink is, which writes the run directory; see `Runtime`."""
+    """Runs the server, which writes the run directory, on a SuperLink's machine; see `Runtime`."""
 
     experiment: Experiment
     command: Flower
-    """Of the SuperLink that the experiment names."""
+    """Flower's command for the experiment's SuperLink."""
     federate: None = None
 
     @property
@@ -77,13 +77,13 @@ class NetworkRuntime:
         *,
         checkpoints: bool = False,
     ) -> RunResult:
-        """Run the experiment. Checkpoints travel in the run's log: not for large models."""
+        """Run the experiment. Checkpoints are sent in the run's log: not for large models."""
         keys: dict[str, bool | str] = {OUT: str(out)} if out is not None else {}
         keys |= {MODELS: True} if checkpoints else {}
         return self._drive(keys, sinks, opened)
 
     def resume(self, run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
-        """Resume the run in a directory, as the SuperLink sees it."""
+        """Resume the run in a directory, which is a path on the SuperLink's machine."""
         return self._drive({RESUME: str(run_dir)}, sinks, None)
 
     def _drive(
@@ -92,15 +92,15 @@ class NetworkRuntime:
         run_id = self.command.submit({**flatten(self.experiment), **keys})
         try:
             log = _follow(self.command, run_id, tuple(sinks), opened)
-        except BaseException:  # Ctrl-C, or a sink that fails: nobody is left to watch it
+        except BaseException:  # Ctrl-C, or a sink that fails: the run is not followed any more
             self.command.stop(run_id)
             raise
         return _result(self.command, run_id, log, was_resumed=RESUME in keys)
 
 
 @contextlib.contextmanager
-def open_network(experiment: Experiment) -> Iterator[NetworkRuntime]:
-    """The SuperLink that an experiment names. Raises `InputError` if it does not answer."""
+def open_network(experiment: Experiment, _: tuple[Sink, ...] = ()) -> Iterator[NetworkRuntime]:
+    """Open the experiment's SuperLink. Raises `InputError` if it does not answer."""
     with flower(experiment.runtime.superlink) as command:
         command.check()
         yield NetworkRuntime(experiment, command)
@@ -112,22 +112,22 @@ def attach_to_run(
     sinks: Iterable[Sink] = (),
     opened: Opened | None = None,
 ) -> RunResult:
-    """Follow a run from its beginning; whoever follows it may go, and it stays in progress.
+    """Follow a run from its beginning. If this is interrupted, the run continues.
 
     Parameters
     ----------
     command : Flower
-        Of the run's SuperLink.
+        Flower's command for the run's SuperLink.
     run_id : str
         Flower's id of the run.
     sinks, opened
-        As of `Runtime.run`, whose errors it raises.
+        As in `Runtime.run`; errors are the same, too.
     """
     return _result(command, run_id, _follow(command, run_id, tuple(sinks), opened))
 
 
 def _result(command: Flower, run_id: str, log: _Log, was_resumed: bool = False) -> RunResult:
-    """What the run came to; raises what it failed of, with a note on how to resume it."""
+    """The run's result; raises its error, with a note on how to resume it."""
     if log.result is not None:
         return RunResult(**log.result)
     if log.error is None:
@@ -142,22 +142,22 @@ def _result(command: Flower, run_id: str, log: _Log, was_resumed: bool = False) 
 
 
 def _cause(command: Flower, run_id: str, end: RunFinished | None) -> str:
-    """Why a run ended whose log says nothing of it."""
+    """Why a run ended whose log does not contain the reason."""
     if end is not None:
         return end.error or f"the run was {end.state}"
     state = command.state(run_id)
     if state == STOPPED:
         return "the run was stopped"
     if state.startswith(FINISHED):
-        return "the run's process ended and did not say why; the SuperLink's log may"
+        return "the run's process ended without a reason; see the SuperLink's log"
     if command.answers():
-        return "the SuperLink was started again, which ended the run"
-    return "the SuperLink does not answer any more, which ended the run; start it again"
+        return "the SuperLink was restarted, which ended the run"
+    return "the SuperLink does not answer any more, which ended the run; restart it"
 
 
 def _follow(command: Flower, run_id: str, sinks: tuple[Sink, ...], opened: Opened | None) -> _Log:
     log = _Log()
-    for found in _told(command, run_id, log):
+    for found in _read_log(command, run_id, log):
         if not isinstance(found, dict):
             log.note(found)
             for sink in sinks:
@@ -173,11 +173,11 @@ def _follow(command: Flower, run_id: str, sinks: tuple[Sink, ...], opened: Opene
     return log
 
 
-def _told(command: Flower, run_id: str, log: _Log) -> Iterator[Event | dict[str, Any]]:
-    """What the log tells us, up to the result or the error; Flower's stream ends seconds later.
+def _read_log(command: Flower, run_id: str, log: _Log) -> Iterator[Event | dict[str, Any]]:
+    """Events and other lines for programs in the log, up to the result or the error.
 
-    A stream that breaks before is asked for again, as long as the SuperLink knows the run. It then
-    begins anew; what was read already is passed over.
+    Flower's stream would end seconds later. If the stream breaks, it is requested again as long as
+    the run is in progress. It then starts from the beginning; lines that were read are skipped.
     """
     over = False
     while True:

@@ -1,4 +1,4 @@
-"""Events as lines of JSON, to pass from one process or machine to another."""
+"""Events as lines of JSON, to send them between processes and machines."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         events.RunStarted,
+        events.EngineReported,
         events.ClientsConnected,
         events.ClientsAwaited,
         events.PhaseStarted,
@@ -23,13 +24,13 @@ _KINDS: dict[str, type[Any]] = {
         events.RunFinished,
     )
 }
-"""Every event but the checkpoint, which holds the model itself and stays where it was made."""
+"""Events of a run on a network, except the checkpoint: it contains the model, and is not sent."""
 
 
 def to_json(event: Event) -> str | None:
-    """The event as one line of JSON; None for one that does not travel.
+    """The event as one line of JSON; None for one that is not sent.
 
-    Numbers that are not finite are written as Python writes them (``NaN``), and read back so.
+    Numbers that are not finite are written as in Python (``NaN``), and read so.
     """
     kind = type(event).__name__
     if kind not in _KINDS:
@@ -41,12 +42,12 @@ def to_json(event: Event) -> str | None:
 
 
 def from_json(line: str) -> Event:
-    """The event of a line that `to_json` made.
+    """The event of a line from `to_json`.
 
     Raises
     ------
     ValueError
-        If the line is none.
+        If the line is not an event.
     """
     content = json.loads(line)
     kind = _KINDS.get(content.pop("event", "")) if isinstance(content, dict) else None

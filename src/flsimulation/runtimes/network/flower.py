@@ -1,4 +1,4 @@
-"""Flower's own command line, as this program uses it: submit, list, follow, stop a run."""
+"""Calls of Flower's command line ``flwr``: submit, list, follow and stop runs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ _UNKNOWN = "unknown"  # our word for the status of a run that is not listed
 _HEALTH_SECONDS = 5.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy
 _FLWR = (sys.executable, "-m", COMMAND_LINE)
-_LOGS_SECONDS = 60.0  # for the logs of all runs; one that has none yet would be waited for
+_LOGS_SECONDS = (
+    60.0  # timeout for the logs of all runs: flwr waits for a log that does not exist yet
+)
 
 
 @dataclass(frozen=True)
 class FlowerRun:
-    """A run as Flower knows it."""
+    """A run as Flower lists it."""
 
     id: str
     status: str
@@ -40,7 +42,7 @@ class FlowerRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether Flower counts it as over; its server may still be writing the end."""
+        """Whether it is over for Flower; its server may still be writing the end."""
         return self.status.startswith(FINISHED)
 
     @property
@@ -50,14 +52,14 @@ class FlowerRun:
 
 
 class Flower:
-    """Flower's command ``flwr`` for one SuperLink, with a configuration of its own.
+    """Flower's command ``flwr`` for one SuperLink, with a separate configuration.
 
     Parameters
     ----------
     superlink : str
         ``host:port``.
     home : Path
-        Folder for Flower's configuration; the user's own is left alone.
+        Folder for Flower's configuration; the user's own is not changed.
     """
 
     def __init__(self, superlink: str, home: Path) -> None:
@@ -73,7 +75,7 @@ class Flower:
         return self._superlink
 
     def check(self) -> None:
-        """See that the SuperLink is there.
+        """Check that the SuperLink answers.
 
         Raises
         ------
@@ -88,11 +90,11 @@ class Flower:
             reason = getattr(error, "reason", error)
             raise InputError(
                 f"runtime.superlink {self._superlink}: no SuperLink answers there ({reason}); "
-                f"start one with `flsim up` or `flsim superlink`, or name another with --superlink"
+                f"start one with `flsim up` or `flsim superlink`, or specify another with --superlink"
             ) from None
 
     def answers(self) -> bool:
-        """Whether the SuperLink is there."""
+        """Whether the SuperLink answers."""
         try:
             self.check()
         except InputError:
@@ -100,7 +102,7 @@ class Flower:
         return True
 
     def submit(self, config: Mapping[str, bool | float | int | str]) -> str:
-        """Submit a run; gives its id.
+        """Submit a run; returns its id.
 
         Raises
         ------
@@ -112,19 +114,19 @@ class Flower:
         return self.submit_app(folder)
 
     def submit_app(self, folder: Path) -> str:
-        """Submit the Flower app in a folder; gives the run's id. Raises `RunError`."""
+        """Submit the Flower app in a folder; returns the run's id. Raises `RunError`."""
         done = subprocess.run(  # noqa: S603
             [*_FLWR, "run", str(folder), _CONNECTION, "--format", "json"],
             env=self._environment(),
             capture_output=True,
             text=True,
             check=False,
-            start_new_session=True,  # Ctrl-C is for us
+            start_new_session=True,  # Ctrl-C is for this process
         )
         answer = _json_of(done.stdout)
         if done.returncode or not answer.get("run-id"):
             text = str(answer.get("error-message") or done.stderr or done.stdout)
-            raise RunError(f"the SuperLink at {self._superlink} took no run: {_one_line(text)}")
+            raise RunError(f"the SuperLink at {self._superlink} refused the run: {_one_line(text)}")
         return str(answer["run-id"])
 
     @contextlib.contextmanager
@@ -137,9 +139,9 @@ class Flower:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C is for us: we stop the run
+            start_new_session=True,  # Ctrl-C is for this process, which stops the run
         )
-        assert process.stdout is not None  # noqa: S101 - it was asked for
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
         try:
             yield iter(process.stdout)
         finally:
@@ -159,7 +161,7 @@ class Flower:
         return done.returncode == 0
 
     def state(self, run_id: str) -> str:
-        """Flower's own word for the state of a run, such as ``finished:completed``."""
+        """A run's status as Flower reports it, such as ``finished:completed``."""
         runs: Any = self._list("--run-id", run_id).get("runs") or [{}]
         return str(runs[0].get("status", _UNKNOWN))
 
@@ -236,7 +238,7 @@ def write_app(folder: Path, config: Mapping[str, bool | float | int | str]) -> N
     Parameters
     ----------
     folder : Path
-        Made if it is not there.
+        Created if it does not exist.
     config : mapping
         The run config: the experiment, flattened, and keys of the driver.
     """
@@ -254,7 +256,7 @@ def write_app(folder: Path, config: Mapping[str, bool | float | int | str]) -> N
 
 
 def _json_of(text: str) -> dict[str, Any]:
-    """The JSON object in a command's output, whatever stands before it."""
+    """The JSON object in a command's output, which may contain other text before it."""
     start = text.find("{")
     try:
         found, _ = json.JSONDecoder().raw_decode(text[start:]) if start >= 0 else ({}, 0)
@@ -264,4 +266,4 @@ def _json_of(text: str) -> dict[str, Any]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()) or "it gave no reason"
+    return " ".join(text.split()) or "without a reason"

@@ -1,7 +1,7 @@
-"""What the server's program tells the command that drives it, as lines of Flower's own log.
+"""Events, result and errors from the server to the process that follows the run, as log lines.
 
-A SuperLink streams what a run's ServerApp prints to whoever follows the run. Lines that begin with
-`MARK` are for the program that follows; all others are for people.
+A SuperLink streams what a run's ServerApp prints to the processes that follow the run. Lines that
+begin with `MARK` are for these programs; all others are for people.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ def tell(event: Event) -> None:
 
 
 def of(event: Event) -> str:
-    """The line of an event; empty for one that does not travel."""
+    """The line of an event; empty for one that is not sent."""
     return _line(content) if (content := to_json(event)) is not None else ""
 
 
 def tell_opened(run_dir: str) -> None:
-    """Print where the server writes the run."""
+    """Print the path of the run directory."""
     _print(_line(json.dumps({"run-dir": run_dir})))
 
 
 def tell_model(event: Event) -> None:
-    """A sink that prints each round's global model, for whoever asked for it."""
+    """A sink that prints each round's global model as a line of the run's log."""
     if isinstance(event, Checkpoint):
         model = base64.b64encode(serialize_arrays(event.arrays)).decode()
         _print(_line(json.dumps({"model": event.round, "safetensors": model})))
 
 
-def _checkpoint(told: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint that a telling of `tell_model` holds, which is without the strategy."""
-    arrays = load(base64.b64decode(told["safetensors"]))
+def _checkpoint(content: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint of a line of `tell_model`, which is without the strategy."""
+    arrays = load(base64.b64decode(content["safetensors"]))
     record = ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
-    return Checkpoint(int(told["model"]), record, None)
+    return Checkpoint(int(content["model"]), record, None)
 
 
 def tell_result(result: dict[str, Any]) -> None:
-    """Print what the run came to."""
+    """Print the run's result."""
     _print(_line(json.dumps({"result": result})))
 
 
 def tell_error(message: str, *, input: bool) -> None:
-    """Print why the run could not go on, and whether its input was at fault."""
+    """Print why the run could not continue, and whether its input was the cause."""
     _print(of_error(message, input=input))
 
 
@@ -67,7 +67,7 @@ def of_error(message: str, *, input: bool) -> str:
 
 
 def read(line: str) -> Event | dict[str, Any] | None:
-    """The event, or one of the other tellings; None for a line that is for people."""
+    """The event, or the content of another line for programs; None for a line for people."""
     _, mark, content = line.partition(MARK)
     if not mark:
         return None
@@ -86,5 +86,5 @@ def _line(content: str) -> str:
 
 def _print(line: str) -> None:
     if line:
-        sys.stdout.write(line)  # one write, so that no other thread's line cuts it
+        sys.stdout.write(line)  # one write, so that no other thread's line splits it
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The runs of a SuperLink: which there are, how far each is, and how to end one in order."""
+"""The runs of a SuperLink: list them, their progress, and stop one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flsimulation.rundir.reader import is_reported
 from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.flower import Flower, FlowerRun
 
-_END_SECONDS = 60.0  # that a server has to write its run's end; a heartbeat tells it within 30
+_END_SECONDS = 60.0  # that a server has to write its run's end; it learns of it within 30
 _REPORT_SECONDS = 15.0  # that it then has for the report
 _LOOK_SECONDS = 0.2
 _STATES = {
@@ -28,21 +28,21 @@ _STATES = {
     STOPPED: "interrupted",
     RUNNING: "running",
 }
-"""Flower's words for a run, and ours."""
+"""Flower's status of a run -> its state here."""
 
 
 @dataclass
 class KnownRun:
-    """A run of a SuperLink, with what its log tells."""
+    """A run of a SuperLink, with the content of its log."""
 
     flower: FlowerRun
     run_dir: str | None = None
-    """As the SuperLink sees it."""
+    """Path on the SuperLink's machine."""
     experiment: Experiment | None = None
     rounds: int = 0
-    """Rounds completed, as far as the log tells."""
+    """Rounds completed, according to the log."""
     end: str | None = None
-    """The state that the run's server ended it with."""
+    """The state in which the run's server ended it."""
 
     @property
     def id(self) -> str:
@@ -58,33 +58,33 @@ class KnownRun:
 
     @property
     def name(self) -> str | None:
-        """The experiment's name; None before the run has said it."""
+        """The experiment's name; None before the run has reported it."""
         return self.experiment.name if self.experiment is not None else None
 
     @property
     def of_rounds(self) -> int | None:
-        """Rounds that the experiment asks for."""
+        """Number of rounds of the experiment."""
         return self.experiment.strategy.rounds if self.experiment is not None else None
 
     @property
     def progress(self) -> str:
-        """``3 of 10 rounds``, or as much of it as is known."""
+        """``3 of 10 rounds``, or ``no round`` before the experiment is known."""
         return f"{self.rounds} of {self.of_rounds} rounds" if self.of_rounds else "no round"
 
     def read_end(self, here: Path) -> None:
-        """Take a stopped run's end from its run directory: Flower's log stops before it.
+        """Read a stopped run's end from its run directory; Flower's log does not contain it.
 
         Parameters
         ----------
         here : Path
-            The run directory as this process sees it.
+            The run directory on this machine.
         """
         found = _manifest(here)
         if found["state"] != "running" and found.get("name") == self.name:
             self.rounds, self.end = int(found["rounds"]), str(found["state"])
 
     def record(self) -> dict[str, Any]:
-        """The run, ready for JSON."""
+        """The run as a JSON object."""
         return {
             "run_id": self.id,
             "name": self.name,
@@ -97,7 +97,7 @@ class KnownRun:
 
 
 def known_runs(command: Flower, runs: Iterable[FlowerRun]) -> list[KnownRun]:
-    """Runs of a SuperLink with what their logs tell, in the order that they come in."""
+    """Runs of a SuperLink with the content of their logs, in the given order."""
     found = [KnownRun(run) for run in runs]
     begun = [run.id for run in found if run.flower.has_begun]
     logs = command.logs(begun) if begun else {}
@@ -107,42 +107,42 @@ def known_runs(command: Flower, runs: Iterable[FlowerRun]) -> list[KnownRun]:
 
 
 def _learn(run: KnownRun, log: Iterable[str]) -> None:
-    """Take from a run's log what is to be known of the run."""
+    """Update a run from the lines of its log."""
     for line in log:
-        told = lines.read(line)
-        if isinstance(told, RunStarted):
-            run.experiment, run.rounds = told.experiment, told.done
-        elif isinstance(told, RoundFinished):
-            run.rounds = told.round
-        elif isinstance(told, RunFinished):
-            run.rounds, run.end = told.rounds, told.state
-        elif isinstance(told, dict) and "run-dir" in told:
-            run.run_dir = str(told["run-dir"])
+        found = lines.read(line)
+        if isinstance(found, RunStarted):
+            run.experiment, run.rounds = found.experiment, found.done
+        elif isinstance(found, RoundFinished):
+            run.rounds = found.round
+        elif isinstance(found, RunFinished):
+            run.rounds, run.end = found.rounds, found.state
+        elif isinstance(found, dict) and "run-dir" in found:
+            run.run_dir = str(found["run-dir"])
 
 
 def in_progress(runs: Iterable[KnownRun]) -> KnownRun | None:
-    """The run that is in progress; one beside it has no directory, and is about to be refused."""
+    """The run in progress; a second one has no run directory, and is about to be refused."""
     going = [run for run in runs if not run.flower.is_over]
     going = [run for run in going if run.run_dir is not None] or going
     return going[-1] if going else None  # the oldest
 
 
 def find_run(command: Flower, wanted: str | None) -> KnownRun:
-    """The run in progress, or the one with this id, beginning of an id, or run directory.
+    """The run in progress, or the one with this id, prefix of an id, or run directory.
 
     Raises
     ------
     InputError
-        If no run has that name, or several have.
+        If no run matches ``wanted``, or several do.
     RunError
-        If none is named and none is in progress.
+        If ``wanted`` is None and no run is in progress.
     """
     runs = command.runs()
     if wanted is None:
         going = in_progress(known_runs(command, [run for run in runs if not run.is_over]))
         if going is None:
             raise RunError(
-                "no run is in progress; flsim runs lists those that were, flsim run starts one"
+                "no run is in progress; flsim runs lists earlier runs, flsim run starts one"
             )
         return going
     named = [run for run in runs if run.id.startswith(wanted)]
@@ -151,28 +151,28 @@ def find_run(command: Flower, wanted: str | None) -> KnownRun:
         name = PurePosixPath(wanted).name
         found = [run for run in found if run.run_dir and PurePosixPath(run.run_dir).name == name]
     if not found:
-        raise InputError(
-            f"RUN {wanted}: the SuperLink knows no such run; flsim runs lists its runs"
-        )
+        raise InputError(f"RUN {wanted}: the SuperLink has no such run; flsim runs lists its runs")
     if len(found) > 1 and named:
-        raise InputError(f"RUN {wanted}: {len(found)} runs begin so; flsim runs lists them")
-    return found[0]  # of those that wrote to one directory, the newest
+        raise InputError(
+            f"RUN {wanted}: the ids of {len(found)} runs begin with it; flsim runs lists them"
+        )
+    return found[0]  # the newest, if several wrote to one directory
 
 
 def stop_in_order(command: Flower, run: KnownRun, here: Path | None) -> KnownRun:
-    """Stop a run and wait until its server has written the end; gives the run as it ended.
+    """Stop a run and wait until its server has written the end; returns the ended run.
 
-    Flower takes the server's token away at once, so the log does not hold the end: it is read from
+    Flower revokes the server's token at once, so the log does not contain the end: it is read from
     the run directory.
 
     Parameters
     ----------
     command : Flower
-        Of the run's SuperLink.
+        Flower's command for the run's SuperLink.
     run : KnownRun
         A run that is not over.
     here : Path, optional
-        Its run directory as this process sees it; without it the log's last words count.
+        Its run directory on this machine; without it, the end is as far as the log contains it.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def stop_in_order(command: Flower, run: KnownRun, here: Path | None) -> KnownRun
     """
     status = STOPPED if command.stop(run.id) else command.state(run.id)
     if not status.startswith(FINISHED):
-        raise RunError(f"run {run.id} could not be stopped; the SuperLink's log says why")
+        raise RunError(f"run {run.id} could not be stopped; see the SuperLink's log")
     ended = replace(run, flower=replace(run.flower, status=status))
     if here is None:
         _learn(ended, command.logs([run.id])[run.id])
@@ -189,7 +189,7 @@ def stop_in_order(command: Flower, run: KnownRun, here: Path | None) -> KnownRun
     if not _wait(lambda: _manifest(here)["state"] != "running", _END_SECONDS):
         raise RunError(
             f"run {run.id} is stopped, but its server did not write the end into {here} within "
-            f"{_END_SECONDS:g} s; the SuperLink's log says what it does"
+            f"{_END_SECONDS:g} s; see the SuperLink's log"
         )
     _wait(lambda: is_reported(here), _REPORT_SECONDS)
     ended.read_end(here)
@@ -207,7 +207,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _manifest(here: Path) -> Record:
-    """The manifest as the file has it: the SuperLink may be on a machine whose locks are not seen."""
+    """The manifest as stored: the SuperLink may be on another machine, whose locks do not show here."""
     with contextlib.suppress(InputError):
         return {"state": "running", **read_manifest(here)}
     return {"state": "running"}

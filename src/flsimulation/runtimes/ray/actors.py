@@ -1,8 +1,9 @@
-"""Ray, and Flower's actors on it. Whoever imports this module has Ray installed."""
+"""Ray, and Flower's actors on it. Importing this module requires Ray."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -10,35 +11,37 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
 import ray
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from flsimulation.errors import ClientError, InputError, RunError, describe_error
+from flsimulation.events import Sink
 from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
-from flsimulation.internals.ray_actors import client_app_actor, room_for, without_notices
+from flsimulation.internals.ray_actors import without_notices
+from flsimulation.runtimes.ray.starting import line_of, started
 
 _CONNECT_SECONDS = 5.0
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 class Actors:
-    """Flower's actors: which are idle, and what the others work on.
+    """Flower's actors: which are idle, and the tasks of the others.
 
-    An actor whose process or machine is lost is started anew by Ray, where there is room.
+    Ray restarts an actor whose process or machine is lost, if it has room.
 
     Parameters
     ----------
     handles : list
         The actors.
     patience : float
-        Seconds to wait for one of them when all are lost.
+        Seconds to wait for any of them when all are lost.
     """
 
     def __init__(self, handles: list[Any], patience: float) -> None:
@@ -50,31 +53,49 @@ class Actors:
 
     @property
     def count(self) -> int:
-        """Actors that are there."""
+        """Number of available actors."""
         return len(self._idle) + len(self._running)
 
     @property
     def are_gone(self) -> bool:
-        """Whether all are lost and none came back in time."""
+        """Whether all are lost and none was restarted in time."""
         waited = time.monotonic() - self._lost
         return not self.count and (not self._returning or waited > self._patience)
 
-    def put(self, message: Message) -> Any:
-        """Hand Ray a message that several actors get; each machine receives it once."""
-        return ray.put(message)
+    def put(self, record: ArrayRecord) -> Any:
+        """Store a model in Ray for several actors; each machine receives it once."""
+        return ray.put(record)
 
     def begin(
-        self, app: Callable[[], ClientApp], message: Any, context: Context, task: Any
+        self,
+        app: Callable[[], ClientApp],
+        models: Mapping[str, Any],
+        message: Message,
+        context: Context,
+        task: Any,
     ) -> bool:
-        """Let an idle actor answer a message that was `put`; False if there is none."""
+        """Send a message to an idle actor; False if there is none.
+
+        Parameters
+        ----------
+        app : callable
+            Returns the ClientApp; a function of a module that the actor can import.
+        models : mapping
+            Results of `put` for the message's models, by the name of the record.
+        message, context
+            Arguments of the ClientApp; the message without the models.
+        task : object
+            Returned together with the reply.
+        """
         if not self._idle:
             return False
         actor = self._idle.popleft()
-        self._running[actor.run.remote(app, message, "", context)] = actor, task
+        answering = functools.partial(_with_models, app, dict(models))
+        self._running[actor.run.remote(answering, message, "", context)] = actor, task
         return True
 
     def finished(self, seconds: float) -> list[tuple[Any, Message | ClientError]]:
-        """What was answered, task and answer; waits so long if there is nothing yet."""
+        """Tasks with their replies; waits up to ``seconds`` for the first."""
         waiting = [*self._running, *self._returning]
         if not waiting:
             return []
@@ -99,16 +120,16 @@ class Actors:
         except RayError:
             self._await(actor)
             self._lost = time.monotonic()
-            return ClientError("lost", "its Ray actor, or the machine of it, was lost")
+            return ClientError("lost", "its Ray actor, or the actor's machine, was lost")
         self._idle.append(actor)
-        assert isinstance(answer, Message)  # noqa: S101 - what our app gave
+        assert isinstance(answer, Message)  # noqa: S101 - the ClientApp returned it
         return answer
 
     def _await(self, actor: Any) -> None:
         self._returning[actor.__ray_ready__.remote()] = actor
 
     def _welcome(self, reference: Any) -> None:
-        """Take an actor back that was started anew, unless it was lost for good."""
+        """Add a restarted actor to the idle ones, unless it was lost permanently."""
         actor = self._returning.pop(reference)
         try:
             ray.get(reference)
@@ -120,63 +141,50 @@ class Actors:
             self._idle.append(actor)
 
 
+def _with_models(
+    app: Callable[[], ClientApp], models: Mapping[str, Any]
+) -> Callable[[Message, Context], Message]:
+    """A ClientApp for messages whose models are stored in Ray; called by the actor."""
+
+    def answer(message: Message, context: Context) -> Message:
+        found = {name: ray.get(model) for name, model in models.items()}
+        message.content = RecordDict({**message.content, **found})
+        return app()(message, context)
+
+    return answer
+
+
 @contextlib.contextmanager
-def actors(spec: Runtime, most: int, prepare: Callable[[], None]) -> Iterator[Actors]:
-    """Ray with Flower's actors on it; a Ray that was started for it ends with the block.
+def actors(
+    spec: Runtime, most: int, prepare: Callable[[], None], emit: Sink = lambda _: None
+) -> Iterator[Actors]:
+    """Flower's actors on Ray; if Ray was started for them, it ends with the block.
 
     Parameters
     ----------
     spec : Runtime
-        Where Ray is, and how many actors of which size.
+        Address of Ray, and number and size of actors.
     most : int
-        More actors than this would have nothing to do.
+        Most actors that are useful.
     prepare : callable
-        Every actor calls it as it starts.
+        Called by every actor when it starts.
+    emit : callable, optional
+        Notified if the start takes long.
 
     Raises
     ------
     InputError
-        If no Ray is there, or it has no room.
+        If no Ray answers, or it has no room.
+    RunError
+        If an actor does not start.
     """
     with connected(spec.ray_address), quiet_flower():
-        yield Actors(_started(spec, most, prepare), spec.return_wait)
-
-
-def _started(spec: Runtime, most: int, prepare: Callable[[], None]) -> list[Any]:
-    size = {"num_cpus": spec.actor_cpus, "num_gpus": spec.actor_gpus}
-    room = room_for(size)
-    count = spec.actors or min(room, most)
-    if not 0 < count <= room:
-        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        raise InputError(
-            f"runtime.actors: {spec.actors or 'not even 1'} of {spec.actor_cpus:g} CPUs and "
-            f"{spec.actor_gpus:g} GPUs do not fit, Ray has {there.get('CPU', 0):g} CPUs and "
-            f"{there.get('GPU', 0):g} GPUs, room for {room}; lower runtime.actors, "
-            f"runtime.actor-cpus or runtime.actor-gpus"
-        )
-    actor = client_app_actor()
-    handles = [
-        actor.options(**size, max_restarts=-1).remote(on_actor_init_fn=prepare)
-        for _ in range(count)
-    ]
-    ready = [handle.__ray_ready__.remote() for handle in handles]
-    done, late = ray.wait(ready, num_returns=count, timeout=spec.client_wait)
-    if late:
-        raise InputError(
-            f"runtime.actors: {len(done)} of {count} started within {spec.client_wait:g} s, "
-            f"others use this Ray's CPUs or GPUs; lower runtime.actors, or raise "
-            f"runtime.client-wait"
-        )
-    try:
-        ray.get(ready)
-    except RayError as error:
-        raise RunError(f"a Ray actor did not start: {_line(error)}") from None
-    return handles
+        yield Actors(started(spec, most, prepare, emit), spec.return_wait)
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Make this process part of Ray: of the one at the address, unless it is part of one already."""
+    """Connect this process to the Ray at the address, unless it is connected already."""
     if ray.is_initialized():
         yield
         return
@@ -185,7 +193,7 @@ def connected(address: str) -> Iterator[None]:
     try:
         with _quiet():
             _connect(address)
-        with without_notices():  # our events tell that an actor was lost
+        with without_notices():  # the loss of an actor is reported as an event
             yield
     finally:
         with _quiet():
@@ -198,19 +206,19 @@ def _connect(address: str) -> None:
         options["include_dashboard"] = False
     try:
         ray.init(address=address or "local", **options)
-    except SystemExit:  # on SIGTERM, which Ray handles meanwhile
+    except SystemExit:  # on SIGTERM, which Ray handles during its start
         raise KeyboardInterrupt from None
     except Exception as error:
         if not address:
-            raise RunError(f"Ray did not start here: {_line(error)}") from None
+            raise RunError(f"Ray did not start here: {line_of(error)}") from None
         raise InputError(
-            f"runtime.ray-address {address!r}: {_line(error)}; name a Ray that runs, or leave it "
+            f"runtime.ray-address {address!r}: {line_of(error)}; set it to a running Ray, or leave it "
             f"empty for one on this machine"
         ) from None
 
 
 def _require_listener(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Raise `InputError` if nothing listens there; Ray itself would try for minutes."""
     target = address.removeprefix("ray://")
     with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
@@ -224,7 +232,7 @@ def _require_listener(address: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Ray say nothing, and leave this process's handling of SIGTERM as it is."""
+    """Suppress Ray's output, and keep this process's handler of SIGTERM."""
     before = {name: os.environ.get(name) for name in _QUIET}
     handler = signal.getsignal(signal.SIGTERM)
     os.environ.update(_QUIET)
@@ -240,8 +248,3 @@ def _quiet() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _line(error: BaseException) -> str:
-    """What Ray says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,36 +1,37 @@
-"""A federation on Ray: a Grid whose messages are answered by Flower's simulation actors.
+"""A federation on Ray: a Grid whose messages go to Flower's simulation actors.
 
-Every actor holds the data and the model, and answers for its share of a cohort in one message.
+Every actor holds the data and the model, and gets its share of a cohort in one message.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from flsimulation.client import share as share_app
 from flsimulation.client.workspace import Workspace
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, InputError
-from flsimulation.events import Sink
+from flsimulation.events import Event, Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.internals.flower_messages import requested, set_message_id
-from flsimulation.messages.batch import unbundle
-from flsimulation.messages.content import failure
+from flsimulation.messages.batch import Batch
+from flsimulation.messages.codec import failed_reply
 from flsimulation.runtimes import Federate
-from flsimulation.runtimes.inprocess import (
+from flsimulation.runtimes.ray import client
+from flsimulation.runtimes.simulated import (
     RUN_ID,
     SERVER_NODE_ID,
-    InProcessGrid,
+    SimulatedGrid,
+    expires,
     flower_identity,
 )
 from flsimulation.server.app import Start, make_server_app
@@ -38,37 +39,38 @@ from flsimulation.server.app import Start, make_server_app
 if TYPE_CHECKING:
     from flsimulation.runtimes.ray.actors import Actors
 
-_LOOK_SECONDS = 1.0  # the longest wait for an answer before others may look at what happens
-_SHARES = 4  # for each actor, where clients go one by one: no actor then waits long for another
-_LARGEST = 10  # clients of such a share: their answers come together
-_MARGIN_SECONDS = 1.0  # before a deadline, for the way of a share's answer; at most a tenth of it
+_LOOK_SECONDS = 1.0  # longest wait for a reply in one call of `pull_messages`
+_SHARES = 4  # per actor, if clients train one by one: no actor then waits long for another
+_LARGEST = 10  # most clients of such a share: their outcomes arrive together
+_MARGIN_SECONDS = 1.0  # before a deadline, for sending a share's reply; at most a tenth of it
 
 
-@dataclass(frozen=True)
-class _Share:
-    """Clients whose message goes to one actor."""
+class _Share(NamedTuple):
+    """A message that is sent to the next idle actor."""
 
-    messages: Mapping[int, Message]
-    """By partition."""
-    sent: Any
-    """One message for all, as Ray holds it."""
+    message: Message
+    """Without the models."""
+    models: Mapping[str, Any]
+    """References to the models in Ray, by the name of the record."""
     expires: float
-    """Unix time in seconds."""
+    """Unix time in seconds after which its reply is too late."""
 
 
-class RayGrid(InProcessGrid):
-    """Lets Ray actors answer: nodes, partitions and messages are those of one process.
+class RayGrid(SimulatedGrid):
+    """Sends shares of a cohort to Ray actors.
 
     Parameters
     ----------
     actors : Actors
-        Who answers.
+        The actors.
     clients : int
-        Number of nodes, one a partition.
+        Number of nodes, one per partition.
     run_config : mapping
-        Given to every actor in its context.
+        Passed to every actor in its context.
     together : bool
-        Whether an actor trains its share as one program: then each gets one share of a cohort.
+        Whether an actor trains its share stacked; then each actor gets one share of a cohort.
+    clock : Clock
+        What time it is.
     """
 
     def __init__(
@@ -78,39 +80,35 @@ class RayGrid(InProcessGrid):
         run_config: Mapping[str, bool | float | int | str],
         *,
         together: bool,
+        clock: Clock = SYSTEM,
     ) -> None:
-        super().__init__(share_app.app, clients, run_config)
-        self._actors = actors
-        self._trains_together = together
+        super().__init__(clients, averages=together)
+        self._actors, self._clock = actors, clock
+        self._run_config = dict(run_config)
         self._shares = deque[_Share]()
-        self._until = float("inf")  # Unix time: the end of the phase
+        self._until = float("inf")  # Unix time of the first deadline
 
-    @property
-    def averages(self) -> bool:
-        """Whether clients that train together can give their mean model."""
-        return self._trains_together
+    def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:
+        """A message for each share, to the node of its first client."""
+        tasks, actors = batch.tasks, max(1, self._actors.count)
+        if self.averages and tasks[0].phase == "train":
+            # partition sizes may increase with the number
+            shares = [tasks[first::actors] for first in range(min(actors, len(tasks)))]
+        else:
+            size = min(_LARGEST, max(1, len(tasks) // (_SHARES * actors)))
+            shares = [tasks[first : first + size] for first in range(0, len(tasks), size)]
+        for share in shares:
+            yield self.node_of(share[0].partition), replace(batch, tasks=share)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Divide the messages among the actors; those whose time is over are dropped."""
-        now = time.time()
-        self._shares = deque(share for share in self._shares if share.expires > now)
-        self._until = float("inf")
-        identifiers: list[str] = []
-        alike: dict[tuple[object, ...], list[Message]] = {}
+        """Send the messages to the actors; those whose time to live is over are dropped."""
+        self._shares = deque(share for share in self._shares if share.expires > self._clock.time())
+        held: dict[int, Any] = {}  # models of several messages, stored in Ray once
+        identifiers = []
         for message in messages:
-            self._sent += 1
-            identifiers.append(identifier := str(self._sent))
-            set_message_id(message, identifier)
-            records = (
-                part for name, record in message.content.items() for part in (name, id(record))
-            )
-            alike.setdefault((message.metadata.message_type, *records), []).append(message)
-        for group in alike.values():
-            sent, told = self._actors.put(_in_time(group[0])), group[0].metadata
-            self._until = min(self._until, told.created_at + told.ttl)
-            for share in self._divided(group):
-                by_partition = {self.partitions[m.metadata.dst_node_id]: m for m in share}
-                self._shares.append(_Share(by_partition, sent, told.created_at + told.ttl))
+            identifiers.append(self._named(message))
+            self._shares.append(self._share(message, held))
+        self._until = min((share.expires for share in self._shares), default=float("inf"))
         self._begin()
         return identifiers
 
@@ -120,77 +118,88 @@ class RayGrid(InProcessGrid):
         *,
         reply_to_message_ids: Iterable[str] | None = None,
     ) -> Iterable[Message]:
-        """Answers that are there, of whole shares; waits a while if there are none."""
+        """Replies to whole shares; waits a short time if there are none."""
         self._begin()
-        patience = max(0.0, min(_LOOK_SECONDS, self._until - time.time()))
+        patience = max(0.0, min(_LOOK_SECONDS, self._until - self._clock.time()))
         found: list[tuple[_Share, Message | ClientError]] = self._actors.finished(patience)
         if self._actors.are_gone:
-            found += [
-                (share, ClientError("lost", "no Ray actor is left")) for share in self._shares
-            ]
+            lost = ClientError("lost", "no Ray actor is left")
+            found += [(share, lost) for share in self._shares]
             self._shares.clear()
         self._begin()
-        answers = [answer for share, came in found for answer in _answers(share, came)]
-        replied = [answer.metadata.reply_to_message_id for answer in answers]
-        wanted = set(requested(message_ids, reply_to_message_ids, replied))
-        return [answer for answer in answers if answer.metadata.reply_to_message_id in wanted]
+        arrived = {share.message.metadata.message_id: (share, reply) for share, reply in found}
+        wanted = requested(message_ids, reply_to_message_ids, list(arrived))
+        return [_reply(*arrived[identifier]) for identifier in arrived if identifier in wanted]
 
-    def _divided(self, asked: Sequence[Message]) -> Iterator[Sequence[Message]]:
-        """Messages that carry the same, by share."""
-        actors = max(1, self._actors.count)
-        if self._trains_together and asked[0].metadata.message_type == MessageType.TRAIN:
-            # sizes may grow with the client's number
-            yield from (asked[first::actors] for first in range(min(actors, len(asked))))
-            return
-        size = min(_LARGEST, max(1, len(asked) // (_SHARES * actors)))
-        yield from (asked[first : first + size] for first in range(0, len(asked), size))
+    def _share(self, message: Message, held: dict[int, Any]) -> _Share:
+        rest, models = RecordDict(), {}
+        for name, record in message.content.items():
+            if not isinstance(record, ArrayRecord):
+                rest[name] = record
+                continue
+            if id(record) not in held:
+                held[id(record)] = self._actors.put(record)
+            models[name] = held[id(record)]
+        return _Share(_in_time(message, rest), models, expires(message))
 
     def _begin(self) -> None:
-        """Give idle actors what waits."""
+        """Send waiting shares to idle actors."""
         while self._shares:
             share = self._shares[0]
-            node: dict[str, bool | float | int | str] = {
-                share_app.PARTITIONS: ",".join(map(str, share.messages)),
-                "num-partitions": len(self.partitions),
-            }
-            context = Context(RUN_ID, 0, node, RecordDict(), self._run_config)
-            if not self._actors.begin(share_app.load, share.sent, context, share):
+            context = Context(
+                RUN_ID, share.message.metadata.dst_node_id, {}, RecordDict(), self._run_config
+            )
+            if not self._actors.begin(client.load, share.models, share.message, context, share):
                 return
             self._shares.popleft()
 
 
-def _in_time(message: Message) -> Message:
-    """The message with a time to live that leaves the answer of many its way back."""
-    told = message.metadata
-    ttl = told.ttl - min(_MARGIN_SECONDS, told.ttl / 10)
-    return Message(
-        message.content, told.dst_node_id, told.message_type, ttl=ttl, group_id=told.group_id
-    )
+def _in_time(message: Message, content: RecordDict) -> Message:
+    """The message with a time to live that is shorter by the time for sending the reply."""
+    sent = message.metadata
+    ttl = sent.ttl - min(_MARGIN_SECONDS, sent.ttl / 10)
+    shorter = Message(content, sent.dst_node_id, sent.message_type, ttl=ttl)
+    set_message_id(shorter, sent.message_id)
+    return shorter
 
 
-def _answers(share: _Share, came: Message | ClientError) -> list[Message]:
-    if isinstance(came, ClientError):
-        return [failure(message, came) for message in share.messages.values()]
-    return unbundle(came, share.messages)
+def _reply(share: _Share, found: Message | ClientError) -> Message:
+    return failed_reply(share.message, found) if isinstance(found, ClientError) else found
 
 
 @contextlib.contextmanager
-def ray_federation(experiment: Experiment) -> Iterator[Federate]:
-    """What runs the experiment on Ray, inside the block; Ray and its actors are up by then.
+def ray_federation(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator[Federate]:
+    """A function that runs the experiment on Ray, whose actors have started inside the block.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment to run.
+    sinks : iterable of callables
+        Notified if the actors take long to start.
 
     Raises
     ------
     InputError
-        If Ray is not installed, not where the experiment says, or has no room.
+        If Ray is not installed, does not answer at its address, or has no room.
+    RunError
+        If an actor does not start.
     """
-    run_config = flatten(experiment)  # the same for all runs in the block: actors keep their data
-    prepare = functools.partial(share_app.prepare, run_config)
-    with _ray().actors(experiment.runtime, experiment.data.clients, prepare) as ready:
+
+    def emit(event: Event) -> None:
+        for sink in sinks:
+            sink(event)
+
+    run_config = flatten(
+        experiment
+    )  # the same for all runs in the block: the actors keep their data
+    prepare = functools.partial(client.prepare, run_config)
+    with _ray().actors(experiment.runtime, experiment.data.clients, prepare, emit) as ready:
         yield functools.partial(run_on_actors, ready, run_config)
 
 
 def check_ray(spec: Runtime) -> None:
-    """See that Ray is installed and is where the experiment says. Raises `InputError`."""
+    """Raise `InputError` unless Ray is installed and answers at its address."""
     ray = _ray()
     if spec.ray_address:
         with ray.connected(spec.ray_address):
@@ -198,7 +207,7 @@ def check_ray(spec: Runtime) -> None:
 
 
 def _ray() -> ModuleType:
-    """What imports Ray; only whoever asks for Ray needs to have it."""
+    """The module that imports Ray, which need not be installed for other runtimes."""
     try:
         from flsimulation.runtimes.ray import actors as ray_actors
     except ModuleNotFoundError as error:
@@ -222,7 +231,9 @@ def run_on_actors(
     """Run the experiment's ServerApp in this process and its clients on the actors."""
     space = workspace or Workspace.load(experiment)
     together = space.engine.averages
-    grid = RayGrid(actors, experiment.data.clients, run_config, together=together)
+    grid = RayGrid(
+        actors, experiment.data.clients, run_config, together=together, clock=space.clock
+    )
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
     with flower_identity(), quiet_flower():
         make_server_app(sinks, space, start)(grid, context)

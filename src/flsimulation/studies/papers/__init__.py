@@ -1,4 +1,4 @@
-"""Published figures, and ours beside them."""
+"""Reproductions of published figures."""
 
 from flsimulation.studies.papers.measures import measure_of, rounds_to
 from flsimulation.studies.papers.reproduce import Found, Reproduction, Trial

@@ -1,4 +1,4 @@
-"""What papers report of a run, read from its run directory."""
+"""Measures that papers report, read from a run directory."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Measure:
 
     title: str
     read: Callable[[RunRecord, int], float | None]
-    """From a run directory, scores as means of so many last rounds; None where the run does not
-    give it."""
+    """Reads it from a run directory; scores are means over the given number of last rounds. None if
+    the run does not have it."""
     shown: Callable[[float], str]
     least: bool = False
-    """Whether less is better."""
+    """Whether lower is better."""
 
 
 def rounds_to(curve: Sequence[tuple[int, float]], target: float) -> float | None:
-    """Where a learning curve crosses the target.
+    """The number of rounds after which a learning curve reaches the target.
 
-    The curve is made monotone (each value is the best so far) and read between its points by
-    linear interpolation, as McMahan et al. (2017), section 3, do.
+    The curve is made monotone (each value is the best so far) and interpolated linearly between its
+    points, as in McMahan et al. (2017), section 3.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def rounds_to(curve: Sequence[tuple[int, float]], target: float) -> float | None
     Returns
     -------
     float or None
-        Rounds; None where the curve stays below.
+        Rounds; None if the curve stays below the target.
     """
     before: tuple[int, float] | None = None
     for round, value in curve:
@@ -51,7 +51,7 @@ def rounds_to(curve: Sequence[tuple[int, float]], target: float) -> float | None
     return None
 
 
-def _rounds(run: RunRecord, last: int) -> float | None:  # noqa: ARG001 - of the whole curve
+def _rounds(run: RunRecord, last: int) -> float | None:  # noqa: ARG001 - it uses the whole curve
     target = run.experiment().evaluate.target_accuracy
     return rounds_to(list(_central(run, "accuracy").items()), target)
 
@@ -83,7 +83,7 @@ def _clients(run: RunRecord) -> list[float]:
 
 
 def _of_clients(read: Callable[[list[float]], float]) -> Callable[[RunRecord, int], float | None]:
-    def measure(run: RunRecord, last: int) -> float | None:  # noqa: ARG001 - of the final model
+    def measure(run: RunRecord, last: int) -> float | None:  # noqa: ARG001 - it uses the final model
         found = _clients(run)
         return read(found) if found else None
 
@@ -118,7 +118,7 @@ _MEASURES = {
 
 
 def measure_of(name: str) -> Measure:
-    """A measure by its name in a paper's file.
+    """The measure with a name, as used in a paper's file.
 
     ``rounds`` to the target accuracy; ``accuracy`` and ``test-NAME``, scores on the test set;
     ``accuracy@N``, after round N; ``clients-mean``, ``-worst``, ``-best`` and ``-variance`` of the
@@ -127,7 +127,7 @@ def measure_of(name: str) -> Measure:
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If there is no such measure.
     """
     if name in _MEASURES:
         return _MEASURES[name]
@@ -136,4 +136,4 @@ def measure_of(name: str) -> Measure:
     if (round := name.removeprefix("accuracy@")) != name and round.isdecimal():
         return Measure(f"test accuracy, round {round}", _after(int(round)), _percent)
     known = ", ".join([*_MEASURES, "test-NAME", "accuracy@ROUND"])
-    raise ValueError(f"{name!r} is no measure; known: {known}")
+    raise ValueError(f"{name!r} is not a measure; choose from {known}")

@@ -1,4 +1,4 @@
-"""Running a paper's rows in the time that there is; run directories are all that is remembered."""
+"""Runs a paper's rows within a time limit; all state is in the run directories."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from flsimulation.rundir.reader import can_resume, is_run_directory
 from flsimulation.studies.papers.measures import measure_of
 from flsimulation.studies.papers.spec import Paper, Row
 
-_OVER = ("completed", "degraded", "failed")  # the states of runs that are not run again
-_FURTHEST = 3  # grid points from the start that are tried where none has given a figure yet
+_OVER = ("completed", "degraded", "failed")  # states of runs that are not repeated
+_FURTHEST = 3  # largest distance on the grid that is tried while no run has a figure
 
 
 class _TimeIsUp(KeyboardInterrupt):
-    """Ends a run as Ctrl-C does: it can be resumed."""
+    """Interrupts a run as Ctrl-C does, so that it can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -40,44 +40,44 @@ class Trial:
     row: str
     seed: int
     value: float | None
-    """Of the key that is searched."""
+    """Of the searched key."""
     rounds: int
-    """To run at most."""
+    """Most rounds to run."""
     run_dir: str
-    """Under the folder of all runs."""
+    """Relative to the folder of all runs."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One run of a row, after it."""
+    """One run of a row, after it ended."""
 
     trial: Trial
     figure: float | None
-    """The measure that chooses among a row's runs."""
+    """The measure by which a row's best value is chosen; None if the run has none."""
     error: str | None
-    """One line if the run failed."""
+    """Why the run failed, in one line; None if it did not."""
     gpu: str | None
-    """Name of the GPU that it trained on."""
+    """Name of the GPU that it trained on; None without one."""
 
 
 @dataclass
 class Found:
-    """What a row's runs gave."""
+    """Results of a row's runs."""
 
     row: Row
     step: int | None = None
-    """On the grid of the searched key."""
+    """Grid point of the best value of the searched key."""
     value: float | None = None
-    """The best of the searched key; None where nothing is searched or found."""
+    """The best value of the searched key; None if nothing is searched or found."""
     searched: bool = False
     """Whether its neighbours on the grid are known to be worse."""
     tried: list[Tried] = field(default_factory=list)
-    """In the order of running."""
+    """In the order in which they ran."""
     figures: dict[str, list[float | None]] = field(default_factory=dict)
-    """By measure: one for each seed; None where the run did not give it."""
+    """By measure: one per seed; None if the run does not have it."""
 
     def median(self, measure: str) -> float | None:
-        """Over the seeds; a run that did not give the figure counts as worst."""
+        """Median over the seeds; a run without the figure counts as worst."""
         found = self.figures.get(measure)
         if not found:
             return None
@@ -87,13 +87,13 @@ class Found:
 
     @property
     def chosen(self) -> str:
-        """The searched key's value in words."""
+        """The searched key's value as text."""
         if self.value is None:
             return ""
         return f"{self.value:g}" + ("" if self.searched else ", search unfinished")
 
     def record(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The results as a JSON object."""
         return {
             "row": self.row.name,
             "published": self.row.published,
@@ -117,23 +117,23 @@ class Found:
 class Reproduction:
     """A paper's rows, run one after the other.
 
-    Each run is an ordinary run directory, named after its experiment; what is done already is
-    read and not run again, and what was stopped goes on.
+    Each run has an ordinary run directory, named after its experiment. A run that is over is read
+    and not repeated; one that was stopped is resumed.
 
     Parameters
     ----------
     paper : Paper
-        What to run.
+        The paper.
     out : Path
-        Where the run directories lie.
+        Folder of the run directories.
     rows : sequence of Row
-        Of the paper's.
+        Rows of the paper to run.
     seeds : int
-        Runs of each row: the first one searches, the others take what it found.
+        Runs per row: the first seed searches, the others use the value that it found.
     seconds : float
-        A run that is still going then is stopped; none begins after.
-    told : callable
-        Is told each trial before it runs; gives a sink for its events.
+        Time limit: a run in progress is then interrupted, and no other is started.
+    watch : callable
+        Called with each trial before it runs; returns a sink for its events.
     """
 
     def __init__(
@@ -143,19 +143,19 @@ class Reproduction:
         rows: Sequence[Row],
         seeds: int,
         seconds: float,
-        told: Callable[[Trial], Callable[[Event], None]],
+        watch: Callable[[Trial], Callable[[Event], None]],
     ) -> None:
-        self.paper, self.out, self.seeds, self._told = paper, out, seeds, told
+        self.paper, self.out, self.seeds, self._watch = paper, out, seeds, watch
         self.found = [Found(row) for row in rows]
         self._expires = time.monotonic() + seconds
 
     def run(self) -> bool:
-        """Fill `found`, all rows with the first seed before any with the next; False if cut short."""
+        """Fill `found`: all rows with the first seed, then all with the next. False if time ran out."""
         with alone(self.out / ".lock") as here:
             if not here:
                 raise InputError(
-                    f"--out {self.out}: another flsim paper runs there; wait for its end, or name "
-                    f"another folder"
+                    f"--out {self.out}: another flsim paper is using this folder; wait for its end, or "
+                    f"choose another folder"
                 )
             return self._run_all()
 
@@ -170,7 +170,7 @@ class Reproduction:
         return all(in_time)
 
     def _in_time(self, work: Callable[..., None], *arguments: Any) -> bool:
-        """Do it, as far as there is time; what is done already is read whether or not there is."""
+        """Do it if there is time; False if time ran out. Runs that are over are read in any case."""
         try:
             work(*arguments)
         except _TimeIsUp:
@@ -178,11 +178,11 @@ class Reproduction:
         return True
 
     def _repeat(self, found: Found, seed: int) -> None:
-        assert found.step is not None  # noqa: S101 - or there is nothing to repeat
+        assert found.step is not None  # noqa: S101 - the search has found it
         self._note(found, self._try(found, seed, found.step, None)[0])
 
     def _search(self, found: Found) -> None:
-        """Try the start and its neighbours, and theirs while that is better."""
+        """Try the start value and its neighbours on the grid, and continue from a better one."""
         measure = measure_of(next(iter(found.row.published)))
         scores: dict[int, float] = {}
         for step in self._steps(found, scores):
@@ -219,7 +219,7 @@ class Reproduction:
     def _try(
         self, found: Found, seed: int, step: int, most: int | None
     ) -> tuple[Path, float | None]:
-        """Run one experiment, unless it was; give its directory and its first measure."""
+        """Run one experiment unless it is over; returns its run directory and its first measure."""
         row = found.row
         table = self.paper.table_of(row, seed, step, most)
         spec, value = self.paper.experiment_of(row, table), self._value(row, step)
@@ -228,7 +228,7 @@ class Reproduction:
         if read_manifest(path).get("state") not in _OVER:
             if time.monotonic() > self._expires:
                 raise _TimeIsUp
-            self._run(spec, path, self._told(trial))
+            self._run(spec, path, self._watch(trial))
         run = RunRecord(path)
         figure = measure_of(next(iter(row.published))).read(run, self.paper.last)
         ended = run.manifest
@@ -255,11 +255,11 @@ class Reproduction:
         except RunError:
             if not is_run_directory(path):
                 raise
-            return  # the run directory says why, and the search sees no figure
+            return  # the run directory holds the reason; the search continues without a figure
         if not is_run_directory(path):
             raise InputError(
-                f"{path}: the run is not written here, where its figures are read; start the "
-                f"SuperLink in this folder, or let it see this one"
+                f"{path}: the run directory is not accessible here, where its figures are read; start "
+                f"the SuperLink in this folder, or mount this folder for it"
             )
 
 
@@ -268,6 +268,6 @@ def _slug(name: str) -> str:
 
 
 def _run_name(table: dict[str, Any], seed: int, value: float | None) -> str:
-    """Another table, another name: what is found there is of this very experiment."""
+    """A name with a digest of the experiment, so that a run directory is never another one's."""
     digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:8]
     return "-".join([*([] if value is None else [f"{value:g}"]), f"seed-{seed}", digest])

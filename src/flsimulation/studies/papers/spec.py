@@ -1,4 +1,4 @@
-"""A paper's published figures, and the experiments that should give them: a TOML file each."""
+"""A paper's published figures and the experiments to reproduce them: one TOML file per paper."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from flsimulation.experiment.spec import Count, Section
 from flsimulation.studies.papers.measures import measure_of
 
 PAPERS = Path("experiments", "papers")
-"""Where a paper is found by its name: in the repository, below the working directory."""
+"""Folder of the papers that are found by name: in the repository, below the working directory."""
 _ELSEWHERE = (
     f"papers are in {PAPERS} of FLSimulation's repository, not in the package; run the command in "
-    f"the repository, or name a paper's .toml file"
+    f"the repository, or specify a paper's .toml file"
 )
 
 
 class Search(Section):
-    """How a key that the paper tuned is tuned here: uphill on a grid without ends."""
+    """How a key that the paper tuned is tuned here: hill climbing on an unbounded grid."""
 
     key: Annotated[str, Field(pattern=r"^[a-z_-]+(\.[a-z_-]+)+$")] = "model.args.learning_rate"
     """The dotted key of the experiment."""
     start: Annotated[float, Field(gt=0)]
     """The first value tried."""
     per_decade: Count = 3
-    """Grid points from a value to ten times that value."""
+    """Grid points per factor of ten."""
 
     def value(self, step: int) -> float:
-        """The value so many grid points above the start, to four digits."""
+        """The value at a grid point, counted from the start, rounded to four digits."""
         return float(f"{self.start * 10 ** (step / self.per_decade):.4g}")
 
 
@@ -41,13 +41,13 @@ class Row(Section):
     """One line of the paper's table."""
 
     name: Annotated[str, Field(min_length=1)]
-    """What stands before the figures."""
+    """The label of the row."""
     published: Annotated[dict[str, float], Field(min_length=1)]
     """The paper's figures, by measure."""
     set_: dict[str, Any] = {}
-    """Keys of the experiment in which this row differs, as nested tables."""
+    """Keys of the experiment that this row changes, as nested tables."""
     search: Search | None = None
-    """In place of the paper's."""
+    """Search of this row; by default the paper's."""
 
     @field_validator("published")
     @classmethod
@@ -65,17 +65,17 @@ class Paper(Section):
     """Authors, venue, year, and the table."""
     url: str
     note: str = ""
-    """In what the settings here differ from the paper's, or what it leaves open."""
+    """Differences from the paper's settings, and settings that the paper does not specify."""
     last: Count = 1
-    """Scores are means over so many last rounds."""
+    """Number of last rounds over which scores are averaged."""
     experiment: dict[str, Any] = {}
-    """The experiment that all rows begin with."""
+    """The experiment that the rows' changes are applied to."""
     search: Search | None = None
-    """What is tuned for each row; nothing where left out."""
+    """The search of each row; none by default."""
     row: Annotated[list[Row], Field(min_length=1)]
 
     def searched(self, row: Row) -> Search | None:
-        """What is tuned for the row."""
+        """The search of a row; None if nothing is tuned."""
         return row.search or self.search
 
     def table_of(self, row: Row, seed: int, step: int, most: int | None = None) -> dict[str, Any]:
@@ -84,13 +84,13 @@ class Paper(Section):
         Parameters
         ----------
         row : Row
-            One of this paper's.
+            A row of this paper.
         seed : int
-            Added to the experiment's own.
+            Added to the experiment's own seed.
         step : int
             Grid points above the search's start.
         most : int, optional
-            Rounds to run at most, in place of the experiment's.
+            Most rounds to run, in place of the experiment's number.
         """
         table = _merged(self.experiment, row.set_)
         if (search := self.searched(row)) is not None:
@@ -100,7 +100,7 @@ class Paper(Section):
         return table | {"seed": table.get("seed", 0) + seed}
 
     def experiment_of(self, row: Row, table: dict[str, Any]) -> Experiment:
-        """The experiment of a row's table. Raises `ExperimentError` if it is none."""
+        """The experiment of a row's table. Raises `ExperimentError` if it is not valid."""
         return experiment_of(table, f"{self.title}: {row.name}")
 
 
@@ -110,7 +110,7 @@ def names(folder: Path = PAPERS) -> list[str]:
     Raises
     ------
     InputError
-        If it is not there.
+        If the folder does not exist.
     """
     if not folder.is_dir():
         raise InputError(_ELSEWHERE)
@@ -118,14 +118,14 @@ def names(folder: Path = PAPERS) -> list[str]:
 
 
 def load_paper(name: str) -> Paper:
-    """Read a paper of `PAPERS` by its name, or a paper's file (``*.toml``).
+    """Read a paper, by its name in `PAPERS` or by its file (``*.toml``).
 
-    Paths in it are relative to the file.
+    Paths in the file are relative to its folder.
 
     Raises
     ------
     InputError
-        If there is none, or a key or value of it is wrong.
+        If there is no such paper, or a key or value of it is wrong.
     """
     source = Path(name) if name.endswith(".toml") else PAPERS / f"{name}.toml"
     try:
@@ -140,17 +140,19 @@ def load_paper(name: str) -> Paper:
         lines = [explain(item, name, Paper) for item in error.errors()]
         raise ExperimentError("\n".join(lines)) from None
     for row in paper.row:
-        spec = paper.experiment_of(row, paper.table_of(row, 0, 0))  # told now, not after hours
+        spec = paper.experiment_of(
+            row, paper.table_of(row, 0, 0)
+        )  # an error is raised now, not after hours
         if "rounds" in row.published and not spec.evaluate.target_accuracy:
             raise ExperimentError(
-                f"{name}: row {row.name!r}: 'rounds' are those to evaluate.target-accuracy, got 0; "
+                f"{name}: row {row.name!r}: 'rounds' requires evaluate.target-accuracy, which is 0; "
                 f"set it in the experiment"
             )
     return paper
 
 
 def _resolved(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The file's tables with absolute paths; what has not its form is left to the validation."""
+    """The file's tables with absolute paths; a value of a wrong type is left to the validation."""
     rows = table.get("row")
     sets = (
         [row.get("set") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
@@ -164,7 +166,7 @@ def _resolved(table: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _choice() -> str:
     if not PAPERS.is_dir():
         return _ELSEWHERE
-    return f"choose from {', '.join(names())}, or name a .toml file"
+    return f"choose from {', '.join(names())}, or specify a .toml file"
 
 
 def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A paper's table with ours beside it, as cells of text."""
+"""Published and measured figures side by side, as cells of text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     Parameters
     ----------
     row : mapping
-        A `Found.record`, perhaps read back from JSON.
+        A `Found.record`, or one that was read from JSON.
     """
     for place, (name, published) in enumerate(row["published"].items()):
         measure, ours = measure_of(name), row["ours"][name]

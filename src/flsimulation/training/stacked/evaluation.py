@@ -18,7 +18,9 @@ from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.direct import DirectEvaluator, Step
 from flsimulation.training.jobs import State
-from flsimulation.training.stacked.compiler.step import NotStackable, are_close, exactly
+from flsimulation.training.stacked.compiler.comparison import exactly, is_close
+from flsimulation.training.stacked.compiler.passes import epsilon
+from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.effects import random_states
 
 _PASS_BYTES = 40 * 2**20  # written by a pass's operations: more does not stay in the caches
@@ -28,7 +30,7 @@ _COMPARED = 4  # clients of a size's first pass, which also take the step alone
 
 
 class CohortEvaluator:
-    """Lets many clients take the evaluation step at once, if that gives what each one's gives.
+    """Evaluates many clients in one step, if the scores equal those of each client by itself.
 
     Parameters
     ----------
@@ -50,7 +52,7 @@ class CohortEvaluator:
         alone: Callable[[int], dict[str, float] | ClientError],
         expires: float | None = None,
     ) -> Iterator[dict[int, dict[str, float] | ClientError]]:
-        """Score the model, and give the results as they come.
+        """Score the model; yields the results as they come.
 
         Parameters
         ----------
@@ -92,7 +94,7 @@ class CohortEvaluator:
         rows = np.concatenate([clients[place].index_batches() for place in places])
         try:
             return dict(zip(places, self._scores(state, rows), strict=True))
-        except Exception:  # whatever the step does that it does not do for one client
+        except Exception:  # the step may do anything that it does not do for one client
             found = {place: alone(place) for place in places}
         # Either the examples of one of them made it fail, or it always will.
         self._can = any(isinstance(scored, ClientError) for scored in found.values())
@@ -133,17 +135,19 @@ def _compared(step: Callable[..., list[Tensor]], x: Tensor, y: Tensor) -> tuple[
         values: list[Tensor] = vmap(step)(x, y)
     with exactly(), _Written() as written:  # type: ignore[no-untyped-call]
         singles = [step(*own) for own in zip(x, y, strict=True)]
-    pairs = zip(zip(*values, strict=True), singles, strict=True)
-    if not all(are_close(a, b) for one, two in pairs for a, b in zip(one, two, strict=True)):
+    alone = [torch.stack(each) for each in zip(*singles, strict=True)]
+    pairs = zip(values, alone, strict=True)
+    if not all(is_close(one, other, written.eps, 1.0) for one, other in pairs):
         raise NotStackable("does something else for many clients at once")
     most = min(_PASS_BYTES * len(x) // max(1, written.bytes), _PASS_EXAMPLES // x.shape[1])
     return values, max(1, most)
 
 
 class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes that operations write inside the block."""
+    """Counts the bytes that operations write inside the block, and notes their coarsest type."""
 
     bytes = 0
+    eps = 0.0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -152,4 +156,5 @@ class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not any(given.alias_info for given in func._schema.returns):
             found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
             self.bytes += sum(tensor.nbytes for tensor in found)
+            self.eps = max(self.eps, epsilon(found))
         return result

@@ -54,7 +54,7 @@ class Plan:
                 first = place
 
     def ending(self, step: int) -> list[int]:
-        """Clients that are done with this step while others go on."""
+        """Clients whose last step this is, while others have more."""
         if step == self.steps - 1:
             return []
         return np.flatnonzero(self.lasts == step + 1).tolist()

@@ -1,8 +1,8 @@
 """Many clients' local training as one program: their parameters stacked, their steps taken at once.
 
 ClientUpdate of McMahan et al., "Communication-Efficient Learning of Deep Networks from
-Decentralized Data" (AISTATS 2017), algorithm 1, for a whole cohort. It gives what `LocalTrainer`
-gives for the same batches, to rounding; tests/test_cohort.py holds it to that.
+Decentralized Data" (AISTATS 2017), algorithm 1, for a whole cohort. Its results
+equal those of `LocalTrainer` for the same batches, to rounding; tests/test_cohort.py compares them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytorch_lightning as pl
@@ -110,8 +110,8 @@ class CohortTrainer:
         proximal_mu: float = 0.0,
         expires: float | None = None,
         average: bool = False,
-    ) -> Iterator[Wave]:
-        """Train every client from the same global model, and give them wave by wave.
+    ) -> Generator[Wave, None, None]:
+        """Train every client from the same global model; yields wave by wave.
 
         Parameters
         ----------

@@ -22,7 +22,8 @@ from flsimulation.training.failures import (
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.logged import reduced
 from flsimulation.training.scores import scores
-from flsimulation.training.stacked.compiler.program import Step, StepPrograms
+from flsimulation.training.stacked.compiler.program import StepPrograms
+from flsimulation.training.stacked.compiler.step import Step
 from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
 from flsimulation.training.stacked.plan import Plan
 
@@ -32,7 +33,7 @@ class Wave:
     """Clients that were trained together."""
 
     clients: tuple[int, ...]
-    """Their places in what was asked for."""
+    """Their places among the jobs."""
     results: list[Trained | ClientError]
     """One for each client, without its model."""
     weights: State
@@ -102,7 +103,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Terms:
-    """What one round asks of its clients."""
+    """What one round requests of its clients."""
 
     start: State
     """The global model, on the stack's device."""
@@ -219,7 +220,7 @@ class WaveFit:
     def _descend(self, optimizer: Optimizer, gradients: list[Tensor | None], step: int) -> None:
         """One step of the optimizer, for all clients that are not done."""
         if (mu := self._terms.proximal_mu) > 0:
-            gradients = [  # anew: two parameters may have one gradient
+            gradients = [  # a new list: two parameters may share a gradient
                 None if gradient is None else gradient.add(leaf - origin, alpha=mu)
                 for gradient, leaf, origin in zip(
                     gradients, self._leaves, self._origin, strict=True

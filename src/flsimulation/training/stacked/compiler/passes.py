@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 
@@ -19,7 +20,7 @@ _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 
 
 def simplify(graph: Graph, gradients: int) -> None:
-    """Drop what changes nothing, what is computed twice and what nobody reads.
+    """Drop operations without effect, repeated ones, and those whose result is not used.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def simplify(graph: Graph, gradients: int) -> None:
 
 
 def descend_in_place(graph: Graph, rates: tuple[float, ...]) -> bool:
-    """Let the graph itself take the steps of plain SGD, and give no gradients any more.
+    """Let the graph take the steps of plain SGD itself, and return no gradients any more.
 
     A gradient that is a batched product is never written: the product is added to the parameter.
 
@@ -98,6 +99,26 @@ def draws_random_numbers(graph: Graph) -> bool:
 def writes_in_place(graph: Graph) -> bool:
     """Whether a call changes one of its arguments."""
     return any(_is_mutable(node) for node in graph.nodes)
+
+
+def coarsest(graph: Graph) -> list[float]:
+    """Of each output: the largest machine epsilon of all types in which it was rounded.
+
+    A view rounds nothing, nor does a parameter; 0 is for what was not rounded at all.
+    """
+    found: dict[Node, float] = {}
+    for node in graph.nodes:
+        rounds = node.op == "call_function" and not _may_alias(node)
+        own = epsilon(node.meta.get("val")) if rounds else 0.0
+        found[node] = max([own, *(found[given] for given in node.all_input_nodes)])
+    results: Any = _output(graph).args[0]
+    return [0.0 if result is None else found[result] for result in results]
+
+
+def epsilon(value: Any) -> float:
+    """The machine epsilon of the coarsest of the tensors in a nested value; 0 without real numbers."""
+    values = [v for v in tree_leaves(value) if isinstance(v, torch.Tensor)]
+    return max([0.0, *(torch.finfo(v.dtype).eps for v in values if v.is_floating_point())])
 
 
 def _unchanged(node: Node) -> Node | None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -24,11 +23,11 @@ from flsimulation import seeds
 from flsimulation.errors import describe_error
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.stacked.compiler import passes as passes
+from flsimulation.training.stacked.compiler.comparison import are_close, exactly, has_moved
+from flsimulation.training.stacked.compiler.eager import EagerStep, is_same_alone
 from flsimulation.training.stacked.compiler.step import (
     NotStackable,
-    alone_step,
-    are_close,
-    exactly,
+    Step,
     loss_of,
     stacked_step,
     watched,
@@ -41,18 +40,9 @@ from flsimulation.training.stacked.effects import random_states
 _TRACED = ((2, 11), (3, 13))
 """Clients and examples: primes, so that products tell their factors, and such that the numbers
 beside them (10 and 12, say) are in no ratio that these could have."""
-
-
-class Step(NamedTuple):
-    """What a program gives for one batch of each client."""
-
-    losses: Tensor
-    """[clients]"""
-    logged: list[Tensor]
-    """[clients] each."""
-    gradients: list[Tensor | None]
-    """[clients, ...] for each parameter; None where the loss does not depend on it, or where the
-    program has taken the step itself."""
+_SCALES = (1.0, 1.01)
+"""Of the weights for which a program is compared with autograd. It does the same for all, so that
+agreement once is enough; a unit that is on in one way and off in the other is so for one."""
 
 
 class StepPrograms:
@@ -72,14 +62,10 @@ class StepPrograms:
     """
 
     def __init__(self, module: pl.LightningModule, x: Tensor, y: Tensor) -> None:
-        self._module = copy.deepcopy(module)
-        self._x, self._y = x, y
-        parameters = dict(self._module.named_parameters())
-        self.trained = [name for name, p in parameters.items() if p.requires_grad]
-        """Names of the parameters that are stacked; tied ones once."""
-        self.shared = [name for name, p in parameters.items() if not p.requires_grad]
-        self.shared += [name for name, _ in self._module.named_buffers()]
-        """Names of the frozen parameters and the buffers, which no client changes."""
+        self._eager = EagerStep(module, x, y)
+        self._module = self._eager.module
+        self.trained, self.shared = self._eager.trained, self._eager.shared
+        """Names of the parameters that are stacked, tied ones once, and of all that is not."""
         self.how: list[Logged] = []
         """How the logged values are logged."""
         self._programs: dict[Any, Callable[..., Any]] = {}
@@ -87,13 +73,15 @@ class StepPrograms:
         self._templates: dict[tuple[float, ...] | None, list[Any] | None] = {}
         self._graphs = [self._traced(*sizes) for sizes in _TRACED]
         self._template(None)  # or NotStackable, now
+        self._eps = passes.coarsest(self._graphs[0])
         with exactly():
-            self._check_alone(*_TRACED[0])
+            if not is_same_alone(self._eager, *_TRACED[0], self._eps):
+                raise NotStackable("training_step does something else for many clients at once")
 
     def program(
         self, clients: int, examples: int, rates: tuple[float, ...] | None = None
     ) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor, Tensor], Step]:
-        """The program for so many clients with batches of so many examples.
+        """The program for a number of clients and of examples per batch.
 
         Parameters
         ----------
@@ -128,16 +116,10 @@ class StepPrograms:
         self, trained: Sequence[Tensor], shared: Sequence[Tensor], x: Tensor, y: Tensor
     ) -> Step:
         """The same step by vmap and autograd, for any sizes. Raises `NotStackable`."""
-        log = Log(training=True)
-        with self._lock, torch.enable_grad():  # no two threads may be in vmap at once
-            leaves = [tensor.detach().requires_grad_() for tensor in trained]
-            module = watched(copy.deepcopy(self._module), log)
-            try:
-                values = stacked_step(module, self.trained, self.shared, leaves, shared, x, y)
-            except (Exception, SystemExit) as error:
-                raise NotStackable(explained(error)) from error
-        self._check_same(log.how, x.shape[1])
-        return self._as_step(values)
+        with self._lock:  # no two threads may be in vmap at once
+            step, how = self._eager.stacked(trained, shared, x, y)
+        self._check_same(how, x.shape[1])
+        return step
 
     def check_sizes(self, sizes: Iterable[int]) -> None:
         """Raise `NotStackable` if the step fails, logs otherwise or draws for one of these sizes."""
@@ -157,6 +139,12 @@ class StepPrograms:
                     raise NotStackable("training_step draws random numbers")
             self._check_same(log.how, examples)
 
+    def inputs(
+        self, clients: int, examples: int
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """Arguments of a program: the module's own weights for all clients, real examples."""
+        return self._eager.inputs(clients, examples)
+
     # --- from here on: how a program is made ---
 
     def _built(
@@ -165,7 +153,7 @@ class StepPrograms:
         template = self._template(rates)
         if template is not None:
             run = functools.partial(self._run, compiled(written(template, clients, examples)))
-            if self._is_step(run, clients, examples, rates):
+            if any(self._is_step(run, clients, examples, rates, scale) for scale in _SCALES):
                 return run
         return functools.partial(self._by_autograd, rates)
 
@@ -177,7 +165,7 @@ class StepPrograms:
         x: Tensor,
         y: Tensor,
     ) -> Step:
-        return self._as_step(run(*trained, *shared, x, y))
+        return Step.taken(run(*trained, *shared, x, y), len(self.how))
 
     def _by_autograd(
         self,
@@ -201,31 +189,30 @@ class StepPrograms:
         clients: int,
         examples: int,
         rates: tuple[float, ...] | None,
+        scale: float,
     ) -> bool:
         """Whether the program for these sizes is the step's, by a comparison with autograd.
 
-        A step may well do something else for other sizes than those it was traced for.
+        A step may well do something else for other sizes than those it was traced for. Gradients
+        are compared as such first: of a small one little is left to see in the parameter.
         """
-        trained, shared, x, y = self.inputs(clients, examples)
+        trained, shared, x, y = self._eager.inputs(clients, examples, [scale] * clients)
         moved = [tensor.clone() for tensor in trained]
         with exactly(), torch.no_grad():
-            theirs = self._by_autograd(rates, moved, shared, x, y)
+            theirs = self.eager(trained, shared, x, y)
             try:
-                ours = run(trained, shared, x, y)
+                ours = run(moved, shared, x, y)
+                if (
+                    rates is not None
+                ):  # it returns no gradients; the same calls without its steps do
+                    plain = written(self._templates[None] or [], clients, examples)
+                    ours = self._run(plain, trained, shared, x, y)
             except Exception:  # numbers that no size but the traced ones allows
                 return False
-        return all(
-            are_close(one, other)
-            for one, other in zip(
-                (ours.losses, *ours.logged, *ours.gradients, *trained),
-                (theirs.losses, *theirs.logged, *theirs.gradients, *moved),
-                strict=True,
-            )
-        )
-
-    def _as_step(self, values: Sequence[Any]) -> Step:
-        losses, *rest = values
-        return Step(losses, rest[: len(self.how)], rest[len(self.how) :])
+        if not are_close(ours, theirs, self._eps):
+            return False
+        eps = self._eps[-len(trained) :]
+        return rates is None or has_moved(trained, moved, theirs.gradients, rates, eps)
 
     def _template(self, rates: tuple[float, ...] | None) -> list[Any] | None:
         if rates not in self._templates:
@@ -235,17 +222,6 @@ class StepPrograms:
                 found = template_of(graphs[0], graphs[1], _TRACED)
             self._templates[rates] = found
         return self._templates[rates]
-
-    def inputs(
-        self, clients: int, examples: int
-    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-        """Arguments of a program: the module's own weights for all clients, real examples."""
-        named = dict(self._module.named_parameters()) | dict(self._module.named_buffers())
-        rows = torch.arange(clients * examples) % len(self._x)
-        trained = [torch.stack([named[name].detach()] * clients) for name in self.trained]
-        shared = [named[name].detach() for name in self.shared]
-        x, y = (t[rows].view(clients, examples, *t.shape[1:]) for t in (self._x, self._y))
-        return trained, shared, x, y
 
     def _traced(self, clients: int, examples: int) -> Graph:
         trained, shared, x, y = self.inputs(clients, examples)
@@ -269,28 +245,3 @@ class StepPrograms:
         """Values must be logged in the same way for every size."""
         if self.how != how and self.how != [logged.for_size(examples) for logged in how]:
             raise NotStackable("training_step logs something else for other sizes of a batch")
-
-    def _check_alone(self, clients: int, examples: int) -> None:
-        """Compare the stacked step with each client's own, for weights that are not the module's.
-
-        A module may hold its weights in more ways than those that are stacked.
-        """
-        trained, shared, x, y = self.inputs(clients, examples)
-        for place, tensor in itertools.product(range(clients), trained):
-            tensor[place] *= 1.01 + 0.01 * place
-        stacked = self.eager(trained, shared, x, y)
-        for place in range(clients):
-            log = Log(training=True)
-            module = watched(copy.deepcopy(self._module), log)
-            own = [tensor[place] for tensor in trained]
-            try:
-                found = self._as_step(alone_step(module, self.trained, own, x[place], y[place]))
-            except CannotTake as reason:
-                raise NotStackable(f"training_step {reason}") from None
-            pairs = zip(
-                (stacked.losses, *stacked.logged, *stacked.gradients),
-                (found.losses, *found.logged, *found.gradients),
-                strict=True,
-            )
-            if not all(are_close(one if one is None else one[place], two) for one, two in pairs):
-                raise NotStackable("training_step does something else for many clients at once")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -14,9 +13,28 @@ from torch.func import functional_call, vmap
 
 from flsimulation.training.logged import Log
 
-_TINY = 1e-6
-_APART = 1e-3  # relative difference at which two results are not of the same step
-_ROUNDINGS = 32  # as many, where a type is coarser than that
+
+class Step(NamedTuple):
+    """What a step of many clients returns for one batch of each."""
+
+    losses: Tensor
+    """[clients]"""
+    logged: list[Tensor]
+    """[clients] each."""
+    gradients: list[Tensor | None]
+    """[clients, ...] for each parameter; None where the loss does not depend on it, or where the
+    program has taken the step itself."""
+
+    def of(self, clients: slice) -> Step:
+        """The step of some of the clients."""
+        gradients = [None if g is None else g[clients] for g in self.gradients]
+        return Step(self.losses[clients], [value[clients] for value in self.logged], gradients)
+
+    @classmethod
+    def taken(cls, values: Sequence[Any], logged: int) -> Step:
+        """From losses, so many logged values, and gradients in a row."""
+        losses, *rest = values
+        return cls(losses, rest[:logged], rest[logged:])
 
 
 class NotStackable(Exception):  # noqa: N818 - no error: the module is trained client by client
@@ -24,7 +42,7 @@ class NotStackable(Exception):  # noqa: N818 - no error: the module is trained c
 
 
 def watched(module: pl.LightningModule, log: Log) -> pl.LightningModule:
-    """The module, made to log to ``log`` and to refuse what a Trainer would give."""
+    """The module, made to log to ``log`` and to refuse access to what only a Trainer has."""
     names: dict[str, Any] = {
         name: property(_refusing(name))
         for name in (
@@ -136,32 +154,3 @@ def alone_step(
         loss = loss_of(module, x, y)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     return (loss.detach(), *(value.detach() for value in log.values), *gradients)
-
-
-@contextlib.contextmanager
-def exactly() -> Iterator[None]:
-    """Let a GPU multiply float32 as such inside the block, not rounded to TF32's ten bits.
-
-    Two ways to compute one thing may round differently otherwise, by more than `are_close` allows.
-    """
-    kinds: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
-    kinds += (torch.backends.cuda.matmul,)
-    before = [kind.fp32_precision for kind in kinds]
-    try:
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
-        yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
-
-
-def are_close(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two results of one step differ by no more than their roundings."""
-    if one is None or other is None:
-        return one is other
-    most = max(_APART, _ROUNDINGS * torch.finfo(other.dtype).eps)
-    one, other = one.double(), other.double()
-    differ = ~((one == other) | (one.isnan() & other.isnan()))
-    apart = torch.linalg.vector_norm((one - other)[differ])
-    return bool(apart <= most * torch.linalg.vector_norm(other[~other.isnan()]) + _TINY)

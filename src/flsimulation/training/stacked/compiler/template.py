@@ -1,7 +1,7 @@
 """One graph for every size, from the graphs of two sizes.
 
 What differs between the two follows from the numbers of clients and of examples: each differing
-number is a constant times powers of both, which two traces with prime sizes tell apart.
+number is a constant times powers of both, which two traces with prime sizes distinguish.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Sized(NamedTuple):
     """Whether it is an integer: a size."""
 
     def at(self, clients: int, examples: int) -> int | float:
-        """The number for so many clients and examples. Raises `NotStackable`."""
+        """The number for these numbers of clients and examples. Raises `NotStackable`."""
         value = self.factor * float(clients) ** self.clients * float(examples) ** self.examples
         if self.whole and value != round(value):
             raise NotStackable(_OTHER)
@@ -104,7 +104,7 @@ def _sized(one: int | float, other: int | float, traced: tuple[Sizes, Sizes]) ->
 
 
 def written(template: list[Any], clients: int, examples: int) -> GraphModule:
-    """The graph of a template for so many clients and examples."""
+    """The graph of a template for these numbers of clients and examples."""
     graph, nodes, root = Graph(), list[Node](), nn.Module()
 
     def filled(value: Any) -> Any:

@@ -26,7 +26,7 @@ def compiled(module: GraphModule) -> Callable[..., tuple[torch.Tensor | None, ..
     Returns
     -------
     callable
-        Takes the placeholders' tensors; gives the outputs as a tuple.
+        Takes the placeholders' tensors; returns the outputs as a tuple.
     """
     output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
     results: Any = output.args[0]

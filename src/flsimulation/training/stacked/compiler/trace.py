@@ -28,7 +28,7 @@ def traced(
     Parameters
     ----------
     step : callable
-        Of the inputs; gives losses, logged values and a gradient for each of the leaves.
+        Of the inputs; returns losses, logged values and a gradient for each of the leaves.
     module : Module
         The one that the step calls.
     inputs : sequence of Tensor

@@ -1,0 +1,67 @@
+"""Outcomes of the tasks of one phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, Message
+
+from flsimulation.errors import ClientError
+from flsimulation.events import Phase
+from flsimulation.messages.batch import Mean, Outcome
+from flsimulation.messages.codec import plain_reply
+
+
+@dataclass
+class Replies:
+    """The outcomes of one phase, added as they arrive."""
+
+    round: int
+    phase: Phase
+    cohort: tuple[int, ...] = ()
+    """Partitions that have a task, ascending."""
+    messages: Mapping[int, Message] = field(default_factory=dict)
+    """The strategy's own message to each client, by partition."""
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Metrics of the clients that succeeded, by partition."""
+    models: dict[int, ArrayRecord] = field(default_factory=dict)
+    """Their models, if each was sent separately, by partition."""
+    means: dict[int, Mean] = field(default_factory=dict)
+    """Mean models of clients that trained together, by the lowest of their partitions."""
+    failures: dict[int, ClientError] = field(default_factory=dict)
+    """Why the other clients failed, by partition."""
+    bytes_down: int = 0
+    """Total payload of the messages, as if each client got a separate one."""
+    bytes_up: int = 0
+    """Total payload of the replies, as if each client sent a separate one."""
+
+    @property
+    def missing(self) -> list[int]:
+        """Partitions without an outcome yet, ascending."""
+        known = self.metrics.keys() | self.failures.keys()
+        return [partition for partition in self.cohort if partition not in known]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every task has an outcome."""
+        return len(self.metrics) + len(self.failures) == len(self.cohort)
+
+    def results(self) -> list[Message]:
+        """The successful clients' replies, as Flower's strategies expect them.
+
+        They are in the order of partitions, not of arrival, and new objects in every call.
+        """
+        return [
+            plain_reply(
+                self.messages[partition],
+                Outcome(
+                    partition,
+                    self.phase,
+                    self.metrics[partition],
+                    None,
+                    self.models.get(partition),
+                ),
+            )
+            for partition in sorted(self.metrics)
+        ]
