@@ -224,14 +224,15 @@ def failure_of(message: Message) -> ClientError | None:
 def _succeeded(content: RecordDict) -> Iterator[Outcome]:
     told = cast(ConfigRecord, content[_OUTCOMES])
     partitions = iter(cast(list[int], told["partitions"]))
-    models = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+    models = {name: r for name, r in content.items() if isinstance(r, ArrayRecord)}
     for place, (size, phase) in enumerate(_rows(told, "sizes", "phases")):
         columns = cast(Mapping[str, list[float]], content[f"{METRICS}-{place}"])
         names = list(columns)
         rows = zip(*columns.values(), strict=True) if names else iter([()] * size)
         for row in rows:
             partition = next(partitions)
-            model = models.get(f"{ARRAYS}-{partition}") if phase == "train" else None
+            own = models and phase == "train"
+            model = models.get(f"{ARRAYS}-{partition}") if own else None
             yield Outcome(partition, phase, dict(zip(names, row, strict=True)), None, model)
 
 
