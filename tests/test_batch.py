@@ -166,7 +166,7 @@ def test_a_message_of_flowers_own_round_loop_is_a_batch_of_one(kind: str, phase:
     assert batch.tasks == [Task(4, phase, 3, SETTINGS)]  # type: ignore[arg-type]
     assert (values(batch.model), batch.average, batch.expires) == ([1.0, 1.0], False, None)
     assert batch_of(plain(kind, OTHERS), 4).tasks[0].round == 0
-    with pytest.raises(ValueError, match="does not say whose it is"):
+    with pytest.raises(ValueError, match="needs the partition of its node"):
         batch_of(plain(kind))
 
 
