@@ -11,32 +11,32 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 from flwr.common.constant import ErrorCode
 
+from flsimulation.clock import VirtualClock
 from flsimulation.events import ClientReplied, ClientsAwaited, ClientsConnected
 from flsimulation.experiment import load_experiment
 from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.messages.codec import batch_of, reply_to
 from flsimulation.messages.content import identity_reply
 from flsimulation.messages.packing import is_packed, unpack
-from flsimulation.node import grid as assigned_grid
 from flsimulation.node.assignment import PartitionTable
 from flsimulation.node.grid import AssignedGrid
 from flsimulation.runtimes.simulated import flower_identity
-from flsimulation.server import awaiting, exchange
 from flsimulation.server.exchange import Exchange
 
 
-class Time:
-    """A clock that goes on only where somebody sleeps; what shall happen then can be planned."""
+class Time(VirtualClock):
+    """A virtual clock for which events can be planned."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        super().__init__(1000.0)
         self.plans: list[tuple[float, Callable[[], None]]] = []
 
-    def monotonic(self) -> float:
-        return self.now
+    @property
+    def now(self) -> float:
+        return self.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        self.now += seconds
+        super().sleep(seconds)
         due = [plan for plan in self.plans if plan[0] <= self.now]
         self.plans = [plan for plan in self.plans if plan[0] > self.now]
         for _, happen in due:
@@ -49,7 +49,8 @@ class Time:
 class Nodes:
     """Flower's grid with nodes that answer when they are told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Time) -> None:
+        self.clock = clock
         self.names: dict[int, str] = {}
         self.troubles: dict[int, str] = {}
         self.silent: set[int] = set()
@@ -110,18 +111,15 @@ def model() -> ArrayRecord:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
+def clock() -> Iterator[Time]:
     clock = Time()
-    for module in (assigned_grid, exchange):
-        monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(awaiting.Awaiting.__init__, "__defaults__", (clock.monotonic,))
     with flower_identity():
         yield clock
 
 
 @pytest.fixture
-def nodes() -> Nodes:
-    nodes = Nodes()
+def nodes(clock: Time) -> Nodes:
+    nodes = Nodes(clock)
     nodes.join(10, "a")
     nodes.join(11, "b")
     return nodes
@@ -135,11 +133,12 @@ class Federation:
         experiment = load_experiment(None, keys)
         self.events: list[Any] = []
         table = PartitionTable(2, memory)
-        self.grid = AssignedGrid(nodes, table, experiment, self.events.append)  # type: ignore[arg-type]
+        self.clock = nodes.clock
+        self.grid = AssignedGrid(nodes, table, experiment, self.events.append, self.clock)  # type: ignore[arg-type]
 
     def train(self, deadline: float = 0.0) -> dict[int, str]:
         """Train; gives what became of the clients that failed."""
-        talk = Exchange(self.grid, deadline, self.events.append)
+        talk = Exchange(self.grid, deadline, self.events.append, clock=self.clock)
         config = ConfigRecord({"server-round": 1})
         tasks = [Task(partition, "train", 1, config) for partition in self.grid.partitions.values()]
         replies = talk.post(1, "train", [Batch(model(), tasks)])
@@ -294,7 +293,9 @@ def test_a_client_whose_place_a_spare_took_is_lost_for_that(clock: Time, nodes: 
     federation.grid.wait(2, 5)
     clock.after(1, lambda: nodes.answer(10))
     clock.after(2, lambda: nodes.leave(11))
-    assert federation.train() == {1: "it disconnected before it replied, and client c took its place"}
+    assert federation.train() == {
+        1: "it disconnected before it replied, and client c took its place"
+    }
 
 
 def test_a_client_that_is_given_up_is_not_waited_for_when_another_is_away_for_a_moment(

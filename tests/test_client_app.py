@@ -125,7 +125,10 @@ class Own(MLP):
     reply = reply_from(make_client_app(lambda _: space)(message_of(batch, 2), context()))
     outcomes = by_task(reply)
     assert outcomes[0, "evaluate"].error is None
-    assert str(outcomes[0, "train"].error) == "the module logs 'steps', which is a reserved name; use another"
+    assert (
+        str(outcomes[0, "train"].error)
+        == "the module logs 'steps', which is a reserved name; use another"
+    )
 
 
 def plain(space: Workspace, kind: str) -> Message:

@@ -157,6 +157,26 @@ def test_public_names_are_free(line: str) -> None:
     assert private_names(line) == []
 
 
+ON_A_CLOCK = (
+    *("client", "messages", "server", "training", "runtimes/inprocess.py", "runtimes/simulated.py"),
+    *("runtimes/ray/grid.py", "node/grid.py", "node/outbox.py"),
+)
+"""Between a round and its clients: what time it is comes from a `clock.Clock`."""
+
+
+def test_what_is_between_a_round_and_its_clients_is_handed_a_clock() -> None:
+    places = [PACKAGE / place for place in ON_A_CLOCK]
+    files = [
+        file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])
+    ]
+    assert len(files) > 40
+    for file in files:
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+        names += [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+        assert not {"time", "datetime"} & set(names), f"{file} must take a clock"
+
+
 def test_no_module_is_longer_than_three_hundred_lines() -> None:
     long = [p.name for p in PACKAGE.rglob("*.py") if len(p.read_text().splitlines()) > 300]
     assert long == []

@@ -539,7 +539,7 @@ def test_logs_of_a_service_that_is_not_there(docker: Docker, flsim: Any) -> None
     assert flsim("logs", "clients") == (
         2,
         "",
-        "flsim: no service 'clients'; choose from client, grafana, prometheus, run, superlink\n",
+        "flsim: no service 'clients'; did you mean 'client'?\n",
     )
 
 

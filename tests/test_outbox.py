@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from flsimulation.clock import VirtualClock
 from flsimulation.errors import ClientError
 from flsimulation.experiment import load_experiment
 from flsimulation.internals.flower_messages import set_message_id
@@ -146,17 +147,15 @@ def test_a_rejected_message_ends_its_clients_part_in_the_phase_at_once(flower: R
     assert list(grid.pull_messages(reply_to_message_ids=[sent, rejected])) == []
 
 
-def test_an_answer_that_never_comes_ends_a_minute_after_the_messages_life(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_answer_that_never_comes_ends_a_minute_after_the_messages_life() -> None:
     flower = Rejecting([10], REJECTIONS["None"])
-    outbox = Outbox(flower)
+    clock = VirtualClock(time.time())  # by which Flower dates messages
+    outbox = Outbox(flower, clock)
     (identifier,) = outbox.push(messages(10, ttl=100.0))
     flower.sent.clear()  # its parts were not there: Flower 1.43 logs that and goes on
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 159)
+    clock.sleep(159)
     assert outbox.pull({identifier}) == []
-    monkeypatch.setattr(time, "time", lambda: now + 161)
+    clock.sleep(2)
     why = told(outbox.pull({identifier}))[identifier]
     assert why is not None
     assert (why.reason, str(why)) == (

@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
+from flsimulation.clock import VirtualClock
 from flsimulation.errors import ClientError, RoundError, RunError, describe_error
 from flsimulation.events import (
     Checkpoint,
@@ -179,15 +179,13 @@ def test_when_no_client_can_evaluate_the_run_stops(recorder: Any) -> None:
 
 
 def test_clients_after_the_deadline_are_left_out_and_the_round_goes_on(
-    recorder: Any, monkeypatch: pytest.MonkeyPatch
+    recorder: Any,
 ) -> None:
-    now = [0.0]  # seconds; only a client's training takes any
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
-    monkeypatch.setattr("flsimulation.server.exchange.time", clock)
+    clock = VirtualClock()
 
     def behave(partition: int, phase: Phase) -> float:
         if phase == "train":
-            now[0] += 200.0
+            clock.sleep(200.0)
         return 1.0
 
     class Watched(InProcessGrid):
@@ -197,7 +195,8 @@ def test_clients_after_the_deadline_are_left_out_and_the_round_goes_on(
             return super().push_messages(pushed)
 
     told: list[float] = []
-    exchange = Exchange(Watched(clients_that(behave), 4), 300.0, recorder)
+    grid = Watched(clients_that(behave), 4, clock=clock)
+    exchange = Exchange(grid, 300.0, recorder, clock=clock)
     replace(federation(recorder, rounds=1), exchange=exchange).run(arrays(0.0))
     assert told == [300.0, 300.0]  # a message knows when nobody waits any more
     (finished,) = recorder.of(RoundFinished)

@@ -223,7 +223,9 @@ def test_a_run_that_ends_without_a_word_says_that_nobody_knows_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     play(monkeypatch, ["INFO: Start flwr-serverapp process\n", "\n"])
-    with pytest.raises(RunError, match="^the run's process ended without a reason; see the SuperLi"):
+    with pytest.raises(
+        RunError, match="^the run's process ended without a reason; see the SuperLi"
+    ):
         run(ON_NETWORK)
 
 
@@ -406,7 +408,10 @@ def test_engines_agree_round_by_round(make_experiment: Any, strategy: dict[str, 
     assert verify_engines(experiment, seen.append) == []
     assert [round.round for round in seen] == [1, 2, 3, 4]
     assert all(round.same_cohort and round.tolerance == 1e-5 for round in seen)
-    assert all(0 < round.weights < 1e-5 and not round.identical for round in seen)
+    assert all(round.weights < 1e-5 for round in seen)
+    # two engines: how many of their rounds are the same bit for bit depends on the number of threads
+    assert [round.weights > 0 for round in seen] == [not round.identical for round in seen]
+    assert not all(round.identical for round in seen)
 
 
 def test_engines_that_part_are_named_with_the_round(

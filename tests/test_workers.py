@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +14,12 @@ import torch
 from tests.conftest import PATIENCE
 
 from flsimulation import run
+from flsimulation.client.workspace import Workspace
+from flsimulation.clock import SystemClock
 from flsimulation.errors import ClientError, ModelError
 from flsimulation.events import ClientReplied, RunStarted
 from flsimulation.experiment import Experiment
-from flsimulation.server import exchange
+from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.training import processes_for
 
 pytestmark = pytest.mark.seconds
@@ -122,23 +122,29 @@ def test_a_process_that_is_killed_is_lost_and_there_are_new_ones(make: Make, thr
     from flsimulation.errors import RoundError
 
     threads(2)
-    with pytest.raises(RoundError, match="client 0: its process was killed, most likely for want"):
+    with pytest.raises(RoundError, match="client 0: its process was killed, most likely out of"):
         run(make("killed", strategy={"rounds": 1}))
     assert multiprocessing.active_children() == []
 
 
+class Patient(SystemClock):
+    """A clock by which the exchange never gives up before the processes do."""
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
 def test_a_deadline_ends_clients_that_hang_and_their_processes(
-    make: Make, threads: Any, recorder: Any, monkeypatch: pytest.MonkeyPatch
+    make: Make, threads: Any, recorder: Any
 ) -> None:
     from flsimulation.errors import RoundError
 
     threads(2)
-    # the deadline counts in the processes and for whoever waits for them, not between messages
-    monkeypatch.setattr(exchange, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=time.sleep))
+    spec = make("slow", strategy={"rounds": 1}, round={"deadline": 1.0})
     with pytest.raises(
         RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: .*deadline"
     ):
-        run(make("slow", strategy={"rounds": 1}, round={"deadline": 1.0}), sinks=[recorder])
+        run_in_process(spec, [recorder], Workspace.load(spec, clock=Patient()))
     assert {e.reason for e in recorder.of(ClientReplied)} == {"deadline"}
     for process in multiprocessing.active_children():
         process.join(PATIENCE)

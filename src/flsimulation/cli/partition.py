@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from flsimulation.cli.tables import print_table
 from flsimulation.data.federated import FederatedData
 from flsimulation.data.partitions import DrawnPartitions
 from flsimulation.errors import InputError
@@ -30,10 +30,7 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
     data = FederatedData.load(experiment)
     drawn = isinstance(data.partitions, DrawnPartitions)  # any number of clients, all of one size
     histogram, classes = data.histogram(_SHOWN_CLIENTS if drawn else None), data.dataset.classes
-    console, table = Console(), _table(histogram, classes)
-    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    console.width = max(console.width, needed)  # no name is truncated; a terminal wraps or scrolls
-    console.print(table)
+    print_table(_table(histogram, classes))
     clients = len(data.partitions)
     if clients > _SHOWN_CLIENTS:
         typer.echo(f"... and {clients - _SHOWN_CLIENTS} more clients")

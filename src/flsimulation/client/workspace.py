@@ -28,6 +28,8 @@ class Workspace:
     module: pl.LightningModule
     """The model before the first round; never changed."""
     engine: Engine
+    clock: Clock = SYSTEM
+    """What time it is for all of them."""
 
     @classmethod
     def load(
@@ -50,7 +52,7 @@ class Workspace:
         processes : int, optional
             Most processes for clients that train one by one; by default one per core.
         clock : Clock
-            The engine's clock.
+            The clock of the engine and the exchange.
 
         Raises
         ------
@@ -60,12 +62,12 @@ class Workspace:
         data = FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
         engine = _chosen(experiment, data, module, clients, processes, clock)
-        return cls(experiment, data, module, engine)
+        return cls(experiment, data, module, engine, clock)
 
     def under(self, experiment: Experiment) -> Workspace:
         """The same data and model with the engine that another experiment chooses."""
-        engine = _chosen(experiment, self.data, self.module)
-        return Workspace(experiment, self.data, self.module, engine)
+        engine = _chosen(experiment, self.data, self.module, clock=self.clock)
+        return Workspace(experiment, self.data, self.module, engine, self.clock)
 
     @property
     def can_evaluate_clients(self) -> bool:

@@ -19,6 +19,7 @@ from flwr.app import (
     RecordDict,
 )
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import FAILURE_REASONS, ClientError
 from flsimulation.events import Phase
 from flsimulation.internals.flower_messages import OF_CLIENT_APP
@@ -32,7 +33,7 @@ _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
 _REASONS = {code: reason for reason, code in _CODES.items()}
 
 
-def message_of(batch: Batch, node: int, seconds: float = 0.0) -> Message:
+def message_of(batch: Batch, node: int, seconds: float = 0.0, clock: Clock = SYSTEM) -> Message:
     """The message that sends a batch to a node.
 
     Parameters
@@ -43,11 +44,15 @@ def message_of(batch: Batch, node: int, seconds: float = 0.0) -> Message:
         Flower's id of the node.
     seconds : float
         Limit for the outcomes; 0 for none. It is sent as the message's time to live.
+    clock : Clock
+        What time it is.
     """
     trains = any(task.phase == "train" for task in batch.tasks)
     kind = MessageType.TRAIN if trains else MessageType.EVALUATE
     content = RecordDict(cast(dict[str, Any], _records(batch, limited=seconds > 0)))
-    return Message(content, node, kind, ttl=seconds or None)
+    message = Message(content, node, kind, ttl=seconds or None)
+    message.metadata.created_at = clock.time()
+    return message
 
 
 def _records(batch: Batch, *, limited: bool) -> dict[str, Record]:

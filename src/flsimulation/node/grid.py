@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
@@ -70,13 +70,19 @@ class AssignedGrid(PartitionedGrid):
         Its number of clients, and how long it waits for them.
     emit : callable
         Notified when a client connects or disconnects.
+    clock : Clock
+        What time it is.
     """
 
     def __init__(
-        self, grid: Grid, table: PartitionTable, experiment: Experiment, emit: Sink
+        self,
+        grid: Grid,
+        table: PartitionTable,
+        experiment: Experiment,
+        emit: Sink,
+        clock: Clock = SYSTEM,
     ) -> None:
-        self._grid = grid
-        self._table = table
+        self._grid, self._table, self._clock = grid, table, clock
         self._expected = experiment.data.clients
         self._client_wait = experiment.runtime.client_wait
         self._return_wait = experiment.runtime.return_wait
@@ -92,7 +98,7 @@ class AssignedGrid(PartitionedGrid):
         self._given_up: set[int] = set()  # partitions that are not waited for any more
         self._looked = float("-inf")
         self._begun = False  # whether all clients have been connected once
-        self._outbox = Outbox(grid)
+        self._outbox = Outbox(grid, clock)
         self._names: dict[int, str] = {}  # names of the nodes that got a task, at that time
         self._unavailable: dict[str, Message] = {}  # Flower's own replies for disconnected nodes
         self._trouble = ""
@@ -118,9 +124,9 @@ class AssignedGrid(PartitionedGrid):
 
     def look(self) -> None:
         """Update the connected nodes; requests the names of new ones, without waiting."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
+        if self._clock.monotonic() - self._looked < _LOOK_SECONDS:
             return
-        now = time.monotonic()
+        now = self._clock.monotonic()
         online = set(self._grid.get_node_ids())
         new = online - self._table.nodes - set(self._queried.values())
         back = {node: self._known[node] for node in new & self._known.keys()}
@@ -138,7 +144,7 @@ class AssignedGrid(PartitionedGrid):
         if (partitions := tuple(self.partitions.values())) != self._notified:
             self._notify(partitions, now)
         self._away = {n: since for n, since in self._away.items() if n not in self.partitions}
-        self._looked = time.monotonic()
+        self._looked = self._clock.monotonic()
 
     def _notify(self, partitions: tuple[int, ...], now: float) -> None:
         """Emit an event with the connected and the disconnected clients."""
@@ -160,7 +166,7 @@ class AssignedGrid(PartitionedGrid):
         identity = self._table.identity_of(holder) if holder is not None else None
         if identity is not None and identity.name == self._names.get(node):
             return identity.trouble or "it was restarted before it replied"
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now - self._away.setdefault(node, now) < self._return_wait:
             return None
         if identity is not None:
@@ -170,10 +176,10 @@ class AssignedGrid(PartitionedGrid):
 
     def wait(self, least: int, seconds: float) -> bool:
         """Wait until ``least`` clients hold a partition; False if that takes too long."""
-        until = time.monotonic() + seconds
+        until = self._clock.monotonic() + seconds
         self.look()
-        while len(self.partitions) < least and time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS)
+        while len(self.partitions) < least and self._clock.monotonic() < until:
+            self._clock.sleep(_LOOK_SECONDS)
             self.look()
         self._begun = self._begun or len(self.partitions) >= self._expected
         return len(self.partitions) >= least
@@ -211,7 +217,9 @@ class AssignedGrid(PartitionedGrid):
     @property
     def trouble(self) -> str:
         """What is known about missing clients, as the end of a sentence."""
-        silent = [n for n, since in self._silent.items() if time.monotonic() - since > _SILENT]
+        silent = [
+            n for n, since in self._silent.items() if self._clock.monotonic() - since > _SILENT
+        ]
         if self._trouble or not silent:
             return self._trouble
         names = ", ".join(sorted(self._table.name_of_node(node) for node in silent))

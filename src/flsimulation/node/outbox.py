@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Set
 
 from flwr.app import Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError
 from flsimulation.internals.flower_messages import identifiers_of, set_message_id
 from flsimulation.messages.codec import failed_reply
@@ -23,10 +23,12 @@ class Outbox:
     ----------
     grid : Grid
         Flower's own grid.
+    clock : Clock
+        What time it is.
     """
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, clock: Clock = SYSTEM) -> None:
+        self._grid, self._clock = grid, clock
         self._sent: dict[str, Metadata] = {}
         self._rejected: dict[str, Message] = {}  # the failure of each
         self._rejections = 0
@@ -78,7 +80,7 @@ class Outbox:
 
     def _expired(self, waiting: Set[str]) -> Iterator[Message]:
         """Failures of messages that are too old for a reply: the SuperLink of 1.43 reports none."""
-        latest = time.time() - _EXPIRED
+        latest = self._clock.time() - _EXPIRED
         for identifier in sorted(waiting & self._sent.keys()):
             metadata = self._sent[identifier]
             if metadata.created_at + metadata.ttl < latest:

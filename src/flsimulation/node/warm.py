@@ -272,21 +272,24 @@ class WarmServer:
         for process in runs:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
-        until = time.monotonic() + _RUNS_SECONDS
-        while runs and time.monotonic() < until:
-            runs = [process for process in runs if not os.waitpid(process, os.WNOHANG)[0]]
-            time.sleep(_LOOK_SECONDS)
+        _wait_for(runs, _RUNS_SECONDS)
 
     def _end_program(self) -> None:
         if self._running is None:
             return
         os.kill(self._running, signal.SIGTERM)
-        until = time.monotonic() + _END_SECONDS
-        while time.monotonic() < until:
-            if os.waitpid(self._running, os.WNOHANG)[0]:
-                break
-            time.sleep(_LOOK_SECONDS)
+        _wait_for([self._running], _END_SECONDS)
         end_group(self._running)
+
+
+def _wait_for(children: list[int], seconds: float) -> None:
+    """Wait until processes of ours have ended, for so many seconds at most."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        children = [child for child in children if not os.waitpid(child, os.WNOHANG)[0]]
+        if not children:
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 def _end(*_: object) -> None:

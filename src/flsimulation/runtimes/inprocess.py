@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeAlias
 
@@ -12,6 +11,7 @@ from flwr.app import Context, Message, RecordDict
 
 from flsimulation.client.answers import answers
 from flsimulation.client.workspace import Workspace
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.experiment.strategy import quiet_flower
@@ -43,11 +43,15 @@ class InProcessGrid(SimulatedGrid):
         Number of nodes, one per partition.
     averages : bool
         Whether clients that train together can return their mean model.
+    clock : Clock
+        What time it is.
     """
 
-    def __init__(self, answer: Answer, clients: int, *, averages: bool = False) -> None:
+    def __init__(
+        self, answer: Answer, clients: int, *, averages: bool = False, clock: Clock = SYSTEM
+    ) -> None:
         super().__init__(clients, averages=averages)
-        self._answer = answer
+        self._answer, self._clock = answer, clock
         self._waiting: dict[str, Message] = {}
         self._working: Message | None = None
         self._replies: Iterator[Reply] = iter(())
@@ -61,7 +65,7 @@ class InProcessGrid(SimulatedGrid):
 
         Messages whose time to live is over are dropped, as by a SuperLink.
         """
-        now = time.time()
+        now = self._clock.time()
         self._waiting = {i: m for i, m in self._waiting.items() if expires(m) > now}
         pushed = {self._named(message): message for message in messages}
         self._waiting |= pushed
@@ -120,5 +124,6 @@ def run_in_process(
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(flatten(experiment)))
     with imports_kept(), flower_identity(), quiet_flower(), contextlib.closing(space.engine):
         answer = functools.partial(answers, space=space)
-        grid = InProcessGrid(answer, experiment.data.clients, averages=space.engine.averages)
+        clients, averages = experiment.data.clients, space.engine.averages
+        grid = InProcessGrid(answer, clients, averages=averages, clock=space.clock)
         make_server_app(sinks, space, start, trains=True)(grid, context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.client.workspace import Workspace
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import FLSimulationError, Interrupted, RunError, describe_error
 from flsimulation.events import (
     Checkpoint,
@@ -87,7 +87,8 @@ def make_server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        began, rounds = time.perf_counter(), start.round if start else 0
+        clock = workspace.clock if workspace is not None else SYSTEM
+        began, rounds = clock.monotonic(), start.round if start else 0
         attempts = Attempts(start.trained if start else ())
 
         def emit(event: Event) -> None:
@@ -99,7 +100,7 @@ def make_server_app(
                     rounds = event.round
 
         def finish(state: State, error: str | None = None) -> None:
-            emit(RunFinished(state, rounds, time.perf_counter() - began, error))
+            emit(RunFinished(state, rounds, clock.monotonic() - began, error))
 
         try:
             space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
@@ -107,7 +108,7 @@ def make_server_app(
             if not isinstance(grid, PartitionedGrid):  # a network's clients choose their engine
                 started = replace(started, engine=None, not_stacked=None)
             emit(started)
-            _federate(lambda: _exchange(grid, started, emit, connect), space, emit, start)
+            _federate(lambda: _exchange(grid, started, emit, connect, clock), space, emit, start)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
         except Exception as error:
@@ -143,6 +144,7 @@ def _federate(
         judge=lambda model: _judge(model, space),
         emit=emit,
         buffers=_averaged_buffers(space),
+        clock=space.clock,
     )
     if start is not None and start.reached:
         ended = Ended(arrays, Replies(start.round, "evaluate"), start.round)
@@ -152,7 +154,9 @@ def _federate(
         _evaluate_everyone(exchange, ended, space, emit)
 
 
-def _exchange(grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None) -> Exchange:
+def _exchange(
+    grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None, clock: Clock
+) -> Exchange:
     """The exchange, over a grid with a partition for each node."""
     experiment, engine = started.experiment, (started.engine, started.not_stacked)
     if isinstance(grid, PartitionedGrid):
@@ -161,7 +165,7 @@ def _exchange(grid: Grid, started: RunStarted, emit: Sink, connect: Connect | No
         raise RunError("the grid does not report which node holds which partition")
     else:
         grid = connect(grid, experiment, emit)
-    return Exchange(grid, experiment.round.deadline, emit, *engine)
+    return Exchange(grid, experiment.round.deadline, emit, *engine, clock)
 
 
 def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:

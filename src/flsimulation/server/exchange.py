@@ -6,7 +6,6 @@ Flower's ``Grid.send_and_receive`` returns all replies at once. With ``push_mess
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from flwr.app import Message
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, EngineReported, Phase, PhaseStarted, Sink
 from flsimulation.messages.arrays import size_of
@@ -45,7 +45,7 @@ class _Sent:
     seconds: float
     """Limit for its outcomes; 0 without a deadline."""
     expires: float
-    """Its deadline, in seconds of ``time.monotonic``; infinite without one."""
+    """Its deadline, as the clock's ``monotonic`` counts; infinite without one."""
 
 
 class Exchange:
@@ -66,6 +66,8 @@ class Exchange:
         The clients' engine if it is known; an engine that differs is reported as an event.
     why_not : str, optional
         Why they are not trained stacked, if known.
+    clock : Clock
+        What time it is.
     """
 
     def __init__(
@@ -75,15 +77,16 @@ class Exchange:
         emit: Sink,
         engine: str | None = None,
         why_not: str | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         self.grid = grid
-        self._deadline, self._emit = deadline, emit
+        self._deadline, self._emit, self._clock = deadline, emit, clock
         self._engines = {(None, None), (engine, why_not)}
         self._held: list[_Posted] = []
         self._pending: dict[str, _Sent] = {}
         self._ready: deque[Reply] = deque()  # outcomes of tasks that could not be sent
         self._last = Replies(0, "train")
-        self._awaiting = Awaiting(0, "train", emit)
+        self._awaiting = Awaiting(0, "train", emit, clock)
 
     def post(
         self,
@@ -143,7 +146,7 @@ class Exchange:
         for posted in held:
             self._last = replies = posted.replies
             self._emit(PhaseStarted(replies.round, replies.phase, replies.cohort))
-        self._awaiting = Awaiting(self._last.round, self._last.phase, self._emit)
+        self._awaiting = Awaiting(self._last.round, self._last.phase, self._emit, self._clock)
         seconds = self._deadline * len(held)  # a deadline per phase
         takers = {posted.replies.phase: posted.replies for posted in held}
         messages, sent = list[Message](), list[_Sent]()
@@ -155,8 +158,8 @@ class Exchange:
                     self._ready.append(self._failed(waiting, list(waiting), error))
                     continue
                 _count_down(part, takers)
-                expires = time.monotonic() + seconds if seconds else float("inf")
-                messages.append(message_of(part, node, seconds))
+                expires = self._clock.monotonic() + seconds if seconds else float("inf")
+                messages.append(message_of(part, node, seconds, self._clock))
                 sent.append(_Sent(node, waiting, seconds, expires))
         self._pending |= zip(self.grid.push_messages(messages), sent, strict=True)
 
@@ -240,11 +243,11 @@ class Exchange:
         if self.grid.costs_time:
             self._awaiting.look(self._last.missing, len(self._last.cohort))
         first = min((sent.expires for sent in self._pending.values()), default=0.0)
-        time.sleep(min(_POLL_SECONDS, max(0.0, first - time.monotonic())))
+        self._clock.sleep(min(_POLL_SECONDS, max(0.0, first - self._clock.monotonic())))
 
     def _late(self) -> Iterator[Reply]:
         """Fail the tasks whose deadline has passed."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         for identifier, sent in list(self._pending.items()):
             if sent.expires <= now:
                 del self._pending[identifier]

@@ -6,7 +6,6 @@ failed. So the strategy's four methods are called here; any Flower strategy work
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.events import BOOKKEEPING, Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
 from flsimulation.experiment import Experiment
@@ -47,6 +47,8 @@ class Rounds:
         Called with the events.
     buffers : iterable of str
         Arrays that are not passed to the strategy; they are averaged over the clients.
+    clock : Clock
+        What time it is.
     """
 
     experiment: Experiment
@@ -55,6 +57,7 @@ class Rounds:
     judge: Callable[[ArrayRecord], Scores]
     emit: Sink
     buffers: frozenset[str] = frozenset()
+    clock: Clock = SYSTEM
 
     @property
     def _aggregation(self) -> Aggregation:
@@ -78,24 +81,24 @@ class Rounds:
         return ended
 
     def _round(self, number: int, arrays: ArrayRecord, before: _Round | None) -> _Round:
-        clock = _Clock()
+        laps = _Laps(self.clock)
         # 1. The strategy samples a cohort and configures each client's task.
         # 2. The clients train; each outcome is an event as it arrives. Evaluations that are still
         #    missing from the round before arrive with them.
         trained = self._train(number, arrays, before)
-        clock.lap("train")
+        laps.lap("train")
         # 3. The strategy aggregates their results to the new global model.
         arrays, metrics = self._aggregation.aggregate(number, trained)
         self.emit(Checkpoint(number, arrays, self.strategy))
-        clock.lap("aggregate")
+        laps.lap("aggregate")
         # 4. The new model is evaluated on the test set, and by clients on their held-out parts.
         central = self._central(number, arrays)
         is_last = self._is_last(number, central)
         evaluated = self._post("evaluate", number, arrays, can_wait=not is_last)
         self._take_in()
-        clock.lap("evaluate")
+        laps.lap("evaluate")
         # 5. When all evaluations have arrived, the round is finished.
-        round = _Round(arrays, trained, _scores(metrics), central, evaluated, is_last, clock)
+        round = _Round(arrays, trained, _scores(metrics), central, evaluated, is_last, laps)
         if evaluated.is_complete:
             self._finish(round)
         return round
@@ -149,7 +152,7 @@ class Rounds:
                 train=done.train,
                 cohort=trained.cohort,
                 failures=_count(trained, evaluated),
-                seconds=done.clock.seconds(),
+                seconds=done.laps.seconds(),
                 bytes=_traffic(trained, evaluated),
                 weights_sha256=weights_sha256(done.arrays),
             )
@@ -235,19 +238,23 @@ class _Round:
     central: Scores | None
     evaluated: Replies
     is_last: bool
-    clock: _Clock
+    laps: _Laps
 
 
 @dataclass
-class _Clock:
+class _Laps:
     """Seconds of a round's phases."""
 
-    began: float = field(default_factory=time.perf_counter)
+    clock: Clock
+    began: float = field(init=False)
     laps: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.began = self.clock.monotonic()
 
     def lap(self, phase: str) -> None:
         """Assign the time since the last lap to ``phase``."""
-        self.laps[phase] = time.perf_counter() - self.began - sum(self.laps.values())
+        self.laps[phase] = self.clock.monotonic() - self.began - sum(self.laps.values())
 
     def seconds(self) -> dict[str, float]:
         """All laps, and the total."""

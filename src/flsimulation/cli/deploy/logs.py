@@ -10,6 +10,7 @@ from typing import Any
 from flsimulation.cli.deploy.compose import find_files, open_project
 from flsimulation.errors import InputError
 from flsimulation.events import scores_of
+from flsimulation.experiment.suggest import remedy
 from flsimulation.runtimes.network.names import MARK
 
 
@@ -18,7 +19,7 @@ def logs_command(file: Path | None, services: list[str], *, follow: bool, raw: b
     project = open_project(find_files(file))
     for service in services:
         if service not in project.services:
-            raise InputError(f"no service {service!r}; choose from {', '.join(project.services)}")
+            raise InputError(f"no service {service!r}{remedy(service, project.services)}")
     words = ["logs", *["--follow"] * follow, *services]
     if raw:
         project.show(*words, explain=True)

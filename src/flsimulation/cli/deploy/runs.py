@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from json import dumps as dump_json
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from flsimulation.cli.deploy.compose import RUNS, Project, find_files, open_project
-from flsimulation.cli.deploy.tables import print_table
 from flsimulation.cli.run import DEGRADED, RunConsole, view_of
+from flsimulation.cli.tables import print_table
 from flsimulation.cli.view import PlainView
 from flsimulation.errors import FLSimulationError, RunError
-from flsimulation.events import Event, RunStarted
+from flsimulation.events import Event, RunStarted, Sink
 from flsimulation.rundir.reader import is_run_directory, report_of
 from flsimulation.runtimes.network.drive import attach_to_run
 from flsimulation.runtimes.network.flower import flower
@@ -117,7 +117,7 @@ def attach_command(superlink: str | None, wanted: str | None, *, json: bool, qui
 
         with contextlib.ExitStack() as stack:
             stack.callback(_say_end, console, place, run)
-            view = stack.enter_context(_LateView(console))
+            view = stack.enter_context(_shown(console))
             result = attach_to_run(command, run.id, [view], opened)
     if json:
         typer.echo(result.json())
@@ -160,32 +160,22 @@ def _say(console: Console, lines: list[str]) -> None:
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
-class _LateView:
-    """A sink that shows a run from the event with its experiment on."""
+@contextlib.contextmanager
+def _shown(console: Console) -> Iterator[Sink]:
+    """A sink that shows a run from the event that says what it is."""
+    view: PlainView | None = None
+    with contextlib.ExitStack() as stack:
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._view: PlainView | None = None
+        def show(event: Event) -> None:
+            nonlocal view
+            if console.quiet:
+                return
+            if isinstance(event, RunStarted):
+                view = stack.enter_context(view_of(console, event.experiment))
+            if view is not None:
+                view(event)
 
-    def __enter__(self) -> _LateView:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._view is not None:
-            self._view.__exit__(kind, error, trace)
-
-    def __call__(self, event: Event) -> None:
-        if self._console.quiet:
-            return
-        if isinstance(event, RunStarted):
-            self._view = view_of(self._console, event.experiment).__enter__()
-        if self._view is not None:
-            self._view(event)
+        yield show
 
 
 def _table(runs: list[KnownRun]) -> Table:

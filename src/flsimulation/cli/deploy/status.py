@@ -17,7 +17,7 @@ from rich.table import Table
 
 from flsimulation.cli.deploy.compose import Project, find_files, open_project
 from flsimulation.cli.deploy.docker import ask
-from flsimulation.cli.deploy.tables import print_table
+from flsimulation.cli.tables import print_table
 from flsimulation.errors import RunError
 from flsimulation.events import SOURCES
 

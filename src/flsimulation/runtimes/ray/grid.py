@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from flsimulation.client.workspace import Workspace
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, InputError
 from flsimulation.events import Event, Sink
 from flsimulation.experiment import Experiment, flatten
@@ -69,6 +69,8 @@ class RayGrid(SimulatedGrid):
         Passed to every actor in its context.
     together : bool
         Whether an actor trains its share stacked; then each actor gets one share of a cohort.
+    clock : Clock
+        What time it is.
     """
 
     def __init__(
@@ -78,9 +80,10 @@ class RayGrid(SimulatedGrid):
         run_config: Mapping[str, bool | float | int | str],
         *,
         together: bool,
+        clock: Clock = SYSTEM,
     ) -> None:
         super().__init__(clients, averages=together)
-        self._actors = actors
+        self._actors, self._clock = actors, clock
         self._run_config = dict(run_config)
         self._shares = deque[_Share]()
         self._until = float("inf")  # Unix time of the first deadline
@@ -99,7 +102,7 @@ class RayGrid(SimulatedGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send the messages to the actors; those whose time to live is over are dropped."""
-        self._shares = deque(share for share in self._shares if share.expires > time.time())
+        self._shares = deque(share for share in self._shares if share.expires > self._clock.time())
         held: dict[int, Any] = {}  # models of several messages, stored in Ray once
         identifiers = []
         for message in messages:
@@ -117,7 +120,7 @@ class RayGrid(SimulatedGrid):
     ) -> Iterable[Message]:
         """Replies to whole shares; waits a short time if there are none."""
         self._begin()
-        patience = max(0.0, min(_LOOK_SECONDS, self._until - time.time()))
+        patience = max(0.0, min(_LOOK_SECONDS, self._until - self._clock.time()))
         found: list[tuple[_Share, Message | ClientError]] = self._actors.finished(patience)
         if self._actors.are_gone:
             lost = ClientError("lost", "no Ray actor is left")
@@ -228,7 +231,9 @@ def run_on_actors(
     """Run the experiment's ServerApp in this process and its clients on the actors."""
     space = workspace or Workspace.load(experiment)
     together = space.engine.averages
-    grid = RayGrid(actors, experiment.data.clients, run_config, together=together)
+    grid = RayGrid(
+        actors, experiment.data.clients, run_config, together=together, clock=space.clock
+    )
     context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
     with flower_identity(), quiet_flower():
         make_server_app(sinks, space, start)(grid, context)
