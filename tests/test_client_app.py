@@ -81,6 +81,7 @@ def test_a_message_with_many_tasks_has_one_answer(space: Workspace, packed: bool
     assert (run, len(batch.tasks), len(seen.outcomes)) == (5, 3, 3)
 
 
+@pytest.mark.seconds
 def test_many_clients_that_train_stacked_return_one_mean(make_experiment: Any) -> None:
     space = Workspace.load(make_experiment(train={"engine": "stacked"}))
     app = make_client_app(lambda _: space)

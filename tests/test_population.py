@@ -148,6 +148,7 @@ def test_a_federation_of_a_million(tmp_path: Path, strategy: str, recorder: Any)
     assert [line["partition"] for line in final] == [0, 1, 2]
 
 
+@pytest.mark.seconds
 def test_the_partition_verb_shows_the_first_of_a_million(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

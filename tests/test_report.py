@@ -513,6 +513,7 @@ def test_null_values_and_other_metrics_are_no_obstacle(run_dir):
     assert "No round has measured a finite loss or accuracy." in text
 
 
+@pytest.mark.seconds
 def test_a_long_run_shows_its_last_thousand_rounds(run_dir):
     tree, _ = page(run_dir([a_round(i + 1, 1.0, 0.5) for i in range(1002)]))
     rows = table(tree, "The last 1,000 rounds; rounds.jsonl has all 1,002")
@@ -588,6 +589,7 @@ def test_pngs_are_written_by_name(run_dir, tmp_path):
         assert int.from_bytes(content[16:20], "big") == 840  # 5.6 inches at 150 dots
 
 
+@pytest.mark.seconds
 def test_a_report_is_drawn_without_pyplot_and_torch(run_dir):
     code = (
         "import sys; from flsimulation.report import write_report; write_report(sys.argv[1]); "

@@ -43,6 +43,7 @@ def metrics_of_a_run(experiment: Any, path: Path, *sinks: Any) -> Any:
     return metrics.registry.get_sample_value
 
 
+@pytest.mark.seconds
 def test_the_metrics_of_a_run_equal_its_run_directory(make_experiment: Any, tmp_path: Path) -> None:
     value = metrics_of_a_run(make_experiment(train={"epochs": 2}), tmp_path / "run")
     rounds = RunRecord(tmp_path / "run").rounds
@@ -278,6 +279,7 @@ class Scrape:
                 self.text = page.read().decode()
 
 
+@pytest.mark.seconds
 def test_prometheus_can_read_the_page_while_the_run_goes_on(
     make_experiment: Any, tmp_path: Path, free_port: int
 ) -> None:

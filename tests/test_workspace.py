@@ -40,6 +40,7 @@ def order(space: Workspace, partition: int, round: int) -> list[float]:
     return [float(v) for x, _ in space.train_batches(partition, round) for v in x[:, 0]]
 
 
+@pytest.mark.seconds
 def test_batches_are_shuffled_anew_for_every_round_and_client(make_experiment: Any) -> None:
     space, again = (Workspace.load(make_experiment()) for _ in range(2))
     assert order(space, 0, 1) == order(again, 0, 1)
