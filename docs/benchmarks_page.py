@@ -13,15 +13,15 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 HEAD = """\
 # Benchmarks
 
-Each table is followed by the command that gave it, the day and the machine. `make bench-all` measures
-everything anew, which takes hours, and `make docs` then writes this page. A machine's speed varies with
-what else it does, and the ratios somewhat with it.
+Each table is followed by its command, the date and the machine. `make bench-all` runs all benchmarks again,
+which takes hours, and `make docs` then writes this page. A machine's speed varies with its load, and the
+ratios vary a little, too.
 """
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what was measured, the figures of ``benchmarks/results/<name>.json``, what they say."""
+    """A section: heading, method, figures of ``benchmarks/results/<name>.json``, conclusions."""
 
     name: str
     title: str
@@ -30,7 +30,7 @@ class Section:
     after: str = ""
 
     def text(self, folder: Path) -> str:
-        """The section; without figures it says how to get them."""
+        """The section; without figures it says how to measure them."""
         path = folder / f"{self.name}.json"
         if path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ class Section:
         else:
             figures = (
                 f"No figures are kept; `python benchmarks/{self.name}.py --json "
-                f"benchmarks/results/{self.name}.json` gives them.\n"
+                f"benchmarks/results/{self.name}.json` measures them.\n"
             )
         return "\n".join(filter(None, (f"## {self.title}\n", self.before, figures, self.after)))
 
@@ -73,7 +73,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _rounds(results: Any) -> str:
     return table(
-        ("workload", "FLSimulation, s", "bare loop, s", "ratio", "rounds"),
+        ("workload", "FLSimulation, s", "plain loop, s", "ratio", "rounds"),
         [
             (
                 f"{row['workload']}: {row['what']}",
@@ -91,7 +91,7 @@ def _peers(results: Any) -> str:
     parts = []
     for workload in dict.fromkeys(row["workload"] for row in results):
         rows = [row for row in results if row["workload"] == workload]
-        heads = ("", "a round, s", "least, s", "to bare", "command, s", "peak, MiB", "accuracy")
+        heads = ("", "round, s", "least, s", "to plain loop", "command, s", "peak, MiB", "accuracy")
         cells = [
             (
                 _peer(row),
@@ -134,17 +134,17 @@ def _overhead(results: Any) -> str:
         (cohort, f"{1e3 * median[cohort]:.2f}", f"{1e3 * least[cohort]:.2f}") for cohort in median
     ]
     lines = " and ".join(
-        f"{1e3 * results[name]['round']:.2f} ms a round and {1e6 * results[name]['client']:.0f} µs "
-        f"a client ({name})"
+        f"{1e3 * results[name]['round']:.2f} ms per round and {1e6 * results[name]['client']:.0f} µs "
+        f"per client ({name})"
         for name in ("median", "least")
     )
-    heads = ("clients a round", "ms a round", "least, ms")
-    return table(heads, rows) + f"\nThe straight lines through them: {lines}.\n"
+    heads = ("clients per round", "ms per round", "least, ms")
+    return table(heads, rows) + f"\nLinear fits: {lines}.\n"
 
 
 def _command(results: Any) -> str:
     return table(
-        ("run", "command, s", "start-up, s", "a round, s", "peak, MiB"),
+        ("run", "command, s", "start-up, s", "round, s", "peak, MiB"),
         [
             (
                 row["run"],
@@ -160,7 +160,7 @@ def _command(results: Any) -> str:
 
 def _network(results: Any) -> str:
     return table(
-        ("clients", "side", "rounds", "a round, s", "training, s", "overhead, s"),
+        ("clients", "side", "rounds", "round, s", "training, s", "overhead, s"),
         [
             (
                 f"{row['clients']}",
@@ -175,7 +175,7 @@ def _network(results: Any) -> str:
 
 def _threads(results: Any) -> str:
     return table(
-        ("how they wait", "processes at once", "ms an epoch"),
+        ("how they wait", "processes at once", "ms per epoch"),
         [(row["policy"], f"{row['processes']}", f"{row['median-ms']:.1f}") for row in results],
     )
 
@@ -188,38 +188,36 @@ def seconds(value: float) -> str:
 SECTIONS = (
     Section(
         "rounds",
-        "Seconds a round, beside a bare PyTorch loop",
+        "Seconds per round, compared with a plain PyTorch loop",
         """\
 ```console
 $ make bench
 ```
 
-A bare loop trains client after client on one thread, averages and evaluates by hand: the same steps on the
-same batches from the same weights (the command stops if the models part). Rounds of the two sides
-alternate in one process. FLSimulation writes its run directory and takes both cores. Medians without the
-first two rounds:
+A plain loop trains client after client on one thread, and averages and evaluates itself: the same steps on the
+same batches from the same weights (the command stops if the models differ). Rounds of both alternate in one
+process. FLSimulation writes its run directory and uses both cores. Medians without the first two rounds:
 """,
         _rounds,
         """\
-W1 evaluates after every round, the others after every fifth. What makes the difference is
-[decision 12](decisions/0012-stacked-programs.md). With `--engine sequential` clients go one by one, as they
-do where [a model cannot be stacked](own-model.md#trained-with-many-others).
+W1 evaluates after every round, the others after every fifth. [Decision 12](decisions/0012-stacked-programs.md) explains the difference. With `--engine sequential`, clients
+are trained one by one, as if [a model cannot be stacked](own-model.md#trained-with-many-others).
 """,
     ),
     Section(
         "peers",
-        "Beside other simulators",
+        "Comparison with other simulators",
         """\
-`python benchmarks/peers.py` runs W1 and W2 in a bare PyTorch loop, in `flsim run` with its evaluation, logs
+`python benchmarks/peers.py` runs W1 and W2 in a plain PyTorch loop, in `flsim run` with its evaluation, logs
 and run directory, and in other simulators of federated learning: Flower's simulation on Ray with a plain
 PyTorch client and with a Lightning Trainer in the client, pfl-research, fluke and FedLab. Each is used as
-its own documentation means it, in an environment of its own with the versions of
-[`benchmarks/peers`](../benchmarks/peers), and with the settings that suit this many cores; the script of
-each says which. The model, the optimizer, the examples a client has, the batches and the clients a round
-are the same, and so is the number of optimizer steps, which is counted.
+its documentation recommends, in a separate environment with the versions of
+[`benchmarks/peers`](../benchmarks/peers), and with settings for this number of cores, which are in the script
+of each. The model, the optimizer, the examples per client, the batches and the clients per round are the same,
+and so is the number of optimizer steps, which is counted.
 
-The peers alternate. A round is seen from inside, from the start of local training to the end of
-aggregation, and of the central evaluation where there is one; the first two are left out. The command is
+The simulators alternate. A round is measured inside the program, from the start of local training to the end of
+aggregation, and of the central evaluation if there is one; the first two are omitted. The command is
 the whole program, imports included, and the peak is the memory of all its processes together. The
 accuracy is that of the last model: it shows that the work was done.
 """,
@@ -227,22 +225,23 @@ accuracy is that of the last model: it shows that the work was done.
     ),
     Section(
         "engine",
-        "Ways to take many clients' steps",
+        "Ways to compute many clients' steps",
         """\
-`python benchmarks/engine.py` takes a workload's steps for one cohort in several ways, in turns: client after
+`python benchmarks/engine.py` computes a workload's steps for one cohort in several ways, alternating: client after
 client, stacked by vmap and autograd, and as the traced program, replayed by Python or by TorchScript, with
 SGD's steps outside or inside.
 """,
         _engine,
         """\
-Both replays gain from a thread on each core, though Python's holds its lock between the operations.
+Both ways to replay are faster with a thread on each core, although Python's holds the interpreter lock between
+operations.
 """,
     ),
     Section(
         "overhead",
-        "What a round costs beside the training",
+        "Overhead of a round",
         """\
-`python benchmarks/overhead.py` runs rounds of FedAvg with clients that give the model back at once, with
+`python benchmarks/overhead.py` runs rounds of FedAvg with clients that return the model at once, with
 messages, events and the run directory, for cohorts of several sizes.
 """,
         _overhead,
@@ -251,8 +250,8 @@ messages, events and the run directory, for cohorts of several sizes.
         "command",
         "The whole command",
         """\
-`python benchmarks/command.py` starts `flsim run` as a user does, for W1, W2 and for populations of a
-thousand and of a million clients (`1k`, `1M`: 100 a round; `10k cohort`: 10,000 a round), and gives the
+`python benchmarks/command.py` runs the command `flsim run` for W1, W2 and for populations of a
+thousand and of a million clients (`1k`, `1M`: 100 per round; `10k cohort`: 10,000 per round), and measures the
 seconds of the command, of its start-up and of a round, and the largest memory.
 """,
         _command,
@@ -265,25 +264,24 @@ seconds of the command, of its start-up and of a round, and the largest memory.
 machine, once with the containers' own programs (`flsim superlink`, `flsim client`, `flsim run --runtime
 network`) and once with stock Flower 1.42 (`flower-superlink`, `flower-supernode`, `FedAvg.start`) and the
 same ClientApp. All clients together hold 5,000 images; every round trains all clients for an epoch and
-evaluates the new model on them. The overhead is what a round takes above the training itself: above the
-longest training, or, where the clients share too few cores, above all of it divided by the cores. Medians
+evaluates the new model on them. The overhead is the time of a round minus that of the training itself: minus the
+longest training, or, if the clients share too few cores, minus the total divided by the cores. Medians
 without the first round:
 """,
         _network,
         """\
-Of stock Flower's time most is sleep and imports: a SuperNode looks for a message every 3 s, a part that is
-not there yet is asked for again after 1 s and more, and every message starts a process that imports PyTorch
+Most of stock Flower's time is sleep and imports: a SuperNode requests a message every 3 s, a part that is not
+available yet is requested again after at least 1 s, and every message starts a process that imports PyTorch
 ([decision 9](decisions/0009-warm-processes.md), [10](decisions/0010-shorter-waits.md),
-[11](decisions/0011-few-messages.md)). With many clients on two cores the requests at the SuperLink count
-most.
+[11](decisions/0011-few-messages.md)). With many clients on two cores, the requests to the SuperLink take most of the time.
 """,
     ),
     Section(
         "threads",
-        "Threads that wait",
+        "Waiting threads",
         """\
-`python benchmarks/threads.py` compares how PyTorch's threads wait, alone and beside a second process;
-[decision 4](decisions/0004-waiting-threads.md) has the figures it was taken with.
+`python benchmarks/threads.py` compares how PyTorch's threads wait, with one and with two processes;
+[decision 4](decisions/0004-waiting-threads.md) has the figures on which it is based.
 """,
         _threads,
     ),

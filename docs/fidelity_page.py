@@ -1,4 +1,4 @@
-"""docs/fidelity.md: published figures beside ours, from the files that ``flsim paper --json`` wrote."""
+"""docs/fidelity.md: published and measured figures, from the files of ``flsim paper --json``."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ PAPERS = Path(__file__).parent.parent / "experiments" / "papers"
 HEAD = """\
 # Fidelity to the papers
 
-What papers report, and what FLSimulation gives for the same experiment. The settings of each paper stand
-in [`experiments/papers`](../experiments/papers), with the data and models of its own; they are not in the
-package. In the repository one command runs a paper's rows and prints these tables:
+Figures that papers report, and those that FLSimulation reaches in the same experiments. The settings of each
+paper are in [`experiments/papers`](../experiments/papers), with its data and models; they are not in the
+package. In the repository, one command runs a paper's rows and prints these tables:
 
 ```console
 $ flsim paper mcmahan2017 --minutes 30
 ```
 
-It runs what fits in the time; the same command again goes on from there. `--rows` takes some rows only,
-`--seeds 3` runs each row with three seeds, `--json` keeps the figures, and `flsim paper` alone lists the
-papers. A file of your own in the same form is run by its path: an experiment for all rows, the keys in
-which each differs, and its published figures by measure. Measures are `rounds` (to
+It stops after this time; the same command continues from there. `--rows` selects rows, `--seeds 3` runs each
+row with three seeds, `--json` stores the figures, and `flsim paper` alone lists the papers. Your own file in
+the same form is run by its path: an experiment for all rows, the keys that each row changes, and its
+published figures by measure. Measures are `rounds` (to
 `evaluate.target-accuracy`), `accuracy` and `test-NAME` (scores on the test set, means of the `last`
 rounds), `accuracy@N` (after round N), and `clients-mean`, `clients-worst`, `clients-best` and
 `clients-variance` (of the clients' accuracies under the final model).
 
-Where a paper tuned a key, most often the clients' learning rate, it is tuned here on the same kind of
-grid: from a first value to its neighbours on either side and on while that is better, with seed 0. The
-other seeds take the value found. A rate is given up after as many rounds as the best before it took, which
-changes no result. Rounds to a target are read from the curve of the test set's accuracy, made monotone,
+If a paper tuned a key, usually the clients' learning rate, it is tuned here on the same kind of grid: from a
+first value to its neighbours on both sides, and further while the results improve, with seed 0. The other
+seeds use the value that was found. A run is stopped after as many rounds as the best one before it needed,
+which changes no result. Rounds to a target are read from the curve of the test set's accuracy, made monotone,
 with linear interpolation between rounds (McMahan et al. 2017, section 3). Every run is an ordinary run
 directory, with its experiment, its seed and its report.
 
-"ours" is the median of the seeds, "chosen" the value that the search found.
+"ours" is the median over the seeds, "chosen" the value that the search found.
 """
 
 

@@ -414,7 +414,9 @@ def test_names_that_mean_something_else_must_not_be_logged(
     make_experiment: Make, tmp_path: Path, own_modules: Any
 ) -> None:
     path = own_modules(OWN.replace('"confidence"', '"num-examples"'))
-    with pytest.raises(RoundError, match="the module logs 'num-examples', a name in use"):
+    with pytest.raises(
+        RoundError, match="the module logs 'num-examples', which is a reserved name"
+    ):
         run(own_net(make_experiment, path), tmp_path / "run")
 
 

@@ -41,7 +41,7 @@ class Data(Section):
     """The data set and how it is divided among the clients."""
 
     dataset: str = "mnist"
-    """`mnist` (ships with the package), `fashion-mnist` (from a local copy), `synthetic` (made
+    """`mnist` (ships with the package), `fashion-mnist` (from a local copy), `synthetic` (generated
     here), `file:PATH` (a folder of IDX files, a folder of images, a `.csv` or a `.npz`),
     `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
     `path/to/file.py:function`. Paths are relative to the experiment file."""
@@ -65,27 +65,27 @@ class Data(Section):
     `drawn`: each client draws its own `examples-per-client` at random; clients may hold the same
     examples, and there may be millions of clients."""
     alpha: float = Field(default=0.5, gt=0)
-    """Concentration of the Dirichlet distribution; small means few labels a client."""
+    """Concentration of the Dirichlet distribution; small means few labels per client."""
     classes_per_client: Count = 2
-    """Classes a client holds under `pathological`."""
+    """Classes per client under `pathological`."""
     shards_per_client: Count = 2
-    """Shards a client holds under `shards`."""
+    """Shards per client under `shards`."""
     examples_per_client: Annotated[int, Field(ge=0)] = 0
-    """Examples a client holds, on average where sizes differ: the pool that is divided has
-    `clients` times as many, drawn at random. 0 divides the whole training set."""
+    """Examples per client, on average if sizes differ: the pool that is partitioned has `clients`
+    times as many, drawn at random. 0 partitions the whole training set."""
     min_examples: Annotated[int, Field(ge=2)] = 10
-    """The least examples any client may hold; a partition that gives less is refused."""
+    """Fewest examples that a client may hold; a partition with fewer is refused."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of its examples that each client holds out for evaluation; 0 for none."""
     image_column: str = "image"
-    """Column (Hugging Face) or array name that holds the inputs."""
+    """Column (Hugging Face) or name of the array with the inputs."""
     label_column: str = "label"
-    """Column that holds the labels, in Hugging Face data sets and CSV files."""
+    """Column with the labels, in Hugging Face data sets and CSV files."""
     partition_column: str = "client"
-    """Column that names each example's client under `natural`."""
+    """Column with each example's client under `natural`."""
     test_fraction: Fraction = 0.2
-    """Share set aside as the test set where the data set brings none of its own; of `synthetic`,
-    a share of each client's examples."""
+    """Share used as the test set if the data set has none; of `synthetic`, a share of each client's
+    examples."""
     args: dict[str, JsonValue] = {}
     """Keyword arguments of your own data function or of `synthetic`, for example `beta = 0.5`."""
 
@@ -107,7 +107,7 @@ class Train(Section):
     epochs: Count = 1
     """Passes over the client's training part in a round."""
     batch_size: Annotated[int, Field(ge=1, lt=2**31)] = 32
-    """Examples a step; the last batch of an epoch may be smaller."""
+    """Examples per step; the last batch of an epoch may be smaller."""
     gradient_clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 for no clipping."""
     validate_: bool = False
@@ -118,7 +118,7 @@ class Train(Section):
     `sequential`: one after the other, with Lightning's Trainer. `auto`: stacked where that gives
     the same, else sequential."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; `auto` takes a GPU where there is one."""
+    """Where to train; `auto` uses a GPU if there is one."""
 
 
 class Strategy(Section):
@@ -137,9 +137,9 @@ class Strategy(Section):
     fraction_evaluate: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the clients that evaluates the new model each round; 0 for none."""
     min_train_nodes: Count = 1
-    """The least clients that train in a round."""
+    """Fewest clients that train in a round."""
     min_evaluate_nodes: Count = 1
-    """The least clients that evaluate in a round."""
+    """Fewest clients that evaluate in a round."""
 
     @field_validator("name")
     @classmethod
@@ -160,20 +160,21 @@ class Strategy(Section):
 
 
 class Evaluate(Section):
-    """How the global model is judged."""
+    """How the global model is evaluated."""
 
     central_every: Annotated[int, Field(ge=0)] = 1
-    """Evaluate on the test set every so many rounds, and after the last; 0 for never."""
+    """Number of rounds between evaluations on the test set, which the last round always has; 0 for
+    never."""
     target_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.0
     """End the run after the round whose model reaches this accuracy on the test set, if that is
     before the last; 0 for never."""
     clients: Annotated[int, Field(ge=0)] = 1000
     """After the last round, evaluate on this many clients' held-out parts (the first ones, all
-    where there are fewer) to show how accuracy spreads; 0 for none."""
+    if there are fewer), to show how accuracy differs between clients; 0 for none."""
 
 
 class Round(Section):
-    """What a round waits for."""
+    """When a round ends and whether it counts."""
 
     deadline: Annotated[float, Field(ge=0)] = 0.0
     """Seconds for the training of a round and again for its evaluation; clients that are not
@@ -183,18 +184,18 @@ class Round(Section):
 
 
 class Runtime(Section):
-    """Who carries the messages between the server and the clients."""
+    """Where the experiment runs, and how server and clients exchange messages."""
 
     kind: Literal["inprocess", "ray", "network"] = "inprocess"
     """`inprocess`: all in one process. `ray`: on the actors of Flower's simulation runtime, each
     with a share of the clients. `network`: over a Flower SuperLink, each client a program of its
     own."""
     ray_address: str = ""
-    """For `ray`: `host:port` or `ray://host:port` of a Ray that runs, or `auto` for the one that
-    this machine belongs to; empty starts one here and ends it with the run."""
+    """For `ray`: `host:port` or `ray://host:port` of a running Ray, or `auto` for the one of this
+    machine; empty starts Ray on this machine for the run."""
     actors: Annotated[int, Field(ge=0)] = 0
-    """For `ray`: how many actors share the clients; each holds the data and the model. 0 for as
-    many as there is room for, but not more than clients."""
+    """For `ray`: number of actors that share the clients; each holds the data and the model. 0
+    for as many as fit, but not more than clients."""
     actor_cpus: Annotated[float, Field(gt=0)] = 1.0
     """For `ray`: CPUs, and so threads, of each actor; may be less than 1."""
     actor_gpus: Annotated[float, Field(ge=0)] = 0.0
@@ -202,10 +203,10 @@ class Runtime(Section):
     superlink: str = "127.0.0.1:8080"
     """`host:port` of the SuperLink, for `network`."""
     client_wait: Annotated[float, Field(ge=0)] = 120.0
-    """Seconds to wait for clients to connect before the run stops. For `ray`: for actors, where others
-    use the room that they need; where it is free, they may take as long as they take."""
+    """Seconds to wait for clients to connect before the run stops. For `ray`: to wait for actors if other
+    programs use the resources that they need; otherwise there is no limit."""
     return_wait: Annotated[float, Field(ge=0)] = 30.0
-    """Seconds that a round waits for a client that went away, before it begins without it."""
+    """Seconds that a round waits for a disconnected client before it begins without it."""
 
     @field_validator("superlink")
     @classmethod
@@ -266,7 +267,7 @@ class Experiment(Section):
         return self
 
     def _check_robustness(self) -> None:
-        """Krum and Bulyan choose among enough clients only."""
+        """Check that Krum and Bulyan have enough clients."""
         name, given = self.strategy.name, self.strategy.parameters
         factor = {"krum": 2, "multikrum": 2, "bulyan": 4}.get(name)
         malicious = given.get("num-malicious-nodes", 0)

@@ -1,4 +1,4 @@
-"""The one table of metrics: what the exporters, dashboards, alerts and docs/metrics.md are made of."""
+"""The table of metrics: the source of the exporters, dashboards, alerts and docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Metric:
     """One row of the table."""
 
     name: str
-    """As it is exported, unit and ``_total`` included."""
+    """Exported name, unit and ``_total`` included."""
     kind: Kind
     unit: str
     """Base unit, or what is counted."""
@@ -34,15 +34,15 @@ SERVER_METRICS = (
     Metric("fl_run_info", "info", "1", "The run: its experiment, strategy, dataset and model.", ("name", "strategy", "dataset", "model", "seed")),
     Metric("fl_run_state", "gauge", "0 or 1", "1 for the state that the run is in.", ("state",)),
     Metric("fl_run_started_timestamp_seconds", "gauge", "seconds", "When the current or the last run began, Unix time; 0 before any."),
-    Metric("fl_run_rounds", "gauge", "rounds", "Rounds that the experiment asks for."),
+    Metric("fl_run_rounds", "gauge", "rounds", "Rounds of the experiment."),
     Metric("fl_run_round", "gauge", "rounds", "The last round that the run completed."),
     Metric("fl_run_current_round", "gauge", "rounds", "The round of the run that began last; 0 before the first."),
     Metric("fl_run_round_mean_seconds", "gauge", "seconds", "Mean duration of the run's rounds; 0 before the first is complete."),
-    Metric("fl_run_answers", "gauge", "answers", "Answers of clients in this run, failed ones included."),
-    Metric("fl_run_failures", "gauge", "failures", "Answers of this run that failed or did not come, by reason.", ("reason",)),
+    Metric("fl_run_answers", "gauge", "answers", "Replies of clients in this run, failed ones included."),
+    Metric("fl_run_failures", "gauge", "failures", "Replies of this run that failed or did not arrive, by reason.", ("reason",)),
     Metric("fl_rounds_total", "counter", "rounds", "Rounds completed."),
     Metric("fl_round_started_timestamp_seconds", "gauge", "seconds", "When the current round began, Unix time; 0 while none is in progress."),
-    Metric("fl_phase_started_timestamp_seconds", "gauge", "seconds", "When the current phase's messages went out, Unix time; 0 while no run is in progress."),
+    Metric("fl_phase_started_timestamp_seconds", "gauge", "seconds", "When the current phase's messages were sent, Unix time; 0 while no run is in progress."),
     Metric("fl_last_round_seconds", "gauge", "seconds", "Duration of each phase of the run's last completed round.", ("phase",)),
     Metric("fl_last_round_bytes", "gauge", "bytes", "Payload of the messages of the run's last completed round.", ("direction",)),
     Metric("fl_round_duration_seconds", "histogram", "seconds", "Duration of a whole round."),
@@ -51,13 +51,13 @@ SERVER_METRICS = (
     Metric("fl_global_accuracy", "gauge", "ratio", "Accuracy of the global model, 0 to 1, by source as for the loss.", ("source",)),
     Metric("fl_global_loss_lowest", "gauge", "loss", "Lowest finite loss of the global model in this run.", ("source",)),
     Metric("fl_global_accuracy_highest", "gauge", "ratio", "Highest accuracy of the global model in this run.", ("source",)),
-    Metric("fl_clients_expected", "gauge", "clients", "Clients that the experiment asks for."),
+    Metric("fl_clients_expected", "gauge", "clients", "Clients of the experiment."),
     Metric("fl_clients_connected", "gauge", "clients", "Clients that the server can reach."),
     Metric("fl_client_connected", "gauge", "0 or 1", "1 while the server can reach the client that holds the partition.", ("partition",)),
-    Metric("fl_clients_selected", "gauge", "clients", "Clients that were asked in the current phase."),
-    Metric("fl_clients_awaited", "gauge", "clients", "Clients whose answer the server waits for in the current phase."),
-    Metric("fl_client_awaited", "gauge", "0 or 1", "1 while the server waits for the answer of the client that holds the partition.", ("partition",)),
-    Metric("fl_client_failures_total", "counter", "failures", "Answers that failed or did not come: error, diverged, deadline or lost.", ("reason",)),
+    Metric("fl_clients_selected", "gauge", "clients", "Clients with a task in the current phase."),
+    Metric("fl_clients_awaited", "gauge", "clients", "Clients whose reply the server waits for in the current phase."),
+    Metric("fl_client_awaited", "gauge", "0 or 1", "1 while the server waits for the reply of the client that holds the partition.", ("partition",)),
+    Metric("fl_client_failures_total", "counter", "failures", "Replies that failed or did not arrive: error, diverged, deadline or lost.", ("reason",)),
     Metric("fl_message_bytes_total", "counter", "bytes", "Payload of the messages to (down) and from (up) the clients.", ("direction",)),
 )  # fmt: skip
 """What the server knows."""
@@ -65,7 +65,7 @@ SERVER_METRICS = (
 CLIENT_METRICS = (
     Metric("fl_client_fits_total", "counter", "fits", "Local trainings that a client finished.", ("partition",)),
     Metric("fl_client_epochs_total", "counter", "epochs", "Local epochs that a client finished.", ("partition",)),
-    Metric("fl_client_examples_total", "counter", "examples", "Examples that a client trained on, each epoch anew.", ("partition",)),
+    Metric("fl_client_examples_total", "counter", "examples", "Examples that a client trained on, counted in every epoch.", ("partition",)),
     Metric("fl_client_fit_duration_seconds", "histogram", "seconds", "Duration of a client's local training.", ("partition",)),
     Metric("fl_client_fit_mean_seconds", "gauge", "seconds", "Mean duration of a client's last five local trainings of this run.", ("partition",)),
     Metric("fl_client_train_loss", "gauge", "loss", "Mean loss over the last local epoch of a client's training.", ("partition",)),
@@ -78,19 +78,19 @@ NODE_METRICS = (
     Metric("fl_client_info", "info", "1", "The client's name, and the partition that it trains on; none before it has one.", ("name", "partition")),
     Metric("fl_client_last_message_bytes", "gauge", "bytes", "Payload of the last message to (down) and from (up) this client in this run.", ("partition", "direction")),
     Metric("fl_client_message_bytes_total", "counter", "bytes", "Payload of the messages to (down) and from (up) this client.", ("partition", "direction")),
-    Metric("fl_client_crashes_total", "counter", "crashes", "Processes of this client that were killed before they answered."),
+    Metric("fl_client_crashes_total", "counter", "crashes", "Processes of this client that were killed before they replied."),
 )  # fmt: skip
 """What only a client's container knows."""
 
 CONTAINER_METRICS = (
     Metric("fl_container_cpu_seconds_total", "counter", "seconds", "CPU time of the container."),
     Metric("fl_container_cpu_limit_cores", "gauge", "cores", "Cores that the container may use; those of the machine without a limit."),
-    Metric("fl_container_memory_bytes", "gauge", "bytes", "Memory that the container has in use, without file cache that can be dropped."),
+    Metric("fl_container_memory_bytes", "gauge", "bytes", "Memory that the container uses, without file cache that can be released."),
     Metric("fl_container_memory_limit_bytes", "gauge", "bytes", "Memory that the container may use; that of the machine without a limit."),
 )  # fmt: skip
-"""What the superlink's and each client's container take of the machine."""
+"""Resources that the SuperLink's and each client's container use."""
 
-HEALTH_METRIC = Metric("fl_container_failing", "gauge", "0 or 1", "1 while the container cannot do its work: its program ended by itself and is not up again, or its messages' processes are killed one after the other.")  # fmt: skip
+HEALTH_METRIC = Metric("fl_container_failing", "gauge", "0 or 1", "1 while the container cannot do its work: its program ended by itself and is not running again, or its messages' processes are killed one after the other.")  # fmt: skip
 """What a container's health check reads."""
 
 METRICS = SERVER_METRICS + CLIENT_METRICS
@@ -118,9 +118,9 @@ class Series:
     Parameters
     ----------
     rows : sequence of Metric
-        What is kept.
+        Rows of the table.
     registry : CollectorRegistry
-        Where it is served from.
+        Where to register them.
     """
 
     def __init__(self, rows: Sequence[Metric], registry: CollectorRegistry) -> None:
