@@ -93,6 +93,23 @@ def test_many_clients_that_train_stacked_return_one_mean(make_experiment: Any) -
     assert [outcome.model for outcome in reply.outcomes] == [None] * 3
 
 
+def test_the_strategys_settings_and_the_deadline_reach_the_engine(space: Workspace) -> None:
+    app = make_client_app(lambda _: space)
+    start = space.initial_state()
+
+    def moved(config: ConfigRecord) -> float:
+        batch = Batch(record_of(start), [Task(0, "train", 1, config)])
+        (outcome,) = reply_from(app(message_of(batch, 2), context())).outcomes
+        assert outcome.model is not None
+        after = held_state(outcome.model)
+        return sum(float((after[name] - value).square().sum()) for name, value in start.items())
+
+    assert moved(ConfigRecord({"proximal-mu": 100.0})) < 0.5 * moved(ConfigRecord({}))
+    late = app(message_of(batch_for(space, (0, "train"), (1, "evaluate")), 2, 1e-6), context())
+    errors = [outcome.error for outcome in reply_from(late).outcomes]
+    assert [error and error.reason for error in errors] == ["deadline", "deadline"]
+
+
 def test_data_that_is_not_there_is_the_outcome_of_every_task(
     space: Workspace, make_experiment: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,3 +162,17 @@ def test_an_answer_that_never_comes_ends_a_minute_after_the_messages_life() -> N
         "lost",
         "no reply arrived within its message's time to live, 100 s",
     )
+
+
+def test_messages_of_several_pushes_are_on_their_way_until_nobody_waits(
+    flower: Rejecting,
+) -> None:
+    outbox = Outbox(flower)
+    flower.rejects = {10, 11}
+    (first,), (second,), (third,) = (outbox.push(messages(node)) for node in (10, 11, 12))
+    assert len({first, second, third}) == 3
+    assert [outbox.node_of(identifier) for identifier in (first, second, third)] == [10, 11, 12]
+    outbox.keep({second, third})
+    assert (outbox.node_of(first), outbox.identifiers) == (None, {second, third})
+    assert told(outbox.pull({first, second, third})).keys() >= {second}
+    assert told(outbox.pull({first})).keys() == set()
