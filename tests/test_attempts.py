@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flsimulation.clock import VirtualClock
 from flsimulation.events import ClientReplied, ClientsAwaited, RunStarted
 from flsimulation.server.attempts import Attempts
 from flsimulation.server.awaiting import Awaiting
@@ -84,21 +85,14 @@ def test_what_was_before_a_resume_counts(make_experiment: Callable[..., Any]) ->
     assert resumed((2, "error"), (2, "error")).never_succeeded().startswith("client 2 never")
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_whom_a_phase_waits_for_is_said_less_and_less_often() -> None:
     said: list[ClientsAwaited] = []
-    clock = Clock()
-    awaiting = Awaiting(3, "train", said.append, clock)  # type: ignore[arg-type]
-    clock.now = 4.0
+    clock = VirtualClock()
+    awaiting = Awaiting(3, "train", said.append, clock)
+    clock.sleep(4.0)
     awaiting.answered()
-    for second in range(5, 100):
-        clock.now = float(second)
+    for _ in range(5, 100):
+        clock.sleep(1.0)
         awaiting.look([1], 3)
     assert [(e.round, e.phase, e.partitions, e.seconds, e.others) for e in said] == [
         (3, "train", (1,), 10.0, 4.0),
@@ -110,14 +104,14 @@ def test_whom_a_phase_waits_for_is_said_less_and_less_often() -> None:
 
 def test_a_phase_that_takes_long_for_all_is_no_news() -> None:
     said: list[ClientsAwaited] = []
-    clock = Clock()
-    awaiting = Awaiting(1, "train", said.append, clock)  # type: ignore[arg-type]
-    clock.now = 30.0
+    clock = VirtualClock()
+    awaiting = Awaiting(1, "train", said.append, clock)
+    clock.sleep(30.0)
     awaiting.look([0, 1], 2)  # nobody has answered
     awaiting.answered()
-    clock.now = 50.0
+    clock.sleep(20.0)
     awaiting.look([1], 2)  # not twice as long as the other took
     assert said == []
-    clock.now = 60.0
+    clock.sleep(10.0)
     awaiting.look([1], 2)
     assert [e.seconds for e in said] == [60.0]

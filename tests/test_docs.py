@@ -38,6 +38,17 @@ def blocks(*languages: str) -> list[object]:
     return found
 
 
+_MODULE = re.compile(r"`([a-z_]+(?:/[a-z_]+)+\.py)`")
+
+
+def test_modules_that_the_pages_name_are_there() -> None:
+    places = (ROOT, ROOT / "src" / "flsimulation")
+    named = [(page, name) for page in PAGES for name in _MODULE.findall(page.read_text())]
+    assert len(named) > 40
+    for page, name in named:
+        assert any((place / name).is_file() for place in places), f"{page}: {name}"
+
+
 def commands(text: str, language_is_shell: bool) -> Iterator[str]:
     """Command lines of a block: all of a script, those after a prompt of a console's text."""
     joined = text.replace("\\\n", " ")

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -215,6 +215,7 @@ experiments = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@settings(deadline=None)  # the first example imports Flower
 @given(experiments)
 def test_flattening_to_flowers_run_config_loses_nothing(table: dict[str, object]) -> None:
     experiment = Experiment.model_validate(table)
@@ -223,6 +224,7 @@ def test_flattening_to_flowers_run_config_loses_nothing(table: dict[str, object]
     assert unflatten(flat) == experiment
 
 
+@settings(deadline=None)  # the first example imports Flower
 @given(experiments)
 def test_the_written_toml_is_the_same_experiment(table: dict[str, object]) -> None:
     experiment = Experiment.model_validate(table)

@@ -16,10 +16,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation import run
 from flsimulation.errors import RunError
+from flsimulation.events import ClientReplied
 from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.messages.codec import message_of, reply_of
 from flsimulation.runtimes.inprocess import InProcessGrid, run_in_process
 from flsimulation.runtimes.simulated import flower_identity
+from flsimulation.training.stacked import trainer
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import CohortTrainer
 
@@ -168,6 +170,26 @@ def test_flower_is_quiet_inside_a_run_and_as_before_after_it(
     run(make_experiment(), tmp_path / "run")
     assert logger.level == level
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("engine", ["stacked", "sequential"])
+def test_a_run_that_breaks_off_leaves_pytorch_its_threads(
+    make_experiment: Any, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    def broken(event: Any) -> None:
+        if isinstance(event, ClientReplied):
+            raise ValueError("a sink that fails while others still train")
+
+    monkeypatch.setattr(trainer, "_WAVE_BYTES", 1)  # many waves
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="a sink that fails") as caught:
+            run_in_process(make_experiment(train={"engine": engine}), [broken])
+        assert caught.value.__traceback__ is not None  # and with it all that was at work
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.seconds

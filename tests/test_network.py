@@ -236,14 +236,14 @@ def test_run_from_python_goes_where_the_experiment_says(
     assert (result.state, result.rounds) == ("completed", 1)
     assert opened == [Path(result.run_dir)]
     assert list(tmp_path.iterdir()) == []  # the SuperLink's side writes the run directory
-    assert RunRecord(network.folder / result.run_dir).result() == result
     (began,) = recorder.of(RunStarted)
     assert began.experiment == experiment
     (round,) = recorder.of(RoundFinished)
     assert round.central["accuracy"] == result.accuracy
     (end,) = recorder.of(RunFinished)
     assert end.state == "completed"
-    monkeypatch.chdir(network.folder)  # to resume it must be seen here, too
+    monkeypatch.chdir(network.folder)
+    assert RunRecord(result.run_dir).result() == result
     again = resume(result.run_dir)
     assert (again.rounds, again.weights_sha256) == (1, result.weights_sha256)
 

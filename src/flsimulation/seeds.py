@@ -16,7 +16,12 @@ import numpy as np
 
 
 def _sequence(seed: int, purpose: str, round: int, partition: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), round, partition])
+    names = (seed, zlib.crc32(purpose.encode()), round, partition)
+    if (
+        max(names) < 2**32
+    ):  # the same words as of the integers, without NumPy's work on each of them
+        return np.random.SeedSequence(np.array(names, np.uint32))
+    return np.random.SeedSequence(names)
 
 
 def rng(seed: int, purpose: str, round: int = 0, partition: int = 0) -> np.random.Generator:
@@ -27,7 +32,7 @@ def rng(seed: int, purpose: str, round: int = 0, partition: int = 0) -> np.rando
 def integer(seed: int, purpose: str, round: int = 0, partition: int = 0) -> int:
     """Non-negative 63-bit integer of the stream, for libraries that take a plain seed."""
     state = _sequence(seed, purpose, round, partition).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
+    return int(state[0]) >> 1
 
 
 @contextlib.contextmanager

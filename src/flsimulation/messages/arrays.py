@@ -26,7 +26,7 @@ class HeldArray(Array):
     """
 
     def __init__(self, values: np.ndarray) -> None:
-        self.dtype, self.shape = str(values.dtype), tuple(values.shape)
+        self.dtype, self.shape = _name(values.dtype), tuple(values.shape)
         self.stype = NUMPY
         self._values = values
 
@@ -71,6 +71,12 @@ def size_of(record: Any) -> int:
         len(name) + (array.size if isinstance(array, HeldArray) else len(array.data))
         for name, array in record.items()
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _name(kind: np.dtype[Any]) -> str:
+    """Name of a type; NumPy composes it anew each time, which takes microseconds."""
+    return str(kind)
 
 
 @functools.lru_cache(maxsize=4096)

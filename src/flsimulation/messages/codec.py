@@ -236,7 +236,8 @@ def _succeeded(content: RecordDict) -> Iterator[Outcome]:
         rows = zip(*columns.values(), strict=True) if names else iter([()] * size)
         for row in rows:
             partition = next(partitions)
-            model = models.get(f"{ARRAYS}-{partition}") if phase == "train" else None
+            own = models and phase == "train"
+            model = models.get(f"{ARRAYS}-{partition}") if own else None
             yield Outcome(partition, phase, dict(zip(names, row, strict=True)), None, model)
 
 

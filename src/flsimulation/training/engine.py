@@ -63,7 +63,7 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """End the processes that were started; the next call starts others."""
+        """End what a call has started; the next call starts again."""
 
 
 def engine_for(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import pytorch_lightning as pl
 import torch
@@ -52,6 +52,7 @@ class StackedEngine:
         clock: Clock = SYSTEM,
     ) -> None:
         self._trainer = CohortTrainer(module, spec, x, y, clock)
+        self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
         self._direct = self._evaluator(module, clock)
         self._together = CohortEvaluator(self._direct, x, y) if self._direct is not None else None
@@ -68,7 +69,7 @@ class StackedEngine:
 
     def fit(self, model: State, jobs: Sequence[Job], terms: Terms) -> Iterator[Fitted]:
         """Train each client from the global model; yields wave by wave. Raises `RunError`."""
-        waves = self._trainer.fit(
+        self._waves = waves = self._trainer.fit(
             model,
             [job.batches for job in jobs],
             proximal_mu=terms.proximal_mu,
@@ -106,7 +107,9 @@ class StackedEngine:
             yield {jobs[place].partition: scored for place, scored in found.items()}
 
     def close(self) -> None:
-        """There are no processes to end."""
+        """End a fit that was not iterated to its end: it holds PyTorch to one thread."""
+        if self._waves is not None:
+            self._waves.close()
 
     def _evaluator(self, module: pl.LightningModule, clock: Clock) -> DirectEvaluator | None:
         """What evaluates without a Trainer, if the module allows it."""

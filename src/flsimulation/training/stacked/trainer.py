@@ -11,7 +11,7 @@ import copy
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytorch_lightning as pl
@@ -110,7 +110,7 @@ class CohortTrainer:
         proximal_mu: float = 0.0,
         expires: float | None = None,
         average: bool = False,
-    ) -> Iterator[Wave]:
+    ) -> Generator[Wave, None, None]:
         """Train every client from the same global model; yields wave by wave.
 
         Parameters
