@@ -88,7 +88,9 @@ def main() -> None:
     for name, found in figures.items():
         for cohort, value in found["seconds"].items():
             print(f"{cohort:6} clients: {1e3 * value:7.2f} ms a round, {name}")
-        print(f"{1e3 * found['round']:.2f} ms a round and {1e6 * found['client']:.0f} µs a client")
+        print(
+            f"{1e3 * found['round']:.2f} ms per round and {1e6 * found['client']:.0f} µs per client"
+        )
     if options.json:
         write(options.json, command_line(), figures)
 

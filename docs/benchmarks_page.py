@@ -91,7 +91,7 @@ def _peers(results: Any) -> str:
     parts = []
     for workload in dict.fromkeys(row["workload"] for row in results):
         rows = [row for row in results if row["workload"] == workload]
-        heads = ("", "round, s", "least, s", "to plain loop", "command, s", "peak, MiB", "accuracy")
+        heads = ("", "round, s", "least, s", "ratio to bare", "command, s", "peak, MiB", "accuracy")
         cells = [
             (
                 _peer(row),
@@ -208,7 +208,7 @@ are trained one by one, as if [a model cannot be stacked](own-model.md#trained-w
         "peers",
         "Comparison with other simulators",
         """\
-`python benchmarks/peers.py` runs W1 and W2 in a plain PyTorch loop, in `flsim run` with its evaluation, logs
+`python benchmarks/peers.py` runs W1 and W2 in a plain PyTorch loop (`bare`), in `flsim run` with its evaluation, logs
 and run directory, and in other simulators of federated learning: Flower's simulation on Ray with a plain
 PyTorch client and with a Lightning Trainer in the client, pfl-research, fluke and FedLab. Each is used as
 its documentation recommends, in a separate environment with the versions of

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from flsimulation.client.app import make_client_app
+from flsimulation.clock import VirtualClock
 from flsimulation.errors import ClientError, RunError, describe_error
 from flsimulation.events import (
     ClientsConnected,
@@ -29,7 +29,8 @@ from flsimulation.messages.codec import batch_of, failed_reply, message_of
 from flsimulation.messages.packing import unpack
 from flsimulation.node import grid as assigned_grid
 from flsimulation.node.assignment import Identity, PartitionTable
-from flsimulation.node.grid import AssignedGrid, connect
+from flsimulation.node.grid import AssignedGrid
+from flsimulation.node.grid import connect as connect_in_time
 from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.server.app import make_server_app
 
@@ -168,17 +169,22 @@ class Network(Grid):
         raise NotImplementedError
 
 
+class Ticking(VirtualClock):
+    """A virtual clock that advances by a tenth of a second for every sleep."""
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(0.1)
+
+
+def connect(*arguments: Any, **keywords: Any) -> AssignedGrid:
+    """The grid of a network, in virtual time: it never waits."""
+    return connect_in_time(*arguments, **keywords, clock=Ticking())
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Look without a pause, under an identity as Flower's own runtimes set it; a tenth of a second
-    goes by where somebody would sleep, and nowhere else."""
+    """Look without a pause, under an identity as Flower's own runtimes set it."""
     monkeypatch.setattr(assigned_grid, "_LOOK_SECONDS", 0.0)
-    now = [0.0]
-    monkeypatch.setattr(
-        assigned_grid,
-        "time",
-        SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: now.append(now.pop() + 0.1)),
-    )
     with flower_identity():
         yield
 
@@ -306,7 +312,7 @@ def test_tasks_tell_each_node_its_partition() -> None:
 
     spec = experiment()
     network = Network(app, ["b", "a"], flatten(spec))
-    grid = AssignedGrid(network, PartitionTable(2), spec, lambda event: None)
+    grid = AssignedGrid(network, PartitionTable(2), spec, lambda event: None, Ticking())
     assert grid.wait(2, 5)
     settings = ConfigRecord({"x": 1})
     tasks = [Task(p, phase, 1, settings) for phase in ("evaluate", "train") for p in (0, 1, 2)]  # type: ignore[arg-type]

@@ -446,7 +446,9 @@ def test_page_shows_results_with_command_and_machine(modules: Any, tmp_path: Pat
         "\n`python benchmarks/rounds.py W1`, 2026-01-02; Some CPU, 2 cores, Some GPU, 24 GiB, Linux 6, "
         "Python 3.11.7, PyTorch 2.13.0+cpu.\n"
     ) in page
-    assert "`python benchmarks/peers.py --json benchmarks/results/peers.json` gives them." in page
+    assert (
+        "`python benchmarks/peers.py --json benchmarks/results/peers.json` measures them." in page
+    )
     assert "`python benchmarks/rounds.py --json" not in page
 
 
@@ -473,7 +475,7 @@ def test_page_shows_peers_and_what_is_odd(modules: Any) -> None:
     assert text.split("\n")[:7] == [
         "W2, runs of 20 rounds, 3 of each peer:",
         "",
-        "| W2 | a round, s | least, s | to bare | command, s | peak, MiB | accuracy |",
+        "| W2 | round, s | least, s | ratio to bare | command, s | peak, MiB | accuracy |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| pfl (pfl 0.6.0); **other work: 7 steps, not 8** "
         "| 1.25 | 0.500 | 2.00 | 30.0 | 3 | 0.876 |",
@@ -492,7 +494,7 @@ def test_page_shows_what_a_round_costs(modules: Any) -> None:
     text = modules.benchmarks_page._overhead(results)
     assert "| 10 | 5.00 | 4.00 |\n| 100 | 10.90 | 8.50 |\n" in text
     assert text.endswith(
-        "4.36 ms a round and 65 µs a client (median) and 3.50 ms a round and 50 µs a client (least).\n"
+        "4.36 ms per round and 65 µs per client (median) and 3.50 ms per round and 50 µs per client (least).\n"
     )
 
 

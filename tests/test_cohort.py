@@ -1046,7 +1046,7 @@ REFUSED_MODULES: dict[str, tuple[Callable[[], pl.LightningModule], str]] = {
     "manual": (Manual, "the module optimizes by itself"),
     "hook": (Hooked, "the module has a on_train_epoch_end of its own"),
     "optimizer_step": (Stepping, "the module has a optimizer_step of its own"),
-    "same": (Keeping, "configure_optimizers gives the same optimizer each time"),
+    "same": (Keeping, "configure_optimizers returns the same optimizer each time"),
     "lbfgs": (lambda: Net(of(torch.optim.LBFGS)), "LBFGS does not work element by element"),
     "two": (
         lambda: Net(lambda m: [SGD(part.parameters(), lr=0.1) for part in (m.layer_1, m.layer_2)]),

@@ -580,7 +580,7 @@ def test_verify_compares_one_process_with_ray_round_by_round(
     assert status_of("verify", str(file), "--runtime", "ray") == 0
     said = capsys.readouterr()
     head, _, *rounds, last = said.out.splitlines()
-    assert (head, said.err) == ("test: in one process and on a Ray of its own", "")
+    assert (head, said.err) == ("test: in one process and on a local Ray", "")
     assert [line.split()[:2] for line in rounds] == [[f"{n}", "same"] for n in (1, 2, 3, 4)]
     assert last.startswith("agree: 4 rounds, ")
 

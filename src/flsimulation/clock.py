@@ -1,6 +1,6 @@
-"""What time it is, for the exchange of messages, the grids and the engines.
+"""Clocks for the exchange of messages, the grids and the engines.
 
-They take a clock and never call ``time`` themselves. So a run can be in virtual time, where a slow
+These take a clock and never call ``time`` themselves. So a run can be in virtual time, where a slow
 client takes no real time, and tests do not wait.
 """
 
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time and lets it pass."""
+    """Returns the time and sleeps."""
 
     def time(self) -> float:
         """Unix time, in seconds."""
@@ -65,4 +65,4 @@ class VirtualClock:
 
 
 SYSTEM: Clock = SystemClock()
-"""The machine's clock, which everything takes unless it is handed another."""
+"""The machine's clock, the default everywhere."""

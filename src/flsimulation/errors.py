@@ -73,7 +73,7 @@ FAILURE_REASONS = ("error", "diverged", "deadline", "lost")
 """Why a client's part is missing from a round.
 
 ``error``: its code raised. ``diverged``: its loss or weights are not finite. ``deadline``: it
-was not done in time. ``lost``: no answer came, or the runtime could not deliver the message.
+was not done in time. ``lost``: no reply arrived, or the runtime could not deliver the message.
 """
 
 

@@ -93,28 +93,28 @@ class ActorsAwaited:
     started: int
     expected: int
     seconds: float
-    """Since they were asked for."""
+    """Since their start was requested."""
     patience: float | None = None
-    """Seconds that they may take, at most; None where Ray has room for them: as long as it takes."""
+    """Seconds that they may take, at most; None, for no limit, if Ray has room for them."""
 
 
 @dataclass(frozen=True)
 class ClientsConnected:
-    """A client came or went."""
+    """A client connected or disconnected."""
 
     partitions: tuple[int, ...]
     """Partitions whose clients the server can reach, ascending."""
     expected: int
     """Number of clients of the experiment."""
     gone: Mapping[str, str] = field(default_factory=dict)
-    """Names of the clients that were there in this run and are not now, by partition."""
+    """Names of the clients that disconnected in this run, by partition."""
     patience: float | None = None
     """Seconds that the server waits for those that are missing, at most."""
 
 
 @dataclass(frozen=True)
 class ClientsAwaited:
-    """A phase takes long: the server still waits for the answers of some clients."""
+    """A phase takes long: the server still waits for the replies of some clients."""
 
     round: int
     phase: Phase
@@ -166,7 +166,7 @@ class Checkpoint:
     round: int
     arrays: ArrayRecord
     strategy: Strategy | None
-    """None where the checkpoint came over a network."""
+    """None if the checkpoint was sent over a network."""
 
 
 @dataclass(frozen=True)

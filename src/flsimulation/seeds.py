@@ -1,7 +1,7 @@
 """One seed, many independent streams.
 
-Every random draw of a run comes from here, named by what it is for, the round and the
-partition. So a draw never depends on how many draws came before it, and the order in which
+Every random draw of a run comes from here, named by its purpose, the round and the
+partition. So a draw never depends on the number of draws before it, and the order in which
 clients work changes nothing.
 """
 

@@ -28,7 +28,7 @@ def partition_examples(dataset: Dataset, spec: Data, seed: int) -> Sequence[np.n
         For each client its indices into the training set, int64, pairwise disjoint. Together
         they are the pool, except that ``shards`` drops what is left of equal shards and
         ``pathological`` the classes that no client holds. Those of ``drawn`` are drawn when they
-        are asked for, and may overlap.
+        are requested, and may overlap.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def partition_examples(dataset: Dataset, spec: Data, seed: int) -> Sequence[np.n
 
 @dataclass(frozen=True)
 class DrawnPartitions(Sequence[np.ndarray]):
-    """Clients that each draw their examples from the whole training set, when asked for.
+    """Clients that each draw their examples from the whole training set, when requested.
 
     Parameters
     ----------

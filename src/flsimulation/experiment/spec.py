@@ -115,7 +115,7 @@ class Train(Section):
     schedulers and callbacks that monitor what it logs."""
     engine: Literal["auto", "stacked", "sequential"] = "auto"
     """How the clients of one process train. `stacked`: many at once, as one program.
-    `sequential`: one after the other, with Lightning's Trainer. `auto`: stacked where that gives
+    `sequential`: one after the other, with Lightning's Trainer. `auto`: stacked if the results are
     the same, else sequential."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` uses a GPU if there is one."""

@@ -75,7 +75,7 @@ def size_of(record: Any) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _name(kind: np.dtype[Any]) -> str:
-    """Name of a type; NumPy composes it anew each time, which takes microseconds."""
+    """Name of a type; NumPy builds it in each call, which takes microseconds."""
     return str(kind)
 
 

@@ -45,7 +45,7 @@ def message_of(batch: Batch, node: int, seconds: float = 0.0, clock: Clock = SYS
     seconds : float
         Limit for the outcomes; 0 for none. It is sent as the message's time to live.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
     trains = any(task.phase == "train" for task in batch.tasks)
     kind = MessageType.TRAIN if trains else MessageType.EVALUATE

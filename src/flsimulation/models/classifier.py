@@ -40,7 +40,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch, a scalar.
 
-        It is not logged: whoever trains keeps the mean of what this returns, and ``self.log`` costs
+        It is not logged: the engine averages the returned loss, and ``self.log`` costs
         a small model a fifth of its time.
         """
         x, y = batch

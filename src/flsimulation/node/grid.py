@@ -26,7 +26,11 @@ _SILENT = 10.0  # seconds after which a node that has not reported its name coun
 
 
 def connect(
-    grid: Grid, experiment: Experiment, emit: Sink, memory: Path | None = None
+    grid: Grid,
+    experiment: Experiment,
+    emit: Sink,
+    memory: Path | None = None,
+    clock: Clock = SYSTEM,
 ) -> AssignedGrid:
     """Wait for the experiment's clients; returns Flower's grid with their partitions.
 
@@ -40,6 +44,8 @@ def connect(
         Notified when a client connects or disconnects.
     memory : Path, optional
         File that stores which client holds which partition.
+    clock : Clock
+        The clock that the grid uses.
 
     Raises
     ------
@@ -47,7 +53,7 @@ def connect(
         If they do not connect in time.
     """
     clients, patience = experiment.data.clients, experiment.runtime.client_wait
-    assigned = AssignedGrid(grid, PartitionTable(clients, memory), experiment, emit)
+    assigned = AssignedGrid(grid, PartitionTable(clients, memory), experiment, emit, clock)
     if not assigned.wait(clients, patience):
         raise RunError(
             f"{len(assigned.partitions)} of {clients} clients connected within {patience:g} s; "
@@ -71,7 +77,7 @@ class AssignedGrid(PartitionedGrid):
     emit : callable
         Notified when a client connects or disconnects.
     clock : Clock
-        What time it is.
+        The clock that the grid uses.
     """
 
     def __init__(
@@ -88,9 +94,7 @@ class AssignedGrid(PartitionedGrid):
         self._return_wait = experiment.runtime.return_wait
         self._emit = emit
         self._queried: dict[str, int] = {}
-        self._silent: dict[
-            int, float
-        ] = {}  # nodes that have not reported their name, and since when
+        self._silent: dict[int, float] = {}  # nodes without a reported name, and since when
         self._known: dict[int, Identity] = {}  # identities of all nodes that reported one
         self._notified: tuple[int, ...] | None = None
         self._gone: dict[int, float] = {}  # partitions whose client disconnected, and when

@@ -24,7 +24,7 @@ class Outbox:
     grid : Grid
         Flower's own grid.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
 
     def __init__(self, grid: Grid, clock: Clock = SYSTEM) -> None:

@@ -283,7 +283,7 @@ class WarmServer:
 
 
 def _wait_for(children: list[int], seconds: float) -> None:
-    """Wait until processes of ours have ended, for so many seconds at most."""
+    """Wait at most ``seconds`` until these child processes have ended."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         children = [child for child in children if not os.waitpid(child, os.WNOHANG)[0]]

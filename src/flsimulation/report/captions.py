@@ -78,6 +78,6 @@ def _times(run: RunRecord) -> str:
 def _failures(run: RunRecord) -> str:
     counts = failure_counts(run)
     reasons: Counter[str] = sum(counts.values(), Counter())
-    told = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
+    failures = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     rounds = "round" if len(counts) == 1 else "rounds"
-    return f"{told}; in {rounds} {listing(list(counts))}." if counts else ""
+    return f"{failures}; in {rounds} {listing(list(counts))}." if counts else ""

@@ -98,7 +98,7 @@ def failure_counts(run: RunRecord) -> dict[int, Counter[str]]:
         counts.setdefault(record["round"], Counter())[str(record["reason"])] += 1
     for record in run.rounds:
         for reason in record.get("failures") or ():
-            if told := number(record, "failures", reason):
+            if count := number(record, "failures", reason):
                 row = counts.setdefault(record["round"], Counter())
-                row[reason] = max(row[reason], int(told))
+                row[reason] = max(row[reason], int(count))
     return dict(sorted(counts.items()))

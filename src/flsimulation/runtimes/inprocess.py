@@ -44,7 +44,7 @@ class InProcessGrid(SimulatedGrid):
     averages : bool
         Whether clients that train together can return their mean model.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
 
     def __init__(

@@ -72,6 +72,4 @@ def open_ray(experiment: Experiment, sinks: tuple[Sink, ...] = ()) -> Iterator[L
     """The clients on Ray, whose actors exist inside the block. Raises `InputError`."""
     address = experiment.runtime.ray_address
     with ray_federation(experiment, sinks) as on_ray:
-        yield LocalRuntime(
-            experiment, f"Ray at {address}" if address else "a Ray of its own", on_ray
-        )
+        yield LocalRuntime(experiment, f"Ray at {address}" if address else "a local Ray", on_ray)

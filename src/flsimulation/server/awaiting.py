@@ -21,7 +21,7 @@ class Awaiting:
     emit : callable
         Called with the events.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
 
     def __init__(self, round: int, phase: Phase, emit: Sink, clock: Clock = SYSTEM) -> None:

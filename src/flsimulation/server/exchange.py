@@ -67,7 +67,7 @@ class Exchange:
     why_not : str, optional
         Why they are not trained stacked, if known.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Rounds:
     buffers : iterable of str
         Arrays that are not passed to the strategy; they are averaged over the clients.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
 
     experiment: Experiment

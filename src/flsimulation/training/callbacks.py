@@ -77,7 +77,7 @@ class Deadline(pl.Callback):
     expires : float
         Unix time in seconds.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
 
     def __init__(self, expires: float, clock: Clock = SYSTEM) -> None:

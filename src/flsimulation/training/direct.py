@@ -56,7 +56,7 @@ class DirectEvaluator:
     gpu : bool
         Evaluate on the GPU.
     clock : Clock
-        What time it is.
+        The clock to use.
 
     Raises
     ------

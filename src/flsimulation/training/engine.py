@@ -94,7 +94,7 @@ def engine_for(
     processes : int
         The most that sequential clients may take.
     clock : Clock
-        What time it is.
+        The clock to use.
 
     Raises
     ------

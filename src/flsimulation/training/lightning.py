@@ -52,7 +52,7 @@ class LocalTrainer:
     spec : Train
         Epochs, gradient clipping, device.
     clock : Clock
-        What time it is.
+        The clock to use.
 
     Raises
     ------

@@ -34,7 +34,7 @@ class SequentialEngine:
     why_not : str, optional
         Why they do not train stacked, where that was tried.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
 
     name, averages = "sequential", False

@@ -78,7 +78,7 @@ class Workers:
     count : int
         Processes; they are started with the first clients.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
 
     def __init__(

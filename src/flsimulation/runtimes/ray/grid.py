@@ -70,7 +70,7 @@ class RayGrid(SimulatedGrid):
     together : bool
         Whether an actor trains its share stacked; then each actor gets one share of a cohort.
     clock : Clock
-        What time it is.
+        The clock to use.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
             raise NotStackable(f"{type(part).__name__} keeps running statistics")
     if optimization(module)[0] is optimization(module)[0]:
-        raise NotStackable("configure_optimizers gives the same optimizer each time")
+        raise NotStackable("configure_optimizers returns the same optimizer each time")
 
 
 def overridden(cls: type) -> set[str]:
@@ -169,7 +169,7 @@ def _parsed(configured: Any) -> Optimization:
     if isinstance(configured, dict):
         schedulers = [configured["lr_scheduler"]] if "lr_scheduler" in configured else []
         if configured.keys() - {"optimizer", "lr_scheduler"}:
-            raise NotStackable("configure_optimizers asks for more than a Trainer-free fit has")
+            raise NotStackable("configure_optimizers returns keys that need a Trainer")
         configured = configured["optimizer"]
     if not isinstance(configured, Optimizer):
         raise NotStackable("the module has several optimizers or none")

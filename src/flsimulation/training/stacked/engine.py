@@ -33,7 +33,7 @@ class StackedEngine:
     x, y : Tensor
         Inputs and targets of the data set, [n, ...].
     clock : Clock
-        What time it is.
+        The clock to use.
 
     Raises
     ------

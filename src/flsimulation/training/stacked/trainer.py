@@ -54,7 +54,7 @@ class CohortTrainer:
     x, y : Tensor
         Inputs and targets of the data set, [n, ...].
     clock : Clock
-        What time it is.
+        The clock to use.
 
     Raises
     ------

@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
     @classmethod
     def taken(cls, values: Sequence[Any], logged: int) -> Step:
-        """From losses, so many logged values, and gradients in a row."""
+        """From a flat sequence: losses, ``logged`` logged values, gradients."""
         losses, *rest = values
         return cls(losses, rest[:logged], rest[logged:])
 
