@@ -1238,13 +1238,15 @@ def test_each_wave_says_whose_it_is() -> None:
     assert wave.weights["layer_1.weight"].shape == module.layer_1.weight.shape
 
 
-def test_a_comparison_does_not_round_to_tf32_and_leaves_the_setting() -> None:
+def test_a_comparison_uses_neither_tf32_nor_cudnn_and_leaves_the_settings() -> None:
     kinds: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
     assert before[0] == "tf32"  # PyTorch's
     with exactly():
         assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
+        assert not torch.backends.cudnn.enabled
     assert [kind.fp32_precision for kind in kinds] == before
+    assert torch.backends.cudnn.enabled
 
 
 @pytest.mark.usefixtures("one_trace")

@@ -44,18 +44,21 @@ CANCELLED = 8
 
 @contextlib.contextmanager
 def exactly() -> Iterator[None]:
-    """Let a GPU multiply float32 as such inside the block, not rounded to TF32's ten bits.
+    """Let a GPU compute as `is_close` expects inside the block.
 
-    Two ways to compute one thing may round differently otherwise, by more than `is_close` allows.
+    It multiplies float32 as such, not rounded to TF32's ten bits, and convolves without cuDNN, whose
+    faster algorithms (Winograd's, by transforms) err by hundreds of times more than sums do.
     """
     kinds: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
     kinds += (torch.backends.cuda.matmul,)
-    before = [kind.fp32_precision for kind in kinds]
+    before, had_cudnn = [kind.fp32_precision for kind in kinds], torch.backends.cudnn.enabled
     try:
         for kind in kinds:
             kind.fp32_precision = "ieee"
+        torch.backends.cudnn.enabled = False
         yield
     finally:
+        torch.backends.cudnn.enabled = had_cudnn
         for kind, precision in zip(kinds, before, strict=True):
             kind.fp32_precision = precision
 
