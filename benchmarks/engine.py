@@ -26,8 +26,8 @@ from workloads import WORKLOADS, experiment
 from flsimulation.client.workspace import Workspace
 from flsimulation.training.stacked.compiler import program as programs
 from flsimulation.training.stacked.compiler.torchscript import compiled
-from flsimulation.training.stacked.trainer import CohortTrainer
-from flsimulation.training.stacked.wave import Terms, WaveFit
+from flsimulation.training.stacked.trainer import StackedTrainer
+from flsimulation.training.stacked.wave import WaveTerms, WaveFit
 
 
 def bare(space: Workspace, cohort: range, state: dict[str, torch.Tensor]) -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     spec = experiment(options.workload, 1, "stacked")
     space = Workspace.load(spec, clients=0)
     dataset, state = space.data.dataset, space.initial_state()
-    trainer = CohortTrainer(space.module, spec.train, dataset.x_train, dataset.y_train)
+    trainer = StackedTrainer(space.module, spec.train, dataset.x_train, dataset.y_train)
     stack, cohort = trainer._stack, range(spec.cohort_size)
     pool = ThreadPoolExecutor(2, initializer=lambda: torch.set_num_threads(1))
 
@@ -61,7 +61,9 @@ def main() -> None:
 
         def train(places: range) -> None:
             clients = [space.train_batches(partition, 1) for partition in places]
-            WaveFit(stack, Terms(state, rates, 0.0, None), clients).run(tuple(places)).averaged()
+            WaveFit(stack, WaveTerms(state, rates, 0.0, None), clients).run(
+                tuple(places)
+            ).averaged()
 
         list((map if threads == 1 else pool.map)(train, waves))
 

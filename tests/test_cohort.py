@@ -30,7 +30,7 @@ from flsimulation.training.stacked.compiler import torchscript as script_module
 from flsimulation.training.stacked.compiler.comparison import exactly
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.trainer import CohortTrainer
+from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.stacked.wave import Trained, Wave
 
 pytestmark = pytest.mark.seconds
@@ -136,7 +136,7 @@ def alone(trainer: LocalTrainer, state: State, batches: list[Batches], **how: An
 
 
 def together(
-    trainer: CohortTrainer, state: State, batches: list[Batches], **how: Any
+    trainer: StackedTrainer, state: State, batches: list[Batches], **how: Any
 ) -> list[Result]:
     found = dict[int, Result]()
     for wave in trainer.fit(state, batches, **how):
@@ -187,12 +187,12 @@ def assert_equal(
     rounds: int = 1,
     mu: float = 0.0,
     **train: Any,
-) -> CohortTrainer:
+) -> StackedTrainer:
     """Stacked equals sequential; each takes its own chain of rounds."""
     clients = clients or Clients()
     spec = Train(**{"epochs": 2, "batch_size": clients.batch, **train})
     stacked, sequential = (
-        CohortTrainer(module, spec, clients.x, clients.y),
+        StackedTrainer(module, spec, clients.x, clients.y),
         LocalTrainer(module, spec),
     )
     ours = theirs = {name: value.clone() for name, value in module.state_dict().items()}
@@ -210,7 +210,7 @@ def assert_equal(
 def refusal(module: pl.LightningModule, **train: Any) -> str:
     """Why the module is not stackable."""
     with pytest.raises(NotStackable) as caught:
-        CohortTrainer(module, Train(**train), X32, Y)
+        StackedTrainer(module, Train(**train), X32, Y)
     return str(caught.value)
 
 
@@ -725,7 +725,7 @@ WORDS = torch.tensor(np.random.default_rng(4).integers(11, size=(EXAMPLES, 5)))
 
 def test_padding_which_vmap_forgets_for_all_clients_but_one_is_refused() -> None:
     with pytest.raises(NotStackable, match="something else for many clients at once"):
-        CohortTrainer(built(Words, 0), Train(), WORDS, Y)
+        StackedTrainer(built(Words, 0), Train(), WORDS, Y)
 
 
 def test_integer_inputs_and_real_targets() -> None:
@@ -741,7 +741,7 @@ def test_integer_inputs_and_real_targets() -> None:
 @pytest.mark.parametrize("name", ["adam", "momentum", "sgd"])
 def test_a_client_that_is_done_stays_as_it_is(name: str) -> None:
     module = built(Net, OPTIMIZERS[name])
-    trainer = CohortTrainer(module, Train(batch_size=4), X32, Y)
+    trainer = StackedTrainer(module, Train(batch_size=4), X32, Y)
     clients = Clients((1, 40))
     short, _ = together(trainer, module.state_dict(), clients.batches())
     assert short[0].steps == 1
@@ -756,7 +756,7 @@ def test_company_and_threads_change_nothing_but_roundings(
 ) -> None:
     monkeypatch.setattr("flsimulation.training.stacked.trainer._WAVE_BYTES", 2_000)  # small waves
     module = built(Net, OPTIMIZERS["adam"])
-    trainer = CohortTrainer(module, Train(batch_size=4, epochs=2), X32, Y)
+    trainer = StackedTrainer(module, Train(batch_size=4, epochs=2), X32, Y)
     clients = Clients((5, 9, 2, 7, 9, 4, 11, 3))
     waves = list(trainer.fit(module.state_dict(), clients.batches()))
     assert len(waves) > 2
@@ -779,7 +779,7 @@ def test_the_global_model_is_not_changed() -> None:
 @pytest.mark.usefixtures("one_trace")
 def test_no_clients_give_nothing() -> None:
     module = built(Net)
-    trainer = CohortTrainer(module, Train(), X32, Y)
+    trainer = StackedTrainer(module, Train(), X32, Y)
     assert list(trainer.fit(module.state_dict(), [])) == []
 
 
@@ -788,7 +788,7 @@ def test_the_mean_model_is_that_of_the_sound_clients_by_their_examples() -> None
     module, x = built(Net), X32.clone()
     x[0] = torch.nan  # the first client's
     clients = Clients((5, 9, 2), x=x)
-    trainer = CohortTrainer(module, Train(batch_size=4), x, Y)
+    trainer = StackedTrainer(module, Train(batch_size=4), x, Y)
     apiece = together(trainer, module.state_dict(), clients.batches())
     (wave,) = trainer.fit(module.state_dict(), clients.batches(), average=True)
     assert wave.own == frozenset()
@@ -816,7 +816,7 @@ def test_weights_that_are_not_finite_are_named_as_the_trainer_names_them() -> No
     module, clients = built(Steep), Clients((3, 4))
     assert_equal(module, clients, epochs=1)
     (result, _), _ = together(
-        CohortTrainer(module, Train(batch_size=4), X32, Y),
+        StackedTrainer(module, Train(batch_size=4), X32, Y),
         module.state_dict(),
         clients.batches(),
     )
@@ -866,7 +866,7 @@ def test_a_client_without_examples_fails_as_it_does_alone() -> None:
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_clients_that_are_not_done_in_time(name: str) -> None:
     module = built(Net, OPTIMIZERS[name])
-    trainer = CohortTrainer(module, Train(batch_size=4), X32, Y, TickingClock())
+    trainer = StackedTrainer(module, Train(batch_size=4), X32, Y, TickingClock())
     clients = Clients((20, 4, 8))
     results = together(trainer, module.state_dict(), clients.batches(), expires=1.5)
     assert [r.reason if isinstance(r, ClientError) else "" for r, _ in results] == [
@@ -996,7 +996,7 @@ def test_steps_that_mean_something_else_stacked_are_refused(kind: str) -> None:
     act, kept, reason = REFUSED[kind]
     python = random.getstate()
     with pytest.raises(NotStackable, match=reason):
-        CohortTrainer(built(Doing, act, **kept), Train(), X32, Y)
+        StackedTrainer(built(Doing, act, **kept), Train(), X32, Y)
     assert random.getstate() == python
 
 
@@ -1094,7 +1094,7 @@ def test_a_step_that_goes_by_the_size_is_right_or_refused(most: int) -> None:
     clients = Clients((40, 7), batch=20)
     if most == 12:  # between the sizes for which it is traced
         with pytest.raises(NotStackable, match="something else for other sizes of a batch"):
-            CohortTrainer(module, Train(), X32, Y)
+            StackedTrainer(module, Train(), X32, Y)
     else:
         assert_equal(module, clients)
 
@@ -1114,7 +1114,7 @@ def test_a_size_for_which_a_step_is_no_program_is_found_before_training(
     act: Callable[..., Any], reason: str
 ) -> None:
     with pytest.raises(NotStackable, match=reason):
-        CohortTrainer(built(Sizing, 18, act), Train(batch_size=20), X32, Y)
+        StackedTrainer(built(Sizing, 18, act), Train(batch_size=20), X32, Y)
 
 
 class Neighbours(Net):
@@ -1129,7 +1129,7 @@ class Neighbours(Net):
 def test_sizes_that_are_no_multiples_are_right_or_refused() -> None:
     module = built(Neighbours)
     try:
-        CohortTrainer(module, Train(batch_size=4), X32, Y)
+        StackedTrainer(module, Train(batch_size=4), X32, Y)
     except NotStackable as reason:
         assert "something else for other sizes" in str(reason)  # noqa: PT017
     else:
@@ -1222,7 +1222,7 @@ def test_only_plain_sgd_goes_without_an_optimizer(
         return program(self, *sizes)
 
     monkeypatch.setattr(StepPrograms, "program", noted)
-    trainer = CohortTrainer(module, Train(gradient_clip=clip), X32, Y)
+    trainer = StackedTrainer(module, Train(gradient_clip=clip), X32, Y)
     list(trainer.fit(module.state_dict(), Clients().batches(), proximal_mu=mu))
     assert asked
     assert all((rates is not None) == in_place for rates in asked)
@@ -1231,7 +1231,7 @@ def test_only_plain_sgd_goes_without_an_optimizer(
 @pytest.mark.usefixtures("one_trace")
 def test_each_wave_says_whose_it_is() -> None:
     module = built(Frozen)
-    trainer = CohortTrainer(module, Train(batch_size=4), X32, Y)
+    trainer = StackedTrainer(module, Train(batch_size=4), X32, Y)
     (wave,) = trainer.fit(module.state_dict(), Clients().batches())
     assert isinstance(wave, Wave)
     assert wave.own == {"layer_2.weight", "layer_2.bias"}
@@ -1258,7 +1258,7 @@ def test_a_wave_fits_its_room_with_what_a_step_takes(
     optimizer: str, step_bytes: int, clients: int
 ) -> None:
     module = built(Net, OPTIMIZERS[optimizer])
-    trainer = CohortTrainer(module, Train(batch_size=4), X32, Y)
+    trainer = StackedTrainer(module, Train(batch_size=4), X32, Y)
     size = sum(4 * p.numel() for p in module.parameters())  # 212 bytes; Adam's moments beside them
     trainer._room, trainer._step_bytes = 10 * size, step_bytes
     waves = list(trainer.fit(module.state_dict(), Clients([4] * 20).batches()))
@@ -1271,8 +1271,8 @@ WRONG = 5e-4
 TYPES = [torch.float32, torch.float64]
 
 
-def trainer(module: pl.LightningModule, dtype: torch.dtype) -> CohortTrainer:
-    return CohortTrainer(module, Train(batch_size=4), X.to(dtype), Y)
+def trainer(module: pl.LightningModule, dtype: torch.dtype) -> StackedTrainer:
+    return StackedTrainer(module, Train(batch_size=4), X.to(dtype), Y)
 
 
 def is_stacked(tensor: Tensor) -> bool:
@@ -1489,4 +1489,4 @@ class Wide(Net):
 
 def test_a_sum_over_very_many_terms_is_the_same_step() -> None:
     module = built(Wide)
-    CohortTrainer(module, Train(batch_size=64), torch.randn(EXAMPLES, 20_000), Y)
+    StackedTrainer(module, Train(batch_size=64), torch.randn(EXAMPLES, 20_000), Y)

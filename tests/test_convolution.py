@@ -16,7 +16,7 @@ from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked.compiler import trace as trace_module
 from flsimulation.training.stacked.compiler.convolution import replacements
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.trainer import CohortTrainer
+from flsimulation.training.stacked.trainer import StackedTrainer
 
 aten = torch.ops.aten
 ON_GPU = replacements(torch.device("cuda"))
@@ -105,7 +105,7 @@ def test_a_network_trains_by_products_as_it_does_alone(monkeypatch: pytest.Monke
     module = CNN(width=4, hidden=16, learning_rate=0.05).double()
     x, y = torch.rand(14, 1, 28, 28, dtype=torch.float64), torch.arange(14) % 10
     spec = Train(batch_size=3, device="cpu")
-    trainer = CohortTrainer(module, spec, x, y)
+    trainer = StackedTrainer(module, spec, x, y)
     graph = StepPrograms(module, x, y)._graphs[0]
     called = {node.target for node in graph.nodes}
     assert {aten.im2col.default, aten.bmm.default} <= called

@@ -26,7 +26,7 @@ from flsimulation.training import Batches, Engine
 from flsimulation.training.direct import DirectEvaluator
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked import evaluation
-from flsimulation.training.stacked.evaluation import CohortEvaluator
+from flsimulation.training.stacked.evaluation import StackedEvaluator
 
 pytestmark = pytest.mark.seconds
 
@@ -55,7 +55,7 @@ class Clients:
         self.state = {name: value * 1.5 for name, value in module.state_dict().items()}
         self.module = module
         self.direct = DirectEvaluator(module, clock=clock)
-        self.together = CohortEvaluator(self.direct, x, y)
+        self.together = StackedEvaluator(self.direct, x, y)
         self.alone: list[int] = []
 
     def one_by_one(

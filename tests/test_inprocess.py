@@ -23,7 +23,7 @@ from flsimulation.runtimes.inprocess import InProcessGrid, run_in_process
 from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.training.stacked import trainer
 from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.trainer import CohortTrainer
+from flsimulation.training.stacked.trainer import StackedTrainer
 
 
 class Clients:
@@ -229,7 +229,7 @@ def test_a_wave_that_fails_as_a_whole_ends_the_run_with_a_sentence(
         raise error.with_traceback(None)
         yield
 
-    monkeypatch.setattr(CohortTrainer, "fit", failing)
+    monkeypatch.setattr(StackedTrainer, "fit", failing)
     spec = make_experiment()
     with pytest.raises(RunError) as caught:
         run_in_process(spec)

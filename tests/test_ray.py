@@ -43,7 +43,7 @@ from flsimulation.runtimes.ray import client, starting
 from flsimulation.runtimes.ray.actors import Actors, actors
 from flsimulation.runtimes.ray.grid import RayGrid, run_on_actors
 from flsimulation.runtimes.simulated import flower_identity
-from flsimulation.studies.verify import Record, compare
+from flsimulation.studies.verify import Observed, compare
 
 pytestmark = [
     pytest.mark.ray,
@@ -133,7 +133,7 @@ def test_stacked_actors_give_what_one_process_gives(
         strategy={"rounds": 3, "fraction-train": 0.75},
         evaluate={"clients": 3},
     )
-    here, there = Record(), Record()
+    here, there = Observed(), Observed()
     run_in_process(spec, [here])
     on_ray(pool, spec, there, recorder)
     assert here.started is not None
@@ -158,7 +158,7 @@ def test_stacked_actors_give_what_one_process_gives(
 def test_two_runs_on_as_many_actors_are_the_same_bit_for_bit(
     pool: Actors, make_experiment: Make
 ) -> None:
-    first, second = Record(), Record()
+    first, second = Observed(), Observed()
     for record in (first, second):
         on_ray(pool, make_experiment(data={"clients": 6}), record)
     digests = [e.weights_sha256 for e in first.rounds]
@@ -191,7 +191,7 @@ def test_a_strategy_that_needs_each_clients_model_gets_it(
     pool: Actors, make_experiment: Make
 ) -> None:
     spec = make_experiment(strategy={"name": "fedadam"})
-    here, there = Record(), Record()
+    here, there = Observed(), Observed()
     run_in_process(spec, [here])
     on_ray(pool, spec, there)
     assert compare(here, there) == []
@@ -210,7 +210,7 @@ def test_one_by_one_where_a_module_cannot_be_stacked_and_one_that_raises_is_name
     data = FederatedData.load(make_experiment())
     strange = repr(float(data.dataset.x_train[data.train_indices(2)[0], 0]))
     spec = own_net(make_experiment, path, {"raises": strange})
-    here, there = Record(), Record()
+    here, there = Observed(), Observed()
     run_in_process(spec, [here], Workspace.load(spec, processes=1))
     on_ray(pool, spec, there, recorder)
     assert [e.engine for e in recorder.of(RunStarted)] == ["sequential"]
@@ -244,7 +244,7 @@ def test_a_client_that_is_not_done_by_the_deadline_is_left_out(
     data = FederatedData.load(make_experiment(**tables))
     waits = repr(float(data.dataset.x_train[data.train_indices(2)[0], 0]))
     args = {"waits": waits, "gate": str(gate)}
-    record, answered = Record(), list[int]()
+    record, answered = Observed(), list[int]()
 
     def let_time_pass(event: Any) -> None:
         if isinstance(event, ClientReplied) and event.reason is None:
@@ -272,7 +272,7 @@ def test_a_lost_actors_clients_are_lost_and_the_next_round_has_the_actor_again(
 ) -> None:
     flag = tmp_path / "died"
     spec = own_net(make_experiment, own_modules(OWN), {"dies": str(flag)})
-    record = Record()
+    record = Observed()
     on_ray(pool, spec, record, recorder)
     assert flag.exists()
     first, second = record.rounds

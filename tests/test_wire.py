@@ -33,7 +33,7 @@ from flsimulation.runtimes import open_runtime
 from flsimulation.runtimes.network import drive, lines
 from flsimulation.runtimes.network.events import from_json, to_json
 from flsimulation.runtimes.network.flower import write_app
-from flsimulation.studies.verify import Record, compare, verify_engines
+from flsimulation.studies.verify import Observed, compare, verify_engines
 
 pytestmark = pytest.mark.seconds
 
@@ -361,9 +361,9 @@ def test_a_report_needs_no_listener(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     _tell(1, Batch(ArrayRecord(), [Task(0, "train", 1, ConfigRecord())]), Reply([outcome]))
 
 
-def record(*rounds: RoundFinished, **models: Any) -> Record:
+def record(*rounds: RoundFinished, **models: Any) -> Observed:
     kept = {int(name[1:]): {"w": np.float32(value)} for name, value in models.items()}
-    return Record(STARTED, list(rounds), kept)
+    return Observed(STARTED, list(rounds), kept)
 
 
 def test_verify_says_which_round_differs_and_how() -> None:

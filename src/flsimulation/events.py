@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Phase: TypeAlias = Literal["train", "evaluate", "final"]
 """``final`` is the evaluation of every client after the last round."""
-State: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
+RunState: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 """``degraded``: all rounds are done, but a client never succeeded."""
 Scores: TypeAlias = dict[str, float]
 """``loss``, ``accuracy`` and all else that the module logs, by name."""
@@ -195,7 +195,7 @@ class RoundFinished:
 class RunFinished:
     """The run is over, in whichever way."""
 
-    state: State
+    state: RunState
     rounds: int
     """Rounds completed."""
     seconds: float

@@ -29,7 +29,7 @@ __all__ = [
     "wrap_push",
 ]
 
-Step: TypeAlias = Callable[..., Any]
+Wrapped: TypeAlias = Callable[..., Any]
 """A step of a SuperNode's loop, called with all arguments by name."""
 
 
@@ -74,7 +74,7 @@ def set_heartbeat_interval(seconds: float) -> None:
     vars(heartbeat)["HEARTBEAT_DEFAULT_INTERVAL"] = seconds
 
 
-def wrap_pull_and_store(wrap: Callable[[Step], Step]) -> None:
+def wrap_pull_and_store(wrap: Callable[[Wrapped], Wrapped]) -> None:
     """Wrap the function by which a SuperNode takes its next message.
 
     Its arguments, by name: ``state``; ``receive``, which returns a message with the tree of its
@@ -86,7 +86,7 @@ def wrap_pull_and_store(wrap: Callable[[Step], Step]) -> None:
     vars(start_client_internal)[name] = wrap(vars(start_client_internal)[name])
 
 
-def wrap_push(wrap: Callable[[Step], Step]) -> None:
+def wrap_push(wrap: Callable[[Wrapped], Wrapped]) -> None:
     """Wrap the function by which a SuperNode awaits and sends a reply.
 
     Its arguments, by name: ``send``, which sends the message and returns which parts are missing;

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from flwr.app import MessageType
 
 from flsimulation.internals import flower_processes
-from flsimulation.internals.flower_processes import RunNotRunningException, Step
+from flsimulation.internals.flower_processes import RunNotRunningException, Wrapped
 from flsimulation.node.health import keep_trouble
 from flsimulation.runtimes.network.names import LEFT
 
@@ -89,7 +89,7 @@ def leave_with_run(watch: RunWatch) -> None:
     1.42 every later reply is misplaced, too.
     """
 
-    def wrap(pull_and_store: Step) -> Step:
+    def wrap(pull_and_store: Wrapped) -> Wrapped:
         def pull_or_leave(**arguments: Any) -> int | None:
             if flower_processes.has_answers(arguments["state"]):  # all earlier ones were sent
                 leave("a reply was left over")
@@ -120,7 +120,7 @@ def leave_with_lost_answer() -> None:
     is connected. A client that was restarted has lost its message, which the run's server knows.
     """
 
-    def wrap(push: Step) -> Step:
+    def wrap(push: Wrapped) -> Wrapped:
         def push_or_leave(**arguments: Any) -> None:
             failed: list[Exception] = []
             noting = {name: _noting(arguments[name], failed) for name in ("send", "push_object")}
@@ -134,7 +134,7 @@ def leave_with_lost_answer() -> None:
     flower_processes.wrap_push(wrap)
 
 
-def _noting(call: Step, failed: list[Exception]) -> Step:
+def _noting(call: Wrapped, failed: list[Exception]) -> Wrapped:
     """The call, with its errors added to ``failed``; the end of a run is not an error."""
 
     def noted(*args: Any, **kwargs: Any) -> Any:

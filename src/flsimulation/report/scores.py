@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from flsimulation.events import BOOKKEEPING
-from flsimulation.rundir import Record, RunRecord, look, number
+from flsimulation.rundir import JsonObject, RunRecord, look, number
 
 PHASES = ("train", "aggregate", "evaluate", "other")
 """Where a round's time goes; ``other`` is the rest of its total."""
@@ -80,7 +80,7 @@ def metric_names(run: RunRecord, source: str) -> list[str]:
     return first + sorted(found - BOOKKEEPING - set(first))
 
 
-def phase_seconds(record: Record) -> dict[str, float]:
+def phase_seconds(record: JsonObject) -> dict[str, float]:
     """Seconds of a round by phase."""
     known = {phase: number(record, "seconds", phase) or 0.0 for phase in PHASES[:-1]}
     total = number(record, "seconds", "total") or 0.0

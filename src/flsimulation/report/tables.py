@@ -16,7 +16,7 @@ from flsimulation.report.scores import (
     metric_names,
     phase_seconds,
 )
-from flsimulation.rundir import Record, RunRecord, look, number
+from flsimulation.rundir import JsonObject, RunRecord, look, number
 
 _ROUNDS = 1000
 """Most rounds that the table shows, the last ones; a browser is slow with more."""
@@ -129,7 +129,7 @@ def reasons_table(run: RunRecord) -> Table | None:
 
 def errors_table(run: RunRecord) -> Table | None:
     """Group the failures by what they say, the most frequent first; None without any text."""
-    groups: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[tuple[str, str], list[JsonObject]] = {}
     for record in run.failures:
         key = (str(record["reason"]), str(record.get("error") or ABSENT))
         groups.setdefault(key, []).append(record)
@@ -142,5 +142,5 @@ def errors_table(run: RunRecord) -> Table | None:
     return Table(columns, tuple(rows), words=("Error", "Clients", "Rounds")) if rows else None
 
 
-def _each(records: Iterable[Record], key: str) -> str:
+def _each(records: Iterable[JsonObject], key: str) -> str:
     return listing(sorted({record[key] for record in records}))

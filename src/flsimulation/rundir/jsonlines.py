@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from flsimulation.errors import InputError
 from flsimulation.host.files import write_atomic
 
-Record: TypeAlias = dict[str, Any]
+JsonObject: TypeAlias = dict[str, Any]
 """One JSON object of the run directory."""
 _ENCODER = json.JSONEncoder(allow_nan=False)
 
@@ -50,7 +50,7 @@ class JsonLines:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
-def read_lines(path: Path, *keys: str) -> Iterator[Record]:
+def read_lines(path: Path, *keys: str) -> Iterator[JsonObject]:
     """The records of a file; none if it does not exist.
 
     A last line that a crash has truncated is skipped, and so are the zero bytes that some file
@@ -99,7 +99,7 @@ def read_file(path: Path) -> bytes | None:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def decode(content: bytes) -> Record:
+def decode(content: bytes) -> JsonObject:
     """Parse one JSON object. Raises ``ValueError`` if it is not one."""
     value = json.loads(content.decode())
     if not isinstance(value, dict):
@@ -126,7 +126,7 @@ def _lines(path: Path) -> list[bytes]:
     return (read_file(path) or b"").rstrip(b"\0\r\n").split(b"\n")
 
 
-def _record(line: bytes, keys: tuple[str, ...]) -> Record:
+def _record(line: bytes, keys: tuple[str, ...]) -> JsonObject:
     record = decode(line)
     for key in keys:
         if not isinstance(record.get(key), int):

@@ -11,7 +11,7 @@ from typing import Any
 
 from flsimulation.errors import FLSimulationError, InputError
 from flsimulation.host.files import write_atomic
-from flsimulation.rundir.jsonlines import Record, decode, last_round, read_file
+from flsimulation.rundir.jsonlines import JsonObject, decode, last_round, read_file
 from flsimulation.rundir.layout import MANIFEST, ROUNDS
 from flsimulation.rundir.storage import claimed, is_claimed
 
@@ -68,7 +68,7 @@ class Manifest:
         return f"{fields[:-2]},{self._described[1:]}\n"
 
 
-def read_manifest(run_dir: Path) -> Record:
+def read_manifest(run_dir: Path) -> JsonObject:
     """The manifest as stored in the file; empty if the file does not exist.
 
     Raises
@@ -86,7 +86,7 @@ def read_manifest(run_dir: Path) -> Record:
         raise InputError(f"{path}: damaged: {error}; delete it to continue without it") from None
 
 
-def settled(manifest: Mapping[str, Any], run_dir: Path) -> Record:
+def settled(manifest: Mapping[str, Any], run_dir: Path) -> JsonObject:
     """The manifest with the run's actual state: interrupted if no process writes it any more.
 
     Parameters
@@ -101,7 +101,7 @@ def settled(manifest: Mapping[str, Any], run_dir: Path) -> Record:
     return _ended(manifest, run_dir, "interrupted", KILLED)
 
 
-def settle(run_dir: Path, state: str = "interrupted", error: str = KILLED) -> Record | None:
+def settle(run_dir: Path, state: str = "interrupted", error: str = KILLED) -> JsonObject | None:
     """Write the end of a run whose process could not write it.
 
     Parameters
@@ -131,5 +131,5 @@ def settle(run_dir: Path, state: str = "interrupted", error: str = KILLED) -> Re
     return None
 
 
-def _ended(manifest: Mapping[str, Any], run_dir: Path, state: str, error: str) -> Record:
+def _ended(manifest: Mapping[str, Any], run_dir: Path, state: str, error: str) -> JsonObject:
     return {**manifest, "state": state, "error": error, "rounds": last_round(run_dir / ROUNDS)}

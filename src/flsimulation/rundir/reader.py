@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from flsimulation.errors import InputError
 from flsimulation.events import RunStarted, scores_of
 from flsimulation.experiment import Experiment, load_experiment
-from flsimulation.rundir.jsonlines import Record, last_round, read_file, read_lines
+from flsimulation.rundir.jsonlines import JsonObject, last_round, read_file, read_lines
 from flsimulation.rundir.layout import (
     CHECKPOINT,
     CLIENTS,
@@ -57,8 +57,8 @@ class RunResult:
 class _Clients(NamedTuple):
     """The lines of clients.jsonl that are kept in memory."""
 
-    evaluated: tuple[Record, ...]
-    failures: tuple[Record, ...]
+    evaluated: tuple[JsonObject, ...]
+    failures: tuple[JsonObject, ...]
 
 
 class RunRecord:
@@ -87,7 +87,7 @@ class RunRecord:
             )
 
     @cached_property
-    def manifest(self) -> Record:
+    def manifest(self) -> JsonObject:
         """manifest.json, with the correct state also of a killed run; empty if it does not exist."""
         return settled(read_manifest(self.path), self.path)
 
@@ -97,7 +97,7 @@ class RunRecord:
         return (read_file(self.path / EXPERIMENT) or b"").decode(errors="replace")
 
     @cached_property
-    def settings(self) -> Record:
+    def settings(self) -> JsonObject:
         """experiment.toml as tables; empty if it is missing or not valid TOML."""
         try:
             return tomllib.loads(self.toml)
@@ -109,18 +109,18 @@ class RunRecord:
         return load_experiment(self.path / EXPERIMENT, overrides)
 
     @cached_property
-    def rounds(self) -> tuple[Record, ...]:
+    def rounds(self) -> tuple[JsonObject, ...]:
         """Lines of rounds.jsonl by round; the last line of a round that was repeated."""
         rounds = {line["round"]: line for line in read_lines(self.path / ROUNDS, "round")}
         return tuple(rounds[key] for key in sorted(rounds))
 
     @property
-    def last_evaluated(self) -> Record:
+    def last_evaluated(self) -> JsonObject:
         """The last line of rounds.jsonl with scores of the global model; empty if there is none."""
         return next((line for line in reversed(self.rounds) if scores_of(line)), {})
 
     @property
-    def evaluated(self) -> tuple[Record, ...]:
+    def evaluated(self) -> tuple[JsonObject, ...]:
         """The clients' last evaluation, by partition.
 
         Lines of phase ``final``, else of ``evaluate`` in the last finished round that has any.
@@ -128,7 +128,7 @@ class RunRecord:
         return self._clients.evaluated
 
     @property
-    def failures(self) -> tuple[Record, ...]:
+    def failures(self) -> tuple[JsonObject, ...]:
         """The lines of clients.jsonl that have a ``reason``, in order of arrival."""
         return self._clients.failures
 
@@ -137,7 +137,7 @@ class RunRecord:
         last = self.rounds[-1]["round"] if self.rounds else 0
         return _sorted_out(self.clients(), last)
 
-    def clients(self) -> Iterator[Record]:
+    def clients(self) -> Iterator[JsonObject]:
         """The lines of clients.jsonl in file order, read one by one: there may be a million."""
         return read_lines(self.path / CLIENTS, "round", "partition")
 
@@ -222,14 +222,14 @@ def is_reported(path: Path) -> bool:
     return manifest.stat().st_mtime_ns <= report.stat().st_mtime_ns
 
 
-def _sorted_out(lines: Iterator[Record], last: int) -> _Clients:
+def _sorted_out(lines: Iterator[JsonObject], last: int) -> _Clients:
     """The clients' last evaluation in rounds up to ``last``, and all failures.
 
     A later round was interrupted: it may have the evaluations of some clients only.
     """
     newest = (0, False)
-    evaluated: dict[int, Record] = {}
-    failures: dict[tuple[int, str, int], Record] = {}
+    evaluated: dict[int, JsonObject] = {}
+    failures: dict[tuple[int, str, int], JsonObject] = {}
     for line in lines:
         phase, turn = line.get("phase"), line["round"]
         key = (turn, str(phase), line["partition"])

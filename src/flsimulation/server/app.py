@@ -21,9 +21,9 @@ from flsimulation.events import (
     RoundFinished,
     RunFinished,
     RunStarted,
+    RunState,
     Scores,
     Sink,
-    State,
 )
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.processes import undisturbed
@@ -99,7 +99,7 @@ def make_server_app(
                 if isinstance(event, RoundFinished):  # it counts once the first sink has stored it
                     rounds = event.round
 
-        def finish(state: State, error: str | None = None) -> None:
+        def finish(state: RunState, error: str | None = None) -> None:
             emit(RunFinished(state, rounds, clock.monotonic() - began, error))
 
         try:

@@ -31,7 +31,7 @@ Model = Mapping[str, np.ndarray]
 
 
 @dataclass
-class Record:
+class Observed:
     """The parts of a run that must be the same in every runtime."""
 
     started: RunStarted | None = None
@@ -88,13 +88,13 @@ def verify(there: Runtime, compared: Callable[[RoundComparison], None] | None = 
     """
     if there.federate is not None:
         return compare(*_round_by_round(there.experiment, there.federate), compared)
-    here, other = Record(), Record()
+    here, other = Observed(), Observed()
     run_in_process(_with_one_engine(there.experiment), [here])
     there.run(sinks=[other], checkpoints=True)
     return compare(here, other, compared)
 
 
-def _round_by_round(experiment: Experiment, federate: Federate) -> tuple[Record, Record]:
+def _round_by_round(experiment: Experiment, federate: Federate) -> tuple[Observed, Observed]:
     """A run in one process, and each of its rounds again in the other runtime.
 
     Each repeated round begins with the same model as the original: the other runtime averages the
@@ -142,9 +142,9 @@ def verify_engines(
     return compare(here, there, compared, BETWEEN_ENGINES)
 
 
-def _run_here(space: Workspace) -> tuple[Record, dict[int, Start]]:
+def _run_here(space: Workspace) -> tuple[Observed, dict[int, Start]]:
     """A run in this process, and the start of the next round, by completed round."""
-    record, starts = Record(), dict[int, Start]()
+    record, starts = Observed(), dict[int, Start]()
 
     def keep(event: Event) -> None:
         if isinstance(event, Checkpoint):
@@ -156,14 +156,14 @@ def _run_here(space: Workspace) -> tuple[Record, dict[int, Start]]:
 
 
 def _each_again(
-    here: Record, starts: Mapping[int, Start], space: Workspace, federate: Federate
-) -> Record:
+    here: Observed, starts: Mapping[int, Start], space: Workspace, federate: Federate
+) -> Observed:
     """Repeat every round of a run, each from its own start."""
-    there = Record()
+    there = Observed()
     for round in here.rounds:
         strategy = space.experiment.strategy.model_copy(update={"rounds": round.round})
         spec = space.experiment.model_copy(update={"strategy": strategy})
-        short, record = dataclasses.replace(space, experiment=spec), Record()
+        short, record = dataclasses.replace(space, experiment=spec), Observed()
         federate(spec, [record], short, starts.get(round.round - 1))
         (done,) = record.rounds
         if round.central is None:  # the last round of a run is always evaluated
@@ -182,8 +182,8 @@ def _changed(experiment: Experiment, engine: str) -> Experiment:
 
 
 def compare(
-    here: Record,
-    there: Record,
+    here: Observed,
+    there: Observed,
     compared: Callable[[RoundComparison], None] | None = None,
     tolerance: float = TOLERANCE,
 ) -> list[str]:

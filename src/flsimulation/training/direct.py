@@ -35,7 +35,7 @@ _AROUND = {
 }  # what Lightning calls around an evaluation step
 
 
-class Step(NamedTuple):
+class EvaluationStep(NamedTuple):
     """What an evaluation step logged of one batch."""
 
     how: list[Logged]
@@ -96,7 +96,7 @@ class DirectEvaluator:
             If the step needs what only a Trainer has.
         """
         self.load(state)
-        steps = list[Step]()
+        steps = list[EvaluationStep]()
         with seeds.global_streams(seed), torch.inference_mode():
             for number, (x, y) in enumerate(batches):
                 if expires is not None and self.clock.time() > expires:
@@ -123,16 +123,16 @@ class DirectEvaluator:
         """Whether the steps that were taken since the model was loaded have changed nothing."""
         return attributes(self._used, strict=True) == self._new
 
-    def step(self, x: Tensor, y: Tensor, number: int = 0) -> Step:
+    def step(self, x: Tensor, y: Tensor, number: int = 0) -> EvaluationStep:
         """Take the module's step for a batch, which is on the device."""
         self._log.how.clear()
         self._log.values.clear()
         getattr(self._used, self._step)((x, y), *([number] if self._takes_number else []))
         how = [dataclasses.replace(logged, batch_size=None) for logged in self._log.how]
         sizes = [logged.batch_size or len(x) for logged in self._log.how]
-        return Step(how, sizes, list(self._log.values))
+        return EvaluationStep(how, sizes, list(self._log.values))
 
-    def scores(self, steps: Sequence[Step]) -> dict[str, float]:
+    def scores(self, steps: Sequence[EvaluationStep]) -> dict[str, float]:
         """Scores over all batches of a client. Raises `NotStackable`."""
         how = steps[0].how if steps else []
         if any(step.how != how for step in steps):

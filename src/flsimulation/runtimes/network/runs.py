@@ -13,7 +13,7 @@ from flsimulation.errors import InputError, RunError
 from flsimulation.events import RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import Experiment
 from flsimulation.internals.flower_words import COMPLETED, FAILED, FINISHED, RUNNING, STOPPED
-from flsimulation.rundir import Record
+from flsimulation.rundir import JsonObject
 from flsimulation.rundir.manifest import read_manifest
 from flsimulation.rundir.reader import is_reported
 from flsimulation.runtimes.network import lines
@@ -206,7 +206,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _manifest(here: Path) -> Record:
+def _manifest(here: Path) -> JsonObject:
     """The manifest as stored: the SuperLink may be on another machine, whose locks do not show here."""
     with contextlib.suppress(InputError):
         return {"state": "running", **read_manifest(here)}

@@ -16,8 +16,8 @@ from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Traine
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.sequential import evaluated_alone
 from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.evaluation import CohortEvaluator
-from flsimulation.training.stacked.trainer import CohortTrainer
+from flsimulation.training.stacked.evaluation import StackedEvaluator
+from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.stacked.wave import Wave
 
 
@@ -51,11 +51,11 @@ class StackedEngine:
         y: Tensor,
         clock: Clock = SYSTEM,
     ) -> None:
-        self._trainer = CohortTrainer(module, spec, x, y, clock)
+        self._trainer = StackedTrainer(module, spec, x, y, clock)
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
         self._direct = self._evaluator(module, clock)
-        self._together = CohortEvaluator(self._direct, x, y) if self._direct is not None else None
+        self._together = StackedEvaluator(self._direct, x, y) if self._direct is not None else None
 
     @property
     def gpu(self) -> str | None:

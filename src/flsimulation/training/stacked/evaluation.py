@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from flsimulation import seeds
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
-from flsimulation.training.direct import DirectEvaluator, Step
+from flsimulation.training.direct import DirectEvaluator, EvaluationStep
 from flsimulation.training.jobs import State
 from flsimulation.training.stacked.compiler.comparison import exactly, is_close
 from flsimulation.training.stacked.compiler.passes import epsilon
@@ -29,7 +29,7 @@ _WORTH = 3  # clients; fewer are as fast one by one
 _COMPARED = 4  # clients of a size's first pass, which also take the step alone
 
 
-class CohortEvaluator:
+class StackedEvaluator:
     """Evaluates many clients in one step, if the scores equal those of each client by itself.
 
     Parameters
@@ -106,9 +106,9 @@ class CohortEvaluator:
         clients = torch.stack(step.values, 1).tolist()
         return [self._direct.scores([step._replace(values=own)]) for own in clients]
 
-    def _taken(self, state: State, x: Tensor, y: Tensor) -> Step:
+    def _taken(self, state: State, x: Tensor, y: Tensor) -> EvaluationStep:
         """The step for x [clients, batch, ...] and y; each of its values is [clients]."""
-        steps = list[Step]()
+        steps = list[EvaluationStep]()
 
         def step(x: Tensor, y: Tensor) -> list[Tensor]:
             steps.append(self._direct.step(x, y))

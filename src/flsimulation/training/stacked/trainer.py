@@ -30,7 +30,7 @@ from flsimulation.training.stacked.eligible import (
     optimization,
     plain_rates,
 )
-from flsimulation.training.stacked.wave import Stack, Terms, Wave, WaveFit
+from flsimulation.training.stacked.wave import Stack, Wave, WaveFit, WaveTerms
 
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
 _GPU_SHARE = 4  # of a GPU's free memory for a wave: a new program is compared with another
@@ -39,7 +39,7 @@ _POWERS = 10  # of 2, sizes of a batch
 _EXAMPLES = 32  # of the data set, enough to trace a step
 
 
-class CohortTrainer:
+class StackedTrainer:
     """Trains the clients of a cohort in waves, each wave as one stacked program.
 
     A wave has a core of the CPU, and fits its caches; or the GPU, and fits its memory. The data set
@@ -129,7 +129,7 @@ class CohortTrainer:
         device = self._stack.device
         start = {n: state[n].to(device, dtype) for n, dtype in self._stack.kinds.items()}
         rates = self._rates if proximal_mu == 0 else None
-        terms = Terms(start, rates, proximal_mu, expires)
+        terms = WaveTerms(start, rates, proximal_mu, expires)
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         waves = self._waves(clients, threads, in_place=rates is not None)
 

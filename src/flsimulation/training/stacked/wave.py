@@ -102,7 +102,7 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Terms:
+class WaveTerms:
     """What one round requests of its clients."""
 
     start: State
@@ -121,13 +121,13 @@ class WaveFit:
     ----------
     stack : Stack
         Of the cohort.
-    terms : Terms
+    terms : WaveTerms
         Of the round.
     clients : list of Batches
         The wave's.
     """
 
-    def __init__(self, stack: Stack, terms: Terms, clients: list[Batches]) -> None:
+    def __init__(self, stack: Stack, terms: WaveTerms, clients: list[Batches]) -> None:
         self._stack, self._terms, self._clients = stack, terms, clients
         self._programs = stack.programs
         self._plan = Plan(clients, stack.epochs)
