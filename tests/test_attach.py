@@ -203,7 +203,7 @@ def test_the_newest_runs_are_listed_first_and_the_others_counted(network: Networ
     assert cells[0].isdigit()
     assert cells[1:4] == ["default", "failed", "0/3"]
     assert cells[-1] == f"runs/{last_run(network).name}"
-    assert lines[2] == "1 older; --limit 2 shows them"
+    assert lines[2] == "1 older runs; --limit 2 shows them"
 
 
 def test_a_stopped_run_ends_in_order_and_its_command_resumes_it(network: Network) -> None:
