@@ -126,6 +126,7 @@ class Played:
     def __init__(self, log: list[str], breaks_after: int | None = None) -> None:
         self.log, self.stopped = log, list[str]()
         self.breaks_after, self.states = breaks_after, ["finished:failed"]
+        self.first: list[str] | None = None  # what the first stream brings, if not the log
 
     def __enter__(self) -> Played:
         return self
@@ -144,6 +145,8 @@ class Played:
         import contextlib
 
         told, self.breaks_after = self.log[: self.breaks_after], None
+        if self.first is not None:
+            told, self.first = self.first, None
         return contextlib.nullcontext(iter(told))
 
     def stop(self, run_id: str) -> None:
@@ -244,6 +247,31 @@ def test_a_log_that_breaks_is_read_again_and_nothing_is_told_twice(
     played.states.insert(0, state)
     assert run(ON_NETWORK, None, [seen.append], opened.append) == RunResult(**RESULT)
     assert (seen, opened) == ([*EVENTS[5:7]], [Path("runs/a")])
+
+
+def test_a_line_that_the_stream_left_out_is_requested_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines.tell_opened("runs/a")
+    for event in EVENTS[5:8]:
+        lines.tell(event)
+    lines.tell_result(RESULT)
+    whole = capsys.readouterr().out.splitlines()
+    numbers = [json.loads(line.removeprefix(lines.MARK))["line"] for line in whole]
+    assert numbers == list(range(numbers[0], numbers[0] + 5))
+    log = [
+        line.replace(f'"line": {n}', f'"line": {i}')
+        for i, (n, line) in enumerate(zip(numbers, whole), 1)
+    ]
+    for left_out in range(4):
+        seen = list[Any]()
+        holed = [*log[:left_out], *log[left_out + 1 :]]
+        played = play(monkeypatch, log)
+        played.first = holed
+        assert run(ON_NETWORK, None, [seen.append]) == RunResult(**RESULT)
+        assert seen == [*EVENTS[5:8]]
+        play(monkeypatch, holed)  # it never comes: the run ends all the same
+        assert run(ON_NETWORK) == RunResult(**RESULT)
 
 
 def test_a_driver_that_is_interrupted_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ class _Log:
     clients: int | None = None
     end: RunFinished | None = None
     read: int = 0
-    """Lines read that are for programs."""
+    """Number of the last line read that is for programs."""
 
     @property
     def is_over(self) -> bool:
@@ -176,25 +176,29 @@ def _follow(command: Flower, run_id: str, sinks: tuple[Sink, ...], opened: Opene
 def _read_log(command: Flower, run_id: str, log: _Log) -> Iterator[Event | dict[str, Any]]:
     """Events and other lines for programs in the log, up to the result or the error.
 
-    Flower's stream would end seconds later. If the stream breaks, it is requested again as long as
-    the run is in progress. It then starts from the beginning; lines that were read are skipped.
+    Flower's stream would end seconds later. If the stream breaks, or has left out a line, it is
+    requested again as long as the run is in progress. It then starts from the beginning; lines that
+    were read are skipped.
     """
-    over = False
+    over, requested_for = False, -1  # after this line another one was missing
     while True:
-        again = log.read
+        number, missing = 0, False
         with command.follow(run_id) as stream:
             for line in stream:
-                found = lines.read(line)
+                own, found = lines.read_numbered(line)
                 if found is None:
                     continue
-                if again:
-                    again -= 1
-                else:
-                    log.read += 1
+                number = own or number + 1
+                missing = number > log.read + 1 and log.read != requested_for
+                if missing:
+                    requested_for = log.read
+                    break
+                if number > log.read:
+                    log.read = number
                     yield found
                 if log.is_over:
                     break
-        if log.is_over or over:
+        if log.is_over or (over and not missing):
             return
         over = not command.state(run_id).startswith(_GOING)
         time.sleep(_AGAIN_SECONDS)

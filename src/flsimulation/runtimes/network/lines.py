@@ -1,12 +1,14 @@
 """Events, result and errors from the server to the process that follows the run, as log lines.
 
 A SuperLink streams what a run's ServerApp prints to the processes that follow the run. Lines that
-begin with `MARK` are for these programs; all others are for people.
+begin with `MARK` are for these programs; all others are for people. The lines that a run prints are
+numbered from 1, so that a program notices if the stream has left one out.
 """
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import sys
 from collections.abc import Mapping
@@ -68,23 +70,34 @@ def of_error(message: str, *, input: bool) -> str:
 
 def read(line: str) -> Event | dict[str, Any] | None:
     """The event, or the content of another line for programs; None for a line for people."""
+    return read_numbered(line)[1]
+
+
+def read_numbered(line: str) -> tuple[int | None, Event | dict[str, Any] | None]:
+    """What `read` returns, after the line's number; None for a line without one."""
     _, mark, content = line.partition(MARK)
     if not mark:
-        return None
+        return None, None
     try:
         found = json.loads(content)
+        number = found.pop("line", None)
         if "model" in found:
-            return _checkpoint(found)
-        return from_json(content) if "event" in found else dict(found)
-    except (ValueError, TypeError):
-        return None
+            return number, _checkpoint(found)
+        return number, from_json(json.dumps(found)) if "event" in found else dict(found)
+    except (ValueError, TypeError, AttributeError):
+        return None, None
 
 
 def _line(content: str) -> str:
     return f"{MARK}{content}\n"
 
 
+_numbers = itertools.count(1)
+"""Of this process's run: each run has a process of its own."""
+
+
 def _print(line: str) -> None:
     if line:
-        sys.stdout.write(line)  # one write, so that no other thread's line splits it
+        numbered = line.replace("{", f'{{"line": {next(_numbers)}, ', 1)
+        sys.stdout.write(numbered)  # one write, so that no other thread's line splits it
         sys.stdout.flush()
