@@ -84,13 +84,13 @@ class Workspace:
         return Job(
             partition,
             self.train_batches(partition, round),
-            seeds.integer(spec.seed, "fit", round, partition),
+            functools.partial(seeds.integer, spec.seed, "fit", round, partition),
             self.validation_batches(partition) if spec.train.validate_ else None,
         )
 
     def evaluation_job(self, partition: int, round: int) -> Job:
         """A job on a client's held-out part."""
-        seed = seeds.integer(self.experiment.seed, "evaluate", round, partition)
+        seed = functools.partial(seeds.integer, self.experiment.seed, "evaluate", round, partition)
         return Job(partition, self.validation_batches(partition), seed)
 
     def train_batches(self, partition: int, round: int) -> Batches:
@@ -109,7 +109,7 @@ class Workspace:
         """Scores of a model on the test set. Raises `ClientError`."""
         dataset = self.data.dataset
         batches = Batches(dataset.x_test, dataset.y_test, dataset.test_indices, _EVALUATION_BATCH)
-        job = Job(_TEST, batches, seeds.integer(self.experiment.seed, "test"))
+        job = Job(_TEST, batches, functools.partial(seeds.integer, self.experiment.seed, "test"))
         (scored,) = self.engine.evaluate(state, [job])
         result = scored[_TEST]
         if isinstance(result, ClientError):

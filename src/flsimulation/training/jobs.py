@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -20,8 +20,8 @@ class Job(NamedTuple):
     partition: int
     batches: Batches
     """Its training part, or its held-out part."""
-    seed: int
-    """Of the random draws inside the module."""
+    seed: Callable[[], int]
+    """Returns the seed of the random draws inside the module; drawn only where it is used."""
     validation: Batches | None = None
     """What a module's validation loop runs on after each epoch of a fit, if that is requested."""
 

@@ -96,7 +96,7 @@ class SequentialEngine:
             return self._trainer.fit(
                 model,
                 job.batches,
-                seed=job.seed,
+                seed=job.seed(),
                 validation=job.validation,
                 proximal_mu=terms.proximal_mu,
                 expires=terms.expires,
@@ -121,7 +121,7 @@ def evaluated_alone(
 ) -> dict[str, float] | ClientError:
     """One client's scores, or why there are none. Raises `NotStackable`."""
     try:
-        return by.evaluate(model, job.batches, seed=job.seed, expires=expires)
+        return by.evaluate(model, job.batches, seed=job.seed(), expires=expires)
     except NotStackable:
         raise
     except ClientError as error:

@@ -44,7 +44,7 @@ class _JobParts(NamedTuple):
     partition: int
     batches: tuple[Any, ...]
     """What its `Batches` are made of beside the data set."""
-    seed: int
+    seed: Callable[[], int]
     validation: tuple[Any, ...] | None
 
     @classmethod
