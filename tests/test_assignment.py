@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from flsimulation.client.app import make_client_app
-from flsimulation.clock import VirtualClock
+from flsimulation.clock import SYSTEM, Clock, VirtualClock
 from flsimulation.errors import ClientError, RunError, describe_error
 from flsimulation.events import (
     ClientsConnected,
@@ -176,9 +176,10 @@ class Ticking(VirtualClock):
         super().sleep(0.1)
 
 
-def connect(*arguments: Any, **keywords: Any) -> AssignedGrid:
-    """The grid of a network, in virtual time: it never waits."""
-    return connect_in_time(*arguments, **keywords, clock=Ticking())
+def connect(grid: Any, experiment: Any, emit: Any, clock: Clock) -> AssignedGrid:
+    """The network's grid, by a clock that ticks."""
+    assert clock is SYSTEM  # the workspace's
+    return connect_in_time(grid, experiment, emit, Ticking())
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,14 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from flsimulation import run
+from flsimulation.client.workspace import Workspace
 from flsimulation.errors import RunError
 from flsimulation.events import ClientReplied
 from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.messages.codec import message_of, reply_of
 from flsimulation.runtimes.inprocess import InProcessGrid, run_in_process
 from flsimulation.runtimes.simulated import flower_identity
+from flsimulation.training import Terms
 from flsimulation.training.stacked import trainer
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import StackedTrainer
@@ -170,6 +172,30 @@ def test_flower_is_quiet_inside_a_run_and_as_before_after_it(
     run(make_experiment(), tmp_path / "run")
     assert logger.level == level
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_fit_that_is_not_read_to_its_end_leaves_pytorch_its_threads(
+    make_experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_WAVE_BYTES", 1)  # many waves
+    space = Workspace.load(make_experiment(train={"engine": "stacked"}))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        jobs = [space.train_job(partition, 1) for partition in range(4)]
+        fit = space.engine.fit(space.initial_state(), jobs, Terms())
+        assert len(next(fit).results) == 1
+        fit.close()  # type: ignore[attr-defined]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_many_clients_are_evaluated_together_also_where_one_trains(make_experiment: Any) -> None:
+    one = {"fraction-train": 0.25, "min-train-nodes": 1}
+    assert make_experiment(strategy=one).cohort_size == 1
+    assert Workspace.load(make_experiment(strategy=one)).engine.name == "stacked"
+    assert Workspace.load(make_experiment(strategy=one), clients=1).engine.name == "sequential"
 
 
 @pytest.mark.parametrize("engine", ["stacked", "sequential"])

@@ -286,16 +286,91 @@ def test_central_evaluation_keeps_to_its_interval_and_never_misses_the_last(reco
     assert [e.central for e in recorder.of(RoundFinished)] == [None, None]
 
 
+class Costly(InProcessGrid):
+    """A grid whose messages cost time: a round's evaluation goes out with the next training."""
+
+    costs_time = True
+
+
+def fails_in_round(phase: Phase, calls: int) -> Behaviour:
+    """Clients that fail in this phase from the given call on, and else add 1."""
+    seen: list[int] = []
+
+    def behave(partition: int, asked: Phase) -> float:
+        if asked == phase:
+            seen.append(partition)
+            if len(seen) > calls:
+                raise ValueError("no more")
+        return 1.0
+
+    return behave
+
+
+def test_a_round_is_finished_with_its_evaluation_although_the_next_training_fails(
+    recorder: Any,
+) -> None:
+    base = federation(recorder, rounds=3)
+    exchange = Exchange(Costly(clients_that(fails_in_round("train", 4)), 4), 0.0, recorder)
+    with pytest.raises(RoundError, match="round 2: 0 of 4 clients succeeded, 1 needed"):
+        replace(base, exchange=exchange).run(arrays(0.0))
+    (finished,) = recorder.of(RoundFinished)
+    assert (finished.round, finished.federated) == (1, {"loss": pytest.approx(1.0)})
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+@pytest.mark.parametrize("grid", [InProcessGrid, Costly])
+def test_a_strategy_that_fails_to_configure_a_phase_is_named(
+    recorder: Any, grid: type[InProcessGrid], phase: str
+) -> None:
+    class Failing(FedAvg):
+        def configure_train(self, server_round: int, *given: Any) -> Any:
+            if phase == "train" and server_round == 2:
+                raise ValueError("so it is")
+            return super().configure_train(server_round, *given)
+
+        def configure_evaluate(self, server_round: int, *given: Any) -> Any:
+            if phase == "evaluate" and server_round == 2:
+                raise ValueError("so it is")
+            return super().configure_evaluate(server_round, *given)
+
+    base = federation(recorder, rounds=3, strategy=Failing(1.0, 1.0, 1, 1, 1))
+    exchange = Exchange(grid(clients_that(lambda p, m: 1.0), 4), 0.0, recorder)
+    with pytest.raises(RunError, match="^round 2: strategy fedavg: ValueError: so it is"):
+        replace(base, exchange=exchange).run(arrays(0.0))
+    assert [e.round for e in recorder.of(RoundFinished)] == [1]
+
+
+def test_a_round_without_a_client_says_that_none_was_sampled(recorder: Any) -> None:
+    class Nobody(FedAvg):
+        def configure_train(self, *_: Any) -> Any:
+            return []
+
+    base = federation(recorder, strategy=Nobody())
+    with pytest.raises(RoundError, match="^round 1: the strategy sampled no client, 1 needed$"):
+        base.run(arrays(0.0))
+
+
+def test_no_model_of_a_client_is_kept_after_its_round(recorder: Any) -> None:
+    kept: list[Any] = []
+
+    class Keeping(Exchange):
+        def post(self, *given: Any, **named: Any) -> Any:
+            if kept:
+                assert [len(replies.models) for replies in kept] == [0] * len(kept)
+            kept.append(super().post(*given, **named))
+            return kept[-1]
+
+    exchange = Keeping(InProcessGrid(clients_that(lambda p, m: 1.0), 4), 0.0, recorder)
+    replace(federation(recorder, rounds=3), exchange=exchange).run(arrays(0.0))
+    assert [replies.phase for replies in kept] == ["train", "evaluate"] * 3
+    assert [len(replies.metrics) for replies in kept] == [4] * 6
+
+
 def towards(recorder: Any, target: float, reached_in: int, costs_time: bool = False) -> Any:
     """Five rounds at most with a test accuracy of round / 10, or none where that is 0."""
-
-    class Costly(InProcessGrid):
-        @property
-        def costs_time(self) -> bool:
-            return costs_time
-
     base = federation(recorder, rounds=5, evaluate={"target-accuracy": target})
-    exchange = Exchange(Costly(clients_that(lambda p, m: 1.0), 4), 0.0, recorder)
+    grid = Costly if costs_time else InProcessGrid
+    exchange = Exchange(grid(clients_that(lambda p, m: 1.0), 4), 0.0, recorder)
     judge = lambda record: {"accuracy": float(record["w"].numpy()[0]) / 10} if reached_in else {}  # noqa: E731
     return Rounds(base.experiment, base.strategy, exchange, judge, recorder)
 

@@ -192,6 +192,19 @@ def test_fedprox_holds_clients_nearer_to_the_global_model(
     assert held < 0.9 * free
 
 
+def test_a_model_that_cannot_be_loaded_is_one_line(make_experiment: Any, tmp_path: Path) -> None:
+    run(make_experiment(strategy={"rounds": 1}), out := tmp_path / "run")
+    manifest, model = out / "manifest.json", out / "model.safetensors"
+    kept = manifest.read_bytes()
+    manifest.unlink()
+    with pytest.raises(InputError, match="its manifest does not say which model it trained"):
+        load_model(out)
+    manifest.write_bytes(kept)
+    model.write_bytes(model.read_bytes()[:100])
+    with pytest.raises(InputError, match="model.safetensors: damaged: "):
+        load_model(out)
+
+
 def test_a_model_with_batch_norm_and_dropout_of_ones_own(
     make_experiment: Make, tmp_path: Path, own_modules: Any
 ) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from flsimulation.errors import InputError
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment
-from flsimulation.rundir import RunRecord, RunResult
+from flsimulation.rundir import RunRecord, RunResult, look
 from flsimulation.runtimes import open_runtime
 
 
@@ -88,7 +89,9 @@ def load_model(run_dir: str | Path) -> Any:
     from flsimulation.models import instantiate
 
     record = RunRecord(run_dir)
-    weights, described = record.weights(), record.manifest["model"]
+    weights, described = record.weights(), look(record.manifest, "model")
+    if described is None:
+        raise InputError(f"{run_dir}: its manifest does not say which model it trained")
     with torch.random.fork_rng(devices=[]):
         module = instantiate(described["class"], described["arguments"])
     module.load_state_dict(weights)

@@ -47,8 +47,8 @@ class Workspace:
         experiment : Experiment
             What to load.
         clients : int, optional
-            Most clients that train in this process at a time, by default the experiment's cohort:
-            1 for a client's process, 0 for a process with only the server.
+            Most clients that train or evaluate in this process at a time, by default all of the
+            experiment's: 1 for a client's process, 0 for a process with only the server.
         processes : int, optional
             Most processes for clients that train one by one; by default one per core.
         clock : Clock
@@ -126,6 +126,8 @@ def _chosen(
     clock: Clock = SYSTEM,
 ) -> Engine:
     spec, dataset = experiment.train, data.dataset
-    clients = experiment.cohort_size if clients is None else clients
-    processes = processes_for(spec, clients) if processes is None else processes
+    if processes is None:
+        processes = processes_for(spec, experiment.cohort_size if clients is None else clients)
+    if clients is None:  # also a cohort of one: many clients may evaluate
+        clients = max(2, experiment.data.clients)
     return engine_for(module, spec, dataset.x_train, dataset.y_train, clients, processes, clock)

@@ -29,8 +29,8 @@ def connect(
     grid: Grid,
     experiment: Experiment,
     emit: Sink,
-    memory: Path | None = None,
     clock: Clock = SYSTEM,
+    memory: Path | None = None,
 ) -> AssignedGrid:
     """Wait for the experiment's clients; returns Flower's grid with their partitions.
 
@@ -42,10 +42,10 @@ def connect(
         Its number of clients, and how long it waits for them.
     emit : callable
         Notified when a client connects or disconnects.
-    memory : Path, optional
-        File that stores which client holds which partition.
     clock : Clock
         The clock that the grid uses.
+    memory : Path, optional
+        File that stores which client holds which partition.
 
     Raises
     ------

@@ -138,7 +138,7 @@ class RunRecord:
         return _sorted_out(self.clients(), last)
 
     def clients(self) -> Iterator[JsonObject]:
-        """The lines of clients.jsonl in file order, read one by one: there may be a million."""
+        """The lines of clients.jsonl in file order, decoded one by one: there may be a million."""
         return read_lines(self.path / CLIENTS, "round", "partition")
 
     def trained(self, until: int) -> list[tuple[int, str | None]]:
@@ -157,12 +157,22 @@ class RunRecord:
         return read_checkpoint(self.path / CHECKPOINT, last)
 
     def weights(self) -> dict[str, Tensor]:
-        """The final global model as a state_dict. Raises `InputError` if no round was completed."""
+        """The final global model as a state_dict.
+
+        Raises
+        ------
+        InputError
+            If no round was completed, or the file is damaged.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not (self.path / MODEL).is_file():
             raise InputError(f"{self.path}: contains no {MODEL}: no round was completed")
-        return load_file(self.path / MODEL)
+        try:
+            return load_file(self.path / MODEL)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{self.path / MODEL}: damaged: {error}") from None
 
     def started(self) -> RunStarted:
         """The event with which the run began. Raises ``KeyError`` if the run did not get that far."""

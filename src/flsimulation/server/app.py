@@ -37,7 +37,7 @@ from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
 from flsimulation.server.strategies import MOVING_THE_MODEL, build_strategy
 
-Connect: TypeAlias = Callable[[Grid, Experiment, Sink], PartitionedGrid]
+Connect: TypeAlias = Callable[[Grid, Experiment, Sink, Clock], PartitionedGrid]
 """Returns a grid with partitions over Flower's, after waiting for the experiment's clients."""
 
 _LISTED_CLIENTS = 1000  # a histogram of more clients than this is not written
@@ -164,7 +164,7 @@ def _exchange(
     elif connect is None:
         raise RunError("the grid does not report which node holds which partition")
     else:
-        grid = connect(grid, experiment, emit)
+        grid = connect(grid, experiment, emit, clock)
     return Exchange(grid, experiment.round.deadline, emit, *engine, clock)
 
 

@@ -47,6 +47,12 @@ class Replies:
         """Whether every task has an outcome."""
         return len(self.metrics) + len(self.failures) == len(self.cohort)
 
+    def forget_models(self) -> None:
+        """Drop the clients' models, which are large and not needed after the aggregation."""
+        self.models.clear()
+        self.means.clear()
+        self.messages = {}
+
     def results(self) -> list[Message]:
         """The successful clients' replies, as Flower's strategies expect them.
 

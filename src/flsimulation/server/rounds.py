@@ -89,6 +89,7 @@ class Rounds:
         laps.lap("train")
         # 3. The strategy aggregates their results to the new global model.
         arrays, metrics = self._aggregation.aggregate(number, trained)
+        trained.forget_models()
         self.emit(Checkpoint(number, arrays, self.strategy))
         laps.lap("aggregate")
         # 4. The new model is evaluated on the test set, and by clients on their held-out parts.
@@ -168,7 +169,13 @@ class Rounds:
         grid = self.exchange.grid
         with seeds.python_random(self.experiment.seed, f"sample-{phase}", number):
             nodes = offered(grid, self.experiment, phase, number)
-            messages = by_partition(hook(number, seen, ConfigRecord(), nodes), grid.partitions)
+            try:
+                messages = by_partition(hook(number, seen, ConfigRecord(), nodes), grid.partitions)
+            except Exception as error:
+                name = self.experiment.strategy.name
+                raise RunError(
+                    f"round {number}: strategy {name}: {describe_error(error)}"
+                ) from error
         average = phase == "train" and grid.averages and self._aggregation.is_mean
         model = arrays if self.buffers else None
         batches = batches_of(number, phase, messages, model, average=average)
@@ -192,6 +199,8 @@ class Rounds:
         """Raise `RoundError` unless enough clients succeeded, at least one of a cohort."""
         if len(replies.metrics) >= max(least, 1 if replies.cohort else 0):
             return
+        if not replies.cohort:
+            raise RoundError(f"round {number}: the strategy sampled no client, {least} needed")
         named = [f"client {p}: {replies.failures[p]}" for p in sorted(replies.failures)]
         more = len(named) - _NAMED_FAILURES
         raise RoundError(

@@ -78,8 +78,8 @@ def engine_for(
     """The engine that trains an experiment's clients where this is called.
 
     Many clients are trained stacked where the module allows it, unless the experiment requests
-    ``sequential``. A single client gains nothing by it, and is trained stacked only if the
-    experiment requests it.
+    ``sequential``. Where only one client ever is, on a node of a network, the Trainer starts sooner
+    than a program is built: there the experiment has to request ``stacked``.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def engine_for(
     x, y : Tensor
         Inputs and targets of the data set, [n, ...].
     clients : int
-        The most that may train here at a time; 0 where only the test set is evaluated.
+        The most that may train or evaluate here at a time; 0 where there is only the test set.
     processes : int
         The most that sequential clients may take.
     clock : Clock

@@ -48,7 +48,7 @@ class _Log:
     def note(self, event: Event) -> None:
         """Keep what is needed if the log ends without a result or an error."""
         if isinstance(event, RunStarted):
-            self.clients = event.experiment.data.clients
+            self.clients, self.rounds = event.experiment.data.clients, event.done
         elif isinstance(event, RoundFinished):
             self.rounds = event.round
         elif isinstance(event, RunFinished):

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, InputError, RunError, describe_error
 from flsimulation.events import Sink
 from flsimulation.experiment.spec import Runtime
@@ -42,13 +42,15 @@ class Actors:
         The actors.
     patience : float
         Seconds to wait for any of them when all are lost.
+    clock : Clock
+        What time it is.
     """
 
-    def __init__(self, handles: list[Any], patience: float) -> None:
+    def __init__(self, handles: list[Any], patience: float, clock: Clock = SYSTEM) -> None:
         self._idle = deque(handles)
         self._running: dict[Any, tuple[Any, Any]] = {}
         self._returning: dict[Any, Any] = {}
-        self._patience = patience
+        self._patience, self._clock = patience, clock
         self._lost = 0.0
 
     @property
@@ -59,7 +61,7 @@ class Actors:
     @property
     def are_gone(self) -> bool:
         """Whether all are lost and none was restarted in time."""
-        waited = time.monotonic() - self._lost
+        waited = self._clock.monotonic() - self._lost
         return not self.count and (not self._returning or waited > self._patience)
 
     def put(self, record: ArrayRecord) -> Any:
@@ -119,7 +121,7 @@ class Actors:
             return ClientError("error", describe_error(error.cause))
         except RayError:
             self._await(actor)
-            self._lost = time.monotonic()
+            self._lost = self._clock.monotonic()
             return ClientError("lost", "its Ray actor, or the actor's machine, was lost")
         self._idle.append(actor)
         assert isinstance(answer, Message)  # noqa: S101 - the ClientApp returned it

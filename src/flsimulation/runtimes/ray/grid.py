@@ -20,7 +20,6 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, InputError
 from flsimulation.events import Event, Sink
 from flsimulation.experiment import Experiment, flatten
-from flsimulation.experiment.spec import Runtime
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.internals.flower_messages import requested, set_message_id
 from flsimulation.messages.batch import Batch
@@ -196,14 +195,6 @@ def ray_federation(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterat
     prepare = functools.partial(client.prepare, run_config)
     with _ray().actors(experiment.runtime, experiment.data.clients, prepare, emit) as ready:
         yield functools.partial(run_on_actors, ready, run_config)
-
-
-def check_ray(spec: Runtime) -> None:
-    """Raise `InputError` unless Ray is installed and answers at its address."""
-    ray = _ray()
-    if spec.ray_address:
-        with ray.connected(spec.ray_address):
-            pass
 
 
 def _ray() -> ModuleType:

@@ -232,7 +232,8 @@ class Reproduction:
         run = RunRecord(path)
         figure = measure_of(next(iter(row.published))).read(run, self.paper.last)
         ended = run.manifest
-        found.tried.append(Tried(trial, figure, ended.get("error"), ended.get("gpu")))
+        error = ended.get("error") if ended.get("state") == "failed" else None
+        found.tried.append(Tried(trial, figure, error, ended.get("gpu")))
         return path, figure
 
     def _value(self, row: Row, step: int) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator, Sequence
 
 import pytorch_lightning as pl
@@ -77,8 +78,9 @@ class StackedEngine:
             average=terms.average,
         )
         try:
-            for wave in waves:
-                yield _fitted(wave, jobs, average=terms.average)
+            with contextlib.closing(waves):
+                for wave in waves:
+                    yield _fitted(wave, jobs, average=terms.average)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"the GPU's memory does not hold the clients that train together "
