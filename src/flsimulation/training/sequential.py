@@ -53,12 +53,7 @@ class SequentialEngine:
         self._workers: Workers | None = None
         if processes > 1:
             self._workers = Workers(self._fit_one, module.state_dict(), (x, y), processes, clock)
-        self._why_not = why_not
-
-    @property
-    def why_not(self) -> str | None:
-        """Why clients are not trained stacked, where that was tried."""
-        return self._why_not
+        self.why_not = why_not
 
     @property
     def gpu(self) -> str | None:
