@@ -74,6 +74,10 @@ class RunStarted:
     """Name of the GPU that this process trains on."""
     done: int = 0
     """Rounds that were completed before, of a run that is resumed."""
+    task: str = "classification"
+    """What the labels are, as in ``data.task``."""
+    notes: tuple[str, ...] = ()
+    """Lines for people: how the data was understood."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,14 @@ class EngineReported:
     """As in `RunStarted`."""
     not_stacked: str | None = None
     """Why they are not trained stacked, where that was tried."""
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """Something that people should know about the run; emitted once for each text."""
+
+    text: str
+    """One line."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +220,7 @@ class RunFinished:
 Event: TypeAlias = (
     RunStarted
     | EngineReported
+    | Noticed
     | ActorsAwaited
     | ClientsConnected
     | ClientsAwaited

@@ -17,6 +17,7 @@ from flsimulation.events import (
     ClientsConnected,
     EngineReported,
     Event,
+    Noticed,
     PhaseStarted,
     RoundFinished,
     RunFinished,
@@ -71,10 +72,14 @@ class PlainView:
         """Show an event."""
         if isinstance(event, RunStarted):
             self._say(_title(event), style="bold")
+            for note in event.notes:
+                self._say(f"  {note}", style="dim")
             self._engine(event.not_stacked)
             self._say(_row(_COLUMNS), style="dim")
         elif isinstance(event, EngineReported):
             self._engine(event.not_stacked)
+        elif isinstance(event, Noticed):
+            self._say(f"  {event.text}", style="yellow")
         elif isinstance(event, ActorsAwaited):
             self._starting(event)
         elif isinstance(event, ClientsConnected):

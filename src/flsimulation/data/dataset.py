@@ -5,11 +5,24 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from flsimulation.errors import DataError
+
+
+class Column(NamedTuple):
+    """An input column of a table."""
+
+    name: str
+    kind: str
+    """``number``, ``category`` (several inputs, one per category) or ``integer`` (embedded)."""
+    missing: int = 0
+    """Cells that were missing."""
+    width: int = 1
+    """Number of inputs that it became."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +46,12 @@ class Dataset:
     """Names of the classes 0, 1, ...; empty where the targets are no classes."""
     owners: np.ndarray | None = field(default=None, repr=False)
     """Natural client of each training example, [n], where the data names one."""
+    task: str = "auto"
+    """What the labels are, as in ``data.task``; never ``auto`` after `load_dataset`."""
+    columns: tuple[Column, ...] = ()
+    """Input columns of a table, in the order of the inputs; empty for other data."""
+    notes: tuple[str, ...] = ()
+    """Lines for people: how the data was understood."""
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):

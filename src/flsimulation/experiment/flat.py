@@ -8,8 +8,8 @@ from typing import Any
 
 from flsimulation.experiment.spec import Experiment
 
-_JSON = ("model.args", "data.args")
-"""Tables of the user's own; each travels as one JSON string."""
+_JSON = ("model.args", "data.args", "data.input-columns", "data.missing-values")
+"""Lists and tables of the user's own; each travels as one JSON string."""
 
 
 def flatten(experiment: Experiment) -> dict[str, bool | float | int | str]:

@@ -8,86 +8,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from flsimulation.experiment.data_section import Data as Data
+from flsimulation.experiment.section import Count, Fraction
+from flsimulation.experiment.section import Section as Section
+from flsimulation.experiment.section import kebab as kebab
 from flsimulation.experiment.strategy import STRATEGIES, check_parameters
-
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-def kebab(name: str) -> str:
-    """``batch_size`` -> ``batch-size``, the spelling of the experiment file."""
-    return name.rstrip("_").replace("_", "-")
-
-
-class Section(BaseModel):
-    """A table of the experiment file: frozen, strictly typed, no unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        alias_generator=kebab,
-        validate_by_name=True,
-        validate_by_alias=True,
-        validate_default=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
-
-
-class Data(Section):
-    """The data set and how it is divided among the clients."""
-
-    dataset: str = "mnist"
-    """`mnist` (ships with the package), `fashion-mnist` (from a local copy), `synthetic` (generated
-    here), `file:PATH` (a folder of IDX files, a folder of images, a `.csv` or a `.npz`),
-    `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
-    `path/to/file.py:function`. Paths are relative to the experiment file."""
-    clients: Count = 2
-    """Number of clients; each is one partition of the training data."""
-    partition: Literal[
-        "iid",
-        "dirichlet",
-        "pathological",
-        "shards",
-        "linear",
-        "square",
-        "exponential",
-        "natural",
-        "drawn",
-    ] = "iid"
-    """How examples go to clients. `iid`: at random, equal sizes. `dirichlet`: label shares drawn
-    with concentration `alpha`. `pathological`: `classes-per-client` classes each. `shards`:
-    sorted by label, `shards-per-client` pieces each. `linear`, `square`, `exponential`: IID
-    labels, sizes growing with the client's number. `natural`: by the column `partition-column`.
-    `drawn`: each client draws its own `examples-per-client` at random; clients may hold the same
-    examples, and there may be millions of clients."""
-    alpha: float = Field(default=0.5, gt=0)
-    """Concentration of the Dirichlet distribution; small means few labels per client."""
-    classes_per_client: Count = 2
-    """Classes per client under `pathological`."""
-    shards_per_client: Count = 2
-    """Shards per client under `shards`."""
-    examples_per_client: Annotated[int, Field(ge=0)] = 0
-    """Examples per client, on average if sizes differ: the pool that is partitioned has `clients`
-    times as many, drawn at random. 0 partitions the whole training set."""
-    min_examples: Annotated[int, Field(ge=2)] = 10
-    """Fewest examples that a client may hold; a partition with fewer is refused."""
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of its examples that each client holds out for evaluation; 0 for none."""
-    image_column: str = "image"
-    """Column (Hugging Face) or name of the array with the inputs."""
-    label_column: str = "label"
-    """Column with the labels, in Hugging Face data sets and CSV files."""
-    partition_column: str = "client"
-    """Column with each example's client under `natural`."""
-    test_fraction: Fraction = 0.2
-    """Share used as the test set if the data set has none; of `synthetic`, a share of each client's
-    examples."""
-    args: dict[str, JsonValue] = {}
-    """Keyword arguments of your own data function or of `synthetic`, for example `beta = 0.5`."""
 
 
 class Model(Section):
@@ -110,6 +37,12 @@ class Train(Section):
     """Examples per step; the last batch of an epoch may be smaller."""
     gradient_clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 for no clipping."""
+    accumulate: Count = 1
+    """Batches whose gradients are added up before each optimizer step."""
+    precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Number format of training, as in Lightning's Trainer; the model is exchanged in its own."""
+    learning_rate_decay: Fraction = 1.0
+    """Factor on the module's learning rates for each round after the first."""
     validate_: bool = False
     """Also run the module's validation loop on the held-out part after each local epoch, for
     schedulers and callbacks that monitor what it logs."""
@@ -168,6 +101,8 @@ class Evaluate(Section):
     target_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.0
     """End the run after the round whose model reaches this accuracy on the test set, if that is
     before the last; 0 for never."""
+    batch_size: Annotated[int, Field(ge=0)] = 0
+    """Examples per batch of an evaluation; 0 for as many as a fixed budget of memory allows."""
     clients: Annotated[int, Field(ge=0)] = 1000
     """After the last round, evaluate on this many clients' held-out parts (the first ones, all
     if there are fewer), to show how accuracy differs between clients; 0 for none."""

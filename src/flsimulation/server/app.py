@@ -184,6 +184,8 @@ def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
         not_stacked=space.engine.why_not,
         gpu=space.engine.gpu if trains else None,
         done=done,
+        task=data.dataset.task,
+        notes=data.dataset.notes,
     )
 
 

@@ -15,6 +15,7 @@ _KINDS: dict[str, type[Any]] = {
     for kind in (
         events.RunStarted,
         events.EngineReported,
+        events.Noticed,
         events.ClientsConnected,
         events.ClientsAwaited,
         events.PhaseStarted,
@@ -53,7 +54,7 @@ def from_json(line: str) -> Event:
     kind = _KINDS.get(content.pop("event", "")) if isinstance(content, dict) else None
     if kind is None:
         raise ValueError(f"not an event: {line[:80]}")
-    for name in ("partitions", "cohort", "classes"):
+    for name in ("partitions", "cohort", "classes", "notes"):
         if name in content:
             content[name] = tuple(content[name])
     if kind is events.RunStarted:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from flsimulation.errors import ExperimentError, InputError
 from flsimulation.experiment import Experiment, experiment_of, explain, resolve_paths
-from flsimulation.experiment.spec import Count, Section
+from flsimulation.experiment.section import Count, Section
 from flsimulation.studies.papers.measures import measure_of
 
 PAPERS = Path("experiments", "papers")
