@@ -105,6 +105,11 @@ def _want(module: pl.LightningModule) -> str | None:
 
 
 def _sizes(name: str, dataset: Dataset) -> dict[str, Any]:
+    if isinstance(dataset.x_train, dict):
+        raise ModelError(
+            f"model.class {name!r} takes one input, but {dataset.name} has several: "
+            f"{', '.join(dataset.x_train)}; use a class of your own"
+        )
     shape = tuple(dataset.x_train.shape[1:])
     sizes: dict[str, Any] = {"classes": len(dataset.classes)} if dataset.classes else {}
     if name != "cnn":
