@@ -20,6 +20,7 @@ from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.direct import DirectEvaluator, EvaluationStep
 from flsimulation.training.jobs import State
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.comparison import exactly, is_close
 from flsimulation.training.stacked.compiler.passes import epsilon
 from flsimulation.training.stacked.compiler.step import NotStackable
@@ -110,7 +111,7 @@ class StackedEvaluator:
         """Scores of clients with these examples, int64 [clients, batch]."""
         step = self._taken(state, *gathered(self._data, rows, self._direct.device))
         clients = torch.stack(step.values, 1).tolist()
-        return [self._direct.scores([step._replace(values=own)]) for own in clients]
+        return [scores(self._direct.scores([step._replace(values=own)])) for own in clients]
 
     def _taken(self, state: State, x: Leaves, y: Leaves) -> EvaluationStep:
         """The step for x [clients, batch, ...] and y; each of its values is [clients]."""
@@ -128,6 +129,8 @@ class StackedEvaluator:
             values, most = (vmap(step)(x, y), 0) if known else _compared(step, x, y)
             if random_states() != streams or not self._direct.is_new:
                 raise NotStackable("draws random numbers or changes the module")
+            if self._direct.logs_metrics:
+                raise NotStackable("logs metric objects")
         if any(own[:-1] != steps[0][:-1] for own in steps):
             raise NotStackable("logs something else for many clients at once")
         if not known:
