@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
+from torchmetrics import Metric
 
 from flsimulation import seeds
 from flsimulation.data.dataset import Dataset
@@ -50,6 +51,9 @@ def build_model(spec: Model, dataset: Dataset, seed: int) -> pl.LightningModule:
     """
     with seeds.global_streams(seeds.integer(seed, "model")):
         module = instantiate(spec.class_, model_arguments(spec, dataset))
+    for part in module.modules():
+        if isinstance(part, Metric):
+            part.persistent(False)  # counts of examples are no part of the model
     if (want := _want(module)) is not None:
         raise ModelError(f"model.class {spec.class_!r} {want}")
     return module

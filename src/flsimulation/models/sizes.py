@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flsimulation.data.dataset import Dataset
+from flsimulation.data.leaves import first
 from flsimulation.errors import ModelError
 from flsimulation.models.goals import spread_of
 
@@ -30,6 +31,11 @@ def sizes_for(name: str, dataset: Dataset) -> dict[str, Any]:
     ModelError
         If the model has no form for the data set's task or inputs.
     """
+    if isinstance(dataset.x_train, dict):
+        raise ModelError(
+            f"model.class {name!r} takes one input, but {dataset.name} has several: "
+            f"{', '.join(dataset.x_train)}; use a class of your own"
+        )
     task = dataset.task if dataset.task != "auto" else _guessed(dataset)
     if task not in TASKS[name]:
         fitting = [repr(model) for model, tasks in TASKS.items() if task in tasks]
@@ -46,7 +52,8 @@ def _guessed(dataset: Dataset) -> str:
 
 
 def _inputs(name: str, dataset: Dataset) -> dict[str, Any]:
-    shape = tuple(dataset.x_train.shape[1:])
+    x = first(dataset.x_train)
+    shape = tuple(x.shape[1:])
     if name in ("cnn", "unet"):
         if len(shape) != 3 or (name == "cnn" and shape[1] != shape[2]):
             raise ModelError(
@@ -55,10 +62,10 @@ def _inputs(name: str, dataset: Dataset) -> dict[str, Any]:
             )
         return {"channels": shape[0]} | ({"side": shape[1]} if name == "cnn" else {})
     if name == "lstm":
-        if len(shape) != 1 or dataset.x_train.is_floating_point():
+        if len(shape) != 1 or x.is_floating_point():
             raise ModelError(
                 f"model.class 'lstm' needs tokens, integers of shape (tokens,), but {dataset.name} "
-                f"has {dataset.x_train.dtype} of shape {shape}; use 'mlp' or a class of your own"
+                f"has {x.dtype} of shape {shape}; use 'mlp' or a class of your own"
             )
         return {"vocabulary": _vocabulary(dataset)}
     return {"inputs": math.prod(shape)}
@@ -80,7 +87,7 @@ def _outputs(name: str, task: str, dataset: Dataset) -> dict[str, Any]:
 
 def _vocabulary(dataset: Dataset) -> int:
     """Tokens are 0 to the largest of the inputs and, where these are tokens too, the labels."""
-    parts = [dataset.x_train, dataset.x_test]
+    parts = [first(dataset.x_train), first(dataset.x_test)]
     if dataset.task == "language":
         parts += [dataset.y_train, dataset.y_test]
     return _largest(*parts) + 1
