@@ -13,13 +13,14 @@ from flsimulation.experiment.spec import Data
 def digits(classes: list[int], examples: int = 600) -> dict[str, object]:
     """MNIST with these digits alone, ``examples`` of each to train on."""
     mnist = load_dataset(Data(), seed=0)
-    kept = [np.flatnonzero(mnist.y_train == digit)[:examples] for digit in classes]
-    train, test = np.concatenate(kept), np.flatnonzero(np.isin(mnist.y_test, classes))
+    y_train, y_test = mnist.y_train.numpy(), mnist.y_test.numpy()
+    train = np.concatenate([np.flatnonzero(y_train == digit)[:examples] for digit in classes])
+    test = np.flatnonzero(np.isin(y_test, classes))
     return {
         "x_train": mnist.x_train[train],
-        "y_train": np.searchsorted(classes, mnist.y_train[train]),
+        "y_train": np.searchsorted(classes, y_train[train]),
         "x_test": mnist.x_test[test],
-        "y_test": np.searchsorted(classes, mnist.y_test[test]),
+        "y_test": np.searchsorted(classes, y_test[test]),
         "classes": [str(digit) for digit in classes],
     }
 
