@@ -9,7 +9,23 @@ from torch.nn import functional
 
 GOOD = ["lovely", "great", "happy", "brilliant", "thanks"]
 BAD = ["awful", "late", "sad", "broken", "refund"]
-OTHER = "the a my bus phone coffee day was is so very today again with and".split()
+OTHER = [
+    "the",
+    "a",
+    "my",
+    "bus",
+    "phone",
+    "coffee",
+    "day",
+    "was",
+    "is",
+    "so",
+    "very",
+    "today",
+    "again",
+    "with",
+    "and",
+]
 WORDS = ["<padding>", *GOOD, *BAD, *OTHER]
 LENGTH = 12
 
