@@ -18,7 +18,7 @@ class Column(NamedTuple):
 
     name: str
     kind: str
-    """``number``, ``category`` (several inputs, one per category) or ``integer`` (embedded)."""
+    """``number``, ``category`` (several inputs, one per category) or ``integer`` (of arrays: tokens)."""
     missing: int = 0
     """Cells that were missing."""
     width: int = 1
@@ -35,9 +35,10 @@ class Dataset:
     name: str
     """The name by which the experiment requests it."""
     x_train: torch.Tensor
-    """Inputs, float32 [n, ...]; images are [n, channels, height, width] in 0..1."""
+    """Inputs, float32 [n, ...], int64 for tokens; images are [n, channels, height, width] in 0..1."""
     y_train: torch.Tensor
-    """Labels, int64 [n] for classes, or any dtype [n, ...] for other targets."""
+    """Labels: int64 [n] for classes, float32 [n] or [n, ...] for a regression, float32 [n, classes] of
+    0 and 1 for several classes, int64 [n, ...] for pixels and tokens."""
     x_test: torch.Tensor
     """Inputs of the test set, like ``x_train``."""
     y_test: torch.Tensor
