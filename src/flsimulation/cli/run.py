@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import typer
@@ -30,6 +30,7 @@ def run_command(
     quiet: bool,
     port: int | None,
     runtime: list[str],
+    columns: list[str],
 ) -> None:
     """Run or resume; print the JSON object, the summary, or nothing."""
     if resume is not None:
@@ -42,7 +43,7 @@ def run_command(
         sinks = stack.enter_context(_metrics(experiment, port))
         stack.callback(_say_where, console, folders, experiment)
         if not console.quiet:
-            sinks.append(stack.enter_context(view_of(console, experiment)))
+            sinks.append(stack.enter_context(view_of(console, experiment, columns)))
         if resume is not None:
             result = runner.resume(resume, sinks, experiment)
         else:
@@ -95,6 +96,9 @@ def _metrics(experiment: Experiment, port: int | None) -> Iterator[list[Sink]]:
         yield [metrics]
 
 
-def view_of(console: Console, experiment: Experiment) -> LiveView | PlainView:
+def view_of(
+    console: Console, experiment: Experiment, columns: Sequence[str] = ()
+) -> LiveView | PlainView:
     """The view of a run: lines, and on a terminal a progress bar below them."""
-    return LiveView(console, experiment) if console.is_terminal else PlainView(console, experiment)
+    kind = LiveView if console.is_terminal else PlainView
+    return kind(console, experiment, columns)
