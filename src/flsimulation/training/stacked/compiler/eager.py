@@ -18,7 +18,7 @@ from flsimulation.training.stacked.compiler.step import (
     stacked_step,
     watched,
 )
-from flsimulation.training.stacked.compiler.trace import explained
+from flsimulation.training.stacked.compiler.trace import refusal
 
 
 class EagerStep:
@@ -32,7 +32,11 @@ class EagerStep:
         Examples of the data set, [n, ...]; n may be small.
     """
 
-    def __init__(self, module: pl.LightningModule, x: Tensor, y: Tensor) -> None:
+    def __init__(
+        self, module: pl.LightningModule, x: Tensor, y: Tensor, *, writes: bool = False
+    ) -> None:
+        self.writes = writes
+        """Whether the step writes into tensors that it makes."""
         self.module = copy.deepcopy(module)
         self._x, self._y = x, y
         parameters = dict(self.module.named_parameters())
@@ -68,9 +72,11 @@ class EagerStep:
             leaves = [tensor.detach().requires_grad_() for tensor in trained]
             module = watched(copy.deepcopy(self.module), log)
             try:
-                values = stacked_step(module, self.trained, self.shared, leaves, shared, x, y)
+                values = stacked_step(
+                    module, self.trained, self.shared, leaves, shared, x, y, writes=self.writes
+                )
             except (Exception, SystemExit) as error:
-                raise NotStackable(explained(error)) from error
+                raise refusal(error) from error
         return Step.taken(values, len(log.how)), log.how
 
     def alone(self, trained: Sequence[Tensor], x: Tensor, y: Tensor) -> Step:
@@ -86,7 +92,7 @@ class EagerStep:
     def in_double(self) -> EagerStep:
         """The same step in float64."""
         x, y = (t.double() if t.is_floating_point() else t for t in (self._x, self._y))
-        return EagerStep(copy.deepcopy(self.module).double(), x, y)
+        return EagerStep(copy.deepcopy(self.module).double(), x, y, writes=self.writes)
 
 
 def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[float]) -> bool:
