@@ -249,7 +249,7 @@ def _drops_nothing(node: Node) -> bool:
     place = names.index("dropout_p")
     default = _schema(node).arguments[place].default_value
     given = node.args[place] if len(node.args) > place else node.kwargs.get("dropout_p", default)
-    return given == 0
+    return bool(given == 0)
 
 
 def _frozen(value: Any) -> Any:

@@ -36,7 +36,7 @@ class Undropped(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG002
+        types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
@@ -150,9 +150,9 @@ def _attention(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002 - as PyTorch calls it
+    is_causal: bool = False,
     scale: float | None = None,
-    enable_gqa: bool = False,  # noqa: FBT001, FBT002
+    enable_gqa: bool = False,
 ) -> Any:
     """As `scaled_dot_product_attention` is documented."""
     if dropout_p > 0 or enable_gqa:
@@ -174,11 +174,11 @@ def _bag(
     offsets: Tensor | None = None,
     max_norm: float | None = None,
     norm_type: float = 2,  # noqa: ARG001
-    scale_grad_by_freq: bool = False,  # noqa: FBT001, FBT002
+    scale_grad_by_freq: bool = False,
     mode: str = "mean",
-    sparse: bool = False,  # noqa: FBT001, FBT002
+    sparse: bool = False,
     per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,  # noqa: FBT001, FBT002, ARG001
+    include_last_offset: bool = False,  # noqa: ARG001
     padding_idx: int | None = None,
 ) -> Any:
     """As `embedding_bag` is documented, for bags of one size."""

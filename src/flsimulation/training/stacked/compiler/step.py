@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from flsimulation.data.leaves import Leaves, first
+from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import Log
 from flsimulation.training.stacked.compiler.rewritten import (
     Rewritten,
@@ -70,19 +72,22 @@ class _Whole(nn.Module):
     """Calls a module's training step as its forward, for ``functional_call``."""
 
     def __init__(
-        self, module: pl.LightningModule, mode: Callable[[Tensor], Undropped] | None = None
+        self,
+        module: pl.LightningModule,
+        form: Form,
+        mode: Callable[[Tensor], Undropped] | None = None,
     ) -> None:
         super().__init__()
-        self.module, self._mode = module, mode
+        self.module, self._form, self._mode = module, form, mode
         takes = inspect.signature(module.training_step).parameters
         if "dataloader_iter" in takes:
             raise NotStackable("takes a dataloader_iter")
         self._also: tuple[Any, ...] = (_BatchIndex(),) if len(takes) > 1 else ()
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Leaves, y: Leaves) -> Tensor:
         before = tensors_of(self.module)
-        with Undropped() if self._mode is None else self._mode(x):
-            output: Any = self.module.training_step((x, y), *self._also)
+        with Undropped() if self._mode is None else self._mode(first(x)):
+            output: Any = self.module.training_step(self._form.batch(x, y), *self._also)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise NotStackable("returns no loss")
@@ -136,8 +141,9 @@ def stacked_step(
     shared: Sequence[str],
     leaves: Sequence[Tensor],
     rest: Sequence[Tensor],
-    x: Tensor,
-    y: Tensor,
+    x: Leaves,
+    y: Leaves,
+    form: Form = PAIR,
     *,
     writes: bool = False,
 ) -> tuple[Any, ...]:
@@ -145,14 +151,18 @@ def stacked_step(
 
     Parameters
     ----------
+    module, trained, shared, leaves, rest
+        The module, the names of its stacked and its other tensors, and these.
+    x, y, form
+        A batch of each client, [clients, examples, ...], and what the step receives.
     writes : bool
         Whether the step writes into tensors that it makes: they are then one for each client.
     """
-    whole = _Whole(module, lambda x: Rewritten(zero_of(x) if writes else None))
+    whole = _Whole(module, form, lambda x: Rewritten(zero_of(x) if writes else None))
     log: Log = module.log.__self__  # type: ignore[attr-defined]
     fixed = {f"module.{name}": tensor for name, tensor in zip(shared, rest, strict=True)}
 
-    def one(own: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def one(own: dict[str, Tensor], x: Leaves, y: Leaves) -> tuple[Tensor, list[Tensor]]:
         log.how.clear()
         log.values.clear()
         loss = functional_call(whole, {**own, **fixed}, (x, y))
@@ -161,19 +171,24 @@ def stacked_step(
     stacked = {f"module.{name}": leaf for name, leaf in zip(trained, leaves, strict=True)}
     with without_fallback():
         losses, logged = vmap(one)(stacked, x, y)
-    seeds = torch.ones(len(x), dtype=losses.dtype, device=losses.device)
+    seeds = torch.ones(len(losses), dtype=losses.dtype, device=losses.device)
     gradients = torch.autograd.grad(losses, leaves, seeds, allow_unused=True)
     return (losses.detach(), *(value.detach() for value in logged), *gradients)
 
 
-def loss_of(module: pl.LightningModule, x: Tensor, y: Tensor) -> Tensor:
+def loss_of(module: pl.LightningModule, x: Leaves, y: Leaves, form: Form = PAIR) -> Tensor:
     """The loss of one client's batch, a scalar; the module is `watched`."""
-    loss: Tensor = _Whole(module)(x, y)
+    loss: Tensor = _Whole(module, form)(x, y)
     return loss
 
 
 def alone_step(
-    module: pl.LightningModule, trained: Sequence[str], own: Sequence[Tensor], x: Tensor, y: Tensor
+    module: pl.LightningModule,
+    trained: Sequence[str],
+    own: Sequence[Tensor],
+    x: Leaves,
+    y: Leaves,
+    form: Form = PAIR,
 ) -> tuple[Any, ...]:
     """One client's loss, logged values and gradients without vmap; the module takes its weights."""
     log: Log = module.log.__self__  # type: ignore[attr-defined]
@@ -183,6 +198,6 @@ def alone_step(
         for leaf, value in zip(leaves, own, strict=True):
             leaf.copy_(value)
     with torch.enable_grad():
-        loss = loss_of(module, x, y)
+        loss = loss_of(module, x, y, form)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     return (loss.detach(), *(value.detach() for value in log.values), *gradients)
