@@ -14,7 +14,7 @@ from torch import Tensor
 from flsimulation import run, seeds
 from flsimulation.client.workspace import Workspace
 from flsimulation.data.sources import load_dataset
-from flsimulation.errors import ClientError, InputError, RunError
+from flsimulation.errors import ClientError, InputError, ModelError, RunError
 from flsimulation.experiment import Experiment, load_experiment
 from flsimulation.training import Terms
 
@@ -454,3 +454,16 @@ def test_an_input_and_the_labels_need_two_names_in_a_dict(lines: Any) -> None:
         "data.label-column 'image' is also the name of an input, so that a batch cannot be a dict; "
         "name it otherwise, or set data.batch = 'pair'"
     )
+
+
+def test_a_shipped_model_takes_pairs(lines: Any) -> None:
+    said = refused(lines, NOISE, "data.batch=dict", "model.class=mlp")
+    assert said == (
+        "data.batch is 'dict', but model.class 'mlp' takes pairs; set data.batch = 'pair', or name a "
+        "class of your own"
+    )
+
+
+def test_a_shipped_model_refuses_several_inputs(tokens: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="several: input_ids, attention_mask; use a class of your"):
+        Workspace.load(tokens(tmp_path, "model.class=mlp"))

@@ -8,6 +8,7 @@ from flsimulation.data.dataset import Dataset
 from flsimulation.errors import DataError
 from flsimulation.experiment import Experiment
 from flsimulation.experiment.spec import Data
+from flsimulation.models import MODELS
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.transforms import Transform
 
@@ -35,6 +36,11 @@ def preparation(experiment: Experiment, dataset: Dataset) -> Preparation:
     spec = experiment.data
     form = Form(spec.batch, spec.image_column, spec.label_column)
     names = [form.inputs] if not isinstance(dataset.x_train, dict) else [*dataset.x_train]
+    if form.kind == "dict" and experiment.model.class_ in MODELS:
+        raise DataError(
+            f"data.batch is 'dict', but model.class {experiment.model.class_!r} takes pairs; set "
+            f"data.batch = 'pair', or name a class of your own"
+        )
     if form.kind == "dict" and form.labels in names:
         raise DataError(
             f"data.label-column {form.labels!r} is also the name of an input, so that a batch "

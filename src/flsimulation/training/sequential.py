@@ -14,6 +14,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.measured import Measured
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.workers import Source, Workers
@@ -113,7 +114,7 @@ class Evaluates(Protocol):
 
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
-    ) -> dict[str, float]:
+    ) -> Measured:
         """Scores of a model. Raises `ClientError`."""
 
 

@@ -20,6 +20,7 @@ from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.direct import DirectEvaluator, EvaluationStep
 from flsimulation.training.jobs import State
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.comparison import exactly, is_close
 from flsimulation.training.stacked.compiler.passes import epsilon
 from flsimulation.training.stacked.compiler.step import NotStackable
@@ -110,7 +111,7 @@ class StackedEvaluator:
         """Scores of clients that have one batch each, of one size."""
         step = self._taken(state, *self._inputs(clients))
         values = torch.stack(step.values, 1).tolist()
-        return [self._direct.scores([step._replace(values=own)]) for own in values]
+        return [scores(self._direct.scores([step._replace(values=own)])) for own in values]
 
     def _inputs(self, clients: Sequence[Batches]) -> list[Leaves]:
         """Inputs and labels of all clients, [clients, batch, ...]."""
@@ -137,6 +138,8 @@ class StackedEvaluator:
             values, most = (vmap(step)(x, y), 0) if known else _compared(step, x, y)
             if random_states() != streams or not self._direct.is_new:
                 raise NotStackable("draws random numbers or changes the module")
+            if self._direct.logs_metrics:
+                raise NotStackable("logs metric objects")
         if any(own[:-1] != steps[0][:-1] for own in steps):
             raise NotStackable("logs something else for many clients at once")
         if not known:
