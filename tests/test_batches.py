@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flsimulation import run, seeds
+from flsimulation.cli.main import main
 from flsimulation.client.workspace import Workspace
 from flsimulation.data.sources import load_dataset
 from flsimulation.errors import ClientError, InputError, ModelError, RunError
@@ -253,6 +255,7 @@ EXAMPLE_PAIR = (
         *((text, "batch") for text in (NOISE, GLOBAL, SHIFTED, MIXED, WIDER, OBJECT)),
         *((text, "example") for text in (EXAMPLE, EXAMPLE_PAIR, OBJECT)),
     ],
+    ids=["noise", "global", "shifted", "mixed", "wider", "object", "one", "pair", "one-object"],
 )
 def test_a_transform_trains_the_same_in_every_engine(lines: Any, text: str, per: str) -> None:
     sets = [f"data.transform-per={per}"]
@@ -467,3 +470,81 @@ def test_a_shipped_model_takes_pairs(lines: Any) -> None:
 def test_a_shipped_model_refuses_several_inputs(tokens: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="several: input_ids, attention_mask; use a class of your"):
         Workspace.load(tokens(tmp_path, "model.class=mlp"))
+
+
+IMAGES = """
+import numpy as np
+
+
+def images(n=60):
+    rng = np.random.default_rng(0)
+    x = rng.random((n, 1, 8, 8), dtype=np.float32)
+    y = (x[:, 0, :4].mean((1, 2)) > 0.5).astype(np.int64)
+    return {"x_train": x[10:], "y_train": y[10:], "x_test": x[:10], "y_test": y[:10]}
+"""
+
+
+@pytest.mark.seconds
+def test_the_transform_of_the_documentation_flips_and_shifts(
+    own_modules: Any, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    found = re.search(r"`augment.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    own_modules(found[1], "augment.py")
+    own_modules(IMAGES, "images.py")
+    file = tmp_path / "images.toml"
+    file.write_text(
+        'name = "images"\n[data]\ndataset = "images.py:images"\nclients = 3\n'
+        'transform = "augment.py:flip_and_shift"\n[model]\nclass = "mlp"\n'
+        "args = { hidden = [6, 6] }\n[train]\nbatch-size = 8\n"
+    )
+    made = [
+        Workspace.load(load_experiment(file, [f"train.engine={engine}"]), processes=1)
+        for engine in ("stacked", "sequential")
+    ]
+    assert_same(*map(fitted, made))
+    plain = Workspace.load(load_experiment(file, ["data.transform="]), processes=1)
+    mirrored, shifts = list[bool](), set[tuple[int, int]]()
+    for changed, x in zip(seen(made[0], 1, 0), seen(plain, 1, 0), strict=True):
+        moves = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+        whole = [  # how each image can have become what it is
+            {
+                (flip, move)
+                for move in moves
+                for flip in (False, True)
+                if torch.equal(own, (before.flip(-1) if flip else before).roll(move, (-2, -1)))
+            }
+            for own, before in zip(changed, x, strict=True)
+        ]
+        assert all(len(ways) == 1 for ways in whole)
+        mirrored += [flip for ((flip, _),) in whole]
+        (move,) = {move for ((_, move),) in whole}
+        shifts.add(move)
+    assert 0.2 < np.mean(mirrored) < 0.8
+    assert len(shifts) > 1
+
+
+@pytest.mark.seconds
+def test_a_run_with_a_mistake_in_its_transform_ends_with_one_line(
+    lines: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines("def change(x):\n    return None\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["run", str(tmp_path / "rows.toml"), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert said.count("data.transform") == 2  # the key, and the remedy
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_of_transforms_are_relative_to_the_experiment_file(
+    lines: Any, tmp_path: Path
+) -> None:
+    spec = lines(NOISE, data='transform = "aug.py:a"\nevaluation-transform = "aug.py:b"').data
+    folder = tmp_path.resolve()
+    assert (spec.transform, spec.evaluation_transform) == (
+        f"{folder}/aug.py:a",
+        f"{folder}/aug.py:b",
+    )
