@@ -291,6 +291,15 @@ def test_batches_are_those_of_the_function_and_the_seed_alone(lines: Any) -> Non
     assert not torch.equal(found[0] - bare[0], seen(space, 2, 0)[0] - seen(plain, 2, 0)[0])
 
 
+def test_the_global_streams_are_seeded_anew_for_each_batch_round_and_client(lines: Any) -> None:
+    text = "def change(x):\n    x[:] = torch.tensor([random.random(), np.random.rand()])\n    return x\n"
+    space = Workspace.load(lines(text, "train.engine=sequential"))
+    parts = [(round, client) for round in (1, 2) for client in (0, 1)]
+    drawn = [tuple(x[0].tolist()) for part in parts for x in seen(space, *part)]
+    assert len({one for one, _ in drawn}) == len({two for _, two in drawn}) == len(drawn) > 12
+    assert drawn[0] == tuple(seen(space, 1, 0)[0][0].tolist())
+
+
 def test_a_function_may_change_its_batch_in_place_and_the_data_set_stays(lines: Any) -> None:
     both = 'evaluation-transform = "aug.py:change"'
     space = Workspace.load(lines(SHIFTED, "train.engine=sequential", data=both))
