@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +65,10 @@ class Dataset:
                 f"{self.name}: training inputs have shape {tuple(self.x_train.shape[1:])}, "
                 f"test inputs {tuple(self.x_test.shape[1:])}"
             )
+
+    def noted(self, *lines: str) -> Dataset:
+        """Make a copy with these lines before its notes."""
+        return replace(self, notes=(*lines, *self.notes))
 
     @property
     def labels(self) -> np.ndarray | None:

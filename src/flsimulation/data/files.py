@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from flsimulation.data.arrays import Examples, assemble, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.idx import read_idx
-from flsimulation.data.images import has_images, load_image_folder
+from flsimulation.data.images import has_images, image_files, load_image_folder
+from flsimulation.data.masks import has_masks, load_mask_folder
+from flsimulation.data.npz import load_npz
 from flsimulation.data.tables import load_csv
 from flsimulation.experiment.spec import Data
 
 _FOLDER = (
     "a folder must hold the four IDX files (train-images-idx3-ubyte.gz, ...), images as "
-    "CLASS/*.png or train/CLASS/*.png, or train.csv and test.csv"
+    "CLASS/*.png or train/CLASS/*.png, images/*.png with masks/*.png, or train.csv and test.csv"
 )
 
 
@@ -37,7 +36,7 @@ def load_file(spec: Data, seed: int) -> Dataset:
     if path.suffix.lower() == ".csv":
         return load_csv(path, None, spec, seed)
     if path.suffix.lower() == ".npz":
-        return _load_npz(path, spec, seed)
+        return load_npz(path, spec, seed)
     raise refusal(spec, f"a file must be a .csv or a .npz, got {path.suffix or path.name}")
 
 
@@ -56,8 +55,16 @@ def _load_folder(folder: Path, spec: Data, seed: int) -> Dataset:
     if (train := folder / "train.csv").is_file():
         test = folder / "test.csv"
         return load_csv(train, test if test.is_file() else None, spec, seed)
+    if has_masks(folder) and spec.task in ("auto", "segmentation"):
+        return load_mask_folder(folder, spec, seed)
     if has_images(folder):
         return load_image_folder(folder, spec, seed)
+    if flat := image_files(folder, "*"):
+        raise refusal(
+            spec,
+            f"{len(flat)} images lie in the folder itself, which does not say their classes; move "
+            f"them into one folder for each class",
+        )
     raise refusal(spec, f"there is no data set in the folder; {_FOLDER}")
 
 
@@ -68,36 +75,3 @@ def _idx_file(folder: Path, part: str, kind: str, spec: Data) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise refusal(spec, f"{folder} has no {names[0]} or {names[0]}.gz; add the file")
-
-
-def _load_npz(path: Path, spec: Data, seed: int) -> Dataset:
-    arrays = _read_npz(path, spec)
-    if "x_train" in arrays:
-        wanted = ("x_train", "y_train", "x_test", "y_test")
-        x, y, x_test, y_test = (_named(arrays, (name,), spec) for name in wanted)
-        owners = arrays.get("owners_train", arrays.get("owners"))
-        return assemble(spec, seed, Examples(x, y, owners), Examples(x_test, y_test))
-    x = _named(arrays, ("x", spec.image_column), spec)
-    y = _named(arrays, ("y", spec.label_column), spec)
-    owners = arrays.get("owners", arrays.get(spec.partition_column))
-    return assemble(spec, seed, Examples(x, y, owners))
-
-
-def _read_npz(path: Path, spec: Data) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        text = " ".join(str(error).split())
-        raise refusal(spec, f"cannot be read as NPZ: {text}; save it with numpy.savez") from None
-
-
-def _named(arrays: dict[str, np.ndarray], names: tuple[str, ...], spec: Data) -> np.ndarray:
-    for name in names:
-        if name in arrays:
-            return arrays[name]
-    raise refusal(
-        spec,
-        f"it has no array {' or '.join(map(repr, names))}, only {', '.join(arrays) or 'none'}; "
-        f"give x_train, y_train, x_test, y_test, or x and y",
-    )

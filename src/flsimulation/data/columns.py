@@ -1,0 +1,71 @@
+"""Columns of a Hugging Face table: what kind they are, and images that are read when needed."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from flsimulation.data.arrays import refusal
+from flsimulation.data.pictures import Picture
+from flsimulation.experiment.spec import Data
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_TEXT = ("string", "large_string", "string_view")
+
+
+def leaf(feature: Any) -> str:
+    """Type of the numbers in a column, however deep its lists are."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return str(getattr(feature, "dtype", ""))
+
+
+def check_numeric(name: str, feature: Any, spec: Data) -> None:
+    """Refuse a column of inputs that are not numbers. Raises `DataError`."""
+    kind = leaf(feature)
+    if kind in _TEXT:
+        raise refusal(
+            spec,
+            f"column {name!r} holds text, and models need numbers; tokenise it, with a function of "
+            f"your own (path/to/file.py:function) that returns token ids, or leave the column out",
+        )
+    if kind.startswith(("timestamp", "date", "time", "duration", "binary", "large_binary")):
+        raise refusal(spec, f"column {name!r} holds {kind}, not numbers; convert it")
+    inner = type(feature).__name__
+    if isinstance(feature, dict) or inner in ("Audio", "Video", "Translation", "Pdf"):
+        what = "records" if isinstance(feature, dict) else inner
+        raise refusal(
+            spec,
+            f"column {name!r} holds {what}, not numbers; convert it, with a function of your own "
+            f"(path/to/file.py:function)",
+        )
+
+
+def pictures_of(table: Any, spec: Data) -> list[Picture]:
+    """Images of the column ``data.image-column``, decoded only when they are opened."""
+    import datasets
+
+    column = spec.image_column
+    if empty := table.data.column(column).null_count:
+        raise refusal(spec, f"column {column!r} has {empty} rows without an image; remove them")
+    stored = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return [
+        Picture(f"image {number}", _Stored(stored, column, number)) for number in range(len(stored))
+    ]
+
+
+class _Stored:
+    """Opens an image of a table."""
+
+    def __init__(self, table: Any, column: str, row: int) -> None:
+        self._table, self._column, self._row = table, column, row
+
+    def __call__(self) -> Image.Image:
+        from PIL import Image
+
+        cell = self._table[self._row][self._column]
+        if cell["bytes"] is not None:
+            return Image.open(io.BytesIO(cell["bytes"]))
+        return Image.open(cell["path"])

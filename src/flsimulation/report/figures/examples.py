@@ -1,0 +1,165 @@
+"""What a data set looks like: some of its images, or histograms of its columns and labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flsimulation.data.dataset import Dataset
+from flsimulation.data.summary import kind_of, spans
+from flsimulation.report.figures.canvas import (
+    BLUE,
+    GREEN,
+    MUTED,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILION,
+    WIDTH,
+    house_style,
+    number_axis,
+)
+from flsimulation.report.figures.mosaic import Tiles, mosaic_figure
+from flsimulation.report.formats import short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Values = npt.NDArray[np.float64]
+_COLUMNS = 19
+"""Columns of a table that are drawn, beside the label."""
+_ACROSS = 4
+_NAMED = 8  # classes whose names are readable below their bars
+_MASKS = (ORANGE, SKY, GREEN, VERMILION, PINK, BLUE)
+_ROWS, _EACH = 10, 8  # of images: classes, and examples of each
+
+
+class Part(NamedTuple):
+    """One small histogram."""
+
+    title: str
+    values: Values
+    names: Sequence[str] = ()
+    """Names of the classes 0, 1, ..., whose bars are drawn instead of bins."""
+    colour: str = BLUE
+
+
+@house_style()
+def data_figure(dataset: Dataset) -> Figure:
+    """Draw examples of the training set.
+
+    Returns
+    -------
+    Figure
+        Images: some of each class, with masks in colour. Others: histograms of inputs and labels.
+    """
+    if kind_of(dataset) == "images":
+        return mosaic_figure(_tiles(dataset))
+    return _histograms([_label(dataset), *_inputs(dataset)])
+
+
+def _tiles(dataset: Dataset) -> Tiles:
+    labels = dataset.labels
+    if labels is None:
+        rows = min(4, -(-len(dataset.x_train) // _EACH))
+        places = [np.arange(len(dataset.x_train))[i * _EACH : (i + 1) * _EACH] for i in range(rows)]
+        names = [""] * rows
+    else:
+        shown = range(min(len(dataset.classes), _ROWS))
+        places = [np.flatnonzero(labels == number)[:_EACH] for number in shown]
+        names = [dataset.classes[number] for number in shown]
+    images = [dataset.x_train[place].numpy() for place in places]
+    has_masks = dataset.y_train.ndim == 3 and not dataset.y_train.is_floating_point()
+    masks = [dataset.y_train[place].numpy() for place in places] if has_masks else None
+    return Tiles(images, names, masks, _MASKS)
+
+
+def _label(dataset: Dataset) -> Part:
+    y = dataset.y_train.numpy()
+    if dataset.labels is not None:
+        return Part("Label", dataset.labels.astype(float), dataset.classes, ORANGE)
+    if dataset.task == "multilabel":
+        return Part("Labels", np.nonzero(y)[1].astype(float), dataset.classes, ORANGE)
+    return Part("Label", y.ravel().astype(float), (), ORANGE)
+
+
+def _inputs(dataset: Dataset) -> list[Part]:
+    x, kind = dataset.x_train, kind_of(dataset)
+    if kind != "table":
+        title = "Tokens" if kind == "tokens" else "Inputs"
+        return [Part(title, x.numpy().ravel().astype(float))]
+    flat = x.reshape(len(x), -1)
+    parts = []
+    for column, span in spans(dataset)[:_COLUMNS]:
+        values = flat[:, span].numpy()
+        if column.width > 1:
+            categories = np.nonzero(values)[1].astype(float)
+            parts.append(Part(column.name, categories, [str(i) for i in range(column.width)]))
+        else:
+            parts.append(Part(column.name, values[:, 0].astype(float)))
+    return parts
+
+
+def _histograms(parts: Sequence[Part]) -> Figure:
+    from matplotlib.figure import Figure
+
+    across = min(_ACROSS, len(parts))
+    down = -(-len(parts) // across)
+    height = 0.3 + 1.45 * down
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    step, gap = (WIDTH - 0.15) / across, 0.42
+    for number, part in enumerate(parts):
+        row, column = divmod(number, across)
+        place = (
+            (0.1 + gap + column * step) / WIDTH,
+            1 - (0.35 + row * 1.45 + 0.85) / height,
+            (step - gap - 0.12) / WIDTH,
+            0.85 / height,
+        )
+        _histogram(figure.add_axes(place), part)
+    return figure
+
+
+def _histogram(axes: Axes, part: Part) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(short(part.title, 18), size=9, loc="left", color=MUTED)
+    axes.tick_params(labelsize=7)
+    if part.names:
+        _bars(axes, part)
+    else:
+        _bins(axes, part)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    number_axis(axes.yaxis)
+
+
+def _bars(axes: Axes, part: Part) -> None:
+    numbers = np.arange(len(part.names))
+    counts = np.bincount(part.values.astype(int), minlength=len(numbers))[: len(numbers)]
+    axes.bar(numbers, counts, width=0.8, color=part.colour)
+    if len(numbers) <= _NAMED:
+        most = max(2, 24 // len(numbers))
+        axes.set_xticks(numbers, [short(str(name), most) for name in part.names])
+
+
+def _bins(axes: Axes, part: Part) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    values = part.values[np.isfinite(part.values)]
+    lowest, highest = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    whole = bool((values == np.floor(values)).all()) and highest - lowest < 40
+    if lowest == highest:
+        edges = np.array([lowest - 0.5, lowest + 0.5])
+    elif whole:
+        edges = np.arange(math.floor(lowest), math.ceil(highest) + 2) - 0.5
+    else:
+        edges = np.linspace(lowest, highest, 31)
+    counts, _ = np.histogram(values, edges)
+    axes.stairs(counts, edges.tolist(), fill=True, color=part.colour)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=3, min_n_ticks=2))
+    number_axis(axes.xaxis)
