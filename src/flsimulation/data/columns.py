@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flsimulation.data.arrays import refusal
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _TEXT = ("string", "large_string", "string_view")
+_BLOCK = 64
+"""Encoded images that are in memory at a time."""
 
 
 def leaf(feature: Any) -> str:
@@ -51,21 +54,28 @@ def pictures_of(table: Any, spec: Data) -> list[Picture]:
     if empty := table.data.column(column).null_count:
         raise refusal(spec, f"column {column!r} has {empty} rows without an image; remove them")
     stored = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return [
-        Picture(f"image {number}", _Stored(stored, column, number)) for number in range(len(stored))
-    ]
+    cells = _Cells(stored, column)
+    return [Picture(f"image {row}", partial(_open, cells, row)) for row in range(len(stored))]
 
 
-class _Stored:
-    """Opens an image of a table."""
+def _open(cells: _Cells, row: int) -> Image.Image:
+    from PIL import Image
 
-    def __init__(self, table: Any, column: str, row: int) -> None:
-        self._table, self._column, self._row = table, column, row
+    cell = cells[row]
+    if cell["bytes"] is not None:
+        return Image.open(io.BytesIO(cell["bytes"]))
+    return Image.open(cell["path"])
 
-    def __call__(self) -> Image.Image:
-        from PIL import Image
 
-        cell = self._table[self._row][self._column]
-        if cell["bytes"] is not None:
-            return Image.open(io.BytesIO(cell["bytes"]))
-        return Image.open(cell["path"])
+class _Cells:
+    """Encoded images of a column, read in blocks: one row at a time takes as long as decoding."""
+
+    def __init__(self, table: Any, column: str) -> None:
+        self._table, self._column = table, column
+        self._start, self._block = 0, list[Any]()
+
+    def __getitem__(self, row: int) -> Any:
+        if not 0 <= row - self._start < len(self._block):
+            self._start = row - row % _BLOCK
+            self._block = self._table[self._start : self._start + _BLOCK][self._column]
+        return self._block[row - self._start]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from flsimulation.data.arrays import refusal
-from flsimulation.data.pixels import DEEP, PixelRangeError, decoded
+from flsimulation.data.pixels import DEEP, PixelRangeError, decoded, orientation
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _GREY = {"1", "L", "LA", "La"}
-_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # EXIF: these change height and width
+_TURNED = range(5, 9)  # EXIF orientations that change height and width
 UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError,
     struct.error, zlib.error,
@@ -118,19 +118,11 @@ def read_header(picture: Picture, spec: Data) -> Header:
 
 
 def _header(name: str, image: Image.Image) -> Header:
-    turn = _orientation(image)
+    turn = orientation(image)
     size = image.size[::-1] if turn in _TURNED else image.size
     reduced = image.mode in ("RGB", "RGBA") and any(";16" in str(t) for t in image.tile)  # type: ignore[attr-defined]
     frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-    return Header(name, size, image.mode, _is_grey(image), frames, turn not in (0, 1), reduced)
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; a PNG is asked only if its header has EXIF, or it would be read whole."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1
-    turn = image.getexif().get(_ORIENTATION, 1)
-    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+    return Header(name, size, image.mode, _is_grey(image), frames, turn != 1, reduced)
 
 
 def _is_grey(image: Image.Image) -> bool:

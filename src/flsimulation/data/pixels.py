@@ -15,6 +15,7 @@ CHANNELS = (1, 3, 4)
 """Grey, colour, colour with transparency."""
 _SMALLEST = 8  # pixels of a side from which on an array [n, a, b, 3] of floats is taken for images
 _FULL = 65535
+_ORIENTATION = 0x0112  # EXIF's number of it
 
 
 class PixelRangeError(ValueError):
@@ -51,12 +52,24 @@ def decoded(
     from PIL import ImageOps
 
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode in DEEP:
         return _deep(image, side, dtype, grey=grey), False
     image, transparent = _opaque(image)
     image = _resized(image.convert("L" if grey else "RGB"), side)
     return _with_depth(np.asarray(image), dtype), transparent
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 where there is none.
+
+    Of a PNG that is not loaded yet only the header is asked, or all of it would be read.
+    """
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    turn = image.getexif().get(_ORIENTATION, 1)
+    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
 def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
