@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flsimulation.data.arrays import Examples, assemble, refusal, split_rows
-from flsimulation.data.columns import check_numeric, leaf, pictures_of
+from flsimulation.data.features import check_numeric, leaf, pictures_of
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.images import floats_if_deep
 from flsimulation.data.pictures import stack_pictures
