@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,27 +63,19 @@ def _file_name(path: Path) -> str:
 
 def _print(summary: Summary) -> None:
     print_table(_overview(summary))
-    for key, columns in (
-        ("columns", ("column", "type", "missing", "distinct", "min", "mean", "max")),
-        ("classes", ("class", "train", "test")),
-        ("masks", ("class", "share of pixels")),
-    ):
-        if rows := summary.get(key):
-            typer.echo()
-            print_table(_rows(rows, columns))
-            if len(rows) > _ROWS:
-                typer.echo(f"... and {len(rows) - _ROWS} more")
+    for inputs in summary["inputs"]:
+        _table(inputs.get("columns"), "column", "type", "missing", "distinct", "min", "mean", "max")
+    _table(summary.get("classes"), "class", "train", "test")
+    _table(summary.get("masks"), "class", "share of pixels")
     typer.echo()
 
 
 def _overview(summary: Summary) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
-    shape = " x ".join(map(str, summary["shape"])) or "1"
     lines = [
         ("data set", summary["name"]),
         ("examples", f"{summary['train']:,} for training, {summary['test']:,} for the test"),
-        ("inputs", f"{summary['kind']}, {shape} per example"),
-        *_about_inputs(summary),
+        *(line for inputs in summary["inputs"] for line in _about_inputs(inputs)),
         ("task", summary["task"]),
         *_about_target(summary),
         *_about_clients(summary),
@@ -93,17 +86,17 @@ def _overview(summary: Summary) -> Table:
     return table
 
 
-def _about_inputs(summary: Summary) -> list[tuple[str, str]]:
-    lines = []
-    if values := summary.get("values"):
+def _about_inputs(inputs: Summary) -> list[tuple[str, str]]:
+    shape = " x ".join(map(str, inputs["shape"])) or "1"
+    name = f"{inputs['name']}: " if inputs["name"] else ""
+    lines = [("inputs", f"{name}{inputs['kind']}, {shape} per example")]
+    if values := inputs.get("values"):
         lines.append(("values", _spread(values)))
-    if tokens := summary.get("tokens"):
+    if tokens := inputs.get("tokens"):
         lines.append(("tokens", f"{_tokens(tokens)}, length {tokens['length']}"))
-    constant = summary.get("constant")
-    if isinstance(constant, list) and constant:
-        lines.append(("constant", f"{', '.join(constant)}: the same in all examples"))
-    elif constant:
-        lines.append(("constant", f"{constant:,} inputs are the same in all examples"))
+    if constant := inputs.get("constant"):
+        size = math.prod(inputs["shape"])
+        lines.append(("constant", f"{constant:,} of {size:,} are the same in all examples"))
     return lines
 
 
@@ -135,13 +128,19 @@ def _tokens(tokens: dict[str, float]) -> str:
     )
 
 
-def _rows(rows: list[Summary], columns: tuple[str, ...]) -> Table:
+def _table(rows: list[Summary] | None, *columns: str) -> None:
+    """Print the first rows, of which each has the columns' values in their order."""
+    if not rows:
+        return
     table = Table(*columns, box=None, header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows[:_ROWS]:
         table.add_row(*(Text(_cell(key, value)) for key, value in row.items()))
-    return table
+    typer.echo()
+    print_table(table)
+    if len(rows) > _ROWS:
+        typer.echo(f"... and {len(rows) - _ROWS} more")
 
 
 def _cell(key: str, value: Any) -> str:

@@ -11,12 +11,12 @@ from flsimulation.data.idx import read_idx
 from flsimulation.data.images import has_images, image_files, load_image_folder
 from flsimulation.data.masks import has_masks, load_mask_folder
 from flsimulation.data.npz import load_npz
-from flsimulation.data.tables import load_csv
+from flsimulation.data.tables import find_table, is_table, load_table
 from flsimulation.experiment.spec import Data
 
 _FOLDER = (
     "a folder must hold the four IDX files (train-images-idx3-ubyte.gz, ...), images as "
-    "CLASS/*.png or train/CLASS/*.png, images/*.png with masks/*.png, or train.csv and test.csv"
+    "CLASS/*.png or train/CLASS/*.png, or train.csv and test.csv"
 )
 
 
@@ -33,11 +33,13 @@ def load_file(spec: Data, seed: int) -> Dataset:
         return _load_folder(path, spec, seed)
     if not path.is_file():
         raise refusal(spec, "there is no such file or folder; correct the path")
-    if path.suffix.lower() == ".csv":
-        return load_csv(path, None, spec, seed)
+    if is_table(path):
+        return load_table(path, None, spec, seed)
     if path.suffix.lower() == ".npz":
         return load_npz(path, spec, seed)
-    raise refusal(spec, f"a file must be a .csv or a .npz, got {path.suffix or path.name}")
+    raise refusal(
+        spec, f"a file must be a .csv, .tsv, .parquet or .npz, got {path.suffix or path.name}"
+    )
 
 
 def load_idx_folder(folder: Path, spec: Data, seed: int, classes: Sequence[str] = ()) -> Dataset:
@@ -52,9 +54,8 @@ def load_idx_folder(folder: Path, spec: Data, seed: int, classes: Sequence[str] 
 def _load_folder(folder: Path, spec: Data, seed: int) -> Dataset:
     if any(folder.glob("*idx?-ubyte*")):
         return load_idx_folder(folder, spec, seed)
-    if (train := folder / "train.csv").is_file():
-        test = folder / "test.csv"
-        return load_csv(train, test if test.is_file() else None, spec, seed)
+    if train := find_table(folder, "train"):
+        return load_table(train, find_table(folder, "test"), spec, seed)
     if has_masks(folder) and spec.task in ("auto", "segmentation"):
         return load_mask_folder(folder, spec, seed)
     if has_images(folder):

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from flsimulation.data.arrays import Examples, assemble, refusal, split_rows
-from flsimulation.data.features import check_numeric, leaf, pictures_of
+from flsimulation.data.arrays import Examples, Inputs, assemble, refusal, split_rows
 from flsimulation.data.dataset import Dataset
+from flsimulation.data.features import check_numeric, leaf, pictures_of
 from flsimulation.data.images import floats_if_deep
 from flsimulation.data.pictures import stack_pictures
 from flsimulation.data.pixels import prepare_images
 from flsimulation.data.tables import check_owner_column, unknown_column
+from flsimulation.data.task import About
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -41,7 +42,9 @@ def load_hub(spec: Data, seed: int) -> Dataset:
     except Exception as error:
         raise _unavailable(spec, error) from error
     classes = getattr(tables[0].features[spec.label_column], "names", ())
-    return assemble(spec, seed, train, test, classes).noted(*notes)
+    about = About(f"column {spec.label_column!r}")
+    origin = Inputs(f"column {spec.image_column!r}", notes=notes)
+    return assemble(spec, seed, train, test, classes, about, origin)
 
 
 def _tables(spec: Data, seed: int) -> tuple[Any, Any]:
@@ -132,7 +135,7 @@ def _scalars(table: Any, spec: Data) -> np.ndarray:
     columns = [_column(table, name, spec) for name in others]
     if not columns or any(c.ndim != 1 or c.dtype.kind not in "buif" for c in columns):
         raise unknown_column("data.image-column", spec.image_column, spec.dataset, table.features)
-    return np.stack(columns, axis=1)
+    return np.stack(columns, axis=1).astype(np.float64)  # a table's integers are no tokens
 
 
 def _column(table: Any, name: str, spec: Data) -> np.ndarray:

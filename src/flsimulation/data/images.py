@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flsimulation.data.arrays import Examples, assemble
+from flsimulation.data.arrays import Examples, Inputs, assemble
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.pictures import Picture, stack_pictures
 from flsimulation.data.pixels import scale_deep
+from flsimulation.data.task import About
 from flsimulation.experiment.spec import Data
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def load_image_folder(folder: Path, spec: Data, seed: int) -> Dataset:
     y = np.array([numbers[path.parent.name] for path in train + test])
     size = len(train)
     held_out = Examples(x[size:], y[size:]) if test else None
-    dataset = assemble(spec, seed, Examples(x[:size], y[:size]), held_out, classes)
-    return dataset.noted(line, *_left_out(folder, parts), *_one_sided(train, test, classes))
+    notes = (line, *_left_out(folder, parts), *_one_sided(train, test, classes))
+    known, origin = About("folders", tuple(classes)), Inputs("images", "test images", notes=notes)
+    return assemble(spec, seed, Examples(x[:size], y[:size]), held_out, classes, known, origin)
 
 
 def split_folders(folder: Path) -> list[Path]:

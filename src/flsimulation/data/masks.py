@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flsimulation.data.arrays import Examples, assemble, refusal
+from flsimulation.data.arrays import Examples, Inputs, assemble, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.images import image_files, of_file, read_images, split_folders
 from flsimulation.data.pictures import UNREADABLE, as_size, unreadable
+from flsimulation.data.task import IGNORED, About
 from flsimulation.experiment.spec import Data
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IGNORED = -100
-"""Class of a pixel that PyTorch's cross-entropy skips."""
 _VOID = 255
 _BINARY = {0, _VOID}
 _ENDS = ("", "_mask", "-mask", "_seg")
@@ -54,9 +52,11 @@ def load_mask_folder(folder: Path, spec: Data, seed: int) -> Dataset:
     size = len(pairs[0])
     held_out = Examples(x[size:], y[size:]) if len(pairs) > 1 else None
     spec = spec.model_copy(update={"task": "segmentation"})
-    dataset = assemble(spec, seed, Examples(x[:size], y[:size]), held_out, classes)
-    dataset = replace(dataset, task="segmentation", classes=classes)
-    return dataset.noted(line, about, *_extra(folder, [mask for _, mask in every]))
+    notes = (line, about, *_extra(folder, [mask for _, mask in every]))
+    return assemble(
+        spec, seed, Examples(x[:size], y[:size]), held_out, classes, About("masks"),
+        Inputs("images", "test images", notes=notes),
+    )  # fmt: skip
 
 
 def _pairs(part: Path, spec: Data) -> list[tuple[Path, Path]]:

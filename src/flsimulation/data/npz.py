@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flsimulation.data.arrays import Examples, assemble, refusal
+from flsimulation.data.arrays import Examples, Inputs, assemble, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.pixels import prepare_images
+from flsimulation.data.task import About
 from flsimulation.experiment.spec import Data
 from flsimulation.experiment.suggest import did_you_mean, nearest
 
@@ -47,8 +48,9 @@ def load_npz(path: Path, spec: Data, seed: int) -> Dataset:
     train = Examples(x[0], arrays[names[1]], owners)
     test = Examples(tests[0][0], arrays[names[3]]) if tests else None
     known = () if classes is None else tuple(map(str, arrays[classes].ravel()))
-    dataset = assemble(spec, seed, train, test, known)
-    return dataset.noted(*x[1], *_notes(arrays, names, owner, classes))
+    notes = (*x[1], *_notes(arrays, names, owner, classes))
+    origin = Inputs(f"array {names[0]}", f"array {names[-2]}", notes=notes)
+    return assemble(spec, seed, train, test, known, About(f"array {names[1]}"), origin)
 
 
 def _read(path: Path, spec: Data) -> Arrays:

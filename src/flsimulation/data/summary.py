@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from flsimulation.data.dataset import Column, Dataset
+from flsimulation.data.leaves import named
 from flsimulation.data.pixels import CHANNELS
 
 Summary: TypeAlias = dict[str, Any]
 """Plain values, as for JSON."""
 
 
-def kind_of(dataset: Dataset) -> str:
-    """Kind of the inputs: ``images``, ``tokens``, ``table`` or ``array``, by type and shape."""
-    x = dataset.x_train
+def kind_of(dataset: Dataset, x: torch.Tensor) -> str:
+    """Kind of inputs: ``images``, ``tokens``, ``table`` or ``array``, by type and shape."""
     if dataset.columns:
         return "table"
     if not x.is_floating_point():
@@ -33,27 +33,16 @@ def summarize(dataset: Dataset) -> Summary:
     Returns
     -------
     dict
-        ``name``, ``train``, ``test``, ``task``, ``notes``, ``kind`` and ``shape`` of the inputs;
-        where it applies ``classes``, ``columns``, ``values``, ``tokens``, ``target``, ``masks``,
-        ``constant`` and ``clients``.
+        ``name``, ``train``, ``test``, ``task``, ``inputs`` (a list, as inputs may be several) and
+        ``notes``; where it applies ``classes``, ``target``, ``masks`` and ``clients``.
     """
-    kind = kind_of(dataset)
     summary: Summary = {
         "name": dataset.name,
-        "train": len(dataset.x_train),
-        "test": len(dataset.x_test),
+        "train": len(dataset.y_train),
+        "test": len(dataset.y_test),
         "task": dataset.task,
-        "kind": kind,
-        "shape": list(dataset.x_train.shape[1:]),
+        "inputs": [_inputs(dataset, name, x) for name, x in named(dataset.x_train)],
     }
-    if kind == "table":
-        summary["columns"] = _columns(dataset)
-        summary["constant"] = [c["name"] for c in summary["columns"] if c["distinct"] == 1]
-    elif kind == "tokens":
-        summary["tokens"] = _tokens(dataset.x_train)
-    else:
-        summary["values"] = statistics(dataset.x_train)
-        summary["constant"] = _constant(dataset.x_train)
     summary |= _labels(dataset)
     if dataset.owners is not None:
         _, sizes = np.unique(dataset.owners, return_counts=True)
@@ -61,6 +50,16 @@ def summarize(dataset: Dataset) -> Summary:
             "number": len(sizes), "smallest": int(sizes.min()), "largest": int(sizes.max()),
         }  # fmt: skip
     return {**summary, "notes": list(dataset.notes)}
+
+
+def _inputs(dataset: Dataset, name: str, x: torch.Tensor) -> Summary:
+    """Describe one tensor of inputs: ``columns``, ``tokens``, or ``values`` and ``constant``."""
+    about: Summary = {"name": name, "kind": kind_of(dataset, x), "shape": list(x.shape[1:])}
+    if about["kind"] == "table":
+        return {**about, "columns": _columns(dataset, x)}
+    if about["kind"] == "tokens":
+        return {**about, "tokens": _tokens(x)}
+    return {**about, "values": statistics(x), "constant": _constant(x)}
 
 
 def statistics(values: torch.Tensor) -> dict[str, float]:
@@ -74,10 +73,10 @@ def statistics(values: torch.Tensor) -> dict[str, float]:
     }
 
 
-def spans(dataset: Dataset) -> list[tuple[Column, slice]]:
+def spans(dataset: Dataset, x: torch.Tensor) -> list[tuple[Column, slice]]:
     """Columns of a table, and which inputs each became."""
-    width = math.prod(dataset.x_train.shape[1:])
-    kind = "number" if dataset.x_train.is_floating_point() else "integer"
+    width = math.prod(x.shape[1:])
+    kind = "number" if x.is_floating_point() else "integer"
     columns = dataset.columns or tuple(Column(str(i), kind) for i in range(width))
     found, start = [], 0
     for column in columns:
@@ -86,9 +85,9 @@ def spans(dataset: Dataset) -> list[tuple[Column, slice]]:
     return found
 
 
-def _columns(dataset: Dataset) -> list[Summary]:
-    x = dataset.x_train.reshape(len(dataset.x_train), -1)
-    return [_column(column, x[:, span].numpy()) for column, span in spans(dataset)]
+def _columns(dataset: Dataset, x: torch.Tensor) -> list[Summary]:
+    flat = x.reshape(len(x), -1)
+    return [_column(column, flat[:, span].numpy()) for column, span in spans(dataset, x)]
 
 
 def _column(column: Column, x: np.ndarray) -> Summary:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from flsimulation.data.dataset import Dataset
+from flsimulation.data.leaves import named
 from flsimulation.data.summary import kind_of, spans
 from flsimulation.report.figures.canvas import (
     BLUE,
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Values = npt.NDArray[np.float64]
-_COLUMNS = 19
-"""Columns of a table that are drawn, beside the label."""
+_MOST = 20
+"""Histograms in a figure."""
 _ACROSS = 4
 _NAMED = 8  # classes whose names are readable below their bars
 _MASKS = (ORANGE, SKY, GREEN, VERMILION, PINK, BLUE)
@@ -58,22 +60,26 @@ def data_figure(dataset: Dataset) -> Figure:
     Figure
         Images: some of each class, with masks in colour. Others: histograms of inputs and labels.
     """
-    if kind_of(dataset) == "images":
-        return mosaic_figure(_tiles(dataset))
-    return _histograms([_label(dataset), *_inputs(dataset)])
+    every = named(dataset.x_train)
+    images = [x for _, x in every if kind_of(dataset, x) == "images"]
+    if images:
+        return mosaic_figure(_tiles(dataset, images[0]))
+    parts = [_label(dataset), *(part for name, x in every for part in _inputs(dataset, name, x))]
+    left_out = f" ({_MOST} of {len(parts)})" if len(parts) > _MOST else ""
+    return _histograms(f"Label and inputs{left_out}", parts[:_MOST])
 
 
-def _tiles(dataset: Dataset) -> Tiles:
+def _tiles(dataset: Dataset, x: torch.Tensor) -> Tiles:
     labels = dataset.labels
     if labels is None:
-        rows = min(4, -(-len(dataset.x_train) // _EACH))
-        places = [np.arange(len(dataset.x_train))[i * _EACH : (i + 1) * _EACH] for i in range(rows)]
-        names = [""] * rows
+        count = min(len(x), 4 * _EACH)
+        places = [np.arange(i, min(i + _EACH, count)) for i in range(0, count, _EACH)]
+        names = [""] * len(places)
     else:
         shown = range(min(len(dataset.classes), _ROWS))
         places = [np.flatnonzero(labels == number)[:_EACH] for number in shown]
         names = [dataset.classes[number] for number in shown]
-    images = [dataset.x_train[place].numpy() for place in places]
+    images = [x[place].numpy() for place in places]
     has_masks = dataset.y_train.ndim == 3 and not dataset.y_train.is_floating_point()
     masks = [dataset.y_train[place].numpy() for place in places] if has_masks else None
     return Tiles(images, names, masks, _MASKS)
@@ -88,36 +94,36 @@ def _label(dataset: Dataset) -> Part:
     return Part("Label", y.ravel().astype(float), (), ORANGE)
 
 
-def _inputs(dataset: Dataset) -> list[Part]:
-    x, kind = dataset.x_train, kind_of(dataset)
+def _inputs(dataset: Dataset, name: str, x: torch.Tensor) -> list[Part]:
+    kind = kind_of(dataset, x)
     if kind != "table":
-        title = "Tokens" if kind == "tokens" else "Inputs"
+        title = name or ("Tokens" if kind == "tokens" else "Inputs")
         return [Part(title, x.numpy().ravel().astype(float))]
     flat = x.reshape(len(x), -1)
     parts = []
-    for column, span in spans(dataset)[:_COLUMNS]:
-        values = flat[:, span].numpy()
+    for column, span in spans(dataset, x):
+        values, title = flat[:, span].numpy(), f"{name} {column.name}".strip()
         if column.width > 1:
             categories = np.nonzero(values)[1].astype(float)
-            parts.append(Part(column.name, categories, [str(i) for i in range(column.width)]))
+            parts.append(Part(title, categories, [str(i) for i in range(column.width)]))
         else:
-            parts.append(Part(column.name, values[:, 0].astype(float)))
+            parts.append(Part(title, values[:, 0].astype(float)))
     return parts
 
 
-def _histograms(parts: Sequence[Part]) -> Figure:
+def _histograms(title: str, parts: Sequence[Part]) -> Figure:
     from matplotlib.figure import Figure
 
     across = min(_ACROSS, len(parts))
-    down = -(-len(parts) // across)
-    height = 0.3 + 1.45 * down
+    height = 0.55 + 1.45 * -(-len(parts) // across)
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    figure.text(0.02, 1 - 0.08 / height, title, va="top", size=11, weight="bold")
     step, gap = (WIDTH - 0.15) / across, 0.42
     for number, part in enumerate(parts):
         row, column = divmod(number, across)
         place = (
             (0.1 + gap + column * step) / WIDTH,
-            1 - (0.35 + row * 1.45 + 0.85) / height,
+            1 - (0.65 + row * 1.45 + 0.85) / height,
             (step - gap - 0.12) / WIDTH,
             0.85 / height,
         )
