@@ -36,6 +36,8 @@ Values = npt.NDArray[np.float64]
 _MOST = 20
 """Histograms in a figure."""
 _ACROSS = 4
+_BINS = 30
+_LETTERS = 15  # that fit into an inch
 _NAMED = 8  # classes whose names are readable below their bars
 _MASKS = (ORANGE, SKY, GREEN, VERMILION, PINK, BLUE)
 _ROWS, _EACH = 10, 8  # of images: classes, and examples of each
@@ -148,24 +150,37 @@ def _bars(axes: Axes, part: Part) -> None:
     numbers = np.arange(len(part.names))
     counts = np.bincount(part.values.astype(int), minlength=len(numbers))[: len(numbers)]
     axes.bar(numbers, counts, width=0.8, color=part.colour)
-    if len(numbers) <= _NAMED:
-        most = max(2, 24 // len(numbers))
-        axes.set_xticks(numbers, [short(str(name), most) for name in part.names])
+    if len(numbers) > _NAMED:
+        return
+    room = int(axes.get_position().width * WIDTH * _LETTERS / len(numbers))
+    crowded = max(len(str(name)) for name in part.names) > room
+    axes.set_xticks(numbers, [short(str(name), 9) for name in part.names])
+    for label in axes.get_xticklabels() if crowded else []:
+        label.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
 def _bins(axes: Axes, part: Part) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    values = part.values[np.isfinite(part.values)]
-    lowest, highest = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-    whole = bool((values == np.floor(values)).all()) and highest - lowest < 40
-    if lowest == highest:
-        edges = np.array([lowest - 0.5, lowest + 0.5])
-    elif whole:
-        edges = np.arange(math.floor(lowest), math.ceil(highest) + 2) - 0.5
-    else:
-        edges = np.linspace(lowest, highest, 31)
-    counts, _ = np.histogram(values, edges)
+    edges = _edges(part.values)
+    counts, _ = np.histogram(part.values, edges)
     axes.stairs(counts, edges.tolist(), fill=True, color=part.colour)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=3, min_n_ticks=2))
-    number_axis(axes.xaxis)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _brief(value)))
+
+
+def _edges(values: Values) -> Values:
+    """Edges of the bins; whole numbers have bins of whole width, or some would count more of them."""
+    lowest, highest = float(values.min()), float(values.max())
+    if bool((values == np.floor(values)).all()):
+        width = max(1, math.ceil((highest - lowest + 1) / _BINS))
+        return np.arange(lowest, highest + width + 1, width) - 0.5
+    return np.linspace(lowest, highest, _BINS + 1)
+
+
+def _brief(value: float) -> str:
+    """``150000`` -> ``150k``, as small axes have no room for more."""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor * (10 if unit == "k" else 1):
+            return f"{value / factor:.4g}{unit}"
+    return f"{value:.4g}"
