@@ -49,7 +49,8 @@ def _experiment(source: str | None, overrides: list[str]) -> tuple[Experiment, s
         experiment = load_experiment(None if source is None else Path(source), overrides)
         return experiment, experiment.name
     path = Path(source).expanduser()
-    named = f"file:{path}" if path.exists() else source
+    is_path = path.exists() or (":" not in source and ("." in source or "/" in source))
+    named = f"file:{path}" if is_path else source
     experiment = load_experiment(None, [f"data.dataset={json.dumps(named)}", *overrides])
     return experiment, _file_name(path)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _TEXT = ("string", "large_string", "string_view")
+_OTHERS = ("Audio", "Video", "Translation", "Pdf")
 _BLOCK = 64
 """Encoded images that are in memory at a time."""
 
@@ -36,14 +37,33 @@ def check_numeric(name: str, feature: Any, spec: Data) -> None:
         )
     if kind.startswith(("timestamp", "date", "time", "duration", "binary", "large_binary")):
         raise refusal(spec, f"column {name!r} holds {kind}, not numbers; convert it")
-    inner = type(feature).__name__
-    if isinstance(feature, dict) or inner in ("Audio", "Video", "Translation", "Pdf"):
-        what = "records" if isinstance(feature, dict) else inner
+    if isinstance(feature, dict) or type(feature).__name__ in _OTHERS:
         raise refusal(
             spec,
-            f"column {name!r} holds {what}, not numbers; convert it, with a function of your own "
-            f"(path/to/file.py:function)",
+            f"column {name!r} holds {_kind(feature)}, not numbers; convert it, with a function of "
+            f"your own (path/to/file.py:function)",
         )
+
+
+def check_label(name: str, feature: Any, spec: Data) -> None:
+    """Refuse a column of labels that are neither numbers nor words. Raises `DataError`."""
+    inner = type(feature).__name__
+    if inner == "Image":
+        raise refusal(
+            spec,
+            f"column {name!r} holds images, which are labels only as masks in a folder "
+            f"(file:PATH with images/ and masks/); save them so, or name another "
+            f"data.label-column",
+        )
+    if isinstance(feature, dict) or inner in _OTHERS:
+        raise refusal(
+            spec,
+            f"column {name!r} holds {_kind(feature)}, not labels; name another data.label-column",
+        )
+
+
+def _kind(feature: Any) -> str:
+    return "records" if isinstance(feature, dict) else type(feature).__name__
 
 
 def pictures_of(table: Any, spec: Data) -> list[Picture]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from flsimulation.data.arrays import Examples, Inputs, assemble, refusal, split_rows
 from flsimulation.data.dataset import Dataset
-from flsimulation.data.features import check_numeric, leaf, pictures_of
+from flsimulation.data.features import check_label, check_numeric, leaf, pictures_of
 from flsimulation.data.images import floats_if_deep
 from flsimulation.data.pictures import stack_pictures
 from flsimulation.data.pixels import prepare_images
@@ -97,6 +97,7 @@ def _both(tables: Sequence[Any], spec: Data) -> tuple[list[Examples], tuple[str,
             raise unknown_column(
                 "data.label-column", spec.label_column, spec.dataset, table.features
             )
+        check_label(spec.label_column, table.features[spec.label_column], spec)
         check_owner_column(spec, spec.dataset, table.features)
     inputs, notes = _inputs(tables, spec)
     examples = [_examples(x, table, spec) for x, table in zip(inputs, tables, strict=True)]

@@ -141,8 +141,8 @@ def _odd_folders(folder: Path, part: Path) -> list[str]:
         name = place.relative_to(folder)
         if deeper := image_files(place, "*/**/*"):
             lines.append(
-                f"{len(deeper)} images are in folders of {name}/, such as "
-                f"{deeper[0].relative_to(folder)}, and are not used; move them up"
+                f"images in folders of {name}/ are not used: {len(deeper)}, such as "
+                f"{deeper[0].relative_to(folder)}; move them up"
             )
         elif not image_files(place, "*"):
             lines.append(f"the folder {name}/ has no images; it is no class")

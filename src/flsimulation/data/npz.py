@@ -12,6 +12,7 @@ from flsimulation.data.arrays import Examples, Inputs, assemble, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.pixels import prepare_images
 from flsimulation.data.task import About
+from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 from flsimulation.experiment.suggest import did_you_mean, nearest
 
@@ -83,14 +84,16 @@ def _names(arrays: Arrays, spec: Data) -> tuple[str, ...]:
             return tuple(folded[name] for name in four)
     begun = next((four for four in _FOUR if four[0] in folded), None)
     if begun is not None:
-        raise _absent(arrays, next(name for name in begun if name not in folded), spec)
+        others = [own for name, own in folded.items() if name not in begun]
+        absent = next(name for name in begun if name not in folded)
+        raise _absent(arrays, absent, spec, nearest(absent, others))
     pairs = [pair for pair in _TWO if all(name in folded for name in pair)]
     x = _own(arrays, spec.image_column) or (folded[pairs[0][0]] if pairs else folded.get("x"))
     y = _own(arrays, spec.label_column) or (folded[pairs[0][1]] if pairs else folded.get("y"))
     if x is None:
-        raise _absent(arrays, f"x' or '{spec.image_column}", spec, "data.image-column")
+        raise _absent(arrays, f"x' or '{spec.image_column}", spec, key="data.image-column")
     if y is None:
-        raise _absent(arrays, f"y' or '{spec.label_column}", spec, "data.label-column")
+        raise _absent(arrays, f"y' or '{spec.label_column}", spec, key="data.label-column")
     return (x, y)
 
 
@@ -98,9 +101,10 @@ def _own(arrays: Arrays, name: str) -> str | None:
     return name if name in arrays else None
 
 
-def _absent(arrays: Arrays, name: str, spec: Data, key: str = "") -> Exception:
+def _absent(
+    arrays: Arrays, name: str, spec: Data, near: str | None = None, key: str = ""
+) -> DataError:
     remedy = f"{_FORM}, or name it in {key}" if key else _FORM
-    near = nearest(name.split("'")[0], arrays) if not key else None
     return refusal(
         spec,
         f"it has no array '{name}', only {', '.join(arrays) or 'none'}; {remedy}{did_you_mean(near)}",

@@ -15,6 +15,7 @@ CHANNELS = (1, 3, 4)
 """Grey, colour, colour with transparency."""
 _SMALLEST = 8  # pixels of a side from which on an array [n, a, b, 3] of floats is taken for images
 _FULL = 65535
+_BYTES = 32  # floats above it, and none below 0, are bytes that were not scaled
 _ORIENTATION = 0x0112  # EXIF's number of it
 
 
@@ -142,13 +143,22 @@ def prepare_images(array: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """
     if array.dtype == np.uint16 and array.ndim in (3, 4):
         return scale_deep(array), ("images: uint16, divided by 65535",)
-    if array.dtype.kind != "f" or array.ndim != 4 or not _is_channels_last(array.shape):
+    if array.dtype.kind != "f" or array.ndim != 4:
         return array, ()
-    moved = np.ascontiguousarray(np.moveaxis(array, -1, 1))
-    return moved, (
-        f"images: floats of shape {_shape(array)} have their channels last; they were moved to "
-        f"{_shape(moved)}",
-    )
+    notes = []
+    if _is_channels_last(array.shape):
+        moved = np.ascontiguousarray(np.moveaxis(array, -1, 1))
+        notes.append(
+            f"images: floats of shape {_shape(array)} have their channels last; they were moved to "
+            f"{_shape(moved)}"
+        )
+        array = moved
+    if array.shape[1] in CHANNELS and array.size and array.max() > _BYTES and array.min() >= 0:
+        notes.append(
+            f"images: floats from {array.min():g} to {array.max():g} are not scaled; divide them by "
+            f"255, or save them as uint8"
+        )
+    return array, tuple(notes)
 
 
 def scale_deep(array: np.ndarray) -> np.ndarray:
