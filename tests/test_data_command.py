@@ -150,7 +150,7 @@ def test_several_inputs_and_several_labels(data: Command) -> None:
     [
         (
             ["none.csv"],
-            "data.dataset 'file:none.csv': there is no such file or folder; correct the path",
+            "none.csv': there is no such file or folder; correct the path",
         ),
         (["mnits"], "data.dataset must be mnist, "),
         (["d.csv"], "data.label-column 'label' is no column of d.csv: a, b"),

@@ -14,7 +14,7 @@ class Data(Section):
 
     dataset: str = "mnist"
     """`mnist` (ships with the package), `fashion-mnist` (from a local copy), `synthetic` (generated
-    here), `file:PATH` (a folder of IDX files, a folder of images, with masks or not, a `.csv` or a `.npz`),
+    here), `file:PATH` (a folder of IDX files or of images, with masks or not, a `.csv` or a `.npz`),
     `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
     `path/to/file.py:function`. Paths are relative to the experiment file."""
     clients: Count = 2
