@@ -270,6 +270,19 @@ def test_images_that_no_folder_gives_a_class(tmp_path: Path) -> None:
     )
 
 
+def test_folders_that_are_numbers_are_targets_of_a_regression(tmp_path: Path) -> None:
+    for name in ("train/2.5/1.png", "train/40/1.png", "test/7/1.png"):
+        save(tmp_path / name, levels(1))
+    data = load(tmp_path, task="regression")
+    assert (data.y_train.tolist(), data.y_test.tolist()) == ([2.5, 40], [7])
+    assert (data.task, data.classes) == ("regression", ())
+    (tmp_path / "test/7").rename(tmp_path / "test/old")
+    assert (
+        "needs folders whose names are numbers: could not convert string to float: 'old'"
+        in refused(tmp_path, task="regression")
+    )
+
+
 # --- segmentation ------------------------------------------------------------------------------------
 
 
@@ -305,6 +318,9 @@ def test_masks_of_black_and_white_and_of_palettes(tmp_path: Path) -> None:
     data = load(tmp_path / "a")
     assert (data.classes, len(data.y_train), len(data.y_test)) == (("0", "1"), 2, 1)
     assert data.y_test.tolist() == [[[0, 1, 0], [1, 0, 0]]]
+    deep = Image.fromarray(np.array([[0, 65535, 0], [0, 0, 0]], np.uint16))
+    masked(tmp_path / "deep", deep, deep)
+    assert load(tmp_path / "deep").y_train.tolist() == [[[0, 1, 0], [0, 0, 0]]]
     palette = Image.fromarray(np.array([[0, 1, 2], [0, 0, 1]], np.uint8))
     palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
     assert palette.mode == "P"
@@ -456,6 +472,23 @@ def test_hub_labels_of_any_kind(
     data = hub(kinds, {"image": np.ones((3, 2, 2), np.float32), "label": label})
     assert data.classes == classes
     assert data.y_train.tolist() == ([0, 1, 0] if classes else label)
+
+
+def test_hub_arrays_of_sixteen_bits(hub: Callable[..., Dataset]) -> None:
+    import datasets
+
+    kinds = {"image": datasets.Array2D((1, 2), "uint16"), "label": datasets.Value("int64")}
+    data = hub(kinds, {"image": np.array([[[13107, 65535]]] * 2, np.uint16), "label": [0, 1]})
+    assert first(data).tolist() == [[pytest.approx([0.2, 1])]]
+
+
+def test_hub_tokens(hub: Callable[..., Dataset]) -> None:
+    import datasets
+
+    kinds = {"text": datasets.List(datasets.Value("int32")), "label": datasets.Value("int64")}
+    data = hub(kinds, {"text": [[5, 6], [7, 8]], "label": [0, 1]}, image_column="text")
+    assert isinstance(data.x_train, torch.Tensor)
+    assert (data.x_train.dtype, data.x_train.tolist()) == (torch.int64, [[5, 6], [7, 8]])
 
 
 def test_hub_labels_that_are_images(hub: Callable[..., Dataset]) -> None:

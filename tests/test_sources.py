@@ -498,7 +498,11 @@ def test_hub_arrays_of_bytes(tmp_path: Path, hub: Hub) -> None:
             {},
             "column 'image' holds text, and models need numbers; tokenise it, with a function",
         ),
-        ({"image": [[1], [1, 2]], "label": [0, 1]}, {}, "inputs must be numbers of one shape, got"),
+        (
+            {"image": [[1], [1, 2]], "label": [0, 1]},
+            {},
+            "column 'image' has rows of several lengths; make them one length",
+        ),
         ({"image": [1, 2], "label": [0, None]}, {}, "column 'label' has 1 empty cells; fill them"),
     ],
 )

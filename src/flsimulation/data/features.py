@@ -13,7 +13,8 @@ from flsimulation.experiment.spec import Data
 if TYPE_CHECKING:
     from PIL import Image
 
-_TEXT = ("string", "large_string", "string_view")
+TEXT = ("string", "large_string", "string_view")
+"""Types of text."""
 _OTHERS = ("Audio", "Video", "Translation", "Pdf")
 _BLOCK = 64
 """Encoded images that are in memory at a time."""
@@ -29,7 +30,7 @@ def leaf(feature: Any) -> str:
 def check_numeric(name: str, feature: Any, spec: Data) -> None:
     """Refuse a column of inputs that are not numbers. Raises `DataError`."""
     kind = leaf(feature)
-    if kind in _TEXT:
+    if kind in TEXT:
         raise refusal(
             spec,
             f"column {name!r} holds text, and models need numbers; tokenise it, with a function of "

@@ -11,7 +11,7 @@ import numpy as np
 
 from flsimulation.data.arrays import Examples, Inputs, assemble, refusal, split_rows
 from flsimulation.data.dataset import Dataset
-from flsimulation.data.features import check_label, check_numeric, leaf, pictures_of
+from flsimulation.data.features import TEXT, check_label, check_numeric, leaf, pictures_of
 from flsimulation.data.images import floats_if_deep
 from flsimulation.data.pictures import stack_pictures
 from flsimulation.data.pixels import prepare_images
@@ -144,6 +144,12 @@ def _column(table: Any, name: str, spec: Data) -> np.ndarray:
     if empty := table.data.column(name).null_count:
         raise refusal(spec, f"column {name!r} has {empty} empty cells; fill them")
     array = np.asarray(table.select_columns([name]).with_format("numpy")[:][name])
-    kept = {"uint8": np.uint8, "string": np.str_, "large_string": np.str_}
+    if array.dtype.kind == "O" and leaf(table.features[name]) not in TEXT:
+        raise refusal(
+            spec,
+            f"column {name!r} has rows of several lengths; make them one length, for example with "
+            f"zeros at the end, by a function of your own (path/to/file.py:function)",
+        )
+    kept = {"uint8": np.uint8, "uint16": np.uint16, "string": np.str_, "large_string": np.str_}
     wanted = kept.get(leaf(table.features[name]))  # NumPy's format widens and boxes them
     return array if wanted is None else array.astype(wanted)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flsimulation.data.arrays import Examples, Inputs, assemble
+from flsimulation.data.arrays import Examples, Inputs, assemble, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.pictures import Picture, stack_pictures
 from flsimulation.data.pixels import scale_deep
@@ -41,14 +41,29 @@ def load_image_folder(folder: Path, spec: Data, seed: int) -> Dataset:
     train, *rest = [_files(part) for part in parts]
     test = rest[0] if rest else []
     classes = sorted({path.parent.name for path in train + test})
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = _labels(classes, spec)
     x, line = read_images(train + test, spec)
     y = np.array([numbers[path.parent.name] for path in train + test])
     size = len(train)
     held_out = Examples(x[size:], y[size:]) if test else None
     notes = (line, *_left_out(folder, parts), *_one_sided(train, test, classes))
-    known, origin = About("folders", tuple(classes)), Inputs("images", "test images", notes=notes)
-    return assemble(spec, seed, Examples(x[:size], y[:size]), held_out, classes, known, origin)
+    known = () if spec.task == "regression" else classes
+    origin = Inputs("images", "test images", notes=notes)
+    examples = Examples(x[:size], y[:size])
+    return assemble(spec, seed, examples, held_out, known, About("the folders' names"), origin)
+
+
+def _labels(classes: Sequence[str], spec: Data) -> dict[str, float]:
+    """Label of each folder: the number of its class, or, for a regression, the number in its name."""
+    if spec.task != "regression":
+        return {name: number for number, name in enumerate(classes)}
+    try:
+        return {name: float(name) for name in classes}
+    except ValueError as error:
+        raise refusal(
+            spec,
+            f"data.task 'regression' needs folders whose names are numbers: {error}; remove the key",
+        ) from None
 
 
 def split_folders(folder: Path) -> list[Path]:

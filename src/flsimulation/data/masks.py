@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _VOID = 255
-_BINARY = {0, _VOID}
+_WHITE = (255, 65535)
 _ENDS = ("", "_mask", "-mask", "_seg")
 """What a mask's name may have after the name of its image."""
 _MANY = 64  # highest class number from which on gaps show that values are no class numbers
@@ -145,9 +145,9 @@ def _as_classes(
         np.bincount(mask.ravel(), minlength=np.iinfo(masks.dtype).max + 1) for mask in masks
     )
     values = np.flatnonzero(counts).tolist()
-    if _VOID in values and set(values) <= _BINARY and masks.dtype == np.uint8:
-        line = "masks: 0 and 255 are the classes 0 and 1"
-        return (masks == _VOID).astype(np.int64), ("0", "1"), line
+    if values[-1] in _WHITE and set(values) <= {0, values[-1]}:
+        line = f"masks: 0 and {values[-1]} are the classes 0 and 1"
+        return (masks == values[-1]).astype(np.int64), ("0", "1"), line
     void = masks.dtype == np.uint8 and values[-1] == _VOID and len(values) > 1
     used = values[:-1] if void else values
     _check_values(used, values, paths, spec)
