@@ -16,7 +16,7 @@ from flsimulation.experiment.spec import Data
 
 _FOLDER = (
     "a folder must hold the four IDX files (train-images-idx3-ubyte.gz, ...), images as "
-    "CLASS/*.png or train/CLASS/*.png, or train.csv and test.csv"
+    "CLASS/*.png or train/CLASS/*.png, images/*.png with masks/*.png, or train.csv and test.csv"
 )
 
 

@@ -102,7 +102,7 @@ def of_file(path: Path) -> Picture:
 
 def image_files(folder: Path, pattern: str) -> list[Path]:
     """Files of images that match, in sorted order, none in a hidden folder."""
-    found = (p for p in folder.glob(pattern) if not p.name.startswith("."))
+    found = (p for p in folder.glob(pattern) if not (p.name.startswith(".") or p.is_dir()))
     return sorted(
         p for p in found if p.suffix.lower() in ENDINGS and not p.parent.name.startswith(".")
     )
