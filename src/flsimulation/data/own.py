@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
-from flsimulation.data.arrays import Examples, Inputs, assemble, owners_note, refusal
+from flsimulation.data.arrays import Examples, Inputs, assemble, owners_note, refusal, standardized
 from flsimulation.data.checks import check_finite
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.targets import make_targets
@@ -117,6 +117,7 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
         raise refusal(
             spec, f"it has {len(dataset.owners)} owners but {len(dataset.y_train)} labels"
         )
+    _check_dataset(dataset, spec)
     for name in ("x_train", "x_test"):
         check_finite(spec, _array(name, getattr(dataset, name), spec), name, _names(dataset))
     if spec.task == "auto" and dataset.task != "auto":
@@ -125,10 +126,25 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
     form = Form(tuple(dataset.x_train.shape), not dataset.x_train.is_floating_point())
     about = About("y_train", dataset.classes, numbered=True)
     targets = make_targets(spec, y_train, y_test, form, about)
+    x_train, x_test = dataset.x_train, dataset.x_test
+    if spec.standardize:
+        x_train, x_test = standardized(spec, x_train, x_test, Inputs(columns=dataset.columns))
     return replace(
-        dataset, y_train=targets.train, y_test=targets.test, classes=targets.classes,
+        dataset, x_train=x_train, x_test=x_test, y_train=targets.train, y_test=targets.test, classes=targets.classes,
         task=targets.task, notes=(*dataset.notes, *targets.notes, *owners_note(spec, dataset.owners)),
     )  # fmt: skip
+
+
+def _check_dataset(dataset: Dataset, spec: Data) -> None:
+    """Refuse what the type hints of `Dataset` exclude."""
+    for name in _NEEDED:
+        if not isinstance(value := getattr(dataset, name), torch.Tensor):
+            raise refusal(
+                spec, f"{name} of its Dataset must be a tensor, got {type(value).__name__}; use "
+                f"torch.as_tensor, or return a dict of arrays"
+            )  # fmt: skip
+    if dataset.task not in get_args(Data.model_fields["task"].annotation):
+        raise refusal(spec, f"its Dataset has the task {dataset.task!r}; use one of data.task")
 
 
 def _names(dataset: Dataset) -> tuple[str, ...]:
