@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from flsimulation.data.dataset import Column, Dataset
+from flsimulation.data.leaves import first
 
 
 class Described(NamedTuple):
@@ -34,14 +35,14 @@ def describe(dataset: Dataset) -> list[Described]:
     list of Described
         In the order of the inputs; empty for images and other inputs without columns.
     """
-    x = dataset.x_train
-    if x.ndim != 2:
+    x, x_test = first(dataset.x_train), first(dataset.x_test)
+    if x.ndim != 2 or isinstance(dataset.x_train, dict):
         return []
     kind = "number" if x.is_floating_point() else "integer"
     columns = dataset.columns or tuple(Column(str(i), kind) for i in range(x.shape[1]))
     described, start = [], 0
     for column in columns:
-        cells = [part[:, start : start + column.width] for part in (x, dataset.x_test)]
+        cells = [part[:, start : start + column.width] for part in (x, x_test)]
         described.append(_described(column, torch.cat(cells)))
         start += column.width
     return described

@@ -12,8 +12,9 @@ import torch
 from flsimulation.data.arrays import Examples, Inputs, assemble, owners_note, refusal, standardized
 from flsimulation.data.checks import check_finite
 from flsimulation.data.dataset import Dataset
+from flsimulation.data.leaves import first, named
 from flsimulation.data.targets import make_targets
-from flsimulation.data.task import About, Form
+from flsimulation.data.task import About, Form, has_positions
 from flsimulation.errors import DataError, describe_error
 from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Data
@@ -59,15 +60,46 @@ def _call(function: Any, spec: Data) -> Any:
 
 def _from_mapping(result: Mapping[str, Any], spec: Data, seed: int) -> Dataset:
     _check_names(result, spec)
-    x_train, y_train, x_test, y_test = (_array(name, result[name], spec) for name in _NEEDED)
+    y_train, y_test = (_array(name, result[name], spec) for name in ("y_train", "y_test"))
     owners = result.get("owners")
     owners = None if owners is None else _array("owners", owners, spec)
     names = () if result.get("classes") is None else _array("classes", result["classes"], spec)
-    return assemble(
-        spec, seed, Examples(x_train, y_train, owners), Examples(x_test, y_test),
-        tuple(map(str, names)), About("y_train", numbered=True),
-        Inputs("x_train", "x_test", tokens=True),
-    )  # fmt: skip
+    x_train, x_test = (_inputs(name, result[name], spec) for name in ("x_train", "x_test"))
+    if x_train.keys() != x_test.keys():
+        raise refusal(
+            spec,
+            f"x_train has the inputs {_listed(x_train)}, x_test {_listed(x_test)}; give both all",
+        )
+    if len(x_train) > 1 and spec.fill == "drop":
+        raise refusal(
+            spec, "data.fill 'drop' is for one array of inputs; use another of its values"
+        )
+    telling = _telling(x_train, y_train)
+    found: dict[str, Dataset] = {}
+    for name in sorted(x_train, key=lambda name: name != telling):
+        about = About("y_train", numbered=True, quiet=bool(found))
+        found[name] = assemble(
+            spec, seed, Examples(x_train[name], y_train, owners), Examples(x_test[name], y_test),
+            tuple(map(str, names)), about,
+            Inputs(_place("x_train", name), _place("x_test", name), tokens=True),
+        )  # fmt: skip
+        spec = spec.model_copy(update={"task": found[name].task})
+    one = found[telling]
+    if not isinstance(result["x_train"], Mapping):
+        return one
+    return replace(
+        one,
+        x_train={name: first(found[name].x_train) for name in x_train},
+        x_test={name: first(found[name].x_test) for name in x_train},
+        notes=tuple(dict.fromkeys(note for part in found.values() for note in part.notes)),
+    )
+
+
+def _telling(inputs: Mapping[str, np.ndarray], labels: np.ndarray) -> str:
+    """Name of the inputs by which the task is decided: each of their tokens or pixels has a label."""
+    forms = {name: Form(x.shape, x.dtype.kind in "iu") for name, x in inputs.items()}
+    fitting = (name for name, form in forms.items() if has_positions(labels, form))
+    return next(fitting, next(iter(inputs)))
 
 
 def _check_names(result: Mapping[str, Any], spec: Data) -> None:
@@ -98,6 +130,23 @@ def _array(name: str, value: Any, spec: Data) -> np.ndarray:
     return array
 
 
+def _inputs(name: str, value: Any, spec: Data) -> dict[str, np.ndarray]:
+    """The arrays of inputs by name; the name of the only one is empty."""
+    if not isinstance(value, Mapping):
+        return {"": _array(name, value, spec)}
+    if not value:
+        raise refusal(spec, f"{name} is an empty dict; give at least one array of inputs")
+    return {str(key): _array(_place(name, str(key)), own, spec) for key, own in value.items()}
+
+
+def _place(name: str, key: str) -> str:
+    return f"{name}[{key!r}]" if key else name
+
+
+def _listed(arrays: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(filter(None, arrays)) or "without a name"
+
+
 def _numpy(value: Any) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
@@ -118,16 +167,23 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
             spec, f"it has {len(dataset.owners)} owners but {len(dataset.y_train)} labels"
         )
     _check_dataset(dataset, spec)
-    for name in ("x_train", "x_test"):
-        check_finite(spec, _array(name, getattr(dataset, name), spec), name, _names(dataset))
+    for part in ("x_train", "x_test"):
+        for name, tensor in named(getattr(dataset, part)):
+            place = _place(part, name)
+            check_finite(spec, _array(place, tensor, spec), place, _names(dataset))
     if spec.task == "auto" and dataset.task != "auto":
         spec = spec.model_copy(update={"task": dataset.task})
     y_train, y_test = (_array(name, getattr(dataset, name), spec) for name in ("y_train", "y_test"))
-    form = Form(tuple(dataset.x_train.shape), not dataset.x_train.is_floating_point())
+    x = first(dataset.x_train)
+    form = Form(tuple(x.shape), not x.is_floating_point())
     about = About("y_train", dataset.classes, numbered=True)
     targets = make_targets(spec, y_train, y_test, form, about)
     x_train, x_test = dataset.x_train, dataset.x_test
     if spec.standardize:
+        if isinstance(x_train, dict) or isinstance(x_test, dict):
+            raise refusal(
+                spec, "data.standardize is for one array of inputs, not several; remove it"
+            )
         x_train, x_test = standardized(spec, x_train, x_test, Inputs(columns=dataset.columns))
     return replace(
         dataset, x_train=x_train, x_test=x_test, y_train=targets.train, y_test=targets.test, classes=targets.classes,
@@ -137,10 +193,11 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
 
 def _check_dataset(dataset: Dataset, spec: Data) -> None:
     """Refuse what the type hints of `Dataset` exclude."""
-    for name in _NEEDED:
-        if not isinstance(value := getattr(dataset, name), torch.Tensor):
+    tensors = [(part, value) for part in _NEEDED for _, value in named(getattr(dataset, part))]
+    for part, value in tensors:
+        if not isinstance(value, torch.Tensor):
             raise refusal(
-                spec, f"{name} of its Dataset must be a tensor, got {type(value).__name__}; use "
+                spec, f"{part} of its Dataset must be a tensor, got {type(value).__name__}; use "
                 f"torch.as_tensor, or return a dict of arrays"
             )  # fmt: skip
     if dataset.task not in get_args(Data.model_fields["task"].annotation):

@@ -61,7 +61,7 @@ def decide(spec: Data, labels: np.ndarray, form: Form, about: About) -> Decision
         return Decision(spec.task, "")
     if labels.ndim == 1:
         return _of_one_label(labels, about)
-    if labels.dtype.kind in "biu" and _many_positions(labels, form):
+    if has_positions(labels, form):
         return _positions(labels)
     if labels.ndim == 2 and (rows := _of_rows(labels)):
         return rows
@@ -147,8 +147,10 @@ def _question(about: About, distinct: int, kind: str, labels: np.ndarray, tasks:
     )
 
 
-def _many_positions(labels: np.ndarray, form: Form) -> bool:
-    """Whether each pixel or each token of the inputs has a label."""
+def has_positions(labels: np.ndarray, form: Form) -> bool:
+    """Whether each pixel or each token of the inputs has a label, [n, ...]."""
+    if labels.ndim < 2 or labels.dtype.kind not in "biu":
+        return False
     if labels.ndim == 2:
         return form.integers and form.shape[1:] == labels.shape[1:]
     one = labels.ndim == 3 or (labels.ndim == 4 and labels.shape[1] == 1)  # [n, 1, h, w], too
