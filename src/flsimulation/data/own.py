@@ -193,13 +193,14 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
 
 def _check_dataset(dataset: Dataset, spec: Data) -> None:
     """Refuse what the type hints of `Dataset` exclude."""
-    tensors = [(part, value) for part in _NEEDED for _, value in named(getattr(dataset, part))]
-    for part, value in tensors:
-        if not isinstance(value, torch.Tensor):
-            raise refusal(
-                spec, f"{part} of its Dataset must be a tensor, got {type(value).__name__}; use "
-                f"torch.as_tensor, or return a dict of arrays"
-            )  # fmt: skip
+    parts = [(part, getattr(dataset, part)) for part in _NEEDED]
+    for part, whole in parts:
+        for value in whole.values() if isinstance(whole, dict) else [whole]:
+            if not isinstance(value, torch.Tensor):
+                raise refusal(
+                    spec, f"{part} of its Dataset must be a tensor, got {type(value).__name__}; use "
+                    f"torch.as_tensor, or return a dict of arrays"
+                )  # fmt: skip
     if dataset.task not in get_args(Data.model_fields["task"].annotation):
         raise refusal(spec, f"its Dataset has the task {dataset.task!r}; use one of data.task")
 

@@ -89,7 +89,7 @@ def _numbers(table: Table, name: str, spec: Data) -> np.ndarray:
     if not is_numeric(column):
         raise refusal(
             spec, f"column {name!r} of {table.file} has words, but numbers in the training file, "
-            f"such as {next(c for c in strings(column) if c)!r}; correct them"
+            f"such as {next(c for c in strings(column).tolist() if c)!r}; correct them"
         )  # fmt: skip
     numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
     cells.check_numbers(numbers, name, table.file, spec)
