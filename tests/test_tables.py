@@ -90,6 +90,12 @@ def test_said_dialects_win(tmp_path: Path) -> None:
     assert "20 numbers as text in 20 rows" in refused(path, decimal=".")
 
 
+def test_separators_of_several_characters(tmp_path: Path) -> None:
+    assert refused(save(tmp_path / "d.csv"), separator="::") == (
+        "data.separator must be one character, got '::'; correct it"
+    )
+
+
 def test_thousands_are_not_decimals(tmp_path: Path) -> None:
     frame = FRAME.assign(age=[f"{i},200" for i in range(10, 30)])
     text = refused(save(tmp_path / "d.csv", frame))
@@ -220,6 +226,15 @@ def test_a_word_among_numbers_is_no_class(tmp_path: Path, word: str) -> None:
     text = refused(save(tmp_path / "d.csv", frame))
     assert f"column 'label' of d.csv has numbers, but 1 cell such as {word!r}" in text
     assert "the first in row 20; correct or remove" in text
+
+
+def test_clients_can_be_inputs_too(tmp_path: Path) -> None:
+    frame = FRAME.assign(client=["NA", "EU"] * 10)
+    path = save(tmp_path / "d.csv", frame)
+    data = load(path, partition="natural", input_columns=["age", "client"])
+    assert rows(data)[:2].tolist() == [[20, 0, 1], [21, 1, 0]]
+    assert data.owners is not None
+    assert set(data.owners.tolist()) == {"NA", "EU"}
 
 
 # --- numbers ---------------------------------------------------------------------------------------
@@ -393,4 +408,4 @@ def test_integers_of_one_or_two_dimensions_are_tokens(tmp_path: Path, kind: str)
     data = load(tmp_path / "d.npz")
     assert rows(data).tolist() == x.tolist()
     assert rows(data).dtype == torch.int64
-    assert "inputs: integers 0 to 23, not scaled (tokens)" in data.notes
+    assert "inputs: integers 0 to 23 stay integers (tokens); save numbers as floats" in data.notes

@@ -208,6 +208,7 @@ def test_a_token_per_position_and_what_is_ignored(own: Load) -> None:
     [
         (CLASSES - 1, {}, "labels must be in 0..1, its classes, got -1"),
         (np.where(CLASSES > 0, CLASSES, -100), {}, "labels must be in 0..2, its classes, got -100"),
+        (CLASSES + 0.5, {"classes": ["a", "b", "c"]}, "'classification' needs words or whole numbers, but"),
         (CLASSES, {"classes": ["a", "b"]}, "labels must be in 0..1, its classes, got 2"),
         (np.where(MASKS > 0, MASKS, -1), {"x": IMAGES}, "-1 is no class; use -100 for what is to be"),
         (MASKS + 1, {"x": IMAGES, "classes": ["a", "b"]}, "in 0..1, its classes, or -100 to be ignored, got 2"),

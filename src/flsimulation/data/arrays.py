@@ -177,7 +177,9 @@ def _prepared(
     if spec.standardize:
         x_train, x_test = standardized(spec, x_train, x_test, origin)
     if not x_train.is_floating_point():
-        notes.append(f"inputs: integers {_reach(x_train, x_test)}, not scaled (tokens)")
+        notes.append(
+            f"inputs: integers {_reach(x_train, x_test)} stay integers (tokens); save numbers as floats"
+        )
     return x_train, x_test, tuple(notes)
 
 

@@ -78,7 +78,7 @@ def _read_text(path: Path, spec: Data, wanted: list[str] | None) -> Table:
     texts = [spec.label_column, *([spec.partition_column] if owned else [])]
     frame = _parse(
         content, dialect, path, spec, usecols=[*dict.fromkeys([*features, *texts])],
-        dtype=dict.fromkeys(texts, str), na_values={name: ["", *spec.missing_values] for name in features},
+        dtype=dict.fromkeys(texts, str), na_values={name: ["", *spec.missing_values] for name in features if name not in texts},
         **names,
     )  # fmt: skip
     words = [name for name in features if name not in texts and not is_numeric(frame[name])]

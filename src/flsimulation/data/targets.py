@@ -260,7 +260,8 @@ def _what(task: str, labels: np.ndarray, classes: tuple[str, ...]) -> str:
 
 
 def shortened(names: tuple[str, ...]) -> str:
-    """Names for a note: all, or the first ones and the last."""
+    """Names for a note: all, or the first ones and the last, in one line."""
+    names = tuple(" ".join(name.split()) for name in names)
     if len(names) <= _SHOWN + 1:
         return ", ".join(names)
     return f"{', '.join(names[: _SHOWN - 1])}, ... {names[-1]}"

@@ -87,18 +87,13 @@ def is_whole(labels: np.ndarray) -> bool:
 def _of_one_label(labels: np.ndarray, about: About) -> Decision:
     if labels.dtype.kind == "b":
         return Decision("classification", "true or false")
-    if about.classes and is_whole_or_word(labels):
+    if about.classes:
         return Decision("classification", "")
     if labels.dtype.kind == "U":
         return _of_words(labels, about)
     if not is_whole(labels):
         return Decision("regression", "numbers with fractions")
     return _of_whole_numbers(labels, about)
-
-
-def is_whole_or_word(labels: np.ndarray) -> bool:
-    """Whether the labels can be names or numbers of classes."""
-    return labels.dtype.kind == "U" or is_whole(labels)
 
 
 def _of_words(labels: np.ndarray, about: About) -> Decision:

@@ -14,9 +14,9 @@ class Data(Section):
 
     dataset: str = "mnist"
     """`mnist` (ships with the package), `fashion-mnist` (from a local copy), `synthetic` (generated
-    here), `file:PATH` (a folder of IDX files, a folder of images, a `.csv` or a `.npz`),
-    `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
-    `path/to/file.py:function`. Paths are relative to the experiment file."""
+    here), `file:PATH` (a folder of IDX files, a folder of images, a table, `.csv`, `.tsv` or
+    `.parquet`, or a `.npz`), `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own
+    `module:function` or `path/to/file.py:function`. Paths are relative to the experiment file."""
     clients: Count = 2
     """Number of clients; each is one partition of the training data."""
     partition: Literal[
@@ -81,7 +81,8 @@ class Data(Section):
     """What replaces a missing input number: nothing (`refuse`), the mean or median of the column's
     training examples, or 0; `drop` leaves out the row."""
     standardize: bool = False
-    """Scale each numeric input column to mean 0 and standard deviation 1 of the training examples."""
+    """Scale each numeric input column to mean 0 and standard deviation 1 of the training examples of
+    all clients together."""
     image_size: Annotated[int, Field(ge=0)] = 0
     """Side in pixels to which images of a folder or of Hugging Face are resized; 0 requires one size."""
     image_mode: Literal["auto", "grey", "rgb"] = "auto"
