@@ -12,7 +12,7 @@ import numpy as np
 from flsimulation.data.arrays import Examples, assemble, refusal, split_rows
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.images import stack_images
-from flsimulation.data.reading import check_owner_column, unknown_column
+from flsimulation.data.tables import check_owner_column, unknown_column
 from flsimulation.data.task import About
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data

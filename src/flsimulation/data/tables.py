@@ -10,6 +10,8 @@ from flsimulation.data import columns as cells
 from flsimulation.data.arrays import Examples, Inputs, assemble
 from flsimulation.data.dataset import Column, Dataset
 from flsimulation.data.reading import Table, is_numeric, read_table, strings, text_of
+from flsimulation.data.reading import check_owner_column as check_owner_column
+from flsimulation.data.reading import unknown_column as unknown_column
 from flsimulation.data.refusal import refusal
 from flsimulation.data.task import About
 from flsimulation.experiment.spec import Data

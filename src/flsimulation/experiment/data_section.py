@@ -14,9 +14,9 @@ class Data(Section):
 
     dataset: str = "mnist"
     """`mnist` (ships with the package), `fashion-mnist` (from a local copy), `synthetic` (generated
-    here), `file:PATH` (a folder of IDX files, a folder of images, a table, `.csv`, `.tsv` or
-    `.parquet`, or a `.npz`), `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own
-    `module:function` or `path/to/file.py:function`. Paths are relative to the experiment file."""
+    here), `file:PATH` (a folder of IDX files, a folder of images, a `.csv` or a `.npz`),
+    `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
+    `path/to/file.py:function`. Paths are relative to the experiment file."""
     clients: Count = 2
     """Number of clients; each is one partition of the training data."""
     partition: Literal[
