@@ -162,6 +162,26 @@ def test_a_separator_at_the_end_of_lines(tmp_path: Path) -> None:
     assert rows(load(tmp_path / "d.csv"))[:, 0].tolist() == [*range(ROWS)]
 
 
+def test_rows_that_are_longer_than_the_header(tmp_path: Path) -> None:
+    lines = [f"{i},b,c,{i % 2}" for i in range(ROWS)]
+    (tmp_path / "d.csv").write_text("\n".join(["a,label", *lines]))
+    assert "rows with more cells than its header; name them all" in refused(tmp_path / "d.csv")
+    (tmp_path / "d.csv").write_text("\n".join([",a,label", *lines]))
+    assert "rows with more cells than its header; name them all" in refused(tmp_path / "d.csv")
+
+
+def test_words_beside_a_separator_at_the_end_of_lines(tmp_path: Path) -> None:
+    lines = [f"{i},{'pq'[i % 2]},{i % 2}," for i in range(ROWS)]
+    (tmp_path / "d.csv").write_text("\n".join(["a,town,label", *lines]))
+    assert rows(load(tmp_path / "d.csv"))[:2].tolist() == [[0, 1, 0], [1, 0, 1]]
+
+
+def test_an_empty_column(tmp_path: Path) -> None:
+    FRAME.assign(town=None).to_parquet(tmp_path / "d.parquet")
+    text = refused(tmp_path / "d.parquet", fill="mean")
+    assert "column 'town' of d.parquet is empty; leave it out by data.input-columns" in text
+
+
 def test_chosen_columns(tmp_path: Path) -> None:
     path = save(tmp_path / "d.csv", FRAME.assign(name=[f"p{i}" for i in range(ROWS)]))
     assert rows(load(path, input_columns=["age"]))[:, 0].tolist() == FRAME.age.tolist()

@@ -91,8 +91,10 @@ def categories(text: Text, spec: Data) -> tuple[str, ...]:
     cells = text.cells[~text.missing]
     distinct = np.unique(cells).tolist()
     place = f"column {text.name!r} of {text.file}"
+    if not distinct:
+        raise refusal(spec, f"{place} is empty; leave it out by data.input-columns")
     numbers = [cell for cell in distinct if _NUMBER.fullmatch(cell) and _has_digit(cell)]
-    if distinct and sum(bool(_DATE.fullmatch(cell)) for cell in distinct) >= 0.9 * len(distinct):
+    if sum(bool(_DATE.fullmatch(cell)) for cell in distinct) >= 0.9 * len(distinct):
         raise refusal(
             spec, f"{place} has dates such as {distinct[0]!r}, which are no input; turn them into "
             f"numbers, or leave the column out by data.input-columns"

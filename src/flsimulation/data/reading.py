@@ -72,7 +72,9 @@ def _read_text(path: Path, spec: Data, wanted: list[str] | None) -> Table:
     content = read_bytes(path, spec)
     dialect = understand(content, path.name, spec)
     header = _header(content, dialect, path, spec)
-    names = {} if header.index.name is None else {"names": [*header.columns], "header": 0}
+    names: dict[str, Any] = {"index_col": False}  # a separator at line ends makes no index
+    if header.index.name == _ROWS:
+        names |= {"names": [*header.columns], "header": 0}
     features, notes = _features(header, path, spec, wanted)
     owned = spec.partition_column in header.columns
     texts = [spec.label_column, *([spec.partition_column] if owned else [])]
@@ -85,7 +87,7 @@ def _read_text(path: Path, spec: Data, wanted: list[str] | None) -> Table:
     if words:
         again = _parse(content, dialect, path, spec, usecols=words, dtype=str, **names)
         for name in words:
-            frame[name] = again[name]
+            frame[name] = again[name].to_numpy()
     return _table(frame, features, owned, path, spec, dialect.decimal, (str(dialect), *notes))
 
 
@@ -94,13 +96,19 @@ def _header(content: bytes, dialect: Dialect, path: Path, spec: Data) -> Any:
     import pandas as pd  # type: ignore[import-untyped]
 
     header = _parse(content, dialect, path, spec, nrows=100)
-    if isinstance(header.index, pd.RangeIndex):
+    indexed = not isinstance(header.index, pd.RangeIndex)
+    if not len(header) or not (indexed or _ROWS in header.columns):
         return header
-    if isinstance(header.index, pd.MultiIndex):
+    rows = _parse(content, dialect, path, spec, nrows=100, header=None, skiprows=1)
+    further = rows.shape[1] - header.shape[1]
+    if further > 0 and rows.iloc[:, -1].isin(["", np.nan]).all():
+        further -= 1  # only a separator at the end of each line
+        indexed = False
+    if further > indexed or (indexed and _ROWS in header.columns):
         raise refusal(spec, f"{path.name} has rows with more cells than its header; name them all")
-    if (header.iloc[:, -1] == "").all() or header.iloc[:, -1].isna().all():
-        return _parse(content, dialect, path, spec, nrows=100, index_col=False)
-    return header.rename_axis(_ROWS).reset_index().rename_axis(_ROWS)
+    if indexed:
+        return header.rename_axis(_ROWS).reset_index().rename_axis(_ROWS)
+    return _parse(content, dialect, path, spec, nrows=100, index_col=False)
 
 
 def _parse(content: bytes, dialect: Dialect, path: Path, spec: Data, **options: Any) -> Any:
