@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from flsimulation.cli.main import main
 from flsimulation.cli.view import LiveView
+from flsimulation.data import load_dataset
 from flsimulation.events import (
     ActorsAwaited,
     ClientReplied,
@@ -24,7 +26,7 @@ from flsimulation.events import (
     RunFinished,
     RunStarted,
 )
-from flsimulation.experiment import Experiment
+from flsimulation.experiment import Experiment, load_experiment
 from flsimulation.training.lightning import LocalTrainer
 
 pytestmark = pytest.mark.seconds
@@ -70,6 +72,7 @@ def test_run_prints_a_line_a_round_and_where_the_report_lies(
     lines = output.splitlines()
     assert lines[0].startswith("test: fedavg, 4 clients, 240 examples of blobs.npz (iid), ")
     assert lines[0].endswith("(iid), mlp with 155 parameters, seed 0")
+    assert lines.pop(1) == "  labels: 3 classes 0, 1, 2 (data.task auto: 3 distinct whole numbers)"
     assert lines[1].split() == ["round", "test", "loss", "accuracy", "clients'", "loss", "accuracy", "seconds", "failed"]  # fmt: skip
     assert [line.split()[0] for line in lines[2:4]] == ["1/2", "2/2"]
     assert lines[5].startswith("completed: 2 of 2 rounds in ")
@@ -200,7 +203,8 @@ def test_partition_prints_the_table_and_draws_it(flsim: Any, experiment_file: An
     data = 'partition = "pathological"\nclasses-per-client = 1\nvalidation-fraction = 0.0'
     status, output, errors = flsim("partition", experiment_file("", data), "--png", "p.png")
     assert (status, errors) == (0, "")
-    lines = output.splitlines()
+    note, *lines = output.splitlines()
+    assert note == "labels: 3 classes 0, 1, 2 (data.task auto: 3 distinct whole numbers)"
     assert lines[0].split() == ["client", "examples", "0", "1", "2"]
     rows = [line.split() for line in lines[1:5]]
     assert [row[0] for row in rows] == ["0", "1", "2", "3"]
@@ -215,8 +219,28 @@ def test_long_class_names_are_not_cut(flsim: Any, tmp_path: Path) -> None:
     rows = [f"{i}.0,{names[i % 6]}" for i in range(120)]
     (tmp_path / "long.csv").write_text("x,label\n" + "\n".join(rows) + "\n")
     _, output, _ = flsim("partition", "--set", f"data.dataset=file:{tmp_path}/long.csv", "--set", "data.examples-per-client=0")  # fmt: skip
-    assert all(name in output.splitlines()[0] for name in names)
-    assert len({len(line) for line in output.splitlines()[:3]}) == 1
+    lines = output.splitlines()[2:]
+    assert all(name in lines[0] for name in names)
+    assert len({len(line) for line in lines[:3]}) == 1
+
+
+def test_partition_of_a_regression_shows_the_clients_targets(flsim: Any, tmp_path: Path) -> None:
+    rows = [f"{i}.5,{1000 * i}.25,{i % 2}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("x,label,client\n" + "\n".join(rows) + "\n")
+    sets = [f"data.dataset=file:{tmp_path}/t.csv", "data.partition=natural", "data.clients=2", "data.examples-per-client=0"]  # fmt: skip
+    _, output, _ = flsim("partition", *(word for one in sets for word in ("--set", one)))
+    note, labels, clients, header, *table = output.splitlines()
+    assert note.startswith("t.csv: separator ',', decimal '.', utf-8; 40 rows; inputs x (number)")
+    assert labels.startswith("labels: regression, 0.25 to 39,000.2, mean 19,500.2 (data.task auto:")
+    assert clients == "clients: 2 in this order: 0, 1"
+    assert header.split() == ["client", "examples", "mean", "min", "max"]
+    dataset = load_dataset(load_experiment(None, sets).data, 0)
+    assert dataset.owners is not None
+    for client in (0, 1):
+        held = dataset.y_train[torch.from_numpy(dataset.owners == client)]
+        shown = [float(word.replace(",", "")) for word in table[client].split()]
+        wanted = [client, len(held), *(v.item() for v in (held.mean(), held.min(), held.max()))]
+        assert shown == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize(

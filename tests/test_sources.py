@@ -295,8 +295,8 @@ def test_csv_of_two_files(tmp_path: Path) -> None:
     [
         ("a,Label 1,2", {}, "data.label-column 'label' is no column of d.csv: a, Label; did you mean 'Label'?"),
         ("a,b 1,2", {"label_column": "zz"}, "data.label-column 'zz' is no column of d.csv: a, b"),
-        ("a,label ,1 3,2", {}, "d.csv has 1 missing cells in column 'a', the first in row 1; fill them, or set data.fill"),
-        ("a,label 1, 3,2", {}, "d.csv has 1 empty cells in 'label', the first in row 1; fill them"),
+        ("a,label ,1 3,2", {}, "d.csv has 1 missing cell in column 'a', the first in row 1; fill them, or set data.fill"),
+        ("a,label 1, 3,2", {}, "d.csv has 1 empty cell in 'label', the first in row 1; fill them"),
         ("label 1", {}, "d.csv has no column beside data.label-column; add the inputs"),
         ("", {}, "d.csv cannot be read as CSV: No columns to parse"),
         ("a,label 1,2 1,2,3", {}, "d.csv cannot be read as CSV: Error tokenizing data"),

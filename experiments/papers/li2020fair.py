@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flsimulation.models.classifier import Batch
 from torch import Tensor
 
 from flsimulation.data import load_dataset
 from flsimulation.experiment.spec import Data
 from flsimulation.models.logistic import Logistic
+from flsimulation.models.supervised import Batch
 
 CLASSES = {"t-shirt": 0, "pullover": 2, "shirt": 6}
 """Name here, number in Fashion-MNIST; in the order of clients and of labels."""

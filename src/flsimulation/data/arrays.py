@@ -12,6 +12,7 @@ import torch
 from flsimulation import seeds
 from flsimulation.data.checks import check_finite, constant_columns
 from flsimulation.data.dataset import Column, Dataset
+from flsimulation.data.refusal import counted
 from flsimulation.data.refusal import refusal as refusal
 from flsimulation.data.scaling import fill, standardize
 from flsimulation.data.targets import make_targets, shortened
@@ -84,7 +85,7 @@ def assemble(
     about = (about or About())._replace(classes=tuple(classes))
     origin = origin or Inputs()
     _check_lengths(spec, train)
-    train, test = _complete(spec, train, test, origin)
+    train, test, dropped = _complete(spec, train, test, origin)
     if test is None:
         train, test = (train.take(rows) for rows in split_rows(spec, seed, len(train.y)))
     _check_lengths(spec, test)
@@ -94,7 +95,7 @@ def assemble(
     return Dataset(
         spec.dataset, x_train, targets.train, x_test, targets.test, targets.classes, train.owners,
         targets.task, origin.columns,
-        (*origin.notes, *targets.notes, *notes, *owners_note(spec, train.owners)),
+        (*origin.notes, *dropped, *targets.notes, *notes, *owners_note(spec, train.owners)),
     )  # fmt: skip
 
 
@@ -136,7 +137,7 @@ def inputs(spec: Data, array: np.ndarray, tokens: bool = False) -> torch.Tensor:
 
 def _complete(
     spec: Data, train: Examples, test: Examples | None, origin: Inputs
-) -> tuple[Examples, Examples | None]:
+) -> tuple[Examples, Examples | None, tuple[str, ...]]:
     """Leave out rows with missing numbers where ``data.fill`` says so; refuse what cannot be used."""
     parts = [train] if test is None else [train, test]
     kept = []
@@ -146,28 +147,48 @@ def _complete(
         if spec.fill == "drop" and fillable and part.x.dtype.kind == "f":
             part = part.take(np.flatnonzero(~np.isnan(part.x).any(axis=1)))
         kept.append(part)
-    return kept[0], None if test is None else kept[1]
+    left = sum(len(part.y) for part in parts) - sum(len(part.y) for part in kept)
+    note = f"{counted(left, 'row')} with missing numbers left out (data.fill drop)"
+    return kept[0], None if test is None else kept[1], (note,) if left else ()
 
 
 def _prepared(
     spec: Data, train: np.ndarray, test: np.ndarray, origin: Inputs
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
     notes: list[str] = []
-    flat = train.ndim == 2 and train.dtype.kind == "f" and test.ndim == 2
-    if flat and spec.fill in ("mean", "median", "zero") and train.shape[1:] == test.shape[1:]:
+    train, test = _alike(train, test)
+    flat = train.ndim == 2 and train.dtype.kind == "f"
+    if flat and train.shape[1:] != test.shape[1:]:
+        raise DataError(
+            f"{spec.dataset}: training inputs have shape {train.shape[1:]}, test inputs "
+            f"{test.shape[1:]}; give them one shape"
+        )
+    if flat and spec.fill in ("mean", "median", "zero"):
         train, test = train.copy(), test.astype(train.dtype)
         if count := fill(spec, train, test, origin.names):
-            notes.append(f"inputs: {count:,} missing numbers filled (data.fill {spec.fill})")
+            notes.append(
+                f"inputs: {counted(count, 'missing number')} filled (data.fill {spec.fill})"
+            )
     x_train, x_test = (inputs(spec, part, origin.tokens) for part in (train, test))
     for x, name in ((x_train, origin.train), (x_test, origin.test)):
         if train.dtype.itemsize > 4:
             check_finite(spec, x.numpy(), f"{name} as float32", origin.names)
     notes += constant_columns(x_train, origin.names) if flat else ()
     if spec.standardize:
-        x_train, x_test = _standardized(spec, x_train, x_test, origin)
+        x_train, x_test = standardized(spec, x_train, x_test, origin)
     if not x_train.is_floating_point():
-        notes.append(f"inputs: integers {_reach(x_train, x_test)}, not scaled (tokens)")
+        notes.append(
+            f"inputs: integers {_reach(x_train, x_test)} stay integers (tokens); save numbers as floats"
+        )
     return x_train, x_test, tuple(notes)
+
+
+def _alike(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integers as floats where the other part has floats: they are numbers then, no tokens."""
+    if {train.dtype.kind, test.dtype.kind} & {"f"} and max(train.ndim, test.ndim) < 3:
+        parts = (p.astype(np.float64) if p.dtype.kind in "biu" else p for p in (train, test))
+        train, test = parts
+    return train, test
 
 
 def _reach(train: torch.Tensor, test: torch.Tensor) -> str:
@@ -176,9 +197,10 @@ def _reach(train: torch.Tensor, test: torch.Tensor) -> str:
     return f"{int(low)} to {int(high)}"
 
 
-def _standardized(
+def standardized(
     spec: Data, train: torch.Tensor, test: torch.Tensor, origin: Inputs
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale numeric columns as ``data.standardize`` says. Raises `DataError` for other inputs."""
     if train.ndim != 2 or not train.is_floating_point():
         kind = str(train.dtype).removeprefix("torch.")
         raise DataError(

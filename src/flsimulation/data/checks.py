@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from flsimulation.data.refusal import refusal
+from flsimulation.data.refusal import counted, refusal
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -38,9 +38,16 @@ def check_finite(
     if array.dtype.kind != "f" or _sums(array):
         return
     if missing and (wrong := _first(array, np.isnan)):
-        raise _refusal(spec, wrong, name, columns, "missing numbers (NaN)", "fill or remove them")
+        raise _refusal(spec, wrong, name, columns, "missing (NaN) number", "fill or remove them")
     if wrong := _first(array, np.isinf):
-        raise _refusal(spec, wrong, name, columns, "infinite numbers", "correct them")
+        raise _refusal(
+            spec,
+            wrong,
+            name,
+            columns,
+            "infinite (or, for float32, too large) number",
+            "correct them",
+        )
 
 
 def constant_columns(x: torch.Tensor, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,4 +89,6 @@ def _refusal(
     place = f"[{', '.join(map(str, index))}]"
     if columns and len(index) == 2:
         place = f"column {columns[index[1]]!r}, row {index[0] + 1}"
-    return refusal(spec, f"{name} has {count:,} {kind}, the first ({value:g}) at {place}; {remedy}")
+    return refusal(
+        spec, f"{name} has {counted(count, kind)}, the first ({value:g}) at {place}; {remedy}"
+    )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flsimulation.data.dataset import Column
-from flsimulation.data.refusal import refusal
+from flsimulation.data.refusal import counted, refusal
 from flsimulation.experiment.spec import Data
 
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)")
@@ -34,8 +34,16 @@ class Text(NamedTuple):
         return np.asarray(self.cells == "")
 
 
-def values(text: Text, decimal: str, words: tuple[str, ...], spec: Data) -> np.ndarray:
-    """Labels or clients: numbers where every cell is written as a number, else text.
+def clients(text: Text, spec: Data) -> np.ndarray:
+    """Clients: whole numbers where every cell is written as one, else text. Raises `DataError`."""
+    _check_empty(text, spec)
+    if all(_INTEGER.fullmatch(cell) for cell in np.unique(text.cells).tolist()):
+        return _parsed(text.cells, np.unique(text.cells).tolist(), ".")
+    return text.cells
+
+
+def labels(text: Text, decimal: str, words: tuple[str, ...], spec: Data) -> np.ndarray:
+    """Labels: numbers where every cell is written as a number, else text.
 
     ``01`` is text, because a number would not keep its zero; so is ``NA``.
 
@@ -45,26 +53,31 @@ def values(text: Text, decimal: str, words: tuple[str, ...], spec: Data) -> np.n
         If a cell is empty, or a column of numbers has a word for a missing one.
     """
     cells = text.cells
-    if missing := int(text.missing.sum()):
-        raise refusal(
-            spec,
-            f"{text.file} has {missing} empty cells in "
-            f"{text.name!r}, the first in row {_row(text.missing)}; fill them",
-        )
+    _check_empty(text, spec)
     distinct = np.unique(cells).tolist()
     plain = [cell for cell in distinct if _is_number(cell, decimal)]
     if len(plain) == len(distinct):
         return _parsed(cells, distinct, decimal)
-    absent = [cell for cell in distinct if cell in words]
-    if len(plain) > 2 and len(plain) + len(absent) == len(distinct) and spec.task == "auto":
-        where = np.isin(cells, absent)
+    odd = [cell for cell in distinct if cell not in plain]
+    strays = len(plain) > _FEWEST and len(odd) <= _STRAY * len(distinct)
+    if spec.task != "classification" and (strays or (len(plain) > 2 and {*odd} <= {*words})):
+        where = np.isin(cells, odd)
+        raise refusal(
+            spec, f"column {text.name!r} of {text.file} has numbers, but "
+            f"{counted(int(where.sum()), 'cell')} such as {odd[0]!r}, the first in row "
+            f"{_row(where)}; correct or remove these rows, or set data.task = 'classification' if "
+            f"they are classes"
+        )  # fmt: skip
+    return cells
+
+
+def _check_empty(text: Text, spec: Data) -> None:
+    if missing := int(text.missing.sum()):
         raise refusal(
             spec,
-            f"column {text.name!r} of {text.file} has numbers and "
-            f"{int(where.sum())} times {absent[0]!r}, the first in row {_row(where)}; remove these "
-            f"rows, or set data.task = 'classification' if it is a class",
+            f"{text.file} has {counted(missing, 'empty cell')} in "
+            f"{text.name!r}, the first in row {_row(text.missing)}; fill them",
         )
-    return cells
 
 
 def categories(text: Text, spec: Data) -> tuple[str, ...]:
@@ -78,17 +91,19 @@ def categories(text: Text, spec: Data) -> tuple[str, ...]:
     cells = text.cells[~text.missing]
     distinct = np.unique(cells).tolist()
     place = f"column {text.name!r} of {text.file}"
-    numbers = [cell for cell in distinct if _NUMBER.fullmatch(cell)]
-    if distinct and sum(bool(_DATE.fullmatch(cell)) for cell in distinct) >= 0.9 * len(distinct):
+    if not distinct:
+        raise refusal(spec, f"{place} is empty; leave it out by data.input-columns")
+    numbers = [cell for cell in distinct if _NUMBER.fullmatch(cell) and _has_digit(cell)]
+    if sum(bool(_DATE.fullmatch(cell)) for cell in distinct) >= 0.9 * len(distinct):
         raise refusal(
             spec, f"{place} has dates such as {distinct[0]!r}, which are no input; turn them into "
             f"numbers, or leave the column out by data.input-columns"
         )  # fmt: skip
     odd = ~np.isin(cells, numbers)
     if numbers and 0 < odd.mean() <= _STRAY and len(numbers) > 2:
-        word, row = cells[odd][0], _row(text.cells == cells[odd][0])
+        word, row = str(cells[odd][0]), _row(text.cells == cells[odd][0])
         raise refusal(
-            spec, f"{place} has numbers, but {word!r} in row {row} ({int(odd.sum())} such cells); "
+            spec, f"{place} has numbers, but {word!r} in row {row} ({counted(int(odd.sum()), 'such cell')}); "
             f"correct them, or add {word!r} to data.missing-values"
         )  # fmt: skip
     if len(distinct) > max(_FEWEST, min(_MOST_CATEGORIES, len(cells) / 2)):
@@ -114,7 +129,7 @@ def one_hot(text: Text, names: tuple[str, ...], spec: Data) -> np.ndarray:
     unknown = (numbers < 0) & ~text.missing
     if unknown.any():
         raise refusal(
-            spec, f"column {text.name!r} of {text.file} has {text.cells[unknown][0]!r} in row "
+            spec, f"column {text.name!r} of {text.file} has {str(text.cells[unknown][0])!r} in row "
             f"{_row(unknown)}, which the training file does not have; correct it, or add rows "
             f"of it to the training file"
         )  # fmt: skip
@@ -130,7 +145,7 @@ def check_numbers(numbers: np.ndarray, name: str, file: str, spec: Data) -> None
     if infinite.any():
         value = numbers[infinite][0]
         raise refusal(
-            spec, f"column {name!r} of {file} has {int(infinite.sum())} infinite numbers, the "
+            spec, f"column {name!r} of {file} has {counted(int(infinite.sum()), 'infinite number')}, the "
             f"first, {value:g}, in row {_row(infinite)}; correct them, or leave the column out by "
             f"data.input-columns"
         )  # fmt: skip
@@ -141,7 +156,7 @@ def check_missing(missing: np.ndarray, name: str, file: str, spec: Data) -> None
     """Refuse missing cells, bool [n], where ``data.fill`` does not say what replaces them."""
     if missing.any() and spec.fill == "refuse":
         raise refusal(
-            spec, f"{file} has {int(missing.sum())} missing cells in column {name!r}, the first in "
+            spec, f"{file} has {counted(int(missing.sum()), 'missing cell')} in column {name!r}, the first in "
             f"row {_row(missing)}; fill them, or set data.fill to mean, median, zero or drop"
         )  # fmt: skip
 
@@ -170,8 +185,12 @@ def _parsed(cells: np.ndarray, distinct: list[str], decimal: str) -> np.ndarray:
 
 def _is_number(cell: str, decimal: str) -> bool:
     other = "," if decimal == "." else "."
-    found = _NUMBER.fullmatch(cell) and any(c.isdigit() for c in cell)
+    found = _NUMBER.fullmatch(cell) and _has_digit(cell)
     return bool(found) and other not in cell
+
+
+def _has_digit(cell: str) -> bool:
+    return any(c.isdigit() for c in cell)
 
 
 def _row(where: np.ndarray) -> int:

@@ -60,6 +60,8 @@ def understand(content: bytes, name: str, spec: Data) -> Dialect:
     if len(text) > _SAMPLE and len(lines) > 1:
         lines = lines[:-1]  # cut short, perhaps
     separator = _plain(spec.separator) or _separator(lines)
+    if len(separator) != 1:
+        raise DataError(f"data.separator must be one character, got {separator!r}; correct it")
     return Dialect(separator, spec.decimal or _decimal(lines, separator, name), encoding)
 
 
@@ -117,8 +119,8 @@ def _decimal(lines: list[str], separator: str, name: str) -> str:
     if points or (separator == "," and all(_THOUSANDS.fullmatch(cell) for cell in commas)):
         raise DataError(
             f"data.decimal: {name} has numbers such as {(commas or grouped)[0]!r}, in which the "
-            f"comma may be a decimal mark or separate thousands; set data.decimal = ',', or "
-            f"write them without commas"
+            f"comma may be a decimal mark or separate thousands; set data.decimal to '.' "
+            f"or ',', or write them without commas"
         )
     return ","
 
@@ -126,6 +128,4 @@ def _decimal(lines: list[str], separator: str, name: str) -> str:
 def _cells(lines: Iterable[str], separator: str) -> list[list[str]]:
     if separator == " ":
         return [line.split() for line in lines]
-    if len(separator) != 1:
-        return [line.split(separator) for line in lines]
     return list(csv.reader(lines, delimiter=separator, skipinitialspace=True))

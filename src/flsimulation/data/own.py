@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
-from flsimulation.data.arrays import Examples, Inputs, assemble, owners_note, refusal
+from flsimulation.data.arrays import Examples, Inputs, assemble, owners_note, refusal, standardized
 from flsimulation.data.checks import check_finite
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.leaves import first, named
 from flsimulation.data.targets import make_targets
-from flsimulation.data.task import About, Form
+from flsimulation.data.task import About, Form, has_positions
 from flsimulation.errors import DataError, describe_error
 from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Data
@@ -70,23 +70,36 @@ def _from_mapping(result: Mapping[str, Any], spec: Data, seed: int) -> Dataset:
             spec,
             f"x_train has the inputs {_listed(x_train)}, x_test {_listed(x_test)}; give both all",
         )
-    found = {
-        name: assemble(
-            spec, seed, Examples(x, y_train, owners), Examples(x_test[name], y_test),
-            tuple(map(str, names)), About("y_train", numbered=True),
-            Inputs(_place("x_train", name), _place("x_test", name), tokens=True),
+    if len(x_train) > 1 and spec.fill == "drop":
+        raise refusal(
+            spec, "data.fill 'drop' is for one array of inputs; use another of its values"
         )
-        for name, x in x_train.items()
-    }  # fmt: skip
-    one = next(iter(found.values()))
+    telling = _telling(x_train, y_train)
+    found: dict[str, Dataset] = {}
+    for name in sorted(x_train, key=lambda name: name != telling):
+        about = About("y_train", numbered=True, quiet=bool(found))
+        found[name] = assemble(
+            spec, seed, Examples(x_train[name], y_train, owners), Examples(x_test[name], y_test),
+            tuple(map(str, names)), about,
+            Inputs(_place("x_train", name), _place("x_test", name), tokens=True),
+        )  # fmt: skip
+        spec = spec.model_copy(update={"task": found[name].task})
+    one = found[telling]
     if not isinstance(result["x_train"], Mapping):
         return one
     return replace(
         one,
-        x_train={name: first(part.x_train) for name, part in found.items()},
-        x_test={name: first(part.x_test) for name, part in found.items()},
+        x_train={name: first(found[name].x_train) for name in x_train},
+        x_test={name: first(found[name].x_test) for name in x_train},
         notes=tuple(dict.fromkeys(note for part in found.values() for note in part.notes)),
     )
+
+
+def _telling(inputs: Mapping[str, np.ndarray], labels: np.ndarray) -> str:
+    """Name of the inputs by which the task is decided: each of their tokens or pixels has a label."""
+    forms = {name: Form(x.shape, x.dtype.kind in "iu") for name, x in inputs.items()}
+    fitting = (name for name, form in forms.items() if has_positions(labels, form))
+    return next(fitting, next(iter(inputs)))
 
 
 def _check_names(result: Mapping[str, Any], spec: Data) -> None:
@@ -153,6 +166,7 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
         raise refusal(
             spec, f"it has {len(dataset.owners)} owners but {len(dataset.y_train)} labels"
         )
+    _check_dataset(dataset, spec)
     for part in ("x_train", "x_test"):
         for name, tensor in named(getattr(dataset, part)):
             place = _place(part, name)
@@ -164,10 +178,31 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
     form = Form(tuple(x.shape), not x.is_floating_point())
     about = About("y_train", dataset.classes, numbered=True)
     targets = make_targets(spec, y_train, y_test, form, about)
+    x_train, x_test = dataset.x_train, dataset.x_test
+    if spec.standardize:
+        if isinstance(x_train, dict) or isinstance(x_test, dict):
+            raise refusal(
+                spec, "data.standardize is for one array of inputs, not several; remove it"
+            )
+        x_train, x_test = standardized(spec, x_train, x_test, Inputs(columns=dataset.columns))
     return replace(
-        dataset, y_train=targets.train, y_test=targets.test, classes=targets.classes,
+        dataset, x_train=x_train, x_test=x_test, y_train=targets.train, y_test=targets.test, classes=targets.classes,
         task=targets.task, notes=(*dataset.notes, *targets.notes, *owners_note(spec, dataset.owners)),
     )  # fmt: skip
+
+
+def _check_dataset(dataset: Dataset, spec: Data) -> None:
+    """Refuse what the type hints of `Dataset` exclude."""
+    parts = [(part, getattr(dataset, part)) for part in _NEEDED]
+    for part, whole in parts:
+        for value in whole.values() if isinstance(whole, dict) else [whole]:
+            if not isinstance(value, torch.Tensor):
+                raise refusal(
+                    spec, f"{part} of its Dataset must be a tensor, got {type(value).__name__}; use "
+                    f"torch.as_tensor, or return a dict of arrays"
+                )  # fmt: skip
+    if dataset.task not in get_args(Data.model_fields["task"].annotation):
+        raise refusal(spec, f"its Dataset has the task {dataset.task!r}; use one of data.task")
 
 
 def _names(dataset: Dataset) -> tuple[str, ...]:

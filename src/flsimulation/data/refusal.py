@@ -9,3 +9,8 @@ from flsimulation.experiment.spec import Data
 def refusal(spec: Data, problem: str) -> DataError:
     """Make the error that names the data set and says what is wrong with it."""
     return DataError(f"data.dataset {spec.dataset!r}: {problem}")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 missing cell``, ``2 missing cells``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -40,6 +40,15 @@ def load_dataset(spec: Data, seed: int) -> Dataset:
     DataError
         In one line, if there is no such data set or it cannot be used as it is.
     """
+    dataset = _load(spec, seed)
+    if spec.input_columns and not dataset.columns and not spec.dataset.startswith("hf:"):
+        raise DataError(
+            f"data.input-columns are those of a table, and {spec.dataset!r} is none; remove them"
+        )
+    return dataset
+
+
+def _load(spec: Data, seed: int) -> Dataset:
     name = spec.dataset
     if name.startswith("hf:"):
         from flsimulation.data.hub import load_hub

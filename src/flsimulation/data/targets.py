@@ -47,6 +47,8 @@ def make_targets(
     labels = _joined(spec, train, test, about)
     decision = decide(spec, labels, form, about)
     converted, classes = _CONVERSIONS[decision.task](spec, labels, about)
+    if decision.task == "classification" and about.files:
+        _check_unseen(spec, labels[: len(train)], labels[len(train) :], about.files)
     targets = torch.from_numpy(np.ascontiguousarray(converted))
     notes = () if about.quiet else (_note(decision, converted, classes),)
     first, second = targets[: len(train)].clone(), targets[len(train) :].clone()
@@ -175,6 +177,18 @@ _CONVERSIONS = {
 }
 
 
+def _check_unseen(spec: Data, train: np.ndarray, test: np.ndarray, files: tuple[str, str]) -> None:
+    """Refuse labels of the test file that no training example has."""
+    unseen = ~np.isin(test, train)
+    if unseen.any():
+        row = int(np.argmax(unseen))
+        raise refusal(
+            spec,
+            f"{files[1]} has the label {str(test[row])!r} in row {row + 1}, which {files[0]} does "
+            f"not have; correct it, or add rows of it to {files[0]}",
+        )
+
+
 def check_range(spec: Data, labels: np.ndarray, classes: int, further: str = "") -> None:
     """Refuse labels that are no number of a class."""
     wrong = labels[(labels < 0) | (labels >= classes)]
@@ -207,10 +221,11 @@ def _whole(task: str, labels: np.ndarray, about: About) -> np.ndarray:
 
 def _need(task: str, met: bool, about: About, wanted: str, labels: np.ndarray) -> None:
     if not met:
-        kind = "words" if labels.dtype.kind == "U" else str(labels.dtype)
+        kind = "word" if labels.dtype.kind == "U" else "number"
+        size = " x ".join(map(str, labels.shape[1:])) or "one"
         raise DataError(
-            f"data.task {task!r} needs {wanted}, but {about.label} has {kind} of shape "
-            f"{list(labels.shape[1:])} per example; set data.task to what it is, or 'auto'"
+            f"data.task {task!r} needs {wanted}, but {about.label} has {size} {kind}"
+            f"{'s' if labels.ndim > 1 else ''} per example; set data.task to what it is, or 'auto'"
         )
 
 
@@ -235,17 +250,18 @@ def _note(decision: Decision, labels: np.ndarray, classes: tuple[str, ...]) -> s
 
 def _what(task: str, labels: np.ndarray, classes: tuple[str, ...]) -> str:
     if task == "classification":
-        return f"{len(classes)} classes {shortened(classes)}"
+        return f"{len(classes)} class{'es' if len(classes) != 1 else ''} {shortened(classes)}"
     if task == "regression":
         low, high, mean = labels.min(), labels.max(), labels.mean(dtype=np.float64)
         return f"regression, {low:,.6g} to {high:,.6g}, mean {mean:,.6g}"
     if task == "multilabel":
-        return f"multilabel, {len(classes)} classes, {labels.sum(axis=1).mean():.3g} per example"
+        return f"multilabel, {len(classes)} class{'es' if len(classes) != 1 else ''}, {labels.sum(axis=1).mean():.3g} per example"
     return f"{task}, {' x '.join(map(str, labels.shape[1:]))} integers per example"
 
 
 def shortened(names: tuple[str, ...]) -> str:
-    """Names for a note: all, or the first ones and the last."""
+    """Names for a note: all, or the first ones and the last, in one line."""
+    names = tuple(" ".join(name.split()) for name in names)
     if len(names) <= _SHOWN + 1:
         return ", ".join(names)
     return f"{', '.join(names[: _SHOWN - 1])}, ... {names[-1]}"

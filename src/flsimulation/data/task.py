@@ -29,6 +29,8 @@ class About(NamedTuple):
     """Whether integers are numbers of classes already, and are not numbered in sorted order."""
     table: bool = False
     """Whether the labels are a column of a table of numbers, where counts and prices occur."""
+    files: tuple[str, str] | None = None
+    """Training and test file, where a class that occurs only in the test file is a mistake."""
     quiet: bool = False
     """Whether the data set is so well known that no note is needed."""
 
@@ -59,7 +61,7 @@ def decide(spec: Data, labels: np.ndarray, form: Form, about: About) -> Decision
         return Decision(spec.task, "")
     if labels.ndim == 1:
         return _of_one_label(labels, about)
-    if labels.dtype.kind in "biu" and _many_positions(labels, form):
+    if has_positions(labels, form):
         return _positions(labels)
     if labels.ndim == 2 and (rows := _of_rows(labels)):
         return rows
@@ -67,8 +69,8 @@ def decide(spec: Data, labels: np.ndarray, form: Form, about: About) -> Decision
         return Decision("regression", f"{_size(labels)} numbers per example")
     raise DataError(
         f"data.task 'auto' cannot tell what {about.label} with {_size(labels)} integers per example "
-        f"are, beside inputs of shape {list(form.shape[1:])}; set data.task to 'regression', "
-        f"'segmentation' or 'language'"
+        f"are, beside inputs of shape {list(form.shape[1:])}; set data.task to 'regression' or "
+        f"{'language' if labels.ndim == 2 else 'segmentation'!r}"
     )
 
 
@@ -85,18 +87,13 @@ def is_whole(labels: np.ndarray) -> bool:
 def _of_one_label(labels: np.ndarray, about: About) -> Decision:
     if labels.dtype.kind == "b":
         return Decision("classification", "true or false")
-    if about.classes and is_whole_or_word(labels):
+    if about.classes:
         return Decision("classification", "")
     if labels.dtype.kind == "U":
         return _of_words(labels, about)
     if not is_whole(labels):
         return Decision("regression", "numbers with fractions")
     return _of_whole_numbers(labels, about)
-
-
-def is_whole_or_word(labels: np.ndarray) -> bool:
-    """Whether the labels can be names or numbers of classes."""
-    return labels.dtype.kind == "U" or is_whole(labels)
 
 
 def _of_words(labels: np.ndarray, about: About) -> Decision:
@@ -115,7 +112,8 @@ def _of_whole_numbers(labels: np.ndarray, about: About) -> Decision:
         return Decision("regression", f"{counted}, far apart")
     always = 0 if labels.dtype.kind == "f" else _VERY_FEW
     if distinct <= _FEW and distinct <= max(always, examples / 2):
-        return Decision("classification", f"{distinct} distinct whole numbers")
+        stored = ", stored as floats" if labels.dtype.kind == "f" else ""
+        return Decision("classification", f"{distinct} distinct whole numbers{stored}")
     if _is_count_of_classes(values, examples, about):
         return Decision(
             "classification", f"whole numbers {values[0]:g} to {values[-1]:g}, each used"
@@ -137,19 +135,21 @@ def _is_count_of_classes(values: np.ndarray, examples: int, about: About) -> boo
 
 
 def _question(about: About, distinct: int, kind: str, labels: np.ndarray, tasks: str) -> DataError:
+    other = ", or name another data.label-column" if about.label.startswith("column") else ""
     return DataError(
         f"data.task 'auto' cannot tell what {about.label} is: it has {distinct:,} distinct {kind} in "
-        f"{len(labels):,} examples (such as {labels[0]}); set data.task to {tasks}, or name "
-        f"another data.label-column"
+        f"{len(labels):,} examples (such as {labels[0]}); set data.task to {tasks}{other}"
     )
 
 
-def _many_positions(labels: np.ndarray, form: Form) -> bool:
-    """Whether each pixel or each token of the inputs has a label."""
+def has_positions(labels: np.ndarray, form: Form) -> bool:
+    """Whether each pixel or each token of the inputs has a label, [n, ...]."""
+    if labels.ndim < 2 or labels.dtype.kind not in "biu":
+        return False
     if labels.ndim == 2:
         return form.integers and form.shape[1:] == labels.shape[1:]
-    places = labels.shape[-2:]
-    return places in (form.shape[-2:], form.shape[1:3])
+    one = labels.ndim == 3 or (labels.ndim == 4 and labels.shape[1] == 1)  # [n, 1, h, w], too
+    return one and labels.shape[-2:] in (form.shape[-2:], form.shape[1:3])
 
 
 def _positions(labels: np.ndarray) -> Decision:

@@ -81,7 +81,8 @@ class Data(Section):
     """What replaces a missing input number: nothing (`refuse`), the mean or median of the column's
     training examples, or 0; `drop` leaves out the row."""
     standardize: bool = False
-    """Scale each numeric input column to mean 0 and standard deviation 1 of the training examples."""
+    """Scale each numeric input column to mean 0 and standard deviation 1 of the training examples of
+    all clients together."""
     image_size: Annotated[int, Field(ge=0)] = 0
     """Side in pixels to which images of a folder or of Hugging Face are resized, as squares; 0 requires
     one size."""
