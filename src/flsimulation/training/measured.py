@@ -159,7 +159,8 @@ def value_of(metric: Metric, name: str, counts: Any = None) -> Value:
         try:
             value: Any = metric.compute()
         except Exception as error:  # R2 of one example
-            return Value(math.nan, str(error).strip().partition("\n")[0] or describe_error(error))
+            line = str(error).strip().partition("\n")[0].rstrip(".")
+            return Value(math.nan, line or describe_error(error))
     if not isinstance(value, int | float) and not (
         isinstance(value, Tensor) and value.numel() == 1
     ):
