@@ -12,13 +12,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.training.batches import Batches
 from flsimulation.training.failures import too_late
+from flsimulation.training.form import examples_of, moved
 from flsimulation.training.jobs import State
 from flsimulation.training.logged import CannotTake, Log, Logged, reduced
 from flsimulation.training.measured import Measured, MetricObjects
@@ -100,11 +100,11 @@ class DirectEvaluator:
         self.load(state)
         steps = list[EvaluationStep]()
         with seeds.global_streams(seed), torch.inference_mode():
-            for number, (x, y) in enumerate(batches):
+            for number, batch in enumerate(batches):
                 if expires is not None and self.clock.time() > expires:
                     raise too_late()
                 try:
-                    step = self.step(x.to(self.device), y.to(self.device), number)
+                    step = self.step(moved(batch, self.device), number)
                 except (CannotTake, NotStackable) as reason:
                     raise NotStackable(f"{self._step} {reason}") from None
                 except ClientError:
@@ -141,19 +141,19 @@ class DirectEvaluator:
     def _attributes(self) -> list[Any]:
         return attributes(self._used, strict=True, without=self._metrics.resettable)
 
-    def step(self, x: Tensor, y: Tensor, number: int = 0) -> EvaluationStep:
+    def step(self, batch: Any, number: int = 0) -> EvaluationStep:
         """Take the module's step for a batch, which is on the device."""
         self._log.how.clear()
         self._log.values.clear()
-        output = getattr(self._used, self._step)((x, y), *([number] if self._takes_number else []))
+        output = getattr(self._used, self._step)(batch, *([number] if self._takes_number else []))
         how = [dataclasses.replace(logged, batch_size=None) for logged in self._log.how]
-        sizes = [logged.batch_size or len(x) for logged in self._log.how]
+        sizes = [logged.batch_size or examples_of(batch) for logged in self._log.how]
         values = list(self._log.values)
         if (loss := returned_loss(output)) is not None:
             how.append(
                 Logged(RETURNED, on_step=False, on_epoch=True, reduction="mean", batch_size=None)
             )
-            sizes.append(len(x))
+            sizes.append(examples_of(batch))
             values.append(loss)
         return EvaluationStep(how, sizes, values)
 
