@@ -193,7 +193,7 @@ def with_hook(name: str) -> type[Scored]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("on_validation_epoch_end", "on_validation_batch_end", "on_validation_start", "setup"),
+        *("on_validation_epoch_start", "on_validation_batch_end", "on_validation_start", "setup"),
         *("configure_callbacks", "transfer_batch_to_device", "on_after_batch_transfer"),
     ],
 )

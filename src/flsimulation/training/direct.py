@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +73,11 @@ class DirectEvaluator:
         if not own:
             raise NotStackable("the module has no validation_step")
         stage = own[0].removesuffix("_step")
-        for name in sorted(overridden(type(module))):
+        self._end = f"on_{stage}_epoch_end"
+        own_methods = overridden(type(module))
+        self.has_end = self._end in own_methods
+        """Whether the module does something when all batches were seen."""
+        for name in sorted(own_methods - {self._end}):
             if name.startswith(f"on_{stage}_") or name in _AROUND:
                 raise NotStackable(f"the module has a {name} of its own")
         self._step, self._log = own[0], Log(training=False)
@@ -103,17 +108,14 @@ class DirectEvaluator:
             for number, batch in enumerate(batches):
                 if expires is not None and self.clock.time() > expires:
                     raise too_late()
-                try:
+                with _explained(self._step):
                     step = self.step(moved(batch, self.device), number)
-                except (CannotTake, NotStackable) as reason:
-                    raise NotStackable(f"{self._step} {reason}") from None
-                except ClientError:
-                    raise
-                except Exception as error:
-                    raise ClientError("error", describe_error(error)) from error
                 steps.append(step._replace(values=[float(value) for value in step.values]))
-            found = self._metrics.measured(self.scores(steps))
-        return measured(found)
+            found = self.scores(steps)
+            if self.has_end and steps:
+                with _explained(self._end):
+                    found |= self._ended()
+            return measured(self._metrics.measured(found))
 
     def load(self, state: State) -> None:
         """Have the module as new, with this model: a step may have changed it."""
@@ -157,6 +159,18 @@ class DirectEvaluator:
             values.append(loss)
         return EvaluationStep(how, sizes, values)
 
+    def _ended(self) -> dict[str, float]:
+        """Call the module's hook at the end of an epoch; the numbers that it logged."""
+        self._log.how.clear()
+        self._log.values.clear()
+        self._log.ended = True
+        try:
+            getattr(self._used, self._end)()
+        finally:
+            self._log.ended = False
+        values = [float(value) for value in self._log.values]
+        return self.scores([EvaluationStep(self._log.how, [1] * len(values), values)])
+
     def scores(self, steps: Sequence[EvaluationStep]) -> dict[str, float]:
         """Numbers over all batches of a client, as they are logged. Raises `NotStackable`."""
         how = steps[0].how if steps else []
@@ -168,3 +182,16 @@ class DirectEvaluator:
             np.array(kind) for kind in ([s.values for s in steps], [s.sizes for s in steps])
         )
         return reduced(how, values, sizes, training=False)
+
+
+@contextlib.contextmanager
+def _explained(method: str) -> Iterator[None]:
+    """Raise what a module's method raises as `NotStackable`, or as its client's error."""
+    try:
+        yield
+    except (CannotTake, NotStackable) as reason:
+        raise NotStackable(f"{method} {reason}") from None
+    except ClientError:
+        raise
+    except Exception as error:
+        raise ClientError("error", describe_error(error)) from error

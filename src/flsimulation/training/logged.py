@@ -71,6 +71,8 @@ class Log:
     values: list[Tensor] = field(default_factory=list)
     metrics: MetricObjects | None = None
     """Takes the metric objects; None where only a Trainer can."""
+    ended: bool = False
+    """Whether the batches of the epoch are over."""
 
     def log(
         self,
@@ -88,6 +90,8 @@ class Log:
         if isinstance(value, Metric) and self.metrics is not None and not positional:
             for own in metric_names(name, on_step, on_epoch):
                 self.metrics.log(own, value)
+            return
+        if self.ended and self.metrics is not None and self.metrics.computed(name, value):
             return
         if positional or metric_attribute or others.keys() - _WITHOUT_EFFECT:
             raise CannotTake(f"logs {name!r} in a way of its own")
