@@ -288,3 +288,46 @@ def test_numbers_that_a_client_cannot_have_count_nowhere(
         "root is not defined for client 0 (NaN) and 3 more clients; left out there",
     } <= {*said}
     assert len(said) == len({*said})
+
+
+TRAINS = """
+
+class Trains(Base):
+    def __init__(self):
+        super().__init__()
+        self.val_f1.persistent(True)
+        self.train_acc = MulticlassF1Score(3, average="micro")
+
+    def training_step(self, batch, batch_idx):
+        out = self.layer(batch[0])
+        self.train_acc(out, batch[1])
+        self.log("train_acc", self.train_acc, on_step=False, on_epoch=True)
+        return functional.cross_entropy(out, batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.val_f1.update(self.layer(batch[0]), batch[1])
+        self.log("val_f1", self.val_f1)
+"""
+
+
+def test_states_are_no_part_of_the_model_and_a_training_metric_is_each_clients_own(
+    make: Any, recorder: Any
+) -> None:
+    experiment = make("Trains")
+    Path(experiment.model.class_.partition(":")[0]).write_text(OWN + TRAINS)
+    space = Workspace.load(experiment)
+    assert space.engine.why_not == "training_step logs 'train_acc', a metric object"
+    run_in_process(experiment, [recorder], space)
+    assert {*recorder.of(Checkpoint)[-1].arrays} == {"layer.weight", "layer.bias"}
+    (finished,) = recorder.of(RoundFinished)
+    trained = [e.metrics for e in recorder.of(ClientReplied) if e.phase == "train"]
+    assert len({metrics["accuracy"] for metrics in trained}) > 1
+    weighted = sum(m["accuracy"] * m["num-examples"] for m in trained)
+    assert finished.train["accuracy"] == pytest.approx(
+        weighted / sum(m["num-examples"] for m in trained)
+    )
+    for metrics in trained:  # a share of the client's examples: no sum over clients
+        right = metrics["accuracy"] * metrics["num-examples"]
+        assert 0 < round(right) <= metrics["num-examples"]
+        assert right == pytest.approx(round(right), abs=1e-3)
+    assert 0 < finished.federated["val_f1"] <= 1

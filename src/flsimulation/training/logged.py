@@ -93,6 +93,8 @@ class Log:
             return
         if self.ended and self.metrics is not None and self.metrics.computed(name, value):
             return
+        if isinstance(value, Metric):
+            raise CannotTake(f"logs {name!r}, a metric object")
         if positional or metric_attribute or others.keys() - _WITHOUT_EFFECT:
             raise CannotTake(f"logs {name!r} in a way of its own")
         if isinstance(value, int | float):

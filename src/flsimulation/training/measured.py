@@ -239,10 +239,10 @@ def _of_clients(name: str, clients: Sequence[Arrays]) -> Iterator[Tensor]:
     of_list = re.compile(re.escape(name) + r"\[\d+\]")
     for arrays in clients:
         if name in arrays:
-            yield torch.from_numpy(np.asarray(arrays[name]))
+            yield torch.from_numpy(np.array(arrays[name]))
         else:
             yield from (
-                torch.from_numpy(np.asarray(a)) for n, a in arrays.items() if of_list.fullmatch(n)
+                torch.from_numpy(np.array(a)) for n, a in arrays.items() if of_list.fullmatch(n)
             )
 
 
