@@ -57,6 +57,8 @@ class Watched(pl.Callback):
             return
         if isinstance(value, Tensor) and value.numel() != 1:
             raise several_numbers(name, value)
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            value = value.float()  # Lightning would do so, with a warning
         if not (self._ended and self._metrics.computed(name, value)):
             self._log(name, value, *positional, **how)
 
