@@ -6,13 +6,15 @@ import contextlib
 import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
@@ -22,7 +24,8 @@ from flsimulation.training.failures import too_late
 from flsimulation.training.form import examples_of, moved
 from flsimulation.training.jobs import State
 from flsimulation.training.logged import CannotTake, Log, Logged, reduced
-from flsimulation.training.measured import Measured, MetricObjects
+from flsimulation.training.measured import Arrays, Measured
+from flsimulation.training.objects import MetricObjects
 from flsimulation.training.scores import RETURNED, measured, returned_loss
 from flsimulation.training.stacked.compiler.step import NotStackable, watched
 from flsimulation.training.stacked.effects import attributes
@@ -46,6 +49,8 @@ class EvaluationStep(NamedTuple):
     """Weight of each value in a mean over batches: the batch's examples, unless the module says."""
     values: list[Any]
     """Numbers, or tensors that hold them."""
+    states: Mapping[tuple[str, str], Tensor] = MappingProxyType({})
+    """Of metric objects, by name of the score and of the state; only of many clients at once."""
 
 
 class DirectEvaluator:
@@ -135,10 +140,24 @@ class DirectEvaluator:
         """
         return self._attributes() == self._new
 
-    @property
-    def logs_metrics(self) -> bool:
-        """Whether the steps that were taken since the model was loaded logged metric objects."""
-        return self._metrics.are_logged
+    def first_step(self, batch: Any, like: Tensor) -> EvaluationStep:
+        """The step that begins an evaluation, also inside vmap, with the metrics' states.
+
+        Parameters
+        ----------
+        batch : Any
+            A batch, which is on the device.
+        like : Tensor
+            An input of the batch.
+        """
+        self._metrics.begin(like)
+        return self.step(batch)._replace(states=self._metrics.states())
+
+    def restored(self, step: EvaluationStep, states: Mapping[str, Arrays]) -> Measured:
+        """What `evaluate` returns for a client that took this step, and whose metrics have these
+        states. Raises `ClientError`.
+        """
+        return measured(self._metrics.restored(self.scores([step]), states))
 
     def _attributes(self) -> list[Any]:
         return attributes(self._used, strict=True, without=self._metrics.resettable)

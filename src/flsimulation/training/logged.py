@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from flsimulation.training.measured import MetricObjects, several_numbers
+from flsimulation.training.measured import several_numbers
+from flsimulation.training.objects import MetricObjects
 
 _REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": np.mean,

@@ -12,7 +12,8 @@ from torchmetrics import Metric
 
 from flsimulation.training.form import examples_of
 from flsimulation.training.logged import metric_names
-from flsimulation.training.measured import Measured, MetricObjects, several_numbers
+from flsimulation.training.measured import Measured, several_numbers
+from flsimulation.training.objects import MetricObjects
 from flsimulation.training.scores import RETURNED, measured, returned_loss
 
 _POSITIONAL = ("prog_bar", "logger", "on_step", "on_epoch")  # of ``self.log``, after the value
