@@ -86,6 +86,8 @@ class MetricObjects:
     def begin(self, like: Tensor) -> None:
         """Clear all, with states that depend on an input: only to such can vmap add in place."""
         self.clear()
+        if not self.resettable:
+            return
         self._has_begun = True
         zero = torch.zeros_like(like.flatten()[:1]).sum()
         for metric in self.resettable:

@@ -111,9 +111,10 @@ class StackedEvaluator:
     def _scores(self, state: State, rows: np.ndarray) -> list[dict[str, float]]:
         """Scores of clients with these examples, int64 [clients, batch]."""
         step = self._taken(state, *gathered(self._data, rows, self._direct.device))
-        clients = torch.stack(step.values, 1).tolist() if step.values else [[] for _ in rows]
         if not step.states:
+            clients = torch.stack(step.values, 1).tolist()
             return [scores(self._direct.scores([step._replace(values=own)])) for own in clients]
+        clients = torch.stack(step.values, 1).tolist() if step.values else [[] for _ in rows]
         arrays = {key: state.cpu().numpy() for key, state in step.states.items()}
         return [
             self._direct.restored(step._replace(values=own), _of_client(arrays, place))
