@@ -87,7 +87,11 @@ def test_a_deadline_travels_as_the_messages_time_to_live() -> None:
 
 
 OUTCOMES = [
-    Outcome(7, "evaluate", {"loss": 0.25, "num-examples": 4}),
+    Outcome(
+        7, "evaluate", {"loss": 0.25, "num-examples": 4}, None, None, model(8.0), {"f1": "NaN"}
+    ),
+    Outcome(3, "evaluate", {"loss": 0.5, "num-examples": 4}, None, None, model(9.0)),
+    Outcome(4, "evaluate", {"loss": 0.5, "num-examples": 4}, None, None, None, {"a": "b", "c": ""}),
     Outcome(7, "train", {"loss": math.inf, "num-examples": 30}, None, model(7.0)),
     Outcome(2, "train", {"loss": 1.0, "f1": 0.5, "num-examples": 10}, None, model(2.0)),
     Outcome(5, "train", {"loss": 2, "num-examples": 20}, None, model(5.0)),  # an integer stays one
@@ -100,7 +104,10 @@ def told(outcome: Outcome) -> tuple[Any, ...]:
     error = outcome.error
     weights = None if outcome.model is None else values(outcome.model)
     numbers = [(name, value, type(value)) for name, value in outcome.metrics.items()]
-    return outcome.partition, outcome.phase, numbers, error and (error.reason, str(error)), weights
+    failed = error and (error.reason, str(error))
+    states = None if outcome.states is None else values(outcome.states)
+    left_out = dict(outcome.left_out)
+    return outcome.partition, outcome.phase, numbers, failed, weights, states, left_out
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -121,6 +128,7 @@ def test_numbers_of_many_clients_travel_as_one_record() -> None:
     many = [Outcome(p, "train", {"loss": p / 4, "num-examples": p}) for p in range(100)]
     message = message_of(Batch(model(0.0), TASKS), 2)
     answer = reply_to(message, Reply(many, Mean(model(3.0), 4950)))
+    assert sorted(answer.content) == ["arrays", "metrics-0", "outcomes"]
     records = [r for r in answer.content.values() if isinstance(r, MetricRecord)]
     assert [len(record) for record in records] == [2]
     reply = reply_of(answer)
@@ -172,10 +180,10 @@ def test_a_message_of_flowers_own_round_loop_is_a_batch_of_one(kind: str, phase:
 
 def test_flowers_own_round_loop_gets_the_answers_that_it_knows() -> None:
     message = plain("train")
-    answer = reply_to(message, Reply([OUTCOMES[2]], None, "sequential"))
+    answer = reply_to(message, Reply([OUTCOMES[4]], None, "sequential"))
     assert list(answer.content) == ["metrics", "arrays"]
-    assert dict(answer.content["metrics"]) == OUTCOMES[2].metrics  # type: ignore[call-overload]
-    failed = reply_to(message, Reply([OUTCOMES[4]]))
+    assert dict(answer.content["metrics"]) == OUTCOMES[4].metrics  # type: ignore[call-overload]
+    failed = reply_to(message, Reply([OUTCOMES[6]]))
     assert (failed.has_error(), failed.error.reason) == (True, "its loss is nan")
 
 

@@ -193,7 +193,7 @@ def with_hook(name: str) -> type[Scored]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("on_validation_epoch_end", "on_validation_batch_end", "on_validation_start", "setup"),
+        *("on_validation_epoch_start", "on_validation_batch_end", "on_validation_start", "setup"),
         *("configure_callbacks", "transfer_batch_to_device", "on_after_batch_transfer"),
     ],
 )
@@ -212,10 +212,7 @@ def test_a_module_without_an_evaluation_is_refused() -> None:
     [
         (lambda m, x, v, i: m.trainer.max_epochs, "validation_step uses self.trainer"),
         (lambda m, x, v, i: m.log("e", m.current_epoch), "validation_step uses self.current_epoch"),
-        (
-            lambda m, x, v, i: m.log("m", torchmetrics.MeanMetric()),
-            "validation_step logs 'm', which is no number",
-        ),
+        (lambda m, x, v, i: m.log("v", "x"), "validation_step logs 'v', which is no number"),
         (lambda m, x, v, i: m.log(f"loss_{i}", v), "logs something else for other batches"),
         (lambda m, x, v, i: i == 1 and m.log("v", v), "logs something else for other batches"),
     ],
@@ -224,6 +221,27 @@ def test_steps_that_ask_for_a_trainer_are_refused(score: Callable[..., Any], rea
     module = Scored(score)
     with pytest.raises(NotStackable, match=reason):
         DirectEvaluator(module).evaluate(module.state_dict(), batches())
+
+
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        (
+            lambda m, x, v, i: m.log("m", torchmetrics.MeanMetric()),
+            r"the module logs 'm', a MeanMetric that is no attribute of it; assign it in __init__ "
+            r"\(self.m = ...\)",
+        ),
+        (
+            lambda m, x, v, i: m.log("each", x[0]),
+            "the module logs 6 values as 'each'; log one number for each name",
+        ),
+    ],
+)
+def test_what_is_not_one_number_is_named(score: Callable[..., Any], reason: str) -> None:
+    module = Scored(score)
+    for evaluator in (DirectEvaluator(module), LocalTrainer(module, Train())):
+        with pytest.raises(ClientError, match=f"^{reason}$"):
+            evaluator.evaluate(module.state_dict(), batches())
 
 
 def test_a_step_that_raises_is_a_clients_error() -> None:

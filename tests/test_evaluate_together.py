@@ -14,6 +14,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics.classification import BinaryF1Score
+from torchmetrics.regression import MeanSquaredError, R2Score, SpearmanCorrCoef
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.clock import SYSTEM, Clock, VirtualClock
@@ -25,6 +27,7 @@ from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.training import Batches, Engine
 from flsimulation.training.direct import DirectEvaluator
 from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.measured import Measured
 from flsimulation.training.stacked import evaluation
 from flsimulation.training.stacked.evaluation import StackedEvaluator
 
@@ -358,3 +361,50 @@ def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_clie
     for one, other in zip(together.of(RoundFinished), alone.of(RoundFinished), strict=True):
         assert one.federated == pytest.approx(other.federated, rel=1e-6)
         assert one.failures == other.failures
+
+
+class Metrics(pl.LightningModule):
+    """Logs metric objects; without checks of values their updates are the same for many clients."""
+
+    def __init__(self, *, checks: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 3)
+        self.rank = SpearmanCorrCoef()
+        self.f1 = BinaryF1Score(validate_args=checks)
+        self.mse, self.r2 = MeanSquaredError(), R2Score()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        out = self.layer(x)
+        self.log("val_loss", functional.cross_entropy(out, y))
+        self.f1.update((out[:, 0] > 0).long(), (y == 0).long())
+        self.log("f1", self.f1)
+        for name in ("rank", "mse", "r2"):
+            metric = getattr(self, name)
+            metric.update(out[:, 1], x[:, 1])
+            self.log(name, metric)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save all targets")
+@pytest.mark.parametrize("checks", [False, True])
+def test_metric_objects_have_their_states_together_if_their_updates_allow_it(checks: bool) -> None:
+    clients = Clients(Metrics(checks=checks), [6, 1] * 9)
+    clients.assert_as_one_by_one()
+    clients.assert_as_one_by_one()
+    assert bool(clients.alone) == checks
+    found = {place: own for some in clients.evaluate() for place, own in some.items()}
+    for place in range(18):
+        expected = DirectEvaluator(clients.module).evaluate(clients.state, clients.parts[place])
+        own = found[place]
+        assert isinstance(own, Measured)
+        assert own.why_not == expected.why_not
+        assert ("r2" in own.why_not) == (place % 2 == 1)
+        assert own.states.keys() == {"f1", "rank", "mse", "r2"}
+        for name, (path, arrays) in own.states.items():
+            assert path == expected.states[name].path
+            assert arrays.keys() == expected.states[name].arrays.keys()
+            for state, array in arrays.items():
+                other = expected.states[name].arrays[state]
+                assert (array.dtype, array.shape) == (other.dtype, other.shape)
+                np.testing.assert_allclose(array, other, rtol=1e-5, atol=1e-6)

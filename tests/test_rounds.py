@@ -18,6 +18,7 @@ from flsimulation.errors import ClientError, RoundError, RunError, describe_erro
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
+    Noticed,
     Phase,
     PhaseStarted,
     RoundFinished,
@@ -471,13 +472,33 @@ def test_the_models_types_stay_what_the_clients_send(recorder: Any) -> None:
     assert final["w"].dtype == "float32"
 
 
-def test_a_metric_that_only_some_clients_report_is_named(recorder: Any) -> None:
-    base = federation(recorder)
-    clients = clients_that(lambda p, m: 1.0, more={1: {"f1": 0.5}})
+@pytest.mark.parametrize("own", [True, False])
+def test_a_metric_that_only_some_clients_report_is_averaged_over_these(
+    recorder: Any, own: bool
+) -> None:
+    shown: list[set[str]] = []
+
+    class Looking(FedAvg):
+        def aggregate_evaluate(self, server_round: int, replies: Any) -> Any:
+            shown.extend({*reply.content["metrics"]} for reply in replies)
+            return super().aggregate_evaluate(server_round, replies)
+
+    strategy = Looking(1.0, 1.0, 1, 1, 1) if own else None
+    base = federation(recorder, rounds=2, strategy=strategy)
+    clients = clients_that(lambda p, m: 1.0, more={1: {"f1": 0.5}, 2: {"f1": 1.0}})
     exchange = Exchange(InProcessGrid(clients, 4), 0.0, recorder)
     rounds = Rounds(base.experiment, base.strategy, exchange, base.judge, recorder)
-    with pytest.raises(RoundError, match="logs 'f1' only on some clients, not on client 0"):
-        rounds.run(arrays(0.0))
+    rounds.run(arrays(0.0))
+    # clients 1 and 2 have 2 and 3 examples
+    expected = {"loss": 1.0, "f1": pytest.approx((2 * 0.5 + 3 * 1.0) / 5)}
+    for finished in recorder.of(RoundFinished):
+        assert (finished.federated, finished.train) == (expected, expected)
+    assert [event.text for event in recorder.of(Noticed)] == [
+        "f1 is not defined for client 0 (the module did not log it there) and 1 more client; "
+        "left out there"
+    ]
+    assert all(names == {"num-examples", "loss", "seconds"} for names in shown)
+    assert len(shown) == (8 if own else 0)
 
 
 def test_the_digest_depends_on_names_shapes_types_and_values_not_on_order() -> None:

@@ -117,7 +117,7 @@ def _scores(phase: Phase, scored: Scored, space: Workspace) -> list[Outcome]:
             examples = len(space.data.validation_indices(partition))
             defined, left_out = _defined(scores)
             metrics = {**defined, "num-examples": examples}
-            states = record_of_states(scores)
+            states = record_of_states(scores) if phase == "evaluate" else None
             outcomes.append(Outcome(partition, phase, metrics, None, None, states, left_out))
         except ClientError as error:
             outcomes.append(Outcome(partition, phase, {}, error))

@@ -59,8 +59,8 @@ class Outcome(NamedTuple):
     model: ArrayRecord | None = None
     """None after an evaluation, and if the reply has the mean."""
     states: ArrayRecord | None = None
-    """States of the metric objects that an evaluation logged, as `training.measured` names them;
-    None without any."""
+    """States of the metric objects that an evaluation logged, as `training.states` names them; None
+    without any, and in the ``final`` evaluation, which is not merged."""
     left_out: Mapping[str, str] = MappingProxyType({})
     """Scores that are not defined for the client, and why."""
 

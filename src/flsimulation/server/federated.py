@@ -46,6 +46,7 @@ def federated_scores(
     except Exception as error:
         raise RunError(f"round {number}: evaluation: {describe_error(error)}") from error
     merged = merge([states for _, states in sorted(evaluated.states.items())])
+    evaluated.states.clear()  # they may be as large as the clients' predictions
     notices.left_out(evaluated, merged)
     some = means_over_some(evaluated)
     if found is None and not some and not merged:

@@ -60,8 +60,8 @@ class Notices:
             return
         self._emit(
             Noticed(
-                f"the module logs {_listed(list(scores))}, not a loss, and validation_step returns "
-                f"none: the column of the loss stays empty; all scores are in rounds.jsonl"
+                f"the module logs {_listed(list(scores))}, not a loss, and its validation_step "
+                f"returns none; all scores are in rounds.jsonl, and --columns shows those that it names"
             )
         )
 

@@ -61,9 +61,10 @@ class Replies:
     def names(self) -> tuple[list[str], list[str]]:
         """Names of the metrics that all successful clients have, and those that only some have."""
         metrics = self.metrics.values()
+        first = next(iter(metrics), {})
+        if all(own.keys() == first.keys() for own in metrics):
+            return list(first), []
         every = dict.fromkeys(name for own in metrics for name in own)
-        if all(len(own) == len(every) for own in metrics):
-            return list(every), []
         counts = Counter(name for own in metrics for name in own)
         shared = [name for name in every if counts[name] == len(metrics)]
         return shared, [name for name in every if counts[name] < len(metrics)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
@@ -21,7 +24,8 @@ from flsimulation.training.failures import too_late
 from flsimulation.training.form import examples_of, moved
 from flsimulation.training.jobs import State
 from flsimulation.training.logged import CannotTake, Log, Logged, reduced
-from flsimulation.training.measured import Measured, MetricObjects
+from flsimulation.training.measured import Arrays, Measured
+from flsimulation.training.objects import MetricObjects
 from flsimulation.training.scores import RETURNED, measured, returned_loss
 from flsimulation.training.stacked.compiler.step import NotStackable, watched
 from flsimulation.training.stacked.effects import attributes
@@ -45,6 +49,8 @@ class EvaluationStep(NamedTuple):
     """Weight of each value in a mean over batches: the batch's examples, unless the module says."""
     values: list[Any]
     """Numbers, or tensors that hold them."""
+    states: Mapping[tuple[str, str], Tensor] = MappingProxyType({})
+    """Of metric objects, by name of the score and of the state; only of many clients at once."""
 
 
 class DirectEvaluator:
@@ -72,7 +78,11 @@ class DirectEvaluator:
         if not own:
             raise NotStackable("the module has no validation_step")
         stage = own[0].removesuffix("_step")
-        for name in sorted(overridden(type(module))):
+        self._end = f"on_{stage}_epoch_end"
+        own_methods = overridden(type(module))
+        self.has_end = self._end in own_methods
+        """Whether the module does something when all batches were seen."""
+        for name in sorted(own_methods - {self._end}):
             if name.startswith(f"on_{stage}_") or name in _AROUND:
                 raise NotStackable(f"the module has a {name} of its own")
         self._step, self._log = own[0], Log(training=False)
@@ -103,17 +113,14 @@ class DirectEvaluator:
             for number, batch in enumerate(batches):
                 if expires is not None and self.clock.time() > expires:
                     raise too_late()
-                try:
+                with _explained(self._step):
                     step = self.step(moved(batch, self.device), number)
-                except (CannotTake, NotStackable) as reason:
-                    raise NotStackable(f"{self._step} {reason}") from None
-                except ClientError:
-                    raise
-                except Exception as error:
-                    raise ClientError("error", describe_error(error)) from error
                 steps.append(step._replace(values=[float(value) for value in step.values]))
-            found = self._metrics.measured(self.scores(steps))
-        return measured(found)
+            found = self.scores(steps)
+            if self.has_end and steps:
+                with _explained(self._end):
+                    found |= self._ended()
+            return measured(self._metrics.measured(found))
 
     def load(self, state: State) -> None:
         """Have the module as new, with this model: a step may have changed it."""
@@ -133,10 +140,24 @@ class DirectEvaluator:
         """
         return self._attributes() == self._new
 
-    @property
-    def logs_metrics(self) -> bool:
-        """Whether the steps that were taken since the model was loaded logged metric objects."""
-        return self._metrics.are_logged
+    def first_step(self, batch: Any, like: Tensor) -> EvaluationStep:
+        """The step that begins an evaluation, also inside vmap, with the metrics' states.
+
+        Parameters
+        ----------
+        batch : Any
+            A batch, which is on the device.
+        like : Tensor
+            An input of the batch.
+        """
+        self._metrics.begin(like)
+        return self.step(batch)._replace(states=self._metrics.states())
+
+    def restored(self, step: EvaluationStep, states: Mapping[str, Arrays]) -> Measured:
+        """What `evaluate` returns for a client that took this step, and whose metrics have these
+        states. Raises `ClientError`.
+        """
+        return measured(self._metrics.restored(self.scores([step]), states))
 
     def _attributes(self) -> list[Any]:
         return attributes(self._used, strict=True, without=self._metrics.resettable)
@@ -157,6 +178,18 @@ class DirectEvaluator:
             values.append(loss)
         return EvaluationStep(how, sizes, values)
 
+    def _ended(self) -> dict[str, float]:
+        """Call the module's hook at the end of an epoch; the numbers that it logged."""
+        self._log.how.clear()
+        self._log.values.clear()
+        self._log.ended = True
+        try:
+            getattr(self._used, self._end)()
+        finally:
+            self._log.ended = False
+        values = [float(value) for value in self._log.values]
+        return self.scores([EvaluationStep(self._log.how, [1] * len(values), values)])
+
     def scores(self, steps: Sequence[EvaluationStep]) -> dict[str, float]:
         """Numbers over all batches of a client, as they are logged. Raises `NotStackable`."""
         how = steps[0].how if steps else []
@@ -168,3 +201,16 @@ class DirectEvaluator:
             np.array(kind) for kind in ([s.values for s in steps], [s.sizes for s in steps])
         )
         return reduced(how, values, sizes, training=False)
+
+
+@contextlib.contextmanager
+def _explained(method: str) -> Iterator[None]:
+    """Raise what a module's method raises as `NotStackable`, or as its client's error."""
+    try:
+        yield
+    except (CannotTake, NotStackable) as reason:
+        raise NotStackable(f"{method} {reason}") from None
+    except ClientError:
+        raise
+    except Exception as error:
+        raise ClientError("error", describe_error(error)) from error

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from flsimulation.training.measured import MetricObjects, several_numbers
+from flsimulation.training.measured import several_numbers
+from flsimulation.training.objects import MetricObjects
 
 _REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": np.mean,
@@ -71,6 +72,8 @@ class Log:
     values: list[Tensor] = field(default_factory=list)
     metrics: MetricObjects | None = None
     """Takes the metric objects; None where only a Trainer can."""
+    ended: bool = False
+    """Whether the batches of the epoch are over."""
 
     def log(
         self,
@@ -89,6 +92,10 @@ class Log:
             for own in metric_names(name, on_step, on_epoch):
                 self.metrics.log(own, value)
             return
+        if self.ended and self.metrics is not None and self.metrics.computed(name, value):
+            return
+        if isinstance(value, Metric):
+            raise CannotTake(f"logs {name!r}, a metric object")
         if positional or metric_attribute or others.keys() - _WITHOUT_EFFECT:
             raise CannotTake(f"logs {name!r} in a way of its own")
         if isinstance(value, int | float):

@@ -8,7 +8,6 @@ a mean of their values would not be: macro F1, AUROC, RMSE, R2.
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import re
 import warnings
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from flsimulation.errors import ClientError, describe_error
@@ -62,81 +61,6 @@ class Value(NamedTuple):
     why_not: str = ""
 
 
-class MetricObjects:
-    """The metric objects that a module logs in one evaluation.
-
-    Parameters
-    ----------
-    module : Module
-        Has the metrics as attributes.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._paths = {
-            id(part): path for path, part in module.named_modules() if isinstance(part, Metric)
-        }
-        self._parts = [part for part in module.modules() if isinstance(part, Metric)]
-        self._logged: dict[str, Metric] = {}
-        self._done: dict[str, tuple[Value, MetricState | None]] = {}
-
-    @property
-    def are_logged(self) -> bool:
-        """Whether any was logged."""
-        return bool(self._logged or self._done)
-
-    @functools.cached_property
-    def resettable(self) -> list[Metric]:
-        """The module's metrics whose ``reset`` makes them as new: they have no parts."""
-        return [metric for metric in self._parts if not any(True for _ in metric.children())]
-
-    def log(self, name: str, metric: Metric) -> None:
-        """Take in that a metric is logged under a name. Raises `ClientError`."""
-        if id(metric) not in self._paths:
-            raise ClientError(
-                "error",
-                f"the module logs {name!r}, a {type(metric).__name__} that is no attribute of it; "
-                f"assign it in __init__ (self.{_identifier(name)} = ...)",
-            )
-        if self._logged.setdefault(name, metric) is not metric:
-            raise ClientError("error", f"the module logs two metrics under {name!r}; name each")
-
-    def computed(self, name: str, value: Any) -> bool:
-        """Take in a value at an epoch's end, if a metric's ``compute`` has just returned it."""
-        if not isinstance(value, Tensor):
-            return False
-        metric = next((part for part in self._parts if _last_value(part) is value), None)
-        if metric is None:
-            return False
-        self._done[name] = self._measured(name, metric)
-        return True
-
-    def clear(self) -> None:
-        """Forget what was logged, and reset the metrics that can be."""
-        self._logged.clear()
-        self._done.clear()
-        for metric in self.resettable:
-            if metric.update_called:
-                metric.reset()
-
-    def measured(self, scores: Mapping[str, float]) -> Measured:
-        """These scores and, after them, those of the metrics. Raises `ClientError`."""
-        found = self._done | {name: self._measured(name, m) for name, m in self._logged.items()}
-        return Measured(
-            {**scores, **{name: value.number for name, (value, _) in found.items()}},
-            {name: state for name, (_, state) in found.items() if state is not None},
-            {name: value.why_not for name, (value, _) in found.items() if value.why_not},
-        )
-
-    def _measured(self, name: str, metric: Metric) -> tuple[Value, MetricState | None]:
-        arrays = arrays_of(metric)
-        if arrays is None:
-            return value_of(metric, name), None
-        # a value that was computed before comes without the warning that it means nothing
-        again = _last_value(metric) is not None
-        value = merged(metric, [arrays], name) if again else value_of(metric, name)
-        return value, MetricState(self._paths[id(metric)], arrays)
-
-
 def value_of(metric: Metric, name: str, counts: Any = None) -> Value:
     """A metric's value over all that it was updated with.
 
@@ -159,7 +83,8 @@ def value_of(metric: Metric, name: str, counts: Any = None) -> Value:
         try:
             value: Any = metric.compute()
         except Exception as error:  # R2 of one example
-            return Value(math.nan, str(error).strip().partition("\n")[0] or describe_error(error))
+            line = str(error).strip().partition("\n")[0].rstrip(".")
+            return Value(math.nan, line or describe_error(error))
     if not isinstance(value, int | float) and not (
         isinstance(value, Tensor) and value.numel() == 1
     ):
@@ -214,7 +139,10 @@ def merged(metric: Metric, clients: Sequence[Arrays], name: str) -> Value:
     metric = copy.deepcopy(metric).cpu()
     metric.reset()
     for prefix, part in _parts(metric):
-        states = [list(_of_clients(prefix + own, clients)) for own in part.metric_state]
+        states = [
+            [torch.from_numpy(np.array(a)) for own in clients for a in of_state(prefix + name, own)]
+            for name in part.metric_state
+        ]
         for own, state in part.metric_state.items():
             if isinstance(state, list):  # so that each state is asked for once
                 setattr(part, own, [torch.empty(0)])
@@ -234,15 +162,12 @@ class _Gathered:
         return next(self._states)
 
 
-def _of_clients(name: str, clients: Sequence[Arrays]) -> Iterator[Tensor]:
+def of_state(name: str, arrays: Arrays) -> list[np.ndarray]:
+    """A state's arrays: one, or those of its list."""
+    if name in arrays:
+        return [arrays[name]]
     of_list = re.compile(re.escape(name) + r"\[\d+\]")
-    for arrays in clients:
-        if name in arrays:
-            yield torch.from_numpy(np.asarray(arrays[name]))
-        else:
-            yield from (
-                torch.from_numpy(np.asarray(a)) for n, a in arrays.items() if of_list.fullmatch(n)
-            )
+    return [array for own, array in arrays.items() if of_list.fullmatch(own)]
 
 
 def _parts(metric: Metric) -> Iterator[tuple[str, Metric]]:
@@ -269,9 +194,6 @@ def _one_class(metric: Metric, counts: Any) -> str | None:
     return None
 
 
-def _last_value(metric: Metric) -> Any:
+def last_value(metric: Metric) -> Any:
+    """What its ``compute`` returned since it was updated; None before."""
     return metric._computed
-
-
-def _identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,7 +36,7 @@ def scores(
         If a value is not one number.
     """
     values = {name: _number(name, value) for name, value in logged.items()}
-    known = _standard(values)
+    known = _standard(tuple(values))
     named = {known[name]: values.pop(name) for name in known}
     values.pop(RETURNED, None)
     return {**named, **values, **(given or {})}
@@ -43,7 +44,7 @@ def scores(
 
 def measured(found: Measured) -> Measured:
     """The same for what an evaluation measured, with the states of its metrics."""
-    known = _standard(found)
+    known = _standard(tuple(found))
     return Measured(
         scores(found),
         {known.get(name, name): state for name, state in found.states.items()},
@@ -60,9 +61,9 @@ def returned_loss(output: Any) -> Tensor | None:
     return output.detach().reshape(()) if is_loss else None
 
 
-def _standard(names: Iterable[str]) -> dict[str, str]:
-    """The standard names of those that have one, by name."""
-    names = list(names)
+@functools.lru_cache(maxsize=64)
+def _standard(names: tuple[str, ...]) -> Mapping[str, str]:
+    """The standard names of those that have one, by name; the same for many clients."""
     loss = _best(_LOSS, names) or (RETURNED if RETURNED in names else None)
     found = {"loss": loss, "accuracy": _best(_ACCURACY, names)}
     return {name: standard for standard, name in found.items() if name is not None}

@@ -10,8 +10,10 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torchmetrics import Metric
 
+from flsimulation.training.form import examples_of
 from flsimulation.training.logged import metric_names
-from flsimulation.training.measured import Measured, MetricObjects, several_numbers
+from flsimulation.training.measured import Measured, several_numbers
+from flsimulation.training.objects import MetricObjects
 from flsimulation.training.scores import RETURNED, measured, returned_loss
 
 _POSITIONAL = ("prog_bar", "logger", "on_step", "on_epoch")  # of ``self.log``, after the value
@@ -56,6 +58,8 @@ class Watched(pl.Callback):
             return
         if isinstance(value, Tensor) and value.numel() != 1:
             raise several_numbers(name, value)
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            value = value.float()  # Lightning would do so, with a warning
         if not (self._ended and self._metrics.computed(name, value)):
             self._log(name, value, *positional, **how)
 
@@ -69,8 +73,8 @@ class Watched(pl.Callback):
     def _add(self, _: Any, __: Any, outputs: Any, batch: Any, *___: Any) -> None:
         """Add a batch's loss, weighted by its examples."""
         if (loss := returned_loss(outputs)) is not None:
-            self._sum += float(loss) * len(batch[1])
-            self._examples += len(batch[1])
+            self._sum += float(loss) * examples_of(batch)
+            self._examples += examples_of(batch)
 
     def _end(self, *_: Any) -> None:
         """Note that the batches are over: a callback is called before its module."""

@@ -62,7 +62,9 @@ class StackedEngine:
         self._lightning = LocalTrainer(module, spec, clock)
         self._direct = self._evaluator(module, clock)
         self._together = (
-            StackedEvaluator(self._direct, x, y, prepared) if self._direct is not None else None
+            StackedEvaluator(self._direct, x, y, prepared)
+            if self._direct is not None and not self._direct.has_end
+            else None
         )
 
     @property

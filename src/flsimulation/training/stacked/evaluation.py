@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.direct import DirectEvaluator, EvaluationStep
 from flsimulation.training.jobs import State
+from flsimulation.training.measured import Arrays
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.comparison import exactly, is_close
@@ -110,8 +111,15 @@ class StackedEvaluator:
     def _scores(self, state: State, clients: Sequence[Batches]) -> list[dict[str, float]]:
         """Scores of clients that have one batch each, of one size."""
         step = self._taken(state, *self._inputs(clients))
-        values = torch.stack(step.values, 1).tolist()
-        return [scores(self._direct.scores([step._replace(values=own)])) for own in values]
+        if not step.states:
+            values = torch.stack(step.values, 1).tolist()
+            return [scores(self._direct.scores([step._replace(values=own)])) for own in values]
+        values = torch.stack(step.values, 1).tolist() if step.values else [[] for _ in clients]
+        arrays = {key: tensor.cpu().numpy() for key, tensor in step.states.items()}
+        return [
+            self._direct.restored(step._replace(values=own), _of_client(arrays, place))
+            for place, own in enumerate(values)
+        ]
 
     def _inputs(self, clients: Sequence[Batches]) -> list[Leaves]:
         """Inputs and labels of all clients, [clients, batch, ...]."""
@@ -127,8 +135,8 @@ class StackedEvaluator:
         steps = list[EvaluationStep]()
 
         def step(x: Leaves, y: Leaves) -> list[Tensor]:
-            steps.append(self._direct.step(self._prepared.form.batch(x, y)))
-            return steps[-1].values
+            steps.append(self._direct.first_step(self._prepared.form.batch(x, y), first(x)))
+            return [*steps[-1].values, *steps[-1].states.values()]
 
         size = first(x).shape[1]
         known = size in self._most
@@ -138,13 +146,26 @@ class StackedEvaluator:
             values, most = (vmap(step)(x, y), 0) if known else _compared(step, x, y)
             if random_states() != streams or not self._direct.is_new:
                 raise NotStackable("draws random numbers or changes the module")
-            if self._direct.logs_metrics:
-                raise NotStackable("logs metric objects")
-        if any(own[:-1] != steps[0][:-1] for own in steps):
+        if any(_names(own) != _names(steps[0]) for own in steps):
             raise NotStackable("logs something else for many clients at once")
         if not known:
             self._most[size] = most
-        return steps[0]._replace(values=values)
+        numbers = len(steps[0].how)
+        states = dict(zip(steps[0].states, values[numbers:], strict=True))
+        return steps[0]._replace(values=values[:numbers], states=states)
+
+
+def _names(step: EvaluationStep) -> tuple[Any, ...]:
+    """All that is the same for clients that take the step together."""
+    return step.how, step.sizes, [*step.states]
+
+
+def _of_client(arrays: Mapping[tuple[str, str], np.ndarray], place: int) -> dict[str, Arrays]:
+    """One client's states of each score, of arrays [clients, ...]."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for (score, name), array in arrays.items():
+        found.setdefault(score, {})[name] = array[place, ...]  # a view, also of a number
+    return dict(found)
 
 
 def _compared(step: Callable[..., list[Tensor]], x: Leaves, y: Leaves) -> tuple[list[Tensor], int]:
