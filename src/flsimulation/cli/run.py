@@ -10,11 +10,13 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from flsimulation import runner
 from flsimulation.cli.view import LiveView, PlainView
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, load_experiment
+from flsimulation.host.warned import collected
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.reader import report_of
 from flsimulation.runtimes import resume_hint
@@ -42,6 +44,7 @@ def run_command(
     with contextlib.ExitStack() as stack:
         sinks = stack.enter_context(_metrics(experiment, port))
         stack.callback(_say_where, console, folders, experiment)
+        stack.enter_context(_warnings(console, on_stderr=json))
         if not console.quiet:
             sinks.append(stack.enter_context(view_of(console, experiment, columns)))
         if resume is not None:
@@ -72,6 +75,20 @@ def _say_where(console: Console, folders: list[Path], experiment: Experiment) ->
             lines.append(f"Resume  {command}")
         if lines:
             console.print("\n" + "\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def _warnings(console: Console, *, on_stderr: bool) -> Iterator[None]:
+    """Print the libraries' warnings of the block after it, each once."""
+    with collected() as found:
+        try:
+            yield
+        finally:
+            if found.lines and on_stderr:
+                print(*found.lines, sep="\n", file=sys.stderr)
+            elif found.lines:
+                text = "\n".join(["", *found.lines])
+                console.print(Text(text, style="yellow"), soft_wrap=True)
 
 
 class RunConsole(Console):

@@ -56,8 +56,11 @@ def import_object(reference: str, key: str, error: type[InputError] = InputError
         raise error(f"{key} {reference!r}: {refusal}") from refusal.__cause__
 
 
-class RunOfImport(BaseException):  # noqa: N818 - not an error of the script; `except Exception` lets it pass
-    """A script that an experiment imports calls ``run()`` while it is being imported."""
+class RunOfImport(BaseException):
+    """A script that an experiment imports calls ``run()`` while it is being imported.
+
+    It is no `Exception`: a script that handles those still ends there.
+    """
 
 
 def refuse_run_of_import() -> None:
