@@ -230,10 +230,10 @@ TRACES: dict[Any, StepPrograms] = {}
 def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that differ in their optimizer alone share a trace; it takes half a second."""
 
-    def programs(module: pl.LightningModule, x: Tensor, y: Tensor) -> StepPrograms:
+    def programs(module: pl.LightningModule, x: Tensor, y: Tensor, *form: Any) -> StepPrograms:
         key = str(module), x.dtype
         if key not in TRACES:
-            TRACES[key] = StepPrograms(module, x, y)
+            TRACES[key] = StepPrograms(module, x, y, *form)
         return TRACES[key]
 
     monkeypatch.setattr("flsimulation.training.stacked.trainer.StepPrograms", programs)

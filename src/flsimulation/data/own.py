@@ -11,6 +11,7 @@ import torch
 
 from flsimulation.data.arrays import check_range, inputs, refusal
 from flsimulation.data.dataset import Dataset
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import DataError, describe_error
 from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Data
@@ -55,13 +56,13 @@ def _call(function: Any, spec: Data) -> Any:
 
 def _from_mapping(result: Mapping[str, Any], spec: Data) -> Dataset:
     _check_names(result, spec)
-    x_train, y_train, x_test, y_test = (_array(name, result[name], spec) for name in _NEEDED)
+    y_train, y_test = (_array(name, result[name], spec) for name in ("y_train", "y_test"))
     owners = result.get("owners")
     return Dataset(
         spec.dataset,
-        _inputs(x_train, spec),
+        _all_inputs("x_train", result["x_train"], spec),
         _targets(y_train),
-        _inputs(x_test, spec),
+        _all_inputs("x_test", result["x_test"], spec),
         _targets(y_test),
         tuple(map(str, _array("classes", result["classes"], spec))) if "classes" in result else (),
         None if owners is None else _array("owners", owners, spec),
@@ -93,6 +94,17 @@ def _array(name: str, value: Any, spec: Data) -> np.ndarray:
         kind = array.dtype if array.ndim else type(value).__name__
         raise refusal(spec, f"{name} must be an array of {wanted}, got {kind}; convert it")
     return array
+
+
+def _all_inputs(name: str, value: Any, spec: Data) -> Leaves:
+    """One array of inputs, or several by name."""
+    if not isinstance(value, Mapping):
+        return _inputs(_array(name, value, spec), spec)
+    if not value:
+        raise refusal(spec, f"{name} is an empty dict; give at least one array of inputs")
+    return {
+        str(key): _inputs(_array(f"{name}[{key!r}]", own, spec), spec) for key, own in value.items()
+    }
 
 
 def _inputs(array: np.ndarray, spec: Data) -> torch.Tensor:

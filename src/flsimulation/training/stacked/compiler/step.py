@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from flsimulation.data.leaves import Leaves
+from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import Log
 
 
@@ -59,17 +61,17 @@ def watched(module: pl.LightningModule, log: Log) -> pl.LightningModule:
 class _Whole(nn.Module):
     """Calls a module's training step as its forward, for ``functional_call``."""
 
-    def __init__(self, module: pl.LightningModule) -> None:
+    def __init__(self, module: pl.LightningModule, form: Form) -> None:
         super().__init__()
-        self.module = module
+        self.module, self._form = module, form
         takes = inspect.signature(module.training_step).parameters
         if "dataloader_iter" in takes:
             raise NotStackable("takes a dataloader_iter")
         self._also: tuple[Any, ...] = (_BatchIndex(),) if len(takes) > 1 else ()
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Leaves, y: Leaves) -> Tensor:
         before = _tensors_of(self.module)
-        output: Any = self.module.training_step((x, y), *self._also)
+        output: Any = self.module.training_step(self._form.batch(x, y), *self._also)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise NotStackable("returns no loss")
@@ -113,15 +115,16 @@ def stacked_step(
     shared: Sequence[str],
     leaves: Sequence[Tensor],
     rest: Sequence[Tensor],
-    x: Tensor,
-    y: Tensor,
+    x: Leaves,
+    y: Leaves,
+    form: Form = PAIR,
 ) -> tuple[Any, ...]:
     """Losses, logged values and gradients of all clients."""
-    whole = _Whole(module)
+    whole = _Whole(module, form)
     log: Log = module.log.__self__  # type: ignore[attr-defined]
     fixed = {f"module.{name}": tensor for name, tensor in zip(shared, rest, strict=True)}
 
-    def one(own: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def one(own: dict[str, Tensor], x: Leaves, y: Leaves) -> tuple[Tensor, list[Tensor]]:
         log.how.clear()
         log.values.clear()
         loss = functional_call(whole, {**own, **fixed}, (x, y))
@@ -129,19 +132,24 @@ def stacked_step(
 
     stacked = {f"module.{name}": leaf for name, leaf in zip(trained, leaves, strict=True)}
     losses, logged = vmap(one)(stacked, x, y)
-    seeds = torch.ones(len(x), dtype=losses.dtype, device=losses.device)
+    seeds = torch.ones(len(losses), dtype=losses.dtype, device=losses.device)
     gradients = torch.autograd.grad(losses, leaves, seeds, allow_unused=True)
     return (losses.detach(), *(value.detach() for value in logged), *gradients)
 
 
-def loss_of(module: pl.LightningModule, x: Tensor, y: Tensor) -> Tensor:
+def loss_of(module: pl.LightningModule, x: Leaves, y: Leaves, form: Form = PAIR) -> Tensor:
     """The loss of one client's batch, a scalar; the module is `watched`."""
-    loss: Tensor = _Whole(module)(x, y)
+    loss: Tensor = _Whole(module, form)(x, y)
     return loss
 
 
 def alone_step(
-    module: pl.LightningModule, trained: Sequence[str], own: Sequence[Tensor], x: Tensor, y: Tensor
+    module: pl.LightningModule,
+    trained: Sequence[str],
+    own: Sequence[Tensor],
+    x: Leaves,
+    y: Leaves,
+    form: Form = PAIR,
 ) -> tuple[Any, ...]:
     """One client's loss, logged values and gradients without vmap; the module takes its weights."""
     log: Log = module.log.__self__  # type: ignore[attr-defined]
@@ -151,6 +159,6 @@ def alone_step(
         for leaf, value in zip(leaves, own, strict=True):
             leaf.copy_(value)
     with torch.enable_grad():
-        loss = loss_of(module, x, y)
+        loss = loss_of(module, x, y, form)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     return (loss.detach(), *(value.detach() for value in log.values), *gradients)
