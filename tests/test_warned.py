@@ -108,7 +108,7 @@ def test_another_processs_warnings_are_printed_once_where_none_are_collected() -
 
 def test_joined_replies_have_the_warnings_of_all() -> None:
     first, second = Warned(1, "a"), Warned(2, "b")
-    assert joined([Reply((), warned=[first]), Reply((), warned=[second])]).warned == [first, second]
+    assert joined([Reply((), warned=[first]), Reply((), warned=[second])]).warned == (first, second)
 
 
 @pytest.mark.seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from flsimulation.events import BOOKKEEPING, RoundFinished, Scores
+from flsimulation.events import BOOKKEEPING, RoundFinished, Scores, main_metrics
 
 _USUAL = ("loss", "accuracy")
 _DIGITS = 4  # after the point
@@ -38,12 +38,6 @@ def seconds(value: float, width: int) -> str:
     """Seconds with as many decimals, two at most, as have room."""
     forms = [f"{value:.{digits}f}" for digits in (2, 1, 0)]
     return next((form for form in forms if len(form) < width), number(value, width))
-
-
-def main_metrics(scores: Mapping[str, float]) -> tuple[str, ...]:
-    """The two metrics that describe a model best: loss and accuracy, else the first of its own."""
-    own = [name for name in scores if name not in BOOKKEEPING and name not in _USUAL]
-    return tuple([*(name for name in _USUAL if name in scores), *own][:2])
 
 
 def in_words(scores: Mapping[str, float], names: Iterable[str]) -> list[str]:

@@ -101,7 +101,7 @@ def joined(replies: Iterable[Reply]) -> Reply:
     last = found[-1] if found else Reply(())
     outcomes = [outcome for reply in found for outcome in reply.outcomes]
     means = [reply.mean for reply in found if reply.mean is not None]
-    warned = [warned for reply in found for warned in reply.warned]
+    warned = tuple(warned for reply in found for warned in reply.warned)
     return Reply(outcomes, _mean(means), last.engine, last.why_not, warned)
 
 
