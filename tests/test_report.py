@@ -505,7 +505,7 @@ def test_a_run_killed_before_its_first_round_has_a_page(run_dir, missing):
 
 def test_null_values_and_other_metrics_are_no_obstacle(run_dir):
     odd = a_round(1, 1, 1, central={"loss": None, "f1": 0.5}, federated=None, seconds={}, bytes={})
-    tree, text = page(run_dir([odd | {"cohort": None, "failures": None}], None))
+    tree, _ = page(run_dir([odd | {"cohort": None, "failures": None}], None))
     assert table(tree, "All rounds") == [
         ["Round", "Central loss", "Central f1", "Clients", "Failures", "Time", "Traffic"],
         ["1", formats.ABSENT, "0.5", "0", "0", formats.ABSENT, "0 B"],

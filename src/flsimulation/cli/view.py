@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from flsimulation.cli.columns import Columns, in_words, number
+from flsimulation.cli.waiting import Waiting
 from flsimulation.events import (
     ActorsAwaited,
     ClientReplied,
@@ -54,6 +56,7 @@ class PlainView:
         self.console = console
         self.rounds = experiment.strategy.rounds
         self._columns = Columns(self.rounds, columns)
+        self._waiting = Waiting(functools.partial(self._say, style="dim"), experiment.runtime.kind)
         self._header = ""  # as last printed
         self._final: dict[str, list[float]] = {}  # the clients' values, by metric
         self._failed = 0
@@ -63,7 +66,8 @@ class PlainView:
         self._scores: Scores = {}  # of the last global model that was evaluated
 
     def __enter__(self) -> PlainView:
-        """Nothing to prepare."""
+        """Show from now on that the run is being prepared."""
+        self._waiting.start()
         return self
 
     def __exit__(
@@ -72,10 +76,12 @@ class PlainView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to clean up."""
+        """Print nothing any more."""
+        self._waiting.stop()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
+        self._waiting.stop()
         if isinstance(event, RunStarted):
             self._say(_title(event), style="bold")
             for note in event.notes:
