@@ -20,7 +20,7 @@ from flsimulation.training.stacked.compiler.step import (
     stacked_step,
     watched,
 )
-from flsimulation.training.stacked.compiler.trace import explained
+from flsimulation.training.stacked.compiler.trace import refusal
 
 
 class EagerStep:
@@ -36,7 +36,17 @@ class EagerStep:
         What the step receives.
     """
 
-    def __init__(self, module: pl.LightningModule, x: Leaves, y: Leaves, form: Form = PAIR) -> None:
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        x: Leaves,
+        y: Leaves,
+        form: Form = PAIR,
+        *,
+        writes: bool = False,
+    ) -> None:
+        self.writes = writes
+        """Whether the step writes into tensors that it makes."""
         self.module = copy.deepcopy(module)
         self.data, self.form = (x, y), form
         parameters = dict(self.module.named_parameters())
@@ -77,10 +87,11 @@ class EagerStep:
             module = watched(copy.deepcopy(self.module), log)
             try:
                 values = stacked_step(
-                    module, self.trained, self.shared, leaves, shared, x, y, self.form
+                    *(module, self.trained, self.shared, leaves, shared, x, y, self.form),
+                    writes=self.writes,
                 )
             except (Exception, SystemExit) as error:
-                raise NotStackable(explained(error)) from error
+                raise refusal(error) from error
         return Step.taken(values, len(log.how)), log.how
 
     def alone(self, trained: Sequence[Tensor], x: Leaves, y: Leaves) -> Step:
@@ -99,7 +110,8 @@ class EagerStep:
         x, y = (
             each(lambda t: t.double() if t.is_floating_point() else t, part) for part in self.data
         )
-        return EagerStep(copy.deepcopy(self.module).double(), x, y, self.form)
+        module = copy.deepcopy(self.module).double()
+        return EagerStep(module, x, y, self.form, writes=self.writes)
 
 
 def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[float]) -> bool:

@@ -30,13 +30,14 @@ from flsimulation.training.stacked.compiler.eager import EagerStep, is_same_alon
 from flsimulation.training.stacked.compiler.step import (
     NotStackable,
     Step,
+    WritesInPlace,
     loss_of,
     stacked_step,
     watched,
 )
 from flsimulation.training.stacked.compiler.template import template_of, written
 from flsimulation.training.stacked.compiler.torchscript import compiled
-from flsimulation.training.stacked.compiler.trace import explained, traced
+from flsimulation.training.stacked.compiler.trace import refusal, traced
 from flsimulation.training.stacked.effects import random_states
 
 _TRACED = ((2, 11), (3, 13))
@@ -75,7 +76,7 @@ class StepPrograms:
         self._programs: dict[Any, Callable[..., Any]] = {}
         self._lock = threading.RLock()
         self._templates: dict[tuple[float, ...] | None, list[Any] | None] = {}
-        self._graphs = [self._traced(*sizes) for sizes in _TRACED]
+        self._graphs = self._all_traced()
         self._template(None)  # or NotStackable, now
         self._eps = passes.coarsest(self._graphs[0])
         with exactly():
@@ -128,21 +129,7 @@ class StepPrograms:
     def check_sizes(self, sizes: Iterable[int]) -> None:
         """Raise `NotStackable` if the step fails, logs otherwise or draws for one of these sizes."""
         for examples in sizes:
-            *_, x, y = self.inputs(1, examples)
-            log = Log(training=True)
-            with seeds.global_streams(0), torch.no_grad():
-                before = random_states()
-                try:
-                    module = watched(copy.deepcopy(self._module), log)
-                    loss_of(module, one(x, 0), one(y, 0), self._eager.form)
-                except (NotStackable, CannotTake) as reason:
-                    raise NotStackable(explained(reason)) from None
-                except (Exception, SystemExit) as error:
-                    text = f"fails for a batch of {examples} ({describe_error(error)})"
-                    raise NotStackable(f"training_step {text}") from error
-                if random_states() != before:
-                    raise NotStackable("training_step draws random numbers")
-            self._check_same(log.how, examples)
+            self._check_same(self._alone(examples), examples)
 
     def inputs(
         self, clients: int, examples: int
@@ -228,6 +215,33 @@ class StepPrograms:
             self._templates[rates] = found
         return self._templates[rates]
 
+    def _alone(self, examples: int) -> list[Logged]:
+        """How one client's step logs, without vmap. Raises `NotStackable`."""
+        *_, x, y = self.inputs(1, examples)
+        log = Log(training=True)
+        with seeds.global_streams(0), torch.no_grad():
+            before = random_states()
+            try:
+                module = watched(copy.deepcopy(self._module), log)
+                loss_of(module, one(x, 0), one(y, 0), self._eager.form)
+            except (NotStackable, CannotTake) as reason:
+                raise refusal(reason) from None
+            except (Exception, SystemExit) as error:
+                text = f"fails for a batch of {examples} ({describe_error(error)})"
+                raise NotStackable(f"training_step {text}") from error
+            if random_states() != before:
+                raise NotStackable("training_step draws random numbers")
+        return log.how
+
+    def _all_traced(self) -> list[Graph]:
+        """The graphs for both sizes; a second time where the step writes into its own tensors."""
+        try:
+            return [self._traced(*sizes) for sizes in _TRACED]
+        except WritesInPlace:
+            self._alone(_TRACED[0][1])  # raises if what it writes into is the module's
+            self._eager.writes = True
+            return [self._traced(*sizes) for sizes in _TRACED]
+
     def _traced(self, clients: int, examples: int) -> Graph:
         trained, shared, x, y = self.inputs(clients, examples)
         split, end = len(trained), len(trained) + len(shared)
@@ -245,6 +259,7 @@ class StepPrograms:
                 refilled(x, batch[:inputs]),
                 refilled(y, batch[inputs:]),
                 self._eager.form,
+                writes=self._eager.writes,
             )
 
         graph = traced(step, module, [*trained, *shared, *given], split)
