@@ -55,6 +55,15 @@ def test_a_file_imports_its_neighbours(tmp_path: Path) -> None:
     assert import_object(f"{file}:size", "k") == 7
 
 
+def test_files_of_two_folders_import_their_own_neighbours(tmp_path: Path) -> None:
+    for folder, size in (("a", 1), ("b", 2), ("a", 1)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write(tmp_path / folder / "neighbour_of_two.py", f"size = {size}\n")
+        text = f"from neighbour_of_two import size\n# {len(sys.modules)}\n"
+        file = write(tmp_path / folder / "mine.py", text)
+        assert import_object(f"{file}:size", "k") == size
+
+
 def test_a_module_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "module_in_cwd.py", "x = 5\n")
     monkeypatch.chdir(tmp_path)

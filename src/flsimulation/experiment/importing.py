@@ -21,6 +21,7 @@ _MAIN = "__main__"
 _GUARD = 'put the call of run() below `if __name__ == "__main__":`'
 _is_importing: ContextVar[bool] = ContextVar("is_importing", default=False)
 _cut_short: set[str] = set()  # names of modules that were executed up to a call of run()
+_searched: set[str] = set()  # folders of the user's own, which were added to the search path
 
 
 def import_object(reference: str, key: str, error: type[InputError] = InputError) -> Any:
@@ -134,6 +135,8 @@ def _execute(spec: ModuleSpec | None, name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise _RefusalError("it cannot be read as a Python file")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    if spec.origin is not None:
+        _prefer_neighbours_of(Path(spec.origin))
     try:
         with _importing():
             spec.loader.exec_module(module)
@@ -218,3 +221,21 @@ def _search(folder: Path) -> None:
     """Find modules in ``folder``, last, so that it hides nothing that is installed."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+        _searched.add(str(folder))
+
+
+def _prefer_neighbours_of(file: Path) -> None:
+    """Let a file import the modules beside it, not those of the same names beside another file.
+
+    In a notebook, experiments of several folders may each have a ``data.py``.
+    """
+    own, others = str(file.parent), _searched - {str(file.parent)}
+    if own in _searched and own in sys.path:
+        sys.path.remove(own)
+        first = next((i for i, folder in enumerate(sys.path) if folder in others), len(sys.path))
+        sys.path.insert(first, own)
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__file__", None)
+        is_others = origin and name != _MAIN and str(Path(origin).parent) in others
+        if is_others and file.with_name(f"{name}.py").is_file():
+            del sys.modules[name]

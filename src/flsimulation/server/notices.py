@@ -61,7 +61,7 @@ class Notices:
         self._emit(
             Noticed(
                 f"the module logs {_listed(list(scores))}, not a loss, and validation_step returns "
-                f"none: the column of the loss stays empty; all scores are in rounds.jsonl"
+                f"none: the run has no loss; all scores are in rounds.jsonl"
             )
         )
 
