@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
@@ -12,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from flsimulation.cli.columns import Columns, in_words, number
+from flsimulation.cli.columns import Columns, in_words, spread_in_words
+from flsimulation.cli.title import title
 from flsimulation.cli.waiting import Waiting
 from flsimulation.events import (
     ActorsAwaited,
@@ -83,7 +83,7 @@ class PlainView:
         """Show an event."""
         self._waiting.stop()
         if isinstance(event, RunStarted):
-            self._say(_title(event), style="bold")
+            self._say(title(event), style="bold")
             for note in event.notes:
                 self._say(f"  {note}", style="dim")
             self._engine(event.not_stacked)
@@ -180,7 +180,7 @@ class PlainView:
         if event.state == "completed" and event.rounds < self.rounds:
             parts.append("target accuracy reached")
         parts += in_words(self._scores, self._columns.names)
-        parts += [_spread(name, own) for name, own in self._final.items() if len(own) > 1]
+        parts += [spread_in_words(name, own) for name, own in self._final.items() if len(own) > 1]
         peak = event.peak_memory_bytes or peak_memory_bytes()
         parts.append(f"peak memory {peak / 2**20:.0f} MiB")
         lines = ["\n" + ", ".join(parts)]
@@ -253,28 +253,3 @@ def _some(names: list[str], between: str = ", ") -> str:
     """The first names, and the number of the others."""
     more = f"{between}{len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return between.join(names[:_NAMED]) + more
-
-
-def _title(event: RunStarted) -> str:
-    spec = event.experiment
-    clients = f"{spec.data.clients:,} client{'s' * (spec.data.clients > 1)}"
-    return (
-        f"{spec.name}: {spec.strategy.name}, {clients}, "
-        f"{event.train_examples:,} examples of {_short(spec.data.dataset)} "
-        f"({spec.data.partition}), {_short(spec.model.class_)} with {event.parameters:,} "
-        f"parameters, seed {spec.seed}" + (f", on {event.gpu}" if event.gpu else "")
-    )
-
-
-def _short(reference: str) -> str:
-    """A class reference without the folders of its path: ``/a/b/net.py:Net`` -> ``net.py:Net``."""
-    return reference.removeprefix("file:").rpartition("/")[2] if "/" in reference else reference
-
-
-def _spread(name: str, values: Sequence[float]) -> str:
-    """How a metric differs between clients; of an accuracy, the lowest is the worst."""
-    mean = sum(values) / len(values)  # unlike `statistics`, also of infinite values
-    deviation = math.sqrt(sum((value - mean) * (value - mean) for value in values) / len(values))
-    low, high = number(min(values)), number(max(values))
-    ends = f"lowest {low}" if name == "accuracy" else f"{low} to {high}"
-    return f"clients' {name} {number(mean)} ± {number(deviation)}, {ends}"
