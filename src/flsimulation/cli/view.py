@@ -161,7 +161,8 @@ class PlainView:
         if event.reason is not None:
             self._failures[event.partition] += 1
         if event.phase == "final" and event.reason is None:
-            self._columns.learn(event.metrics)
+            if (complaint := self._columns.learn(event.metrics)) is not None:
+                self._say(f"  {complaint}", style="yellow")
             for name in self._columns.spread:
                 if name in event.metrics:
                     self._final.setdefault(name, []).append(event.metrics[name])
