@@ -91,6 +91,8 @@ class Data(Section):
     labels by name."""
     transform: str = ""
     """Your own `module:function` or `path/to/file.py:function` that changes each training batch, for
-    example to augment images; empty for none."""
+    example to augment images; empty for none. Paths are relative to the experiment file."""
     evaluation_transform: str = ""
     """The same for batches of evaluations, where nothing is random."""
+    transform_per: Literal["batch", "example"] = "batch"
+    """What both functions are called with: a whole batch, or one example after the other."""

@@ -17,7 +17,8 @@ from flsimulation.experiment.importing import script_in_progress
 from flsimulation.experiment.spec import Experiment, Section, kebab
 from flsimulation.experiment.suggest import remedy
 
-_REFERENCES = ("data.dataset", "model.class")  # keys whose value may hold a path
+_REFERENCES = ("data.dataset", "data.transform", "data.evaluation-transform", "model.class")
+"""Keys whose value may hold a path."""
 
 
 def load_experiment(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Experiment:
