@@ -12,6 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from flsimulation.errors import ClientError
+from flsimulation.host.warned import NOBODY, TEST_SET, Warned
 from flsimulation.messages.arrays import record_of
 from flsimulation.messages.batch import (
     Batch,
@@ -122,6 +123,20 @@ def test_a_reply_is_read_as_it_was_written(packed: bool) -> None:
     assert sorted(map(told, reply.outcomes), key=str) == sorted(map(told, OUTCOMES), key=str)
     assert (reply.mean, reply.engine, reply.why_not) == (None, "sequential", "BatchNorm1d")
     assert answer.metadata.reply_to_message_id == "m1"
+
+
+@pytest.mark.parametrize(
+    "warned", [(), [Warned(3, "a"), Warned(NOBODY, "b"), Warned(TEST_SET, "c")]]
+)
+def test_warnings_travel_with_a_reply(warned: list[Warned]) -> None:
+    message = message_of(Batch(model(0.0), TASKS), 2)
+    answer = reply_to(message, Reply([Outcome(2, "evaluate", {"loss": 1.0})], warned=warned))
+    answer.content = unpack(pack(answer.content, {}))
+    reply = reply_of(answer)
+    assert not isinstance(reply, ClientError)
+    assert [(own.client, own.line) for own in reply.warned] == [
+        (own.client, own.line) for own in warned
+    ]
 
 
 def test_numbers_of_many_clients_travel_as_one_record() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.conftest import PATIENCE
 
 from flsimulation.cli.columns import number
 from flsimulation.cli.view import PlainView
+from flsimulation.cli.waiting import Waiting
 from flsimulation.events import ClientReplied, Noticed, RoundFinished, RunFinished, Scores
 from flsimulation.experiment import Experiment
 
@@ -154,3 +157,38 @@ def test_a_notice_has_a_line_of_its_own(make_experiment: Any) -> None:
     lines = shown(make_experiment(), [Noticed("the model logs no loss"), finished(1, {"f1": 0.5})])
     assert lines[0] == "  the model logs no loss"
     assert lines[1].split() == ["round", "test", "f1", "clients'", "f1", "seconds", "failed"]
+
+
+class Ticks(threading.Event):
+    """An event whose time passes at once, and which is set after some waits."""
+
+    def __init__(self, waits: int) -> None:
+        super().__init__()
+        self.left, self.pauses = waits, list[float]()
+        self.ended = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses.append(timeout or 0.0)
+        self.left -= 1
+        if self.left < 0:
+            self.ended.set()
+            return True
+        return False
+
+
+@pytest.mark.parametrize(
+    ("runtime", "doing"), [("inprocess", "loading data and model"), ("network", "waiting for the")]
+)
+def test_a_long_preparation_is_shown_without_a_terminal(runtime: str, doing: str) -> None:
+    lines, ticks = list[str](), Ticks(3)
+    Waiting(lines.append, runtime, ticks).start()
+    assert ticks.ended.wait(PATIENCE)
+    assert [line.split(", ")[-1] for line in lines] == [f"{n} s so far" for n in (20, 40, 80)]
+    assert all(line.startswith(f"  {doing}") for line in lines)
+    assert ticks.pauses == [20.0, 20.0, 40.0, 80.0]
+
+
+def test_nothing_is_said_after_the_first_event() -> None:
+    over = threading.Event()
+    Waiting(lambda _: None, "inprocess", over).stop()
+    assert over.is_set()

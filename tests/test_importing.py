@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 from flsimulation.errors import DataError, InputError, ModelError
+from flsimulation.experiment import load_experiment
 from flsimulation.experiment.importing import import_object
 
 
@@ -53,6 +54,15 @@ def test_a_file_imports_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path / "neighbour_of_mine.py", "size = 7\n")
     file = write(tmp_path / "mine.py", "from neighbour_of_mine import size\n")
     assert import_object(f"{file}:size", "k") == 7
+
+
+def test_files_of_two_folders_import_their_own_neighbours(tmp_path: Path) -> None:
+    for folder, size in (("a", 1), ("b", 2), ("a", 1)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write(tmp_path / folder / "neighbour_of_two.py", f"size = {size}\n")
+        text = f"from neighbour_of_two import size\n# {len(sys.modules)}\n"
+        file = write(tmp_path / folder / "mine.py", text)
+        assert import_object(f"{file}:size", "k") == size
 
 
 def test_a_module_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +153,17 @@ def test_a_class_of_a_notebooks_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "__main__", notebook)
     assert import_object("__main__:Net", "k") is int
     assert "put it into a file and name it as path/to/file.py:Gone" in refused("__main__:Gone")
+
+
+def test_main_in_a_script_is_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    wanted = ["model.class=__main__:Net", "data.dataset=__main__:data"]
+    assert load_experiment(None, wanted).model.class_ == "__main__:Net"  # in a notebook
+    script.__file__ = str(tmp_path / "one.py")
+    experiment = load_experiment(None, wanted)
+    assert experiment.model.class_ == f"{tmp_path}/one.py:Net"
+    assert experiment.data.dataset == f"{tmp_path}/one.py:data"
 
 
 def test_a_script_that_is_imported_does_not_run(

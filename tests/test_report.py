@@ -505,12 +505,44 @@ def test_a_run_killed_before_its_first_round_has_a_page(run_dir, missing):
 
 def test_null_values_and_other_metrics_are_no_obstacle(run_dir):
     odd = a_round(1, 1, 1, central={"loss": None, "f1": 0.5}, federated=None, seconds={}, bytes={})
-    tree, text = page(run_dir([odd | {"cohort": None, "failures": None}], None))
+    tree, _ = page(run_dir([odd | {"cohort": None, "failures": None}], None))
     assert table(tree, "All rounds") == [
         ["Round", "Central loss", "Central f1", "Clients", "Failures", "Time", "Traffic"],
         ["1", formats.ABSENT, "0.5", "0", "0", formats.ABSENT, "0 B"],
     ]
-    assert "No round has measured a finite loss or accuracy." in text
+    assert "Test f1" in tiles(tree)
+
+
+def test_rounds_without_a_finite_score_have_no_figure(run_dir):
+    odd = a_round(1, 1, 1, central={"loss": None}, federated=None)
+    assert "No round has measured a finite loss or accuracy." in page(run_dir([odd], None))[1]
+
+
+def test_a_regression_has_its_own_metric_and_claims_no_accuracy(run_dir):
+    sizes = MANIFEST["data"] | {"classes": [], "histogram": {"0": [40], "1": [20]}}
+    rounds = [
+        a_round(i, 1, 1, central={"loss": loss, "R2": r2}, federated=None)
+        for i, loss, r2 in ((1, 9.1e10, 0.75), (2, 8.25e9, 0.5))
+    ]
+    clients = [final(p, None, loss=1e9 * (p + 1), R2=0.25 * p) for p in (0, 1)]
+    for client in clients:
+        del client["accuracy"]
+    folder = run_dir(rounds, clients, MANIFEST | {"data": sizes})
+    tree, text = page(folder)
+    found = tiles(tree)
+    assert found["Test R2"] == ["0.5", "after round 2"]
+    assert found["Test loss"] == ["8.25e9", "after round 2"]
+    assert "Test set: 0.5 after round 2." in text
+    assert "Test set: 8.25e9 after round 2." in text
+    assert table(tree, "Clients served worst") == [
+        ["Client", "R2", "Loss", "Evaluated on", "Holds"],
+        ["1", "0.25", "2e9", "5", "20"],
+        ["0", "0", "1e9", "5", "40"],
+    ]
+    assert "accuracy" not in text.replace("target-accuracy", "").lower()
+    written = {path.name for path in write_pngs(folder, folder / "plots")}
+    assert "metric.png" in written
+    assert "accuracy.png" not in written
 
 
 @pytest.mark.seconds

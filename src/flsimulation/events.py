@@ -47,6 +47,13 @@ def scores_of(round: Mapping[str, Any]) -> Scores:
     return dict(round[source]) if source is not None else {}
 
 
+def main_metrics(scores: Mapping[str, float]) -> tuple[str, ...]:
+    """The two metrics that describe a model best: loss and accuracy, else the first of its own."""
+    usual = ("loss", "accuracy")
+    own = [name for name in scores if name not in BOOKKEEPING and name not in usual]
+    return tuple([*(name for name in usual if name in scores), *own][:2])
+
+
 @dataclass(frozen=True)
 class RunStarted:
     """The federation is about to run."""

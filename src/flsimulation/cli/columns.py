@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from flsimulation.events import BOOKKEEPING, RoundFinished, Scores
+from flsimulation.events import BOOKKEEPING, RoundFinished, Scores, main_metrics
 
 _USUAL = ("loss", "accuracy")
 _DIGITS = 4  # after the point
@@ -40,16 +41,19 @@ def seconds(value: float, width: int) -> str:
     return next((form for form in forms if len(form) < width), number(value, width))
 
 
-def main_metrics(scores: Mapping[str, float]) -> tuple[str, ...]:
-    """The two metrics that describe a model best: loss and accuracy, else the first of its own."""
-    own = [name for name in scores if name not in BOOKKEEPING and name not in _USUAL]
-    return tuple([*(name for name in _USUAL if name in scores), *own][:2])
-
-
 def in_words(scores: Mapping[str, float], names: Iterable[str]) -> list[str]:
     """``accuracy 0.8750`` for each of the names that have a value; the accuracy first."""
     ordered = sorted(names, key=lambda name: name != "accuracy")
     return [f"{name} {number(scores[name])}" for name in ordered if name in scores]
+
+
+def spread_in_words(name: str, values: Sequence[float]) -> str:
+    """How a metric differs between clients; of an accuracy, the lowest is the worst."""
+    mean = sum(values) / len(values)  # unlike `statistics`, also of infinite values
+    deviation = math.sqrt(sum((value - mean) * (value - mean) for value in values) / len(values))
+    low, high = number(min(values)), number(max(values))
+    ends = f"lowest {low}" if name == "accuracy" else f"{low} to {high}"
+    return f"clients' {name} {number(mean)} ± {number(deviation)}, {ends}"
 
 
 class Columns:

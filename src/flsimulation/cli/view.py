@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from flsimulation.cli.columns import Columns, in_words, number
+from flsimulation.cli.columns import Columns, in_words, spread_in_words
+from flsimulation.cli.title import title
+from flsimulation.cli.waiting import Waiting
 from flsimulation.events import (
     ActorsAwaited,
     ClientReplied,
@@ -54,6 +56,7 @@ class PlainView:
         self.console = console
         self.rounds = experiment.strategy.rounds
         self._columns = Columns(self.rounds, columns)
+        self._waiting = Waiting(functools.partial(self._say, style="dim"), experiment.runtime.kind)
         self._header = ""  # as last printed
         self._final: dict[str, list[float]] = {}  # the clients' values, by metric
         self._failed = 0
@@ -63,7 +66,8 @@ class PlainView:
         self._scores: Scores = {}  # of the last global model that was evaluated
 
     def __enter__(self) -> PlainView:
-        """Nothing to prepare."""
+        """Show from now on that the run is being prepared."""
+        self._waiting.start()
         return self
 
     def __exit__(
@@ -72,12 +76,14 @@ class PlainView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to clean up."""
+        """Print nothing any more."""
+        self._waiting.stop()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
+        self._waiting.stop()
         if isinstance(event, RunStarted):
-            self._say(_title(event), style="bold")
+            self._say(title(event), style="bold")
             for note in event.notes:
                 self._say(f"  {note}", style="dim")
             self._engine(event.not_stacked)
@@ -155,7 +161,8 @@ class PlainView:
         if event.reason is not None:
             self._failures[event.partition] += 1
         if event.phase == "final" and event.reason is None:
-            self._columns.learn(event.metrics)
+            if (complaint := self._columns.learn(event.metrics)) is not None:
+                self._say(f"  {complaint}", style="yellow")
             for name in self._columns.spread:
                 if name in event.metrics:
                     self._final.setdefault(name, []).append(event.metrics[name])
@@ -174,7 +181,7 @@ class PlainView:
         if event.state == "completed" and event.rounds < self.rounds:
             parts.append("target accuracy reached")
         parts += in_words(self._scores, self._columns.names)
-        parts += [_spread(name, own) for name, own in self._final.items() if len(own) > 1]
+        parts += [spread_in_words(name, own) for name, own in self._final.items() if len(own) > 1]
         peak = event.peak_memory_bytes or peak_memory_bytes()
         parts.append(f"peak memory {peak / 2**20:.0f} MiB")
         lines = ["\n" + ", ".join(parts)]
@@ -247,28 +254,3 @@ def _some(names: list[str], between: str = ", ") -> str:
     """The first names, and the number of the others."""
     more = f"{between}{len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return between.join(names[:_NAMED]) + more
-
-
-def _title(event: RunStarted) -> str:
-    spec = event.experiment
-    clients = f"{spec.data.clients:,} client{'s' * (spec.data.clients > 1)}"
-    return (
-        f"{spec.name}: {spec.strategy.name}, {clients}, "
-        f"{event.train_examples:,} examples of {_short(spec.data.dataset)} "
-        f"({spec.data.partition}), {_short(spec.model.class_)} with {event.parameters:,} "
-        f"parameters, seed {spec.seed}" + (f", on {event.gpu}" if event.gpu else "")
-    )
-
-
-def _short(reference: str) -> str:
-    """A class reference without the folders of its path: ``/a/b/net.py:Net`` -> ``net.py:Net``."""
-    return reference.removeprefix("file:").rpartition("/")[2] if "/" in reference else reference
-
-
-def _spread(name: str, values: Sequence[float]) -> str:
-    """How a metric differs between clients; of an accuracy, the lowest is the worst."""
-    mean = sum(values) / len(values)  # unlike `statistics`, also of infinite values
-    deviation = math.sqrt(sum((value - mean) * (value - mean) for value in values) / len(values))
-    low, high = number(min(values)), number(max(values))
-    ends = f"lowest {low}" if name == "accuracy" else f"{low} to {high}"
-    return f"clients' {name} {number(mean)} ± {number(deviation)}, {ends}"

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError
 from flsimulation.events import RESERVED, Phase
+from flsimulation.host.warned import taken
 from flsimulation.messages.arrays import held_state, record_of
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.training import Fitted, Scored, State, Terms, Trained
@@ -80,7 +81,7 @@ def _evaluated(tasks: _Alike, model: State, batch: Batch, space: Workspace) -> I
 
 
 def _reply(outcomes: Sequence[Outcome], space: Workspace, mean: Mean | None = None) -> Reply:
-    return Reply(outcomes, mean, space.engine.name, space.engine.why_not)
+    return Reply(outcomes, mean, space.engine.name, space.engine.why_not, taken())
 
 
 def _mean(fitted: Fitted, outcomes: Sequence[Outcome]) -> Mean | None:

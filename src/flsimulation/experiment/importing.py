@@ -21,6 +21,7 @@ _MAIN = "__main__"
 _GUARD = 'put the call of run() below `if __name__ == "__main__":`'
 _is_importing: ContextVar[bool] = ContextVar("is_importing", default=False)
 _cut_short: set[str] = set()  # names of modules that were executed up to a call of run()
+_searched: set[str] = set()  # folders of the user's own, which were added to the search path
 
 
 def import_object(reference: str, key: str, error: type[InputError] = InputError) -> Any:
@@ -51,7 +52,7 @@ def import_object(reference: str, key: str, error: type[InputError] = InputError
         if not source or not name:
             raise _RefusalError("write it as module:name or path/to/file.py:name")
         module = _module_of_file(Path(source)) if source.endswith(".py") else _module(source)
-        return _attribute(module, name)
+        return _attribute(module, name, is_main=source == _MAIN)
     except _RefusalError as refusal:
         raise error(f"{key} {reference!r}: {refusal}") from refusal.__cause__
 
@@ -119,7 +120,7 @@ def _module_of_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise _RefusalError(f"there is no file {path}; name an existing Python file")
-    if _script() == path:
+    if script_in_progress() == path:
         return sys.modules[_MAIN]
     # The text is part of the name: an edited file is read again, in a notebook too.
     digest = hashlib.sha256(str(path).encode() + b"\n" + path.read_bytes()).hexdigest()
@@ -134,6 +135,8 @@ def _execute(spec: ModuleSpec | None, name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise _RefusalError("it cannot be read as a Python file")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    if spec.origin is not None:
+        _prefer_neighbours_of(Path(spec.origin))
     try:
         with _importing():
             spec.loader.exec_module(module)
@@ -147,15 +150,15 @@ def _execute(spec: ModuleSpec | None, name: str) -> ModuleType:
     return module
 
 
-def _script() -> Path | None:
-    """The file of the script that is being run; None in a notebook."""
-    file = getattr(sys.modules[_MAIN], "__file__", None)
-    return Path(file).resolve() if file else None
+def script_in_progress() -> Path | None:
+    """The file of the Python script that is being run; None in a notebook and in a command."""
+    file = getattr(sys.modules[_MAIN], "__file__", None) or ""
+    return Path(file).resolve() if file.endswith(".py") else None
 
 
 def _script_named(name: str) -> ModuleType | None:
     """The script that is being run, if it is the module of this name."""
-    main, script = sys.modules[_MAIN], _script()
+    main, script = sys.modules[_MAIN], script_in_progress()
     if name == _MAIN or (main.__spec__ is not None and main.__spec__.name == name):
         return main
     if script is None or script.stem != name.rpartition(".")[2] or name in sys.modules:
@@ -165,11 +168,11 @@ def _script_named(name: str) -> ModuleType | None:
     return main if is_script else None
 
 
-def _attribute(module: ModuleType, name: str) -> Any:
+def _attribute(module: ModuleType, name: str, *, is_main: bool) -> Any:
     place: Any = module
     for part in name.split("."):
         if not hasattr(place, part):
-            if place is module and (reason := _not_yet(module, part)) is not None:
+            if place is module and (reason := _not_yet(module, part, is_main)) is not None:
                 raise _RefusalError(reason)
             known = [known for known in dir(place) if not known.startswith("_")]
             owner = module.__file__ or module.__name__ if place is module else place.__name__
@@ -178,17 +181,17 @@ def _attribute(module: ModuleType, name: str) -> Any:
     return place
 
 
-def _not_yet(module: ModuleType, name: str) -> str | None:
+def _not_yet(module: ModuleType, name: str, is_main: bool) -> str | None:
     """Why a module may have a name only later, or only in another process."""
     if module.__name__ in _cut_short:
         return f"importing it starts a run before {name!r} is defined; {_GUARD}"
-    if module is not sys.modules[_MAIN]:
-        return None
-    if _script() is None:
+    if is_main:
         return (
             f"this program has not defined {name!r}; in a notebook, execute its cell first; for "
             f"other programs, put it into a file and name it as path/to/file.py:{name}"
         )
+    if module is not sys.modules[_MAIN]:
+        return None
     return f"the script in progress has not defined {name!r}; define it above the call of run()"
 
 
@@ -218,3 +221,21 @@ def _search(folder: Path) -> None:
     """Find modules in ``folder``, last, so that it hides nothing that is installed."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+        _searched.add(str(folder))
+
+
+def _prefer_neighbours_of(file: Path) -> None:
+    """Let a file import the modules beside it, not those of the same names beside another file.
+
+    In a notebook, experiments of several folders may each have a ``data.py``.
+    """
+    own, others = str(file.parent), _searched - {str(file.parent)}
+    if own in _searched and own in sys.path:
+        sys.path.remove(own)
+        first = next((i for i, folder in enumerate(sys.path) if folder in others), len(sys.path))
+        sys.path.insert(first, own)
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__file__", None)
+        is_others = origin and name != _MAIN and str(Path(origin).parent) in others
+        if is_others and file.with_name(f"{name}.py").is_file():
+            del sys.modules[name]

@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from flsimulation.errors import ExperimentError
+from flsimulation.experiment.importing import script_in_progress
 from flsimulation.experiment.spec import Experiment, Section, kebab
 from flsimulation.experiment.suggest import remedy
 
@@ -97,11 +98,16 @@ def resolve_paths(table: dict[str, Any], folder: Path) -> None:
 
 
 def _absolute(reference: str, folder: Path) -> str:
-    """``file:PATH``, ``hf:./PATH`` and ``PATH.py:NAME`` with an absolute path; others as they are."""
+    """``file:PATH``, ``hf:./PATH`` and ``PATH.py:NAME`` with an absolute path; others as they are.
+
+    ``__main__:NAME`` in a script is the script's path, which other processes can import.
+    """
     kind, _, path = reference.partition(":")
     if kind == "file" or (kind == "hf" and path.startswith(".")):
         return f"{kind}:{(folder / Path(path).expanduser()).resolve()}"
     source, _, name = reference.rpartition(":")
+    if source == "__main__" and (script := script_in_progress()) is not None:
+        return f"{script}:{name}"
     if not source.endswith(".py"):
         return reference
     return f"{(folder / Path(source).expanduser()).resolve()}:{name}"

@@ -26,23 +26,24 @@ _LIBRARIES = (
     *("torch", "torchmetrics", "flwr"),
 )
 
-_client: ContextVar[int | None] = ContextVar("client", default=None)
+TEST_SET, NOBODY = -1, -2
+_client: ContextVar[int] = ContextVar("client", default=NOBODY)
 
 
 class Warned(NamedTuple):
     """One warning."""
 
-    client: int | None
-    """The client whose code raised it first, -1 for the test set; None if not known."""
+    client: int
+    """The client whose code raised it first; `TEST_SET`, or `NOBODY` if not known."""
     text: str
     """``UserWarning from torchmetrics: ...``, one line."""
 
     @property
     def line(self) -> str:
         """One line for people."""
-        if self.client is None:
+        if self.client == NOBODY:
             return self.text
-        return f"{f'client {self.client}' if self.client >= 0 else 'test set'}: {self.text}"
+        return f"{'test set' if self.client == TEST_SET else f'client {self.client}'}: {self.text}"
 
 
 class Warnings:
@@ -121,7 +122,7 @@ def of_client(partition: int) -> Iterator[None]:
     Parameters
     ----------
     partition : int
-        The client's partition; -1 for the test set.
+        The client's partition, or `TEST_SET`.
     """
     token = _client.set(partition)
     try:

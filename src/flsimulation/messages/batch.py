@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from flsimulation.errors import ClientError
 from flsimulation.events import Phase
+from flsimulation.host.warned import Warned
 from flsimulation.messages.arrays import size_of
 from flsimulation.messages.weights import mean_of
 
@@ -84,6 +85,8 @@ class Reply:
     """The clients' engine, as in the manifest; None if not reported."""
     why_not: str | None = None
     """Why they are not trained stacked, if that was tried."""
+    warned: Sequence[Warned] = ()
+    """Warnings of a process that sends them, since its last reply."""
 
 
 def joined(replies: Iterable[Reply]) -> Reply:
@@ -98,7 +101,8 @@ def joined(replies: Iterable[Reply]) -> Reply:
     last = found[-1] if found else Reply(())
     outcomes = [outcome for reply in found for outcome in reply.outcomes]
     means = [reply.mean for reply in found if reply.mean is not None]
-    return Reply(outcomes, _mean(means), last.engine, last.why_not)
+    warned = tuple(warned for reply in found for warned in reply.warned)
+    return Reply(outcomes, _mean(means), last.engine, last.why_not, warned)
 
 
 def _mean(parts: Sequence[Mean]) -> Mean | None:

@@ -22,12 +22,13 @@ from flwr.app import (
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import FAILURE_REASONS, ClientError
 from flsimulation.events import Phase
+from flsimulation.host.warned import Warned
 from flsimulation.internals.flower_messages import OF_CLIENT_APP
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.messages.content import ARRAYS, CONFIG, METRICS, Record, config_of, model_of
 
 _TASKS, _OUTCOMES, _FAILURES, _ENGINE = "tasks", "outcomes", "failures", "engine"
-_STATES, _LEFT_OUT = "states", "left-out"
+_STATES, _LEFT_OUT, _WARNED = "states", "left-out", "warned"
 
 _FIRST_CODE = 1000  # well above the codes of Flower's own errors
 _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
@@ -147,6 +148,9 @@ def reply_to(message: Message, reply: Reply) -> Message:
         cast(ConfigRecord, records[_OUTCOMES])["examples"] = reply.mean.examples
     if reply.engine is not None:
         records[_ENGINE] = ConfigRecord({"name": reply.engine, "why-not": reply.why_not or ""})
+    if reply.warned:
+        clients, texts = zip(*reply.warned, strict=True)
+        records[_WARNED] = ConfigRecord({"clients": list(clients), "texts": list(texts)})
     return Message(RecordDict(cast(dict[str, Any], records)), reply_to=message)
 
 
@@ -220,11 +224,13 @@ def reply_of(message: Message) -> Reply | ClientError:
     mean = cast(ArrayRecord | None, content.get(ARRAYS))
     header = cast(ConfigRecord, content[_OUTCOMES])
     engine = cast(ConfigRecord, content.get(_ENGINE, {}))
+    warned = cast(ConfigRecord | None, content.get(_WARNED))
     return Reply(
         outcomes,
         Mean(mean, cast(int, header["examples"])) if mean is not None else None,
         cast(str | None, engine.get("name")),
         cast(str | None, engine.get("why-not")) or None,
+        [Warned(*row) for row in _rows(warned, "clients", "texts")] if warned is not None else (),
     )
 
 

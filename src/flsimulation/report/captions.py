@@ -8,7 +8,13 @@ from collections import Counter
 
 from flsimulation.events import SOURCES
 from flsimulation.report.formats import count, duration, listing, plural, score, spread
-from flsimulation.report.scores import client_spread, curve, failure_counts, phase_seconds
+from flsimulation.report.scores import (
+    client_spread,
+    curve,
+    failure_counts,
+    own_metric,
+    phase_seconds,
+)
 from flsimulation.rundir import RunRecord, look
 
 
@@ -16,6 +22,7 @@ def captions(run: RunRecord) -> dict[str, str]:
     """Write the caption of each figure, by the names of `plots.figures`."""
     return {
         "accuracy": _curves(run, "accuracy"),
+        "metric": _curves(run, own_metric(run)),
         "loss": _curves(run, "loss"),
         "partition": _partition(run),
         "clients": spread_sentence(run),
@@ -24,13 +31,17 @@ def captions(run: RunRecord) -> dict[str, str]:
     }
 
 
-def _curves(run: RunRecord, metric: str) -> str:
+def _curves(run: RunRecord, metric: str | None) -> str:
+    """Last and best value; of a metric of the module's own it is not known which is better."""
+    if metric is None:
+        return ""
     sentences = []
     for source, name in zip(SOURCES, ("Test set", "Clients"), strict=True):
         turns, values = curve(run, source, metric)
         found = [(v, t) for v, t in zip(values, turns, strict=True) if math.isfinite(v)]
         if found:
-            last, (best, turn) = found[-1], (max if metric == "accuracy" else min)(found)
+            last = found[-1]
+            best, turn = {"accuracy": max(found), "loss": min(found)}.get(metric, last)
             text = f"{name}: {score(metric, last[0])} after round {last[1]}"
             sentences.append(
                 text

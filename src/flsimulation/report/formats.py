@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 ABSENT = "\N{EN DASH}"
@@ -15,10 +16,19 @@ def count(value: float | None) -> str:
 
 
 def score(name: str, value: float | None) -> str:
-    """Write an accuracy as percentage, any other metric with four significant digits."""
+    """Write an accuracy as percentage, any other metric with four significant digits or more."""
     if value is None:
         return ABSENT
-    return f"{value:.2%}" if is_share(name) else f"{value:.4g}"
+    if is_share(name):
+        return f"{value:.2%}"
+    if 1e4 <= abs(value) < 1e7:
+        return count(value)
+    return re.sub(r"e\+?(-?)0?", r"e\1", f"{value:.4g}")  # e9, not e+09
+
+
+def heading(text: str) -> str:
+    """``test mAP`` -> ``Test mAP``: only the first letter changes."""
+    return text[:1].upper() + text[1:]
 
 
 def is_share(name: str) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from flsimulation.events import BOOKKEEPING
+from flsimulation.events import BOOKKEEPING, main_metrics, scores_of
 from flsimulation.rundir import JsonObject, RunRecord, look, number
 
 PHASES = ("train", "aggregate", "evaluate", "other")
@@ -78,6 +78,13 @@ def metric_names(run: RunRecord, source: str) -> list[str]:
     found = {name for record in run.rounds for name in look(record, source) or {}}
     first = [name for name in ("loss", "accuracy") if name in found]
     return first + sorted(found - BOOKKEEPING - set(first))
+
+
+def own_metric(run: RunRecord) -> str | None:
+    """The module's first own metric, where it reports no accuracy; None without one."""
+    scores = next(filter(None, map(scores_of, run.rounds)), {})
+    names = main_metrics(scores)
+    return next((name for name in names if name not in ("loss", "accuracy")), None)
 
 
 def phase_seconds(record: JsonObject) -> dict[str, float]:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from flsimulation.events import SOURCES
-from flsimulation.report.formats import ABSENT, count, duration, listing, score, size
+from flsimulation.report.formats import ABSENT, count, duration, heading, listing, score, size
 from flsimulation.report.scores import (
     PHASES,
     client_spread,
     failure_counts,
     metric_names,
+    own_metric,
     phase_seconds,
 )
 from flsimulation.rundir import JsonObject, RunRecord, look, number
@@ -47,7 +48,7 @@ def rounds_table(run: RunRecord) -> Table:
     """List the last rounds with all that was measured."""
     metrics = [(source, name) for source in SOURCES for name in metric_names(run, source)]
     metrics += [("train", name) for name in metric_names(run, "train") if name == "loss"]
-    columns = ("Round", *(f"{s} {n}".capitalize() for s, n in metrics))
+    columns = ("Round", *(heading(f"{s} {n}") for s, n in metrics))
     rows = [
         (
             str(record["round"]),
@@ -106,6 +107,8 @@ def worst_table(run: RunRecord) -> Table | None:
         "Holds": lambda key: _holds(run, key)[0],
         "Classes": lambda key: _holds(run, key)[1],
     }
+    if (own := own_metric(run)) is not None:
+        columns = {own: lambda key: score(own, number(replies[key], own)), **columns}
     worst = [key for key, _ in spread.ranked[:_WORST]]
     cells = {name: [cell(key) for key in worst] for name, cell in columns.items()}
     shown = {name: column for name, column in cells.items() if set(column) != {ABSENT}}

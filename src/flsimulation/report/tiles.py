@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flsimulation.events import source_of
-from flsimulation.report.formats import ABSENT, count, score, size
-from flsimulation.report.scores import failure_counts
+from flsimulation.report.formats import ABSENT, count, heading, score, size
+from flsimulation.report.scores import failure_counts, own_metric
 from flsimulation.rundir import RunRecord, look, number
 
 _NAMES = {"central": "test", "federated": "federated"}
@@ -28,14 +28,15 @@ def tiles(run: RunRecord) -> list[Tile]:
 
 
 def _final(run: RunRecord) -> list[Tile]:
-    """Take accuracy and loss of the last global model that was evaluated."""
+    """Take the main scores of the last global model that was evaluated."""
     record = run.last_evaluated
     if (source := source_of(record)) is None:
         return []
     name, note = _NAMES[source], f"after round {record['round']}"
     return [
-        Tile(f"{name} {metric}".capitalize(), score(metric, number(record, source, metric)), note)
-        for metric in ("accuracy", "loss")
+        Tile(heading(f"{name} {metric}"), score(metric, number(record, source, metric)), note)
+        for metric in ("accuracy", own_metric(run), "loss")
+        if metric is not None
     ]
 
 

@@ -16,6 +16,7 @@ from flwr.app import Message
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError
 from flsimulation.events import ClientReplied, EngineReported, Phase, PhaseStarted, Sink
+from flsimulation.host.warned import pass_on
 from flsimulation.messages.arrays import size_of
 from flsimulation.messages.batch import Batch, Outcome, Reply, outcome_bytes
 from flsimulation.messages.codec import message_of, reply_of
@@ -184,7 +185,8 @@ class Exchange:
         return arrived
 
     def _report(self, reply: Reply) -> None:
-        """Emit an event with the clients' engine, if it is a new one."""
+        """Emit an event with the clients' engine, if it is a new one; keep their warnings."""
+        pass_on(reply.warned)
         if (engine := (reply.engine, reply.why_not)) not in self._engines:
             self._engines.add(engine)
             self._emit(EngineReported(str(reply.engine), reply.why_not))

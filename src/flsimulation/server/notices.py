@@ -60,8 +60,9 @@ class Notices:
             return
         self._emit(
             Noticed(
-                f"the module logs {_listed(list(scores))}, not a loss, and its validation_step "
-                f"returns none; all scores are in rounds.jsonl, and --columns shows those that it names"
+                f"the module logs {_listed(list(scores))}, not a loss, and validation_step returns "
+                f"none: the run has no loss; all scores are in rounds.jsonl, --columns selects those "
+                f"that are shown"
             )
         )
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flsimulation.cli.columns import in_words, main_metrics
+from flsimulation.cli.columns import in_words
 from flsimulation.cli.deploy.compose import find_files, open_project
 from flsimulation.errors import InputError
-from flsimulation.events import scores_of
+from flsimulation.events import main_metrics, scores_of
 from flsimulation.experiment.suggest import remedy
 from flsimulation.runtimes.network.names import MARK
 

@@ -16,7 +16,7 @@ from flsimulation.report.figures.canvas import (
     share_axis,
 )
 from flsimulation.report.formats import is_share
-from flsimulation.report.scores import curve
+from flsimulation.report.scores import curve, own_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,12 @@ _SOURCES = {"central": (BLUE, "o", "-"), "federated": (VERMILION, "s", "--")}
 def accuracy_figure(run: RunRecord) -> Figure | None:
     """Accuracy by round, of the test set and of the clients' own parts; None without any."""
     return _curves(run, "accuracy", "Accuracy")
+
+
+def metric_figure(run: RunRecord) -> Figure | None:
+    """The module's first own metric by round, where it reports no accuracy; None without any."""
+    name = own_metric(run)
+    return _curves(run, name, name.replace("$", r"\$")) if name is not None else None
 
 
 def loss_figure(run: RunRecord) -> Figure | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flsimulation.report.figures.clients import clients_figure
-from flsimulation.report.figures.curves import accuracy_figure, loss_figure
+from flsimulation.report.figures.curves import accuracy_figure, loss_figure, metric_figure
 from flsimulation.report.figures.partition import partition_figure
 from flsimulation.report.figures.stacks import failures_figure, times_figure
 from flsimulation.rundir import RunRecord, look
@@ -20,6 +20,7 @@ __all__ = [
     "failures_figure",
     "figures",
     "loss_figure",
+    "metric_figure",
     "partition_figure",
     "times_figure",
 ]
@@ -29,6 +30,7 @@ def figures(run: RunRecord) -> dict[str, Figure]:
     """All figures that the run has the numbers for, by name."""
     makers: dict[str, Callable[[RunRecord], Figure | None]] = {
         "accuracy": accuracy_figure,
+        "metric": metric_figure,
         "loss": loss_figure,
         "partition": _partition,
         "clients": clients_figure,

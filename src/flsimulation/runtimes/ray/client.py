@@ -12,10 +12,12 @@ from flwr.clientapp import ClientApp
 from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
 from flsimulation.experiment import unflatten
+from flsimulation.host.warned import begin_sending
 
 
 def prepare(run_config: Mapping[str, bool | float | int | str]) -> None:
-    """Load everything before the first message; the reply to that message contains any error."""
+    """Load everything before the first message; replies contain any error, and all warnings."""
+    begin_sending()
     with contextlib.suppress(Exception):
         _loaded(tuple(sorted(run_config.items())))
 
