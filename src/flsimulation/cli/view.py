@@ -15,6 +15,7 @@ from flsimulation.events import (
     ClientReplied,
     ClientsAwaited,
     ClientsConnected,
+    EngineChoosing,
     EngineReported,
     Event,
     Noticed,
@@ -30,6 +31,8 @@ from flsimulation.host.usage import peak_memory_bytes
 
 _NAMED = 3  # most clients named in one line
 _SHOWN_FAILURES = 5  # most failed clients shown per round; the run directory has them all
+_LONG = 2.0  # seconds after which a line says what takes so long
+_SHOWN_SECONDS = 0.05  # the least that is not shown as 0.0
 _WORDS = {"train": "training", "evaluate": "evaluating", "final": "final evaluation"}
 _COLUMNS = ("round", "test loss", "accuracy", "clients' loss", "accuracy", "seconds", "failed")
 _WIDTHS = (9, 11, 10, 15, 10, 9, 8)
@@ -54,6 +57,7 @@ class PlainView:
         self._replies: Counter[int] = Counter()  # per client, to training and evaluation
         self._failures: Counter[int] = Counter()
         self._missing = False
+        self._said_choosing = False
         self._scores: Scores = {}  # of the last global model that was evaluated
 
     def __enter__(self) -> PlainView:
@@ -78,6 +82,8 @@ class PlainView:
             self._say(_row(_COLUMNS), style="dim")
         elif isinstance(event, EngineReported):
             self._engine(event.not_stacked)
+        elif isinstance(event, EngineChoosing):
+            self._choosing(event)
         elif isinstance(event, Noticed):
             self._say(f"  {event.text}", style="yellow")
         elif isinstance(event, ActorsAwaited):
@@ -95,6 +101,13 @@ class PlainView:
             self._say(_row(_cells(event, self.rounds)))
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
+
+    def _choosing(self, event: EngineChoosing) -> None:
+        """Say once that the choice of an engine takes long."""
+        if event.seconds >= _LONG and not self._said_choosing:
+            self._said_choosing = True
+            text = f"choosing how to train: {event.doing}, {event.seconds:.0f} s so far"
+            self._say(f"  {text}", style="yellow")
 
     def _engine(self, not_stacked: str | None) -> None:
         """Say why clients are not trained stacked."""
@@ -153,6 +166,8 @@ class PlainView:
 
     def _summary(self, event: RunFinished) -> str:
         parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]
+        if event.choosing >= _SHOWN_SECONDS:
+            parts[0] += f" (of which {event.choosing:.1f} s choosing how to train)"
         if event.state == "completed" and event.rounds < self.rounds:
             parts.append("target accuracy reached")
         scores = self._scores
@@ -218,7 +233,10 @@ class LiveView(PlainView):
     def __call__(self, event: Event) -> None:
         """Show an event, and the progress of the phase."""
         super().__call__(event)
-        if isinstance(event, PhaseStarted):
+        if isinstance(event, EngineChoosing):
+            doing = f"choosing how to train: {event.doing}"
+            self._progress.update(self._task, description=doing)
+        elif isinstance(event, PhaseStarted):
             self._phase = event.phase
             place = f"round {event.round}/{self.rounds}  {_WORDS[event.phase]}"
             self._progress.reset(self._task, total=len(event.cohort), description=place)

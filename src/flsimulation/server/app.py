@@ -103,7 +103,9 @@ def make_server_app(
                     rounds = event.round
 
         def finish(state: RunState, error: str | None = None) -> None:
-            emit(RunFinished(state, rounds, clock.monotonic() - began, error))
+            choosing = workspace.choosing if workspace is not None else 0.0
+            seconds = choosing + clock.monotonic() - began
+            emit(RunFinished(state, rounds, seconds, error, choosing=choosing))
 
         try:
             space = workspace or Workspace.load(unflatten(context.run_config), clients=0)

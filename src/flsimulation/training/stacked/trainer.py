@@ -26,6 +26,7 @@ from flsimulation.training.jobs import State
 from flsimulation.training.lightning import takes_gpu
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.stacked.compiler.program import StepPrograms
+from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.eligible import (
     Optimization,
     check_stackable,
@@ -33,6 +34,7 @@ from flsimulation.training.stacked.eligible import (
     plain_rates,
 )
 from flsimulation.training.stacked.wave import Stack, Wave, WaveFit, WaveTerms
+from flsimulation.training.work import Tell, Work, silent
 
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
 _GPU_SHARE = 4  # of a GPU's free memory for a wave: a new program is compared with another
@@ -59,6 +61,10 @@ class StackedTrainer:
         The clock to use.
     prepared : Preparation
         How batches are prepared for the module.
+    work : Work, optional
+        What the clients do in all rounds; a step is traced only where it is worth that.
+    tell : callable
+        Called with what the choice of the engine does now.
 
     Raises
     ------
@@ -75,14 +81,19 @@ class StackedTrainer:
         clock: Clock = SYSTEM,
         *,
         prepared: Preparation = PLAIN,
+        work: Work | None = None,
+        tell: Tell = silent,
     ) -> None:
         check_stackable(module, spec)
+        if work is not None and spec.engine != "stacked":
+            _check_worth(work)
         gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
         module = copy.deepcopy(module).to(device)
         few = [each(lambda t: t[:_EXAMPLES].to(device), part) for part in (x, y)]
-        programs = StepPrograms(module, few[0], few[1], prepared.form)
+        programs = StepPrograms(module, few[0], few[1], prepared.form, tell)
         largest = min(spec.batch_size, examples(x))
+        tell("trying sizes of a batch")
         programs.check_sizes(_probed(largest))
         if gpu and nbytes(x) + nbytes(y) <= torch.cuda.mem_get_info(device)[0] // 2:
             x, y = (each(lambda t: t.to(device), part) for part in (x, y))
@@ -101,6 +112,7 @@ class StackedTrainer:
             y=y,
             device=device,
             clock=clock,
+            work=work,
         )
         optimizer, schedulers = optimization(module)
         self._goes_by_epochs = bool(schedulers)
@@ -207,6 +219,15 @@ class StackedTrainer:
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)
         return rates if can else None
+
+
+def _check_worth(work: Work) -> None:
+    """Raise `NotStackable` if the clients are done before their step is traced."""
+    if not work.is_worth_tracing:
+        raise NotStackable(
+            f"{work.steps} training steps in all take less time than preparing to take those of "
+            f"many clients at once"
+        )
 
 
 def _probed(largest: int) -> list[int]:

@@ -27,6 +27,7 @@ from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import Step
 from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
 from flsimulation.training.stacked.plan import Plan
+from flsimulation.training.work import Work
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Stack:
     y: Leaves
     device: torch.device
     clock: Clock
+    work: Work | None = None
+    """What the clients do in all rounds; None if a program is always worth it."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class WaveFit:
         self._stack, self._terms, self._clients = stack, terms, clients
         self._programs = stack.programs
         self._plan = Plan(clients, stack.epochs)
+        self._rare = self._plan.rare(stack.work)
         count = len(clients)
         self._origin = [terms.start[name] for name in self._programs.trained]
         self._leaves = [
@@ -202,7 +206,11 @@ class WaveFit:
         x, y = gathered((self._stack.x, self._stack.y), rows, self._stack.device)
         whole = last - first == len(self._clients)
         leaves = self._leaves if whole else [leaf[first:last] for leaf in self._leaves]
-        program = self._programs.program(last - first, rows.shape[1], self._terms.rates)
+        size, rates = (last - first, rows.shape[1]), self._terms.rates
+        rare = size in self._rare
+        program = (
+            self._programs.by_autograd(rates) if rare else self._programs.program(*size, rates)
+        )
         return program(leaves, self._shared, x, y)
 
     def _gather(
