@@ -19,7 +19,7 @@ class Column(NamedTuple):
 
     name: str
     kind: str
-    """``number``, ``category`` (several inputs, one per category) or ``integer`` (embedded)."""
+    """``number``, ``category`` (several inputs, one per category) or ``integer`` (of arrays: tokens)."""
     missing: int = 0
     """Cells that were missing."""
     width: int = 1
@@ -36,10 +36,11 @@ class Dataset:
     name: str
     """The name by which the experiment requests it."""
     x_train: Leaves
-    """Inputs, float32 [n, ...]; images are [n, channels, height, width] in 0..1. A dict of tensors
-    where there are several inputs."""
+    """Inputs, float32 [n, ...], int64 for tokens; images are [n, channels, height, width] in 0..1. A
+    dict of tensors where there are several inputs."""
     y_train: torch.Tensor
-    """Labels, int64 [n] for classes, or any dtype [n, ...] for other targets."""
+    """Labels: int64 [n] for classes, float32 [n] or [n, ...] for a regression, float32 [n, classes] of
+    0 and 1 for several classes, int64 [n, ...] for pixels and tokens."""
     x_test: Leaves
     """Inputs of the test set, like ``x_train``."""
     y_test: torch.Tensor

@@ -11,6 +11,7 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.experiment.spec import Train
+from flsimulation.host.warned import of_client
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
@@ -95,14 +96,15 @@ class SequentialEngine:
 
     def _fit_one(self, model: State, job: Job, terms: Terms) -> Trained | ClientError:
         try:
-            return self._trainer.fit(
-                model,
-                job.batches,
-                seed=job.seed(),
-                validation=job.validation,
-                proximal_mu=terms.proximal_mu,
-                expires=terms.expires,
-            )
+            with of_client(job.partition):
+                return self._trainer.fit(
+                    model,
+                    job.batches,
+                    seed=job.seed(),
+                    validation=job.validation,
+                    proximal_mu=terms.proximal_mu,
+                    expires=terms.expires,
+                )
         except ClientError as error:
             return error
         except Exception as error:
@@ -123,7 +125,8 @@ def evaluated_alone(
 ) -> dict[str, float] | ClientError:
     """One client's scores, or why there are none. Raises `NotStackable`."""
     try:
-        return by.evaluate(model, job.batches, seed=job.seed(), expires=expires)
+        with of_client(job.partition):
+            return by.evaluate(model, job.batches, seed=job.seed(), expires=expires)
     except NotStackable:
         raise
     except ClientError as error:

@@ -21,6 +21,7 @@ from flsimulation.clock import Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.host.processes import end_with_parent
+from flsimulation.host.warned import Warned, begin_sending, pass_on, taken
 from flsimulation.training.batches import Batches
 from flsimulation.training.failures import too_late
 from flsimulation.training.jobs import Job, State, Terms, Trained
@@ -77,6 +78,8 @@ _held: _Held | None = None
 """Of a forked process."""
 
 _Arrays: TypeAlias = dict[str, np.ndarray]
+_Answer: TypeAlias = tuple[tuple[Trained, _Arrays] | ClientError, list[Warned]]
+"""A client's result, and the warnings of its process."""
 
 
 class Workers:
@@ -111,7 +114,7 @@ class Workers:
         for name, value in model.items():
             self._held.model[name].copy_(value)
         pool = self._started()
-        running: list[Future[tuple[Trained, _Arrays] | ClientError]] = []
+        running: list[Future[_Answer]] = []
         try:
             running = [pool.submit(_fit, _JobParts.of(job), terms) for job in jobs]
             yield from (self._result(future, terms.expires) for future in running)
@@ -138,17 +141,16 @@ class Workers:
             self._pool = ProcessPoolExecutor(self._count, context, _begin, given)
         return self._pool
 
-    def _result(
-        self, future: Future[tuple[Trained, _Arrays] | ClientError], expires: float | None
-    ) -> Trained | ClientError:
+    def _result(self, future: Future[_Answer], expires: float | None) -> Trained | ClientError:
         left = None if expires is None else max(0.0, expires - self._clock.time())
         try:
-            found = future.result(left)
+            found, warned = future.result(left)
         except (TimeoutError, BrokenProcessPool, CancelledError):
             self.close()  # a client that hangs is not waited for; the next ones get new processes
             if expires is not None and self._clock.time() >= expires:
                 return too_late()
             return ClientError("lost", "its process was killed, most likely out of memory")
+        pass_on(warned)
         if isinstance(found, ClientError):
             return found
         trained, arrays = found
@@ -166,9 +168,15 @@ def _begin(held: _Held, parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
     _held = held
+    begin_sending()
 
 
-def _fit(parts: _JobParts, terms: Terms) -> tuple[Trained, _Arrays] | ClientError:
+def _fit(parts: _JobParts, terms: Terms) -> _Answer:
+    """Train a client in a forked process; return its warnings, too."""
+    return _fitted(parts, terms), taken()
+
+
+def _fitted(parts: _JobParts, terms: Terms) -> tuple[Trained, _Arrays] | ClientError:
     """Train a client in a forked process; its model as arrays, which need no open file."""
     assert _held is not None  # noqa: S101 - `_begin` has set it
     try:
