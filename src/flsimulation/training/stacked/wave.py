@@ -70,7 +70,7 @@ class Wave:
         for name, value in self.weights.items():
             if name in self.own:
                 rows = (value if whole else value[sound.to(value.device)]).reshape(len(sound), -1)
-                value = (mean.to(rows.device, rows.dtype) @ rows).view(value.shape[1:])
+                value = _mean(rows, mean).view(value.shape[1:])
             weights[name] = value
         return Wave(self.clients, self.results, weights, frozenset(), self.examples)
 
@@ -278,6 +278,13 @@ class WaveFit:
         values = self._values.numpy()[1:, batches, place].T
         logged = reduced(self._programs.how, values, weights[batches])
         return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds, {})
+
+
+def _mean(rows: Tensor, shares: Tensor) -> Tensor:
+    """The weighted mean of rows; of equal ones that row, which a sum would round."""
+    if torch.equal(rows[0], rows[-1]) and bool((rows == rows[0]).all()):
+        return rows[0]
+    return shares.to(rows.device, rows.dtype) @ rows
 
 
 def _not_finite(own: State) -> dict[int, str]:
