@@ -107,7 +107,8 @@ def _apart(
     sound = np.isfinite(ours) & np.isfinite(theirs)
     if not np.array_equal(ours[~sound], theirs[~sound], equal_nan=True):
         return float("inf")
-    differ, size = np.abs(ours - theirs, where=sound, out=np.zeros_like(ours)), _finite(ours)
+    size = _finite(ours)
+    differ = np.abs(size - np.where(sound, theirs, size))
     if noise is not None and name in noise:
         differ = np.maximum(0.0, differ - _allowed(noise[name], tolerance * _rms(size)))
     eps = float(np.finfo(one.dtype).eps) if one.dtype.kind == "f" else 0.0
