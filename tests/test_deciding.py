@@ -27,7 +27,7 @@ from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.plan import Plan
 from flsimulation.training.stacked.trainer import StackedTrainer
-from flsimulation.training.work import Work
+from flsimulation.training.work import Calls, Work
 
 LENGTH, WIDTH = 4, 6
 RNG = np.random.default_rng(0)
@@ -168,17 +168,21 @@ def test_a_tensor_outside_of_the_step_is_not_called_a_buffer() -> None:
 
 
 def test_few_steps_are_not_worth_a_trace_and_rare_sizes_no_program() -> None:
-    assert not Work(rounds=2, fits=6, steps=12).is_worth_tracing
-    assert not Work(rounds=10, fits=100, steps=489).is_worth_tracing
-    assert Work(rounds=10, fits=100, steps=490).is_worth_tracing
+    # 3 x 1,000 x 50 = 150,000 against 10 x 500 for the fits and 725 x (150 + 50) for the steps
+    assert Work(rounds=10, fits=10, steps=725).is_worth_tracing(Calls(50, writes=False))
+    assert not Work(rounds=10, fits=10, steps=724).is_worth_tracing(Calls(50, writes=False))
+    assert not Work(rounds=10, fits=10, steps=725).is_worth_tracing(Calls(50, writes=True))
+    assert Work(rounds=10, fits=10, steps=1175).is_worth_tracing(Calls(50, writes=True))
     work = Work(rounds=10, fits=30, steps=1000)
     assert (work.is_worth_a_program(2), work.is_worth_a_program(3)) == (False, True)
-    plan = Plan(clients(), 2)  # batches of 4: 4, 4, 4, 4, 1 - 4, 4, 1 - 4, 4, each twice
+    # batches of 4, 4, 4, 4, 1 - of 4, 4, 1 - of 4, 4, each twice: three steps of all three
+    # clients, seven of one client's four examples, four of one client's one
+    plan = Plan(clients(), 2)
     once = Work(rounds=1, fits=3, steps=20)
     assert plan.rare(None) == frozenset()
-    assert plan.rare(once) == {(3, 4), (2, 4), (1, 4), (1, 1)}
-    assert plan.rare(Work(rounds=10, fits=30, steps=200)) == {(1, 1), (2, 4)}
-    assert plan.rare(Work(rounds=30, fits=90, steps=600)) == frozenset()
+    assert plan.rare(once) == {(3, 4), (1, 4), (1, 1)}
+    assert plan.rare(Work(rounds=5, fits=15, steps=100)) == {(3, 4), (1, 1)}
+    assert plan.rare(Work(rounds=10, fits=30, steps=200)) == frozenset()
 
 
 class Told:
@@ -201,7 +205,7 @@ def test_a_tiny_run_is_not_traced_and_says_so(make_experiment: Any) -> None:
     short = make_experiment(strategy={"rounds": 1}, train={"batch-size": 64})
     space = Workspace.load(short, sinks=[told])
     assert (space.engine.name, told.doing) == ("sequential", [])
-    assert str(space.engine.why_not).startswith("4 training steps in all take less time than")
+    assert str(space.engine.why_not).startswith("4 training steps in all are too few")
     assert Workspace.load(make_experiment(strategy={"rounds": 60})).engine.name == "stacked"
     asked = make_experiment(strategy={"rounds": 1}, train={"engine": "stacked"})
     assert Workspace.load(asked).engine.name == "stacked"

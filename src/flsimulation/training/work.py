@@ -12,14 +12,27 @@ from typing import NamedTuple, TypeAlias
 Tell: TypeAlias = Callable[[str], None]
 """Called with what is done now, in a few words, before it is done."""
 
-_TRACE = 330
-"""Plain training steps that take as long as tracing a step, comparing and trying it."""
+_TRACED = 1000
+"""Time of tracing a step, comparing and trying it, for each of its calls; the unit is a call's time."""
+_TRACED_AGAIN = 1.6
+"""Times that, where a step writes in place and its trace is made a second time without that."""
+_STEP = 150
+"""Time of a Trainer's step beside its calls, in the same unit."""
+_FIT = 500
+"""Time of a Trainer's start and end around a client's steps, in the same unit."""
 _PROGRAM = 10
 """Steps of many clients by autograd that take as long as a program for one more size of a batch."""
-_FIT = 5
-"""Plain training steps that take as long as a Trainer's start and end around a client's."""
 _SHARE = 3
 """Work is at least so many times what is spent to do it faster."""
+
+
+class Calls(NamedTuple):
+    """What one client's training step calls."""
+
+    made: int
+    """ATen's calls, those of the gradients included."""
+    writes: bool
+    """Whether one of them writes in place."""
 
 
 class Work(NamedTuple):
@@ -31,15 +44,10 @@ class Work(NamedTuple):
     steps: int
     """Training steps of all fits."""
 
-    @property
-    def least(self) -> int:
-        """Steps, with those that a fit stands for, from which on a program is worth its trace."""
-        return _SHARE * _TRACE
-
-    @property
-    def is_worth_tracing(self) -> bool:
-        """Whether tracing a step takes no more than a third of the clients' training."""
-        return self.steps + _FIT * self.fits >= self.least
+    def is_worth_tracing(self, calls: Calls) -> bool:
+        """Whether tracing such a step takes no more than a third of the clients' training."""
+        spent = _TRACED * calls.made * (_TRACED_AGAIN if calls.writes else 1)
+        return self.steps * (_STEP + calls.made) + self.fits * _FIT >= _SHARE * spent
 
     def is_worth_a_program(self, steps: int) -> bool:
         """Whether a program for one more size takes no more than a third of its steps.

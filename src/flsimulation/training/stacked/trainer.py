@@ -25,6 +25,7 @@ from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
 from flsimulation.training.lightning import takes_gpu
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.stacked.compiler.calls import calls_of
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.eligible import (
@@ -34,12 +35,13 @@ from flsimulation.training.stacked.eligible import (
     plain_rates,
 )
 from flsimulation.training.stacked.wave import Stack, Wave, WaveFit, WaveTerms
-from flsimulation.training.work import Tell, Work, silent
+from flsimulation.training.work import Calls, Tell, Work, silent
 
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
 _GPU_SHARE = 4  # of a GPU's free memory for a wave: a new program is compared with another
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
 _POWERS = 10  # of 2, sizes of a batch
+_COUNTED = 4  # examples of a batch whose step's calls are counted
 _EXAMPLES = 32  # of the data set, enough to trace a step
 
 
@@ -85,12 +87,13 @@ class StackedTrainer:
         tell: Tell = silent,
     ) -> None:
         check_stackable(module, spec)
-        if work is not None and spec.engine != "stacked":
-            _check_worth(work)
         gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
         module = copy.deepcopy(module).to(device)
         few = [each(lambda t: t[:_EXAMPLES].to(device), part) for part in (x, y)]
+        if work is not None and spec.engine != "stacked":
+            batch = [each(lambda t: t[:_COUNTED], part) for part in few]
+            _check_worth(work, calls_of(module, batch[0], batch[1], prepared.form))
         programs = StepPrograms(module, few[0], few[1], prepared.form, tell)
         largest = min(spec.batch_size, examples(x))
         tell("trying sizes of a batch")
@@ -221,12 +224,12 @@ class StackedTrainer:
         return rates if can else None
 
 
-def _check_worth(work: Work) -> None:
-    """Raise `NotStackable` if the clients are done before their step is traced."""
-    if not work.is_worth_tracing:
+def _check_worth(work: Work, calls: Calls | None) -> None:
+    """Raise `NotStackable` if tracing the step takes more than a third of the clients' training."""
+    if calls is not None and not work.is_worth_tracing(calls):
         raise NotStackable(
-            f"{work.steps} training steps in all take less time than preparing to take those of "
-            f"many clients at once"
+            f"{work.steps} training steps in all are too few to prepare for training many clients "
+            f"at once"
         )
 
 
