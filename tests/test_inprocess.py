@@ -194,6 +194,7 @@ def test_a_fit_that_is_not_read_to_its_end_leaves_pytorch_its_threads(
 def test_many_clients_are_evaluated_together_also_where_one_trains(make_experiment: Any) -> None:
     one = {"fraction-train": 0.25, "min-train-nodes": 1}
     assert make_experiment(strategy=one).cohort_size == 1
+    one["rounds"] = 200  # so that they are worth a trace
     assert Workspace.load(make_experiment(strategy=one)).engine.name == "stacked"
     assert Workspace.load(make_experiment(strategy=one), clients=1).engine.name == "sequential"
 
@@ -256,7 +257,7 @@ def test_a_wave_that_fails_as_a_whole_ends_the_run_with_a_sentence(
         yield
 
     monkeypatch.setattr(StackedTrainer, "fit", failing)
-    spec = make_experiment()
+    spec = make_experiment(train={"engine": "stacked"})
     with pytest.raises(RunError) as caught:
         run_in_process(spec)
     assert re.sub(r" \(\w+\.py:\d+\)", "", str(caught.value)) == message

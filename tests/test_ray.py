@@ -130,6 +130,7 @@ def test_stacked_actors_give_what_one_process_gives(
 ) -> None:
     spec = make_experiment(
         data={"clients": 7, "partition": "linear"},
+        train={"engine": "stacked"},
         strategy={"rounds": 3, "fraction-train": 0.75},
         evaluate={"clients": 3},
     )

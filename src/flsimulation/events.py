@@ -98,6 +98,16 @@ class EngineReported:
 
 
 @dataclass(frozen=True)
+class EngineChoosing:
+    """The engine is being chosen, before the run begins. No run directory exists yet."""
+
+    doing: str
+    """What is done now, in a few words."""
+    seconds: float
+    """Since the choice began."""
+
+
+@dataclass(frozen=True)
 class Noticed:
     """Something that people should know about the run; emitted once for each text."""
 
@@ -222,11 +232,14 @@ class RunFinished:
     """One line for people if it failed."""
     peak_memory_bytes: int | None = None
     """Of the process that ran it; None where that is the one that takes the event."""
+    choosing: float = 0.0
+    """Of its seconds those in which the engine was chosen."""
 
 
 Event: TypeAlias = (
     RunStarted
     | EngineReported
+    | EngineChoosing
     | Noticed
     | ActorsAwaited
     | ClientsConnected

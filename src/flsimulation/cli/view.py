@@ -19,6 +19,7 @@ from flsimulation.events import (
     ClientReplied,
     ClientsAwaited,
     ClientsConnected,
+    EngineChoosing,
     EngineReported,
     Event,
     Noticed,
@@ -34,6 +35,8 @@ from flsimulation.host.usage import peak_memory_bytes
 
 _NAMED = 3  # most clients named in one line
 _SHOWN_FAILURES = 5  # most failed clients shown per round; the run directory has them all
+_LONG = 2.0  # seconds after which a line says what takes so long
+_SHOWN_SECONDS = 0.05  # the least that is not shown as 0.0
 _WORDS = {"train": "training", "evaluate": "evaluating", "final": "final evaluation"}
 
 
@@ -63,6 +66,7 @@ class PlainView:
         self._replies: Counter[int] = Counter()  # per client, to training and evaluation
         self._failures: Counter[int] = Counter()
         self._missing = False
+        self._said_choosing = False
         self._scores: Scores = {}  # of the last global model that was evaluated
 
     def __enter__(self) -> PlainView:
@@ -89,6 +93,8 @@ class PlainView:
             self._engine(event.not_stacked)
         elif isinstance(event, EngineReported):
             self._engine(event.not_stacked)
+        elif isinstance(event, EngineChoosing):
+            self._choosing(event)
         elif isinstance(event, Noticed):
             self._say(f"  {event.text}", style="yellow")
         elif isinstance(event, ActorsAwaited):
@@ -105,6 +111,13 @@ class PlainView:
             self._round(event)
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
+
+    def _choosing(self, event: EngineChoosing) -> None:
+        """Say once that the choice of an engine takes long."""
+        if event.seconds >= _LONG and not self._said_choosing:
+            self._said_choosing = True
+            text = f"choosing how to train: {event.doing}, {event.seconds:.0f} s so far"
+            self._say(f"  {text}", style="yellow")
 
     def _round(self, event: RoundFinished) -> None:
         """Show a round's line, below the names of the columns where these are new."""
@@ -178,6 +191,8 @@ class PlainView:
 
     def _summary(self, event: RunFinished) -> str:
         parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]
+        if event.choosing >= _SHOWN_SECONDS:
+            parts[0] += f" (of which {event.choosing:.1f} s choosing how to train)"
         if event.state == "completed" and event.rounds < self.rounds:
             parts.append("target accuracy reached")
         parts += in_words(self._scores, self._columns.names)
@@ -240,7 +255,10 @@ class LiveView(PlainView):
     def __call__(self, event: Event) -> None:
         """Show an event, and the progress of the phase."""
         super().__call__(event)
-        if isinstance(event, PhaseStarted):
+        if isinstance(event, EngineChoosing):
+            doing = f"choosing how to train: {event.doing}"
+            self._progress.update(self._task, description=doing)
+        elif isinstance(event, PhaseStarted):
             self._phase = event.phase
             place = f"round {event.round}/{self.rounds}  {_WORDS[event.phase]}"
             self._progress.reset(self._task, total=len(event.cohort), description=place)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +16,12 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
+from flsimulation.events import EngineChoosing, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model
 from flsimulation.training import Batches, Engine, Job, State, engine_for, processes_for
 from flsimulation.training.preparation import PLAIN, Preparation, preparation
+from flsimulation.training.work import Tell, Work, silent
 
 _EVALUATION_BATCH = 1000  # examples; bounds the memory of a forward pass, changes no score
 _TEST = -1  # stands for the partition of the test set
@@ -36,6 +40,8 @@ class Workspace:
     """What time it is for all of them."""
     prepared: Preparation = PLAIN
     """How batches are prepared for the model."""
+    choosing: float = 0.0
+    """Seconds that the choice of the engine took."""
 
     @classmethod
     def load(
@@ -45,6 +51,7 @@ class Workspace:
         clients: int | None = None,
         processes: int | None = None,
         clock: Clock = SYSTEM,
+        sinks: Iterable[Sink] = (),
     ) -> Workspace:
         """Load and partition the data, build the model and choose the engine.
 
@@ -59,6 +66,8 @@ class Workspace:
             Most processes for clients that train one by one; by default one per core.
         clock : Clock
             The clock of the engine and the exchange.
+        sinks : iterable of callables
+            Notified while the engine is chosen.
 
         Raises
         ------
@@ -68,8 +77,15 @@ class Workspace:
         data = FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
         prepared = preparation(experiment, data.dataset)
-        engine = _chosen(experiment, data, module, prepared, clients, processes, clock)
-        return cls(experiment, data, module, engine, clock, prepared)
+        began, sinks = clock.monotonic(), tuple(sinks)
+
+        def tell(doing: str) -> None:
+            for sink in sinks:
+                sink(EngineChoosing(doing, clock.monotonic() - began))
+
+        engine = _chosen(experiment, data, module, prepared, clients, processes, clock, tell)
+        choosing = clock.monotonic() - began
+        return cls(experiment, data, module, engine, clock, prepared, choosing)
 
     def under(self, experiment: Experiment) -> Workspace:
         """The same data and model with the engine that another experiment chooses."""
@@ -143,6 +159,7 @@ def _chosen(
     clients: int | None = None,
     processes: int | None = None,
     clock: Clock = SYSTEM,
+    tell: Tell = silent,
 ) -> Engine:
     spec, dataset = experiment.train, data.dataset
     if processes is None:
@@ -150,4 +167,18 @@ def _chosen(
     if clients is None:  # also a cohort of one: many clients may evaluate
         clients = max(2, experiment.data.clients)
     x, y = dataset.x_train, dataset.y_train
-    return engine_for(module, spec, x, y, clients, processes, clock, prepared=prepared)
+    return engine_for(
+        *(module, spec, x, y, clients, processes, clock),
+        prepared=prepared,
+        work=_work(experiment, data),
+        tell=tell,
+    )
+
+
+def _work(experiment: Experiment, data: FederatedData) -> Work:
+    """What the clients do in all rounds, as if all had as many examples."""
+    spec, rounds = experiment.train, experiment.strategy.rounds
+    fits = rounds * experiment.cohort_size
+    examples = data.train_examples * (1 - data.validation_fraction) / experiment.data.clients
+    batches = max(1, math.ceil(round(examples, 6) / spec.batch_size))
+    return Work(rounds, fits, fits * spec.epochs * batches)

@@ -35,10 +35,31 @@ def without(arrays: ArrayRecord, names: Collection[str]) -> ArrayRecord:
     return joined({name: array for name, array in arrays.items() if name not in names})
 
 
+def same_bits(one: Array, other: Array) -> bool:
+    """Whether two arrays are of one type and shape, and the same bit for bit."""
+    if one is other:
+        return True
+    if (one.dtype, tuple(one.shape)) != (other.dtype, tuple(other.shape)):
+        return False
+    ours, theirs = (np.ascontiguousarray(a.numpy()).reshape(-1) for a in (one, other))
+    return np.array_equal(ours.view(np.uint8), theirs.view(np.uint8))
+
+
+def unchanged(names: Iterable[str], before: ArrayRecord, models: Sequence[ArrayRecord]) -> set[str]:
+    """Names of the arrays that are in all models what they were before, bit for bit."""
+    return {
+        name
+        for name in names
+        if name in before and all(same_bits(before[name], model[name]) for model in models)
+    }
+
+
 def average_of(
     names: Iterable[str], models: Sequence[ArrayRecord], weights: Sequence[float]
 ) -> dict[str, Array]:
     """The weighted mean over ``models`` of the arrays with these names.
+
+    An array that is the same in all of them is that array, bit for bit: a sum would round it.
 
     Parameters
     ----------
@@ -48,11 +69,15 @@ def average_of(
         The clients' models and the weight of each.
     """
     shares = np.asarray(weights, np.float64) / np.sum(weights)
-    means = {
-        name: sum(s * m[name].numpy() for s, m in zip(shares, models, strict=True))
-        for name in names
-    }
-    return {name: HeldArray(np.asarray(mean)) for name, mean in means.items()}
+
+    def mean(name: str) -> Array:
+        own = [model[name] for model in models]
+        if all(same_bits(own[0], other) for other in own[1:]):
+            return own[0]
+        total = sum(s * a.numpy() for s, a in zip(shares, own, strict=True))
+        return HeldArray(np.asarray(total))
+
+    return {name: mean(name) for name in names}
 
 
 def mean_of(models: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:

@@ -160,6 +160,7 @@ class RunDirectory:
             "error": event.error,
             "rounds": event.rounds,
             "seconds": event.seconds,
+            "choosing-seconds": event.choosing,
             "peak-memory-bytes": peak_memory_bytes(),
             "weights-sha256": weights_sha256(arrays) if arrays is not None else None,
         }
@@ -192,6 +193,7 @@ def _fields(experiment: Experiment, done: int) -> dict[str, Any]:
         "state": "running",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": None,
+        "choosing-seconds": None,
         "seed": experiment.seed,
         "rounds": done,
         "resumed-after": done or None,

@@ -58,7 +58,8 @@ def record_run(
     RunError
         If the federation could not continue; the run directory holds the completed rounds.
     """
-    space = Workspace.load(experiment, clients=clients)  # before anything is written
+    sinks = tuple(sinks)
+    space = Workspace.load(experiment, clients=clients, sinks=sinks)  # before anything is written
     _meanwhile(lambda: space.data.dataset.digest)
     if space.engine.name == "stacked":
         _meanwhile(load_plots)  # not while other processes are forked
@@ -100,7 +101,7 @@ def record_resumed(
     settle(record.path)
     with claimed(record.path):
         start = _start(record, experiment)
-        space = Workspace.load(experiment, clients=clients)
+        space = Workspace.load(experiment, clients=clients, sinks=(sinks := tuple(sinks)))
         directory = RunDirectory(record.path, experiment, done=start.round)
         with _reported(record.path):
             federate(experiment, [directory, *sinks], space, start)

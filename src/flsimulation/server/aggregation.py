@@ -17,6 +17,7 @@ from flsimulation.messages.weights import (
     average_of,
     first_not_finite,
     mean_of,
+    unchanged,
     with_types_of,
     without,
 )
@@ -35,11 +36,14 @@ class Aggregation:
         Name of the strategy, for errors.
     buffers : frozenset of str
         Arrays that are not passed to the strategy; they are averaged over the clients.
+    constants : frozenset of str
+        Arrays that no optimizer trains: the same in all clients' models, they are that.
     """
 
     strategy: Strategy
     name: str
     buffers: frozenset[str]
+    constants: frozenset[str] = frozenset()
 
     @property
     def is_mean(self) -> bool:
@@ -53,8 +57,22 @@ class Aggregation:
             and not self.buffers
         )
 
-    def aggregate(self, number: int, trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
+    def aggregate(
+        self, number: int, trained: Replies, before: ArrayRecord | None = None
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
         """The new global model and the clients' training metrics.
+
+        An array that no client changed stays as it is, bit for bit, whatever the strategy makes of
+        it: frozen weights and constant buffers are not trained.
+
+        Parameters
+        ----------
+        number : int
+            The round.
+        trained : Replies
+            The clients' results.
+        before : ArrayRecord, optional
+            The global model from which they trained.
 
         Raises
         ------
@@ -62,7 +80,11 @@ class Aggregation:
             If the strategy fails or the model is not finite.
         """
         try:
-            results = _mean(trained) if trained.means else self._by_strategy(number, trained)
+            arrays = ArrayRecord() if before is None else before
+            if trained.means:
+                results = _mean(trained, arrays)
+            else:
+                results = self._by_strategy(number, trained, arrays)
         except RoundError:
             raise
         except Exception as error:
@@ -77,9 +99,10 @@ class Aggregation:
         return results
 
     def _by_strategy(
-        self, number: int, trained: Replies
+        self, number: int, trained: Replies, before: ArrayRecord
     ) -> tuple[ArrayRecord, MetricRecord | None]:
         results = trained.results()
+        kept = self._kept([model_of(result) for result in results], before)
         sent, buffers = model_of(results[0]), self._take_buffers(trained, results)
         arrays, metrics = self.strategy.aggregate_train(number, results)
         if arrays is None:
@@ -88,7 +111,15 @@ class Aggregation:
             )
         if some := means_over_some(trained):
             metrics = MetricRecord({**(metrics or {}), **some})
-        return with_types_of(joined({**arrays, **buffers}), sent), metrics
+        arrays = with_types_of(joined({**arrays, **buffers}), sent)
+        return joined({name: kept.get(name, array) for name, array in arrays.items()}), metrics
+
+    def _kept(self, models: list[ArrayRecord], before: ArrayRecord) -> dict[str, Array]:
+        """What is no strategy's business; found before one works in its clients' arrays."""
+        first = models[0]
+        same = unchanged(self.constants, first, models[1:])
+        kept = unchanged(first, before, models)
+        return {name: first[name] for name in same} | {name: before[name] for name in kept}
 
     def _take_buffers(self, trained: Replies, results: list[Message]) -> dict[str, Array]:
         """Average the buffers, and remove them from the results."""
@@ -101,12 +132,15 @@ class Aggregation:
         return average_of(self.buffers, models, weights)
 
 
-def _mean(trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
+def _mean(trained: Replies, before: ArrayRecord) -> tuple[ArrayRecord, MetricRecord | None]:
     """The mean of the mean models, and of the models of clients that trained separately."""
     alone = {p: Mean(m, int(trained.metrics[p]["num-examples"])) for p, m in trained.models.items()}
     parts = [part for _, part in sorted({**alone, **trained.means}.items())]
     models, examples = [part.model for part in parts], [part.examples for part in parts]
-    return mean_of(models, examples), MetricRecord({**mean_metrics(trained)})
+    mean = mean_of(models, examples)
+    kept = {name: before[name] for name in unchanged(mean, before, models)}
+    mean = joined({name: kept.get(name, array) for name, array in mean.items()})
+    return mean, MetricRecord({**mean_metrics(trained)})
 
 
 def mean_metrics(replies: Replies) -> dict[str, float]:

@@ -103,7 +103,9 @@ def make_server_app(
                     rounds = event.round
 
         def finish(state: RunState, error: str | None = None) -> None:
-            emit(RunFinished(state, rounds, clock.monotonic() - began, error))
+            choosing = workspace.choosing if workspace is not None else 0.0
+            seconds = choosing + clock.monotonic() - began
+            emit(RunFinished(state, rounds, seconds, error, choosing=choosing))
 
         try:
             space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
@@ -147,6 +149,7 @@ def _federate(
         judge=lambda model: _judge(model, space),
         emit=emit,
         buffers=_averaged_buffers(space),
+        constants=_buffers(space),
         clock=space.clock,
         merge=functools.partial(merged_scores, space.module),
     )
@@ -197,6 +200,10 @@ def _averaged_buffers(space: Workspace) -> frozenset[str]:
     """Buffers of the model, under a strategy that must not move them."""
     if space.experiment.strategy.name not in MOVING_THE_MODEL:
         return frozenset()
+    return _buffers(space)
+
+
+def _buffers(space: Workspace) -> frozenset[str]:
     module = space.module
     return frozenset(name for name, _ in module.named_buffers()) & module.state_dict().keys()
 

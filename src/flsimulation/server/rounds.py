@@ -50,6 +50,8 @@ class Rounds:
         Called with the events.
     buffers : iterable of str
         Arrays that are not passed to the strategy; they are averaged over the clients.
+    constants : iterable of str
+        Arrays that no optimizer trains; where all clients return the same one, it is that.
     clock : Clock
         The clock to use.
     merge : callable
@@ -62,6 +64,7 @@ class Rounds:
     judge: Callable[[ArrayRecord], Scores]
     emit: Sink
     buffers: frozenset[str] = frozenset()
+    constants: frozenset[str] = frozenset()
     clock: Clock = SYSTEM
     merge: Merge = merge_none
 
@@ -72,7 +75,8 @@ class Rounds:
 
     @property
     def _aggregation(self) -> Aggregation:
-        return Aggregation(self.strategy, self.experiment.strategy.name, self.buffers)
+        name = self.experiment.strategy.name
+        return Aggregation(self.strategy, name, self.buffers, self.constants)
 
     def run(self, arrays: ArrayRecord, first: int = 1) -> Ended:
         """Run rounds from ``first`` to the experiment's last, or until its target is reached.
@@ -99,7 +103,7 @@ class Rounds:
         trained = self._train(number, arrays, before)
         laps.lap("train")
         # 3. The strategy aggregates their results to the new global model.
-        arrays, metrics = self._aggregation.aggregate(number, trained)
+        arrays, metrics = self._aggregation.aggregate(number, trained, arrays)
         self.notices.left_out(trained)
         trained.forget_models()
         self.emit(Checkpoint(number, arrays, self.strategy))

@@ -19,6 +19,7 @@ from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.sequential import SequentialEngine
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.engine import StackedEngine
+from flsimulation.training.work import Tell, Work, silent
 
 
 class Engine(Protocol):
@@ -77,6 +78,8 @@ def engine_for(
     clock: Clock = SYSTEM,
     *,
     prepared: Preparation = PLAIN,
+    work: Work | None = None,
+    tell: Tell = silent,
 ) -> Engine:
     """The engine that trains an experiment's clients where this is called.
 
@@ -100,6 +103,10 @@ def engine_for(
         The clock to use.
     prepared : Preparation
         How batches are prepared for the module.
+    work : Work, optional
+        What the clients do in all rounds; a step is traced only where it is worth that.
+    tell : callable
+        Called with what the choice of the engine does now.
 
     Raises
     ------
@@ -113,7 +120,7 @@ def engine_for(
     if spec.engine == "sequential" or clients < least:
         return SequentialEngine(module, spec, x, y, processes, clock=clock, prepared=prepared)
     try:
-        return StackedEngine(module, spec, x, y, clock, prepared=prepared)
+        return StackedEngine(module, spec, x, y, clock, prepared=prepared, work=work, tell=tell)
     except Exception as error:  # a user's module may do anything when it is copied and traced
         known = isinstance(error, NotStackable)
         reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"

@@ -21,6 +21,7 @@ from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.evaluation import StackedEvaluator
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.stacked.wave import Wave
+from flsimulation.training.work import Tell, Work, silent
 
 
 class StackedEngine:
@@ -38,6 +39,10 @@ class StackedEngine:
         The clock to use.
     prepared : Preparation
         How batches are prepared for the module.
+    work : Work, optional
+        What the clients do in all rounds; a step is traced only where it is worth that.
+    tell : callable
+        Called with what the choice of the engine does now.
 
     Raises
     ------
@@ -56,8 +61,12 @@ class StackedEngine:
         clock: Clock = SYSTEM,
         *,
         prepared: Preparation = PLAIN,
+        work: Work | None = None,
+        tell: Tell = silent,
     ) -> None:
-        self._trainer = StackedTrainer(module, spec, x, y, clock, prepared=prepared)
+        self._trainer = StackedTrainer(
+            module, spec, x, y, clock, prepared=prepared, work=work, tell=tell
+        )
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
         self._direct = self._evaluator(module, clock)

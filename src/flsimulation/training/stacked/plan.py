@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flsimulation.training.batches import Batches
+from flsimulation.training.work import Work
 
 
 class Plan:
@@ -52,6 +53,30 @@ class Plan:
                 if sizes[first]:
                     yield first, place, np.stack([b[step] for b in self._batches[first:place]])
                 first = place
+
+    def rare(self, work: Work | None) -> frozenset[tuple[int, int]]:
+        """Clients and examples of which so few steps are taken that no program is worth it."""
+        if work is None:
+            return frozenset()
+        counts = self._sizes().items()
+        return frozenset(size for size, steps in counts if not work.is_worth_a_program(steps))
+
+    def _sizes(self) -> dict[tuple[int, int], int]:
+        """Number of steps by clients and examples, as `runs` has them."""
+        examples = np.zeros((self.steps, len(self._batches)), np.int64)
+        for place, batches in enumerate(self._batches):
+            examples[: len(batches), place] = [len(batch) for batch in batches]
+        begins = np.ones(examples.shape, bool)
+        begins[:, 1:] = examples[:, 1:] != examples[:, :-1]
+        first = np.flatnonzero(begins)
+        clients = np.diff(first, append=examples.size)
+        pairs = np.stack([clients, examples.ravel()[first]], 1)
+        found, counts = np.unique(pairs, axis=0, return_counts=True)
+        return {
+            (int(clients), int(size)): int(count)
+            for (clients, size), count in zip(found, counts, strict=True)
+            if size
+        }
 
     def ending(self, step: int) -> list[int]:
         """Clients whose last step this is, while others have more."""

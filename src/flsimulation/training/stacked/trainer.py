@@ -26,7 +26,9 @@ from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
 from flsimulation.training.lightning import takes_gpu
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.stacked.compiler.calls import calls_of
 from flsimulation.training.stacked.compiler.program import StepPrograms
+from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.eligible import (
     Optimization,
     check_stackable,
@@ -35,11 +37,13 @@ from flsimulation.training.stacked.eligible import (
 )
 from flsimulation.training.stacked.wave import Stack, Wave, WaveFit, WaveTerms
 from flsimulation.training.transforms import Draws, Transform
+from flsimulation.training.work import Calls, Tell, Work, silent
 
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
 _GPU_SHARE = 4  # of a GPU's free memory for a wave: a new program is compared with another
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
 _POWERS = 10  # of 2, sizes of a batch
+_COUNTED = 4  # examples of a batch whose step's calls are counted
 _EXAMPLES = 32  # of the data set, enough to trace a step
 
 
@@ -61,6 +65,10 @@ class StackedTrainer:
         The clock to use.
     prepared : Preparation
         How batches are prepared for the module.
+    work : Work, optional
+        What the clients do in all rounds; a step is traced only where it is worth that.
+    tell : callable
+        Called with what the choice of the engine does now.
 
     Raises
     ------
@@ -77,6 +85,8 @@ class StackedTrainer:
         clock: Clock = SYSTEM,
         *,
         prepared: Preparation = PLAIN,
+        work: Work | None = None,
+        tell: Tell = silent,
     ) -> None:
         check_stackable(module, spec)
         gpu = takes_gpu(spec)
@@ -84,8 +94,12 @@ class StackedTrainer:
         module = copy.deepcopy(module).to(device)
         like = _some(x, y, prepared.transform)
         few = [each(lambda t: t.to(device), part) for part in like]
-        programs = StepPrograms(module, few[0], few[1], prepared.form)
+        if work is not None and spec.engine != "stacked":
+            batch = [each(lambda t: t[:_COUNTED], part) for part in few]
+            _check_worth(work, calls_of(module, batch[0], batch[1], prepared.form))
+        programs = StepPrograms(module, few[0], few[1], prepared.form, tell)
         largest = min(spec.batch_size, examples(x))
+        tell("trying sizes of a batch")
         programs.check_sizes(_probed(largest))
         stays = prepared.transform is not None  # it works on the CPU
         if gpu and not stays and nbytes(x) + nbytes(y) <= torch.cuda.mem_get_info(device)[0] // 2:
@@ -106,6 +120,7 @@ class StackedTrainer:
             like=like,
             device=device,
             clock=clock,
+            work=work,
         )
         optimizer, schedulers = optimization(module)
         self._goes_by_epochs = bool(schedulers)
@@ -219,6 +234,15 @@ def _some(x: Leaves, y: Leaves, transform: Transform | None) -> tuple[Leaves, Le
     if transform is not None:
         return transform(x, y, np.arange(min(_EXAMPLES, examples(x))), Draws(0))
     return one(x, slice(_EXAMPLES)), one(y, slice(_EXAMPLES))
+
+
+def _check_worth(work: Work, calls: Calls | None) -> None:
+    """Raise `NotStackable` if tracing the step takes more than a third of the clients' training."""
+    if calls is not None and not work.is_worth_tracing(calls):
+        raise NotStackable(
+            f"{work.steps} training steps in all are too few to prepare for training many clients "
+            f"at once"
+        )
 
 
 def _probed(largest: int) -> list[int]:

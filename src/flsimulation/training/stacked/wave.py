@@ -28,6 +28,7 @@ from flsimulation.training.stacked.compiler.step import Step
 from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
 from flsimulation.training.stacked.inputs import WaveInputs
 from flsimulation.training.stacked.plan import Plan
+from flsimulation.training.work import Work
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Wave:
         for name, value in self.weights.items():
             if name in self.own:
                 rows = (value if whole else value[sound.to(value.device)]).reshape(len(sound), -1)
-                value = (mean.to(rows.device, rows.dtype) @ rows).view(value.shape[1:])
+                value = _mean(rows, mean).view(value.shape[1:])
             weights[name] = value
         return Wave(self.clients, self.results, weights, frozenset(), self.examples)
 
@@ -103,6 +104,8 @@ class Stack:
     """Inputs and labels of a batch as the programs were traced for, [examples, ...]."""
     device: torch.device
     clock: Clock
+    work: Work | None = None
+    """What the clients do in all rounds; None if a program is always worth it."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class WaveFit:
         self._stack, self._terms, self._clients = stack, terms, clients
         self._programs = stack.programs
         self._plan = Plan(clients, stack.epochs)
+        self._rare = self._plan.rare(stack.work)
         count = len(clients)
         self._origin = [terms.start[name] for name in self._programs.trained]
         self._leaves = [
@@ -206,7 +210,11 @@ class WaveFit:
         x, y = self._inputs.of(first, rows)
         whole = last - first == len(self._clients)
         leaves = self._leaves if whole else [leaf[first:last] for leaf in self._leaves]
-        program = self._programs.program(last - first, rows.shape[1], self._terms.rates)
+        size, rates = (last - first, rows.shape[1]), self._terms.rates
+        rare = size in self._rare
+        program = (
+            self._programs.by_autograd(rates) if rare else self._programs.program(*size, rates)
+        )
         return program(leaves, self._shared, x, y)
 
     def _gather(
@@ -276,6 +284,13 @@ class WaveFit:
         values = self._values.numpy()[1:, batches, place].T
         logged = reduced(self._programs.how, values, weights[batches])
         return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds, {})
+
+
+def _mean(rows: Tensor, shares: Tensor) -> Tensor:
+    """The weighted mean of rows; of equal ones that row, which a sum would round."""
+    if torch.equal(rows[0], rows[-1]) and bool((rows == rows[0]).all()):
+        return rows[0]
+    return shares.to(rows.device, rows.dtype) @ rows
 
 
 def _not_finite(own: State) -> dict[int, str]:

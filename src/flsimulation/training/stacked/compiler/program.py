@@ -39,6 +39,7 @@ from flsimulation.training.stacked.compiler.template import template_of, written
 from flsimulation.training.stacked.compiler.torchscript import compiled
 from flsimulation.training.stacked.compiler.trace import refusal, traced
 from flsimulation.training.stacked.effects import random_states
+from flsimulation.training.work import Tell, silent
 
 _TRACED = ((2, 11), (3, 13))
 """Clients and examples: primes, so that products tell their factors, and such that the numbers
@@ -59,6 +60,8 @@ class StepPrograms:
         Examples of the data set, [n, ...]; n may be small.
     form : Form
         What the step receives.
+    tell : callable
+        Called with what is done now.
 
     Raises
     ------
@@ -66,7 +69,15 @@ class StepPrograms:
         If the step cannot be traced, or means something else for other sizes.
     """
 
-    def __init__(self, module: pl.LightningModule, x: Leaves, y: Leaves, form: Form = PAIR) -> None:
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        x: Leaves,
+        y: Leaves,
+        form: Form = PAIR,
+        tell: Tell = silent,
+    ) -> None:
+        tell("tracing the training step")
         self._eager = EagerStep(module, x, y, form)
         self._module = self._eager.module
         self.trained, self.shared = self._eager.trained, self._eager.shared
@@ -79,6 +90,7 @@ class StepPrograms:
         self._graphs = self._all_traced()
         self._template(None)  # or NotStackable, now
         self._eps = passes.coarsest(self._graphs[0])
+        tell("comparing many clients' step with one client's")
         with exactly():
             if not is_same_alone(self._eager, *_TRACED[0], self._eps):
                 raise NotStackable("training_step does something else for many clients at once")
@@ -117,6 +129,10 @@ class StepPrograms:
         with self._lock:
             return self._template(rates) is not None
 
+    def by_autograd(self, rates: tuple[float, ...] | None = None) -> Callable[..., Step]:
+        """What `program` returns, but for any size and without making a program."""
+        return functools.partial(self._by_autograd, rates)
+
     def eager(
         self, trained: Sequence[Tensor], shared: Sequence[Tensor], x: Leaves, y: Leaves
     ) -> Step:
@@ -147,7 +163,7 @@ class StepPrograms:
             run = functools.partial(self._run, compiled(written(template, clients, examples)))
             if any(self._is_step(run, clients, examples, rates, scale) for scale in _SCALES):
                 return run
-        return functools.partial(self._by_autograd, rates)
+        return self.by_autograd(rates)
 
     def _run(
         self,

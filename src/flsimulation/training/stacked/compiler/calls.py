@@ -1,0 +1,58 @@
+"""How many calls a training step makes, by which its trace's time is known before it is made."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flsimulation import seeds
+from flsimulation.data.leaves import Leaves
+from flsimulation.training.form import Form
+from flsimulation.training.logged import Log
+from flsimulation.training.stacked.compiler.step import loss_of, watched
+from flsimulation.training.work import Calls
+
+
+def calls_of(module: pl.LightningModule, x: Leaves, y: Leaves, form: Form) -> Calls | None:
+    """ATen's calls of one client's step and its gradients; None if it fails, as its trace does.
+
+    Parameters
+    ----------
+    module : LightningModule
+        The model; not changed.
+    x, y, form
+        A batch, and what the step receives.
+    """
+    counting = _Counting()
+    with seeds.global_streams(0):
+        try:
+            own = watched(copy.deepcopy(module), Log(training=True))
+            with counting:
+                loss_of(own, x, y, form).backward()  # type: ignore[no-untyped-call]
+        except (Exception, SystemExit):
+            return None
+    return Calls(counting.calls, counting.writes)
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what it hands on."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls, self.writes = 0, False
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Count a call."""
+        self.calls += 1
+        self.writes |= func._schema.is_mutable  # type: ignore[attr-defined]
+        return func(*args, **(kwargs or {}))
