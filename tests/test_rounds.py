@@ -24,7 +24,7 @@ from flsimulation.events import (
 )
 from flsimulation.experiment import Experiment
 from flsimulation.messages.batch import Batch, Outcome, Reply, Task
-from flsimulation.messages.weights import first_not_finite, weights_sha256, with_types_of
+from flsimulation.messages.weights import first_diverged, weights_sha256, with_types_of
 from flsimulation.runtimes.inprocess import Answer, InProcessGrid
 from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.server.exchange import Exchange
@@ -489,7 +489,11 @@ def test_the_digest_depends_on_names_shapes_types_and_values_not_on_order() -> N
     assert weights_sha256(arrays(0.0)) != weights_sha256(arrays(0.0, np.float64))
 
 
-def test_the_first_array_that_is_not_finite_is_named() -> None:
-    record = ArrayRecord({"n": Array(np.array([1])), "w": Array(np.array([0.0, np.nan]))})
-    assert first_not_finite(record) == "w"
-    assert first_not_finite(arrays(1.0)) is None
+def test_the_first_array_that_diverged_is_named() -> None:
+    after, mask = np.array([0.0, np.nan]), np.array([0.0, -np.inf])
+    record = ArrayRecord({"n": Array(np.array([1])), "mask": Array(mask), "w": Array(after)})
+    finite = ArrayRecord({**record, "w": Array(np.zeros(2))})
+    assert first_diverged(record, finite) == "w"
+    assert first_diverged(finite, finite) is None
+    assert first_diverged(record, record) is None
+    assert first_diverged(finite, ArrayRecord({**finite, "mask": Array(np.zeros(2))})) == "mask"

@@ -14,8 +14,9 @@ from flsimulation.errors import ClientError
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model
 from flsimulation.training import Batches, Engine, Job, State, engine_for, processes_for
+from flsimulation.training.footprint import examples_within_budget
 
-_EVALUATION_BATCH = 1000  # examples; bounds the memory of a forward pass, changes no score
+_MEASURED = 2  # examples of the test set, on which an evaluation's memory is measured
 _TEST = -1  # stands for the partition of the test set
 
 
@@ -28,6 +29,8 @@ class Workspace:
     module: pl.LightningModule
     """The model before the first round; never changed."""
     engine: Engine
+    evaluation_batch: int
+    """Examples per batch of an evaluation; changes no score."""
     clock: Clock = SYSTEM
     """What time it is for all of them."""
 
@@ -62,12 +65,14 @@ class Workspace:
         data = FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
         engine = _chosen(experiment, data, module, clients, processes, clock)
-        return cls(experiment, data, module, engine, clock)
+        return cls(experiment, data, module, engine, _fitting(experiment, data, module), clock)
 
     def under(self, experiment: Experiment) -> Workspace:
         """The same data and model with the engine that another experiment chooses."""
         engine = _chosen(experiment, self.data, self.module, clock=self.clock)
-        return Workspace(experiment, self.data, self.module, engine, self.clock)
+        return Workspace(
+            experiment, self.data, self.module, engine, self.evaluation_batch, self.clock
+        )
 
     @property
     def can_evaluate_clients(self) -> bool:
@@ -103,18 +108,29 @@ class Workspace:
     def validation_batches(self, partition: int) -> Batches:
         """Batches of the client's held-out part."""
         dataset, indices = self.data.dataset, self.data.validation_indices(partition)
-        return Batches(dataset.x_train, dataset.y_train, indices, _EVALUATION_BATCH)
+        return Batches(dataset.x_train, dataset.y_train, indices, self.evaluation_batch)
 
     def test_scores(self, state: State) -> dict[str, float]:
         """Scores of a model on the test set. Raises `ClientError`."""
         dataset = self.data.dataset
-        batches = Batches(dataset.x_test, dataset.y_test, dataset.test_indices, _EVALUATION_BATCH)
+        indices, size = dataset.test_indices, self.evaluation_batch
+        batches = Batches(dataset.x_test, dataset.y_test, indices, size)
         job = Job(_TEST, batches, functools.partial(seeds.integer, self.experiment.seed, "test"))
         (scored,) = self.engine.evaluate(state, [job])
         result = scored[_TEST]
         if isinstance(result, ClientError):
             raise result
         return result
+
+
+def _fitting(experiment: Experiment, data: FederatedData, module: pl.LightningModule) -> int:
+    """Examples per batch of an evaluation: the experiment's, else what fits in memory."""
+    if experiment.evaluate.batch_size:
+        return experiment.evaluate.batch_size
+    dataset = data.dataset
+    few = dataset.test_indices[:_MEASURED]
+    (batch,) = Batches(dataset.x_test, dataset.y_test, few, _MEASURED)
+    return examples_within_budget(module, batch, experiment.train.batch_size)
 
 
 def _chosen(

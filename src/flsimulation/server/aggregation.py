@@ -15,7 +15,7 @@ from flsimulation.messages.batch import Mean
 from flsimulation.messages.content import ARRAYS, model_of
 from flsimulation.messages.weights import (
     average_of,
-    first_not_finite,
+    first_diverged,
     mean_of,
     with_types_of,
     without,
@@ -53,13 +53,24 @@ class Aggregation:
             and not self.buffers
         )
 
-    def aggregate(self, number: int, trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
+    def aggregate(
+        self, number: int, trained: Replies, before: ArrayRecord
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
         """The new global model and the clients' training metrics.
+
+        Parameters
+        ----------
+        number : int
+            Of the round.
+        trained : Replies
+            The clients' models.
+        before : ArrayRecord
+            The global model that they started from.
 
         Raises
         ------
         RunError
-            If the strategy fails or the model is not finite.
+            If the strategy fails, or numbers of the model are no longer finite.
         """
         require_same_metrics(number, trained)
         try:
@@ -70,7 +81,7 @@ class Aggregation:
             raise RunError(
                 f"round {number}: strategy {self.name}: {describe_error(error)}"
             ) from error
-        if (bad := first_not_finite(results[0])) is not None:
+        if (bad := first_diverged(results[0], before)) is not None:
             raise RunError(
                 f"round {number}: the aggregated weights {bad} are not finite; "
                 f"lower the server's or the clients' learning rate"

@@ -29,13 +29,14 @@ from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.processes import undisturbed
 from flsimulation.messages.arrays import held_state, joined, record_of
 from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.weights import not_finite
 from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
-from flsimulation.server.strategies import MOVING_THE_MODEL, build_strategy
+from flsimulation.server.strategies import AVERAGING, MOVING_THE_MODEL, build_strategy
 
 Connect: TypeAlias = Callable[[Grid, Experiment, Sink, Clock], PartitionedGrid]
 """Returns a grid with partitions over Flower's, after waiting for the experiment's clients."""
@@ -190,11 +191,14 @@ def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
 
 
 def _averaged_buffers(space: Workspace) -> frozenset[str]:
-    """Buffers of the model, under a strategy that must not move them."""
-    if space.experiment.strategy.name not in MOVING_THE_MODEL:
+    """Arrays of the model that the strategy must not move: buffers, and what is not finite."""
+    name, arrays = space.experiment.strategy.name, space.initial_state()
+    if name in AVERAGING:
         return frozenset()
-    module = space.module
-    return frozenset(name for name, _ in module.named_buffers()) & module.state_dict().keys()
+    masks = frozenset(not_finite(record_of(arrays)))  # inf - inf is NaN, as a distance too
+    if name not in MOVING_THE_MODEL:
+        return masks
+    return masks | (frozenset(n for n, _ in space.module.named_buffers()) & arrays.keys())
 
 
 def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:

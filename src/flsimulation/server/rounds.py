@@ -88,7 +88,7 @@ class Rounds:
         trained = self._train(number, arrays, before)
         laps.lap("train")
         # 3. The strategy aggregates their results to the new global model.
-        arrays, metrics = self._aggregation.aggregate(number, trained)
+        arrays, metrics = self._aggregation.aggregate(number, trained, arrays)
         trained.forget_models()
         self.emit(Checkpoint(number, arrays, self.strategy))
         laps.lap("aggregate")
