@@ -25,7 +25,7 @@ from flsimulation.training.stacked.effects import random_states
 
 _PASS_BYTES = 40 * 2**20  # written by a pass's operations: more does not stay in the caches
 _PASS_EXAMPLES = 2000
-_BATCHES = 2  # largest batches that the examples of a pass may fill
+_BATCHES = 3  # largest batches that the examples of a pass may fill
 _WORTH = 3  # clients; fewer are as fast one by one
 _COMPARED = 4  # clients of a size's first pass, which also take the step alone
 
