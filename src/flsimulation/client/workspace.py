@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 
 from flsimulation import seeds
+from flsimulation.client.causes import check_steps
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import ClientError
@@ -31,6 +32,8 @@ class Workspace:
     engine: Engine
     evaluation_batch: int
     """Examples per batch of an evaluation; changes no score."""
+    notices: tuple[str, ...] = ()
+    """Lines for people: what trains, but most likely not as intended."""
     clock: Clock = SYSTEM
     """What time it is for all of them."""
 
@@ -60,18 +63,27 @@ class Workspace:
         Raises
         ------
         InputError
-            If the experiment's data, model or device is not available.
+            If the experiment's data, model or device is not available, or if the model does not
+            fit the data.
         """
         data = FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
+        notices = check_steps(experiment, data, module)
         engine = _chosen(experiment, data, module, clients, processes, clock)
-        return cls(experiment, data, module, engine, _fitting(experiment, data, module), clock)
+        batch = _fitting(experiment, data, module)
+        return cls(experiment, data, module, engine, batch, notices, clock)
 
     def under(self, experiment: Experiment) -> Workspace:
         """The same data and model with the engine that another experiment chooses."""
         engine = _chosen(experiment, self.data, self.module, clock=self.clock)
         return Workspace(
-            experiment, self.data, self.module, engine, self.evaluation_batch, self.clock
+            experiment,
+            self.data,
+            self.module,
+            engine,
+            self.evaluation_batch,
+            self.notices,
+            self.clock,
         )
 
     @property

@@ -18,6 +18,7 @@ from flsimulation.events import (
     ClientReplied,
     ClientsConnected,
     Event,
+    Noticed,
     RoundFinished,
     RunFinished,
     RunStarted,
@@ -109,6 +110,8 @@ def make_server_app(
             if not isinstance(grid, PartitionedGrid):  # a network's clients choose their engine
                 started = replace(started, engine=None, not_stacked=None)
             emit(started)
+            for text in space.notices:
+                emit(Noticed(text))
             _federate(lambda: _exchange(grid, started, emit, connect, clock), space, emit, start)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)

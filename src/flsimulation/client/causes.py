@@ -1,0 +1,124 @@
+"""Why a client failed, in words that fit the cause: found once, on the first client that fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytorch_lightning as pl
+
+from flsimulation.data.federated import FederatedData
+from flsimulation.errors import ClientError, ModelError, kind_of
+from flsimulation.experiment import Experiment
+from flsimulation.training import Batches, State
+from flsimulation.training.alone import evaluation_step
+from flsimulation.training.diagnosis import why_diverged
+from flsimulation.training.probe import few, is_worth_it, tried
+
+if TYPE_CHECKING:
+    from flsimulation.client.workspace import Workspace
+
+_RAW = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b")  # an exception's text, none of ours
+_KINDS = 3  # of errors that are looked into; each costs a step
+
+
+def check_steps(
+    experiment: Experiment, data: FederatedData, module: pl.LightningModule
+) -> tuple[str, ...]:
+    """Take the module's steps for a few examples, before any client does.
+
+    Returns
+    -------
+    tuple of str
+        Lines for people: what trains, but most likely not as intended.
+
+    Raises
+    ------
+    ModelError
+        If the model or its loss certainly does not fit the data.
+    """
+    if not is_worth_it(module):
+        return ()
+    dataset = data.dataset
+    parts = [("training_step", dataset.x_train, dataset.y_train)]
+    evaluation = evaluation_step(module)
+    if evaluation is not None and experiment.evaluate.central_every:
+        parts.append((evaluation, dataset.x_test, dataset.y_test))
+    notices = dict[str, None]()
+    for step, x, y in parts:
+        finding = tried(module, step, _first(Batches(x, y, rows := few(x, y), len(rows))))
+        if finding is not None and finding.certain:
+            name = experiment.model.class_
+            raise ModelError(f"model.class {name!r}, data {dataset.name!r}: {finding.text}")
+        if finding is not None:
+            notices[finding.text] = None
+    return tuple(notices)
+
+
+def _first(batches: Batches) -> object:
+    """The first batch."""
+    return next(iter(batches))
+
+
+class Causes:
+    """Finds the cause of failures of one phase; each kind of failure is looked into once.
+
+    Parameters
+    ----------
+    space : Workspace
+        Data, model and engine.
+    model : dict of Tensor
+        The global model that the clients received.
+    round : int
+        Of the phase.
+    """
+
+    def __init__(self, space: Workspace, model: State, round: int) -> None:
+        self._space, self._model, self._round = space, model, round
+        self._diverged: str | None = None
+        self._known: dict[str, str | None] = {}
+
+    def of_training(self, partition: int, error: ClientError) -> ClientError:
+        """The failure of a client's training with its cause, if that is found."""
+        if error.reason == "diverged":
+            if self._diverged is None:
+                self._diverged = f"{self._why(partition)} (found on client {partition})"
+            return ClientError("diverged", f"{error}; {self._diverged}")
+        return self._of_step("training_step", self._space.data.train_indices, partition, error)
+
+    def of_evaluation(self, partition: int, error: ClientError) -> ClientError:
+        """The failure of a client's evaluation with its cause, if that is found."""
+        step = evaluation_step(self._space.module)
+        if step is None:
+            return error
+        return self._of_step(step, self._space.data.validation_indices, partition, error)
+
+    def _why(self, partition: int) -> str:
+        space = self._space
+        try:
+            job = space.train_job(partition, self._round)
+            columns = space.data.dataset.columns
+            return why_diverged(space.module, self._model, job, space.experiment.train, columns)
+        except Exception:  # a user's module may do anything when its steps are repeated
+            return "where it began is not known; lower the learning rate"
+
+    def _of_step(
+        self, step: str, indices: Callable[[int], np.ndarray], partition: int, error: ClientError
+    ) -> ClientError:
+        kind = kind_of(str(error))
+        if error.reason != "error" or not _RAW.match(kind) or len(self._known) >= _KINDS:
+            return error
+        if kind not in self._known:
+            self._known[kind] = self._found(step, indices(partition))
+        text = self._known[kind]
+        return error if text is None else ClientError("error", text)
+
+    def _found(self, step: str, indices: np.ndarray) -> str | None:
+        dataset, module = self._space.data.dataset, self._space.module
+        x, y = dataset.x_train, dataset.y_train
+        if not is_worth_it(module):
+            return None
+        finding = tried(module, step, _first(Batches(x, y, rows := few(x, y, indices), len(rows))))
+        return finding.text if finding is not None and finding.certain else None
