@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from flsimulation.errors import kind_of
 from flsimulation.events import (
     ActorsAwaited,
     ClientReplied,
@@ -51,6 +52,9 @@ class PlainView:
         self.rounds = experiment.strategy.rounds
         self._final: list[float] = []
         self._failed = 0
+        self._told: set[str] = set()  # kinds of failures that were shown
+        self._again: list[str] = []  # clients of a phase whose failures are of these kinds
+        self._place = ""
         self._replies: Counter[int] = Counter()  # per client, to training and evaluation
         self._failures: Counter[int] = Counter()
         self._missing = False
@@ -87,13 +91,16 @@ class PlainView:
         elif isinstance(event, ClientsAwaited):
             self._awaited(event)
         elif isinstance(event, PhaseStarted):
+            self._tell_again()
             self._failed = 0
         elif isinstance(event, ClientReplied):
             self._client(event)
         elif isinstance(event, RoundFinished):
+            self._tell_again()
             self._scores = scores_of(vars(event)) or self._scores
             self._say(_row(_cells(event, self.rounds)))
         elif isinstance(event, RunFinished):
+            self._tell_again()
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
 
     def _engine(self, not_stacked: str | None) -> None:
@@ -143,13 +150,26 @@ class PlainView:
             self._final.append(event.metrics["accuracy"])
         if event.reason is None or event.phase == "final":
             return
+        place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
+        if event.reason in ("error", "diverged"):
+            if (kind := kind_of(f"{event.phase} {event.error}")) in self._told:
+                self._again.append(f"client {event.partition}")
+                self._place = place
+                return
+            self._told.add(kind)
         self._failed += 1
         if self._failed <= _SHOWN_FAILURES:
-            place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
             text = f"  {place}: client {event.partition} failed ({event.reason}): {event.error}"
             self._say(text, style="yellow")
         elif self._failed == _SHOWN_FAILURES + 1:
             self._say("  more clients failed; clients.jsonl lists all of them", style="yellow")
+
+    def _tell_again(self) -> None:
+        """Show which clients of a phase failed as others whose error was shown."""
+        if self._again:
+            text = f"  {self._place}: {_some(self._again)} failed as shown above"
+            self._say(text, style="yellow")
+        self._again = []
 
     def _summary(self, event: RunFinished) -> str:
         parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import warnings
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytorch_lightning as pl
 
 from flsimulation.data.federated import FederatedData
@@ -15,12 +14,13 @@ from flsimulation.experiment import Experiment
 from flsimulation.training import Batches, State
 from flsimulation.training.alone import evaluation_step
 from flsimulation.training.diagnosis import why_diverged
-from flsimulation.training.probe import few, is_worth_it, tried
+from flsimulation.training.probe import few, is_cheap, is_whole, tried
 
 if TYPE_CHECKING:
     from flsimulation.client.workspace import Workspace
 
 _RAW = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b")  # an exception's text, none of ours
+_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _KINDS = 3  # of errors that are looked into; each costs a step
 
 
@@ -39,7 +39,7 @@ def check_steps(
     ModelError
         If the model or its loss certainly does not fit the data.
     """
-    if not is_worth_it(module):
+    if not is_cheap(module) or not is_whole(module):
         return ()
     dataset = data.dataset
     parts = [("training_step", dataset.x_train, dataset.y_train)]
@@ -54,6 +54,7 @@ def check_steps(
             raise ModelError(f"model.class {name!r}, data {dataset.name!r}: {finding.text}")
         if finding is not None:
             notices[finding.text] = None
+            warnings.filterwarnings("ignore", "Using a target size")  # PyTorch's, at each size
     return tuple(notices)
 
 
@@ -86,14 +87,19 @@ class Causes:
             if self._diverged is None:
                 self._diverged = f"{self._why(partition)} (found on client {partition})"
             return ClientError("diverged", f"{error}; {self._diverged}")
-        return self._of_step("training_step", self._space.data.train_indices, partition, error)
+        return self._of_step("training_step", partition, error)
 
-    def of_evaluation(self, partition: int, error: ClientError) -> ClientError:
-        """The failure of a client's evaluation with its cause, if that is found."""
-        step = evaluation_step(self._space.module)
-        if step is None:
-            return error
-        return self._of_step(step, self._space.data.validation_indices, partition, error)
+    def of_evaluation(self, partition: int | None, error: ClientError) -> ClientError:
+        """The failure of an evaluation with its cause, if that is found.
+
+        Parameters
+        ----------
+        partition : int, optional
+            The client; None for the test set.
+        error : ClientError
+            Its failure.
+        """
+        return self._of_step(evaluation_step(self._space.module) or "", partition, error)
 
     def _why(self, partition: int) -> str:
         space = self._space
@@ -104,21 +110,34 @@ class Causes:
         except Exception:  # a user's module may do anything when its steps are repeated
             return "where it began is not known; lower the learning rate"
 
-    def _of_step(
-        self, step: str, indices: Callable[[int], np.ndarray], partition: int, error: ClientError
-    ) -> ClientError:
+    def _of_step(self, step: str, partition: int | None, error: ClientError) -> ClientError:
         kind = kind_of(str(error))
-        if error.reason != "error" or not _RAW.match(kind) or len(self._known) >= _KINDS:
+        if error.reason != "error" or not _RAW.match(kind):
             return error
         if kind not in self._known:
-            self._known[kind] = self._found(step, indices(partition))
+            if len(self._known) >= _KINDS:
+                return error
+            self._known[kind] = self._found(step, partition, str(error))
         text = self._known[kind]
         return error if text is None else ClientError("error", text)
 
-    def _found(self, step: str, indices: np.ndarray) -> str | None:
-        dataset, module = self._space.data.dataset, self._space.module
-        x, y = dataset.x_train, dataset.y_train
-        if not is_worth_it(module):
+    def _found(self, step: str, partition: int | None, error: str) -> str | None:
+        space, training = self._space, step == "training_step"
+        if _MEMORY.search(error):
+            size = space.experiment.train.batch_size if training else space.evaluation_batch
+            key = "train.batch-size" if training else "evaluate.batch-size"
+            return f"there is not enough memory for {step}; lower {key} ({size})"
+        if not is_cheap(space.module):
             return None
-        finding = tried(module, step, _first(Batches(x, y, rows := few(x, y, indices), len(rows))))
+        finding = tried(space.module, step, _first(self._few(training, partition)))
         return finding.text if finding is not None and finding.certain else None
+
+    def _few(self, training: bool, partition: int | None) -> Batches:
+        """A few of the examples of a client's part, or of the test set."""
+        data = self._space.data
+        if partition is None:
+            x, y, indices = data.dataset.x_test, data.dataset.y_test, data.dataset.test_indices
+        else:
+            part = data.train_indices if training else data.validation_indices
+            x, y, indices = data.dataset.x_train, data.dataset.y_train, part(partition)
+        return Batches(x, y, rows := few(x, y, indices), len(rows))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 
 from flsimulation import seeds
-from flsimulation.client.causes import check_steps
+from flsimulation.client.causes import Causes, check_steps
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import ClientError
@@ -131,7 +131,7 @@ class Workspace:
         (scored,) = self.engine.evaluate(state, [job])
         result = scored[_TEST]
         if isinstance(result, ClientError):
-            raise result
+            raise Causes(self, state, 0).of_evaluation(None, result)
         return result
 
 

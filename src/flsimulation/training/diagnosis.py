@@ -65,7 +65,7 @@ def why_diverged(
     for name, own in (("inputs", x), ("labels", y)):
         if own.wrong is not None:
             place = _place(own.at, columns) if name == "inputs" else ""
-            return f"its {name} hold {own.wrong}{place}; mend the data set"
+            return f"its {name} hold {own.wrong}{place}; correct the data set"
     found = _repeated(module, model, job, spec)
     told = f"{found.what}; " if found is not None else ""
     if found is None and spec.precision.startswith("16"):

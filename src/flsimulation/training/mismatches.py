@@ -49,7 +49,7 @@ def of_layer(watch: Watch, batch: Sequence[Tensor]) -> str | None:
     is_first = watch.first is not None and watch.first.module is layer.module
     name = f"the first layer `{layer.name}`" if is_first else f"layer `{layer.name}`"
     inputs = f"batches have inputs {described(batch[0], count)}"
-    got = "" if given.shape == batch[0].shape else f" and gets {described(given, count)}"
+    got = "" if given.shape == batch[0].shape else f" and gets an input {described(given, count)}"
     return f"{inputs}, but {name} ({type(layer.module).__name__}) takes {takes}{got}; {remedy}"
 
 
@@ -161,7 +161,8 @@ def broadcast(watch: Watch) -> str | None:
         output, labels = loss.output, loss.labels
         if loss.function not in PAIRS or output.shape == labels.shape:
             continue
-        if torch.broadcast_tensors(output, labels)[0].numel() > output.numel():
+        both = torch.broadcast_tensors(output, labels)  # type: ignore[no-untyped-call]
+        if both[0].numel() > output.numel():
             count = len(output) if output.ndim else 0
             return (
                 f"{loss.function.__name__} compares each output {described(output, count)} with "

@@ -34,12 +34,15 @@ class Finding(NamedTuple):
     """Whether every client fails for it; otherwise it trains, but not as intended."""
 
 
-def is_worth_it(module: pl.LightningModule) -> bool:
-    """Whether a step without a Trainer is what the module does in a fit, and is cheap."""
-    size = sum(parameter.numel() for parameter in module.parameters())
+def is_cheap(module: pl.LightningModule) -> bool:
+    """Whether the module is small enough to be copied for a step."""
+    return sum(parameter.numel() for parameter in module.parameters()) <= _LARGEST
+
+
+def is_whole(module: pl.LightningModule) -> bool:
+    """Whether a step without a Trainer is what the module does in a fit."""
     own = overridden(type(module))
-    changed = _BEFORE & own or any(name.endswith("_start") for name in own)
-    return size <= _LARGEST and not changed
+    return not (_BEFORE & own) and not any(name.endswith("_start") for name in own)
 
 
 def few(x: Tensor, y: Tensor, indices: np.ndarray | None = None) -> np.ndarray:
@@ -90,7 +93,7 @@ def tried(module: pl.LightningModule, step: str, batch: Any) -> Finding | None:
             text = of_layer(watch, _leaves(batch)) or of_loss(watch)
             return None if text is None else Finding(text, certain=True)
     text = broadcast(watch)
-    return None if text is None else Finding(f"{step}: {text}", certain=False)
+    return None if text is None else Finding(text, certain=False)
 
 
 def _leaves(batch: Any) -> list[Tensor]:
