@@ -147,12 +147,23 @@ def test_when_every_client_fails_the_run_stops_with_their_errors(recorder: Any) 
 
     with pytest.raises(RoundError) as caught:
         federation(recorder, behave, rounds=3, clients=5).run(arrays(0.0))
-    line = str(caught.value)
-    assert line.startswith(
-        "round 1: 0 of 5 clients succeeded, 1 needed; client 0: ValueError: boom 0"
+    assert str(caught.value) == (
+        "round 1: 0 of 5 clients succeeded, 1 needed; all 5 clients, as client 0: "
+        "ValueError: boom 0"
     )
-    assert line.endswith("; and 2 more")
     assert recorder.of(RoundFinished) == []
+
+
+def test_the_first_causes_are_named_and_the_clients_of_others_counted(recorder: Any) -> None:
+    def behave(partition: int, phase: Phase) -> float:
+        raise ValueError(["left", "right", "left", "up", "down", "down"][partition])
+
+    with pytest.raises(RoundError) as caught:
+        federation(recorder, behave, rounds=3, clients=6).run(arrays(0.0))
+    assert str(caught.value) == (
+        "round 1: 0 of 6 clients succeeded, 1 needed; 2 clients: ValueError: left; "
+        "client 1: ValueError: right; client 3: ValueError: up; and 2 more"
+    )
 
 
 def test_a_round_with_fewer_results_than_asked_stops_the_run(recorder: Any) -> None:
@@ -173,7 +184,7 @@ def test_when_no_client_can_evaluate_the_run_stops(recorder: Any) -> None:
         return 1.0
 
     with pytest.raises(
-        RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: ValueError: no"
+        RoundError, match="0 of 4 clients succeeded, 1 needed; all 4 clients: ValueError: no"
     ):
         federation(recorder, behave, rounds=1).run(arrays(0.0))
 

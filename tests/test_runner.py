@@ -257,8 +257,8 @@ def test_a_client_that_raises_is_named_and_the_run_goes_on(
 @pytest.mark.parametrize(
     ("fail", "part"),
     [
-        ("nan", "round 1: 0 of 4 clients succeeded, 1 needed; client 0: its training loss is nan"),
-        ("all", "round 1: 0 of 4 clients succeeded, 1 needed; client 0: ValueError: never works"),
+        ("nan", "round 1: 0 of 4 clients succeeded, 1 needed; all 4 clients: its training loss is nan"),
+        ("all", "round 1: 0 of 4 clients succeeded, 1 needed; all 4 clients: ValueError: never works"),
     ],
 )
 def test_when_all_clients_fail_the_run_directory_says_why(
