@@ -14,6 +14,7 @@ from flsimulation.experiment import Experiment
 from flsimulation.training import Batches, State
 from flsimulation.training.alone import evaluation_step
 from flsimulation.training.diagnosis import why_diverged
+from flsimulation.training.preparation import Preparation
 from flsimulation.training.probe import few, is_cheap, is_whole, tried
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ _KINDS = 3  # of errors that are looked into; each costs a step
 
 
 def check_steps(
-    experiment: Experiment, data: FederatedData, module: pl.LightningModule
+    experiment: Experiment,
+    data: FederatedData,
+    module: pl.LightningModule,
+    prepared: Preparation,
 ) -> tuple[str, ...]:
     """Take the module's steps for a few examples, before any client does.
 
@@ -48,7 +52,9 @@ def check_steps(
         parts.append((evaluation, dataset.x_test, dataset.y_test))
     notices = dict[str, None]()
     for step, x, y in parts:
-        finding = tried(module, step, _first(Batches(x, y, rows := few(x, y), len(rows))))
+        rows = few(x, y)
+        batches = Batches(x, y, rows, len(rows), prepared=prepared)
+        finding = tried(module, step, _first(batches))
         if finding is not None and finding.certain:
             name = experiment.model.class_
             raise ModelError(f"model.class {name!r}, data {dataset.name!r}: {finding.text}")
@@ -140,4 +146,5 @@ class Causes:
         else:
             part = data.train_indices if training else data.validation_indices
             x, y, indices = data.dataset.x_train, data.dataset.y_train, part(partition)
-        return Batches(x, y, rows := few(x, y, indices), len(rows))
+        rows = few(x, y, indices)
+        return Batches(x, y, rows, len(rows), prepared=self._space.prepared)

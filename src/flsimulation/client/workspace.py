@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import pytorch_lightning as pl
 
 from flsimulation import seeds
 from flsimulation.client.causes import Causes, check_steps
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model
 from flsimulation.training import Batches, Engine, Job, State, engine_for, processes_for
 from flsimulation.training.footprint import examples_within_budget
+from flsimulation.training.preparation import PLAIN, Preparation, preparation
 
 _MEASURED = 2  # examples of the test set, on which an evaluation's memory is measured
 _TEST = -1  # stands for the partition of the test set
@@ -36,6 +40,8 @@ class Workspace:
     """Lines for people: what trains, but most likely not as intended."""
     clock: Clock = SYSTEM
     """What time it is for all of them."""
+    prepared: Preparation = PLAIN
+    """How batches are prepared for the model."""
 
     @classmethod
     def load(
@@ -68,23 +74,16 @@ class Workspace:
         """
         data = FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
-        notices = check_steps(experiment, data, module)
-        engine = _chosen(experiment, data, module, clients, processes, clock)
-        batch = _fitting(experiment, data, module)
-        return cls(experiment, data, module, engine, batch, notices, clock)
+        prepared = preparation(experiment, data.dataset)
+        notices = check_steps(experiment, data, module, prepared)
+        engine = _chosen(experiment, data, module, prepared, clients, processes, clock)
+        batch = _fitting(experiment, data, module, prepared)
+        return cls(experiment, data, module, engine, batch, notices, clock, prepared)
 
     def under(self, experiment: Experiment) -> Workspace:
         """The same data and model with the engine that another experiment chooses."""
-        engine = _chosen(experiment, self.data, self.module, clock=self.clock)
-        return Workspace(
-            experiment,
-            self.data,
-            self.module,
-            engine,
-            self.evaluation_batch,
-            self.notices,
-            self.clock,
-        )
+        engine = _chosen(experiment, self.data, self.module, self.prepared, clock=self.clock)
+        return dataclasses.replace(self, experiment=experiment, engine=engine)
 
     @property
     def can_evaluate_clients(self) -> bool:
@@ -115,18 +114,24 @@ class Workspace:
         spec, dataset = self.experiment, self.data.dataset
         stream = functools.partial(seeds.rng, spec.seed, "batches", round, partition)
         indices = self.data.train_indices(partition)
-        return Batches(dataset.x_train, dataset.y_train, indices, spec.train.batch_size, stream)
+        return Batches(
+            dataset.x_train,
+            dataset.y_train,
+            indices,
+            spec.train.batch_size,
+            stream,
+            prepared=self.prepared,
+        )
 
     def validation_batches(self, partition: int) -> Batches:
         """Batches of the client's held-out part."""
         dataset, indices = self.data.dataset, self.data.validation_indices(partition)
-        return Batches(dataset.x_train, dataset.y_train, indices, self.evaluation_batch)
+        return self._evaluated(dataset.x_train, dataset.y_train, indices)
 
     def test_scores(self, state: State) -> dict[str, float]:
         """Scores of a model on the test set. Raises `ClientError`."""
         dataset = self.data.dataset
-        indices, size = dataset.test_indices, self.evaluation_batch
-        batches = Batches(dataset.x_test, dataset.y_test, indices, size)
+        batches = self._evaluated(dataset.x_test, dataset.y_test, dataset.test_indices)
         job = Job(_TEST, batches, functools.partial(seeds.integer, self.experiment.seed, "test"))
         (scored,) = self.engine.evaluate(state, [job])
         result = scored[_TEST]
@@ -134,14 +139,22 @@ class Workspace:
             raise Causes(self, state, 0).of_evaluation(None, result)
         return result
 
+    def _evaluated(self, x: Leaves, y: Leaves, indices: np.ndarray) -> Batches:
+        return Batches(x, y, indices, self.evaluation_batch, prepared=self.prepared)
 
-def _fitting(experiment: Experiment, data: FederatedData, module: pl.LightningModule) -> int:
+
+def _fitting(
+    experiment: Experiment,
+    data: FederatedData,
+    module: pl.LightningModule,
+    prepared: Preparation,
+) -> int:
     """Examples per batch of an evaluation: the experiment's, else what fits in memory."""
     if experiment.evaluate.batch_size:
         return experiment.evaluate.batch_size
     dataset = data.dataset
     few = dataset.test_indices[:_MEASURED]
-    (batch,) = Batches(dataset.x_test, dataset.y_test, few, _MEASURED)
+    (batch,) = Batches(dataset.x_test, dataset.y_test, few, _MEASURED, prepared=prepared)
     return examples_within_budget(module, batch, experiment.train.batch_size)
 
 
@@ -149,6 +162,7 @@ def _chosen(
     experiment: Experiment,
     data: FederatedData,
     module: pl.LightningModule,
+    prepared: Preparation,
     clients: int | None = None,
     processes: int | None = None,
     clock: Clock = SYSTEM,
@@ -158,4 +172,5 @@ def _chosen(
         processes = processes_for(spec, experiment.cohort_size if clients is None else clients)
     if clients is None:  # also a cohort of one: many clients may evaluate
         clients = max(2, experiment.data.clients)
-    return engine_for(module, spec, dataset.x_train, dataset.y_train, clients, processes, clock)
+    x, y = dataset.x_train, dataset.y_train
+    return engine_for(module, spec, x, y, clients, processes, clock, prepared=prepared)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.training.failures import too_late
+from flsimulation.training.form import examples_of
 
 
 class TrainingLoss(pl.Callback):
@@ -40,7 +41,7 @@ class TrainingLoss(pl.Callback):
         """Add the batch's mean loss, weighted by its examples."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
-            examples = len(batch[1])
+            examples = examples_of(batch)
             self._sum = self._sum + loss.detach() * examples
             self._examples += examples
 

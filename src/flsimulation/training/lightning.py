@@ -29,7 +29,9 @@ from flsimulation.training.failures import (
     weights_not_finite,
 )
 from flsimulation.training.jobs import State, Trained
+from flsimulation.training.measured import Measured
 from flsimulation.training.scores import scores
+from flsimulation.training.watching import Watched
 
 
 def takes_gpu(spec: Train) -> bool:
@@ -140,8 +142,10 @@ class LocalTrainer:
 
     def evaluate(
         self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
-    ) -> dict[str, float]:
+    ) -> Measured:
         """Scores of a model: the means over examples of what its validation step logs.
+
+        The value of a metric object is that over all examples.
 
         Parameters
         ----------
@@ -159,8 +163,10 @@ class LocalTrainer:
         """
         stage = "validate" if is_overridden("validation_step", self.module) else "test"
         extra: list[pl.Callback] = [Deadline(expires, self._clock)] if expires is not None else []
-        trainer = self._run(stage, self._module(state), batches, None, extra, seed)
-        return scores(trainer.callback_metrics)
+        module = self._module(state)
+        with Watched(module) as watched:
+            trainer = self._run(stage, module, batches, None, [*extra, watched], seed)
+        return watched.measured(trainer.callback_metrics)
 
     def _module(self, state: State) -> pl.LightningModule:
         module = copy.deepcopy(self.module)

@@ -20,6 +20,7 @@ _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3,
     nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
 }  # fmt: skip
+_PAIR = 2  # tensors of a batch: inputs and labels
 _IGNORED = -100  # a label that PyTorch's losses of classes leave out
 
 
@@ -48,9 +49,12 @@ def of_layer(watch: Watch, batch: Sequence[Tensor]) -> str | None:
     takes, remedy = wanted
     is_first = watch.first is not None and watch.first.module is layer.module
     name = f"the first layer `{layer.name}`" if is_first else f"layer `{layer.name}`"
-    inputs = f"batches have inputs {described(batch[0], count)}"
-    got = "" if given.shape == batch[0].shape else f" and gets an input {described(given, count)}"
-    return f"{inputs}, but {name} ({type(layer.module).__name__}) takes {takes}{got}; {remedy}"
+    takes = f"{name} ({type(layer.module).__name__}) takes {takes}"
+    gets = f"gets an input {described(given, count)}"
+    if len(batch) > _PAIR:
+        return f"{takes}, but {gets}; {remedy}"
+    also = "" if given.shape == batch[0].shape else f" and {gets}"
+    return f"batches have inputs {described(batch[0], count)}, but {takes}{also}; {remedy}"
 
 
 def _wanted(layer: Layer, given: Tensor) -> tuple[str, str] | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from flsimulation.data.leaves import Leaves, examples, leaves
 from flsimulation.training.alone import detached, take, unnoticed
 from flsimulation.training.mismatches import broadcast, described, of_layer, of_loss
 from flsimulation.training.stacked.eligible import overridden
@@ -45,19 +46,19 @@ def is_whole(module: pl.LightningModule) -> bool:
     return not (_BEFORE & own) and not any(name.endswith("_start") for name in own)
 
 
-def few(x: Tensor, y: Tensor, indices: np.ndarray | None = None) -> np.ndarray:
+def few(x: Leaves, y: Leaves, indices: np.ndarray | None = None) -> np.ndarray:
     """Indices of at most four examples, those with the extreme labels or tokens among them.
 
     Parameters
     ----------
-    x, y : Tensor
+    x, y : Tensor or dict of Tensor
         Inputs and targets of the data set, [n, ...].
     indices : int64 [m], optional
         Examples to choose from; by default all.
     """
-    count = len(x) if indices is None else len(indices)
+    count = examples(x) if indices is None else len(indices)
     found = list[int]()
-    for tensor in (y, x):
+    for tensor in (*leaves(y), *leaves(x)):
         if tensor.dtype not in (torch.int32, torch.int64) or not count:
             continue
         own = tensor if indices is None else tensor[torch.from_numpy(indices)]
@@ -90,13 +91,13 @@ def tried(module: pl.LightningModule, step: str, batch: Any) -> Finding | None:
                     return Finding(f"{step} {wrong}", certain=True)
                 _derive(result, watch)
         except Exception:  # a user's step may do anything
-            text = of_layer(watch, _leaves(batch)) or of_loss(watch)
+            text = of_layer(watch, _tensors(batch)) or of_loss(watch)
             return None if text is None else Finding(text, certain=True)
     text = broadcast(watch)
     return None if text is None else Finding(text, certain=False)
 
 
-def _leaves(batch: Any) -> list[Tensor]:
+def _tensors(batch: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flsimulation.clock import Clock
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.failures import (
@@ -96,8 +97,8 @@ class Stack:
     """A new optimizer over `parameters`, and its schedulers."""
     epochs: int
     gradient_clip: float
-    x: Tensor
-    y: Tensor
+    x: Leaves
+    y: Leaves
     device: torch.device
     clock: Clock
 
