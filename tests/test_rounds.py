@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -147,10 +148,12 @@ def test_when_every_client_fails_the_run_stops_with_their_errors(recorder: Any) 
 
     with pytest.raises(RoundError) as caught:
         federation(recorder, behave, rounds=3, clients=5).run(arrays(0.0))
-    assert str(caught.value) == (
-        "round 1: 0 of 5 clients succeeded, 1 needed; all 5 clients, as client 0: "
-        "ValueError: boom 0"
+    line = str(caught.value)
+    assert line.startswith(
+        "round 1: 0 of 5 clients succeeded, 1 needed; all 5 clients, as client 0:"
     )
+    assert "ValueError: boom 0 (" in line
+    assert "boom 1" not in line
     assert recorder.of(RoundFinished) == []
 
 
@@ -160,7 +163,7 @@ def test_the_first_causes_are_named_and_the_clients_of_others_counted(recorder: 
 
     with pytest.raises(RoundError) as caught:
         federation(recorder, behave, rounds=3, clients=6).run(arrays(0.0))
-    assert str(caught.value) == (
+    assert re.sub(r" \(.*?\)", "", str(caught.value)) == (
         "round 1: 0 of 6 clients succeeded, 1 needed; 2 clients: ValueError: left; "
         "client 1: ValueError: right; client 3: ValueError: up; and 2 more"
     )

@@ -73,16 +73,19 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not any(given.alias_info for given in func._schema.returns):
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, Tensor):
-                    storage = leaf.untyped_storage()
-                    ref = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                    self._held[ref] = storage.nbytes()
-            self._held = {
-                ref: size
-                for ref, size in self._held.items()
-                if not ref.expired()  # type: ignore[no-untyped-call]
-            }
-            self.peak = max(self.peak, sum(self._held.values()))
+        given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        for leaf in made:
+            if (storage := _storage(leaf)) not in given:  # no view, and nothing done in place
+                self._held[storage] = leaf.untyped_storage().nbytes()
+        self._held = {
+            storage: size
+            for storage, size in self._held.items()
+            if not storage.expired()  # type: ignore[no-untyped-call]
+        }
+        self.peak = max(self.peak, sum(self._held.values()))
         return result
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
