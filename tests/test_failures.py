@@ -18,6 +18,8 @@ from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ModelError, RoundError
 from flsimulation.events import ClientReplied, Noticed, PhaseStarted, RoundFinished
 from flsimulation.experiment import Experiment
+from flsimulation.experiment.spec import Train
+from flsimulation.training.diagnosis import why_diverged
 
 MODELS = """
 import numpy as np
@@ -166,6 +168,11 @@ class Root(nn.Module):
 class Logs(Base):
     def loss(self, out, y):
         return (out * 0).log().mean() * 0
+
+class Enormous(Base):
+    def training_step(self, batch, batch_idx):
+        torch.empty(10**15)
+        return super().training_step(batch, batch_idx)
 
 class Kept(Base):
     # passes a number on from step to step, which only a fit of its own shows
@@ -375,6 +382,38 @@ def test_infinities_that_were_there_before_are_no_divergence(
 def test_a_buffer_that_training_makes_infinite_is_named(own: Any, tmp_path: Path) -> None:
     text = failed(own("Kept"), tmp_path / "run")
     assert text.startswith("all 4 clients: its weights scale are not finite; ")
+
+
+@pytest.mark.seconds
+def test_a_tables_column_is_named_where_its_numbers_are_the_cause(
+    make_experiment: Any, tmp_path: Path
+) -> None:
+    rows = [f"{i % 5},{2e6 + i * 1e3},{i % 2}" for i in range(80)]
+    (tmp_path / "people.csv").write_text("\n".join(["age,income,label", *rows]))
+    experiment = make_experiment(
+        data={"dataset": f"file:{tmp_path / 'people.csv'}"},
+        model={"class": "logistic", "args": {"learning_rate": 1e35}},
+    )
+    text = failed(experiment, tmp_path / "run")
+    assert "inputs reach 2.07" in text
+    assert "in column 'income': scale them, or lower model.args.learning_rate (1e+35)" in text
+
+
+@pytest.mark.seconds
+def test_too_little_memory_is_one_line_with_the_key(own: Any, tmp_path: Path) -> None:
+    with pytest.raises(RoundError) as caught:
+        run(own("Enormous"), tmp_path / "run")
+    assert str(caught.value).endswith(
+        "all 4 clients: there is not enough memory for training_step; lower train.batch-size (32)"
+    )
+
+
+def test_steps_that_stay_finite_in_float32_point_to_the_precision(own: Any) -> None:
+    space = Workspace.load(own("Base", train={"engine": "sequential"}))
+    for precision, part in (("16-mixed", "train.precision"), ("32-true", "is not known; lower")):
+        spec = Train(precision=precision)
+        job = space.train_job(0, 1)
+        assert part in why_diverged(space.module, space.initial_state(), job, spec)
 
 
 # --- on the console -------------------------------------------------------------------------------
