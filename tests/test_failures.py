@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.diagnosis import why_diverged
 
 MODELS = """
+import warnings
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -146,6 +149,27 @@ class Forgiving(Base):
         except RuntimeError:
             return self.layer(x)
 
+class Scripted(Base):
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.layer = torch.jit.script(nn.Linear(6, 3))
+
+class Doubled(Base):
+    # trains where Lightning converts its inputs
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3).double()
+
+class Exits(Base):
+    def training_step(self, batch, batch_idx):
+        raise SystemExit(3)
+
+class Locked(Base):
+    def __deepcopy__(self, memo):
+        raise TypeError("no copies")
+
 class Masked(Base):
     def __init__(self):
         super().__init__()
@@ -265,13 +289,25 @@ def test_a_model_that_does_not_fit_its_data_is_refused_before_a_client_trains(
     assert "RuntimeError" not in line
 
 
-@pytest.mark.parametrize("name", ["Base", "Mended", "Manual", "Forgiving", "Matched", "Masked"])
+@pytest.mark.parametrize(
+    "name", ["Base", "Mended", "Manual", "Forgiving", "Matched", "Masked", "Scripted"]
+)
 @pytest.mark.seconds
 def test_no_model_that_trains_is_refused(own: Any, tmp_path: Path, name: str) -> None:
     result = run(own(name, strategy={"rounds": 1}), tmp_path / "run")
     assert result.state == "completed"
     assert result.loss is not None
     assert math.isfinite(result.loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("Doubled", "64-true"), ("Exits", "32-true"), ("Locked", "32-true")]
+)
+def test_what_a_step_alone_cannot_tell_is_left_to_the_clients(
+    own: Any, name: str, precision: str
+) -> None:
+    experiment = own(name, train={"precision": precision, "engine": "sequential"})
+    assert Workspace.load(experiment).notices == ()
 
 
 def test_looking_at_the_steps_leaves_the_random_streams_and_the_model_alone(own: Any) -> None:
@@ -412,7 +448,7 @@ def test_steps_that_stay_finite_in_float32_point_to_the_precision(own: Any) -> N
     space = Workspace.load(own("Base", train={"engine": "sequential"}))
     for precision, part in (("16-mixed", "train.precision"), ("32-true", "is not known; lower")):
         spec = Train(precision=precision)
-        job = space.train_job(0, 1)
+        job = functools.partial(space.train_job, 0, 1)
         assert part in why_diverged(space.module, space.initial_state(), job, spec)
 
 

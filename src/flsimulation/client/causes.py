@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _RAW = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b")  # an exception's text, none of ours
 _MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_AS_IT_IS = "32-true"  # the precision with which Lightning converts nothing
 _KINDS = 3  # of errors that are looked into; each costs a step
 
 
@@ -43,7 +45,8 @@ def check_steps(
     ModelError
         If the model or its loss certainly does not fit the data.
     """
-    if not is_cheap(module) or not is_whole(module):
+    converted = experiment.train.precision != _AS_IT_IS  # by Lightning, with its inputs
+    if converted or not is_cheap(module) or not is_whole(module):
         return ()
     dataset = data.dataset
     parts = [("training_step", dataset.x_train, dataset.y_train)]
@@ -110,7 +113,7 @@ class Causes:
     def _why(self, partition: int) -> str:
         space = self._space
         try:
-            job = space.train_job(partition, self._round)
+            job = functools.partial(space.train_job, partition, self._round)
             columns = space.data.dataset.columns
             return why_diverged(space.module, self._model, job, space.experiment.train, columns)
         except Exception:  # a user's module may do anything when its steps are repeated

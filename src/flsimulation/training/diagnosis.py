@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -41,7 +41,7 @@ class _Found(NamedTuple):
 def why_diverged(
     module: pl.LightningModule,
     model: State,
-    job: Job,
+    make_job: Callable[[], Job],
     spec: Train,
     columns: Sequence[Column] = (),
 ) -> str:
@@ -53,20 +53,20 @@ def why_diverged(
         The module; not changed.
     model : dict of Tensor
         The global model that the client received.
-    job : Job
-        The client's, as before its fit.
+    make_job : callable
+        Returns the client's job, as before its fit.
     spec : Train
         How it trained.
     columns : sequence of Column
         Of the inputs, if they are a table's.
     """
     rate = _rate(module)
-    x, y = (_Numbers.of(job.batches, place) for place in (0, -1))
+    x, y = (_Numbers.of(make_job().batches, place) for place in (0, -1))
     for name, own in (("inputs", x), ("labels", y)):
         if own.wrong is not None:
             place = _place(own.at, columns) if name == "inputs" else ""
             return f"its {name} hold {own.wrong}{place}; correct the data set"
-    found = _repeated(module, model, job, spec)
+    found = _repeated(module, model, make_job(), spec)
     told = f"{found.what}; " if found is not None else ""
     if found is None and spec.precision.startswith("16"):
         return (

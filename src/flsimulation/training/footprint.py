@@ -37,24 +37,24 @@ def examples_within_budget(module: pl.LightningModule, batch: Any, otherwise: in
     if step is None:
         return _MOST
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    copied = detached(module).eval()
-    peak = _peak(lambda: take(copied, step, batch))
+    peak = _peak(module, lambda copied: take(copied, step, batch))
     if peak is None:
-        peak = _peak(lambda: copied(tensors[0]))
+        peak = _peak(module, lambda copied: copied(tensors[0]))
     if peak is None:
         return min(otherwise, _MOST)
     each = -(-(peak + sum(tensor.nbytes for tensor in tensors)) // len(tensors[0]))
     return max(1, min(_BUDGET // each, _MOST))
 
 
-def _peak(call: Callable[[], Any]) -> int | None:
-    """Most bytes that the operations of a call hold at a time; None if it raises."""
+def _peak(module: pl.LightningModule, call: Callable[[pl.LightningModule], Any]) -> int | None:
+    """Most bytes that the operations of a call of a copy hold at a time; None if it raises."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operation, with its parts out of sight
     try:
+        copied = detached(module).eval()
         with unnoticed(), torch.inference_mode(), _Held() as held:
-            call()
-    except Exception:  # a user's step may need what only a Trainer has
+            call(copied)
+    except (Exception, SystemExit):  # a user's step may need what only a Trainer has
         return None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -12,7 +12,7 @@ from flsimulation.training.watch import CLASSES, PAIRS, Layer, Loss, Watch
 _SIZES = {
     nn.Linear: (-1, "in_features"),
     nn.modules.conv._ConvNd: (1, "in_channels"),
-    nn.modules.batchnorm._NormBase: (1, "num_features"),
+    nn.modules.batchnorm._BatchNorm: (1, "num_features"),
     nn.GroupNorm: (1, "num_channels"),
     nn.RNNBase: (-1, "input_size"),
 }  # where in an input's shape the size is that this attribute names
@@ -71,7 +71,9 @@ def _wanted(layer: Layer, given: Tensor) -> tuple[str, str] | None:
                 axes = ", ".join(["batch", "channels", *["size"] * dimensions])
                 return f"[{axes}]", "change the inputs' shape, for example with x.unsqueeze(1)"
             place = given.ndim - dimensions - 1
-        size, has = getattr(module, name), given.shape[place] if given.ndim else 0
+        if given.ndim <= place or not given.ndim:
+            return None
+        size, has = getattr(module, name), given.shape[place]
         if size != has:
             return f"{name} = {size}", f"set its {name} to {has}, or change the data"
         if own is not None and own.dtype != given.dtype:

@@ -81,18 +81,25 @@ def tried(module: pl.LightningModule, step: str, batch: Any) -> Finding | None:
     batch : tensors in any form
         A few examples.
     """
-    copied, training = detached(module), step == "training_step"
-    copied.train(training)
-    with unnoticed(), torch.set_grad_enabled(training), Watch(copied) as watch:
-        try:
-            result = take(copied, step, batch)
-            if training and copied.automatic_optimization:
-                if (wrong := _wrong_result(result)) is not None:
-                    return Finding(f"{step} {wrong}", certain=True)
-                _derive(result, watch)
-        except Exception:  # a user's step may do anything
-            text = of_layer(watch, _tensors(batch)) or of_loss(watch)
-            return None if text is None else Finding(text, certain=True)
+    training = step == "training_step"
+    try:
+        copied = detached(module).train(training)
+        with unnoticed(), torch.set_grad_enabled(training), Watch(copied) as watch:
+            return _found(copied, step, batch, watch)
+    except (Exception, SystemExit):  # a user's module may do anything when it is copied
+        return None
+
+
+def _found(module: pl.LightningModule, step: str, batch: Any, watch: Watch) -> Finding | None:
+    try:
+        result = take(module, step, batch)
+        if step == "training_step" and module.automatic_optimization:
+            if (wrong := _wrong_result(result)) is not None:
+                return Finding(f"{step} {wrong}", certain=True)
+            _derive(result, watch)
+    except Exception:  # a user's step may do anything
+        text = of_layer(watch, _tensors(batch)) or of_loss(watch)
+        return None if text is None else Finding(text, certain=True)
     text = broadcast(watch)
     return None if text is None else Finding(text, certain=False)
 
