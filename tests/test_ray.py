@@ -288,7 +288,9 @@ def test_a_lost_actors_clients_are_lost_and_the_next_round_has_the_actor_again(
 
 def test_without_any_actor_all_clients_are_lost(make_experiment: Make) -> None:
     spec = make_experiment()
-    with pytest.raises(RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: no Ray"):
+    with pytest.raises(
+        RoundError, match="0 of 4 clients succeeded, 1 needed; all 4 clients: no Ray"
+    ):
         on_ray(NoActors(), spec)
 
 
