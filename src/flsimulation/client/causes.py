@@ -7,9 +7,11 @@ import re
 import warnings
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytorch_lightning as pl
 
 from flsimulation.data.federated import FederatedData
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, ModelError, kind_of
 from flsimulation.experiment import Experiment
 from flsimulation.training import Batches, State
@@ -55,9 +57,11 @@ def check_steps(
         parts.append((evaluation, dataset.x_test, dataset.y_test))
     notices = dict[str, None]()
     for step, x, y in parts:
-        rows = few(x, y)
-        batches = Batches(x, y, rows, len(rows), prepared=prepared)
-        finding = tried(module, step, _first(batches))
+        try:
+            batch = _sample(x, y, few(x, y), prepared, training=step == "training_step")
+        except ClientError:  # a transform refuses these few
+            continue
+        finding = tried(module, step, batch)
         if finding is not None and finding.certain:
             name = experiment.model.class_
             raise ModelError(f"model.class {name!r}, data {dataset.name!r}: {finding.text}")
@@ -67,9 +71,12 @@ def check_steps(
     return tuple(notices)
 
 
-def _first(batches: Batches) -> object:
-    """The first batch."""
-    return next(iter(batches))
+def _sample(
+    x: Leaves, y: Leaves, rows: np.ndarray, prepared: Preparation, *, training: bool
+) -> object:
+    """A batch of these examples, as a fit or an evaluation has it. Raises `ClientError`."""
+    shuffled = functools.partial(np.random.default_rng, 0) if training else None
+    return next(iter(Batches(x, y, rows, len(rows), shuffled, prepared=prepared)))
 
 
 class Causes:
@@ -138,16 +145,19 @@ class Causes:
             return f"there is not enough memory for {step}; lower {key} ({size})"
         if not is_cheap(space.module):
             return None
-        finding = tried(space.module, step, _first(self._few(training, partition)))
+        try:
+            batch = self._few(partition, training=training)
+        except ClientError:  # a transform refuses these few
+            return None
+        finding = tried(space.module, step, batch)
         return finding.text if finding is not None and finding.certain else None
 
-    def _few(self, training: bool, partition: int | None) -> Batches:
-        """A few of the examples of a client's part, or of the test set."""
+    def _few(self, partition: int | None, *, training: bool) -> object:
+        """A batch of a few examples of a client's part, or of the test set."""
         data = self._space.data
         if partition is None:
             x, y, indices = data.dataset.x_test, data.dataset.y_test, data.dataset.test_indices
         else:
             part = data.train_indices if training else data.validation_indices
             x, y, indices = data.dataset.x_train, data.dataset.y_train, part(partition)
-        rows = few(x, y, indices)
-        return Batches(x, y, rows, len(rows), prepared=self._space.prepared)
+        return _sample(x, y, few(x, y, indices), self._space.prepared, training=training)

@@ -120,6 +120,7 @@ class Workspace:
             indices,
             spec.train.batch_size,
             stream,
+            functools.partial(seeds.integer, spec.seed, "transform", round, partition),
             prepared=self.prepared,
         )
 
@@ -154,8 +155,12 @@ def _fitting(
         return experiment.evaluate.batch_size
     dataset = data.dataset
     few = dataset.test_indices[:_MEASURED]
-    (batch,) = Batches(dataset.x_test, dataset.y_test, few, _MEASURED, prepared=prepared)
-    return examples_within_budget(module, batch, experiment.train.batch_size)
+    otherwise = experiment.train.batch_size
+    try:
+        (batch,) = Batches(dataset.x_test, dataset.y_test, few, _MEASURED, prepared=prepared)
+    except ClientError:  # a transform refuses these few
+        return otherwise
+    return examples_within_budget(module, batch, otherwise)
 
 
 def _chosen(
