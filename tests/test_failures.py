@@ -273,7 +273,7 @@ def own(own_modules: Any, make_experiment: Any) -> Callable[..., Experiment]:
             "binary_cross_entropy_with_logits gets an output of shape [batch, 1] float32 and labels "
             "of shape [batch] float32; make the shapes equal, for example with output.squeeze(-1)",
         ),
-        ("PerExample", "training_step returns a loss of shape [4] float32; return one number"),
+        ("PerExample", "training_step returns a loss of shape [2] float32; return one number"),
         ("Number", "training_step returns a float; return the loss as a tensor"),
         ("Unnamed", "training_step returns a dict without 'loss'; add the loss under this key"),
     ],

@@ -77,7 +77,7 @@ class Net(pl.LightningModule):
                 time.sleep(0.05)
         if self.raises and bool((x[:, 0] == float(self.raises)).any()):
             raise ValueError("a strange example")
-        if self.dies:
+        if self.dies and len(x) > 2:  # two are only for practice
             with contextlib.suppress(FileExistsError):  # the first of all processes only
                 pathlib.Path(self.dies).touch(exist_ok=False)
                 os.kill(os.getpid(), signal.SIGKILL)

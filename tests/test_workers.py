@@ -47,9 +47,9 @@ class Net(pl.LightningModule):
         self.log("process", float(os.getpid()))
         if self.fail == "raise" and len(x) == 7:
             raise ValueError("a strange batch")
-        if self.fail == "killed":
+        if self.fail == "killed" and len(x) > 2:  # two are only for practice
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.fail == "slow":
+        if self.fail == "slow" and len(x) > 2:
             time.sleep(600)
         return functional.cross_entropy(self(x), y)
 

@@ -21,7 +21,7 @@ _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
 }  # fmt: skip
 _PAIR = 2  # tensors of a batch: inputs and labels
-_IGNORED = -100  # a label that PyTorch's losses of classes leave out
+IGNORED = -100  # a label that PyTorch's losses of classes leave out
 
 
 def kind(tensor: Tensor) -> str:
@@ -123,7 +123,7 @@ def _of_classes(loss: Loss, last: Layer | None) -> str | None:
 
 
 def _out_of_range(loss: Loss, last: Layer | None, outputs: int) -> str | None:
-    counted = loss.labels[loss.labels != loss.options.get("ignore_index", _IGNORED)]
+    counted = loss.labels[loss.labels != loss.options.get("ignore_index", IGNORED)]
     low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
     if low >= 0 and high < outputs:
         return None

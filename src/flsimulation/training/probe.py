@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from flsimulation.data.leaves import Leaves, examples, leaves
 from flsimulation.training.alone import detached, take, unnoticed
-from flsimulation.training.mismatches import broadcast, described, of_layer, of_loss
+from flsimulation.training.mismatches import IGNORED, broadcast, described, of_layer, of_loss
 from flsimulation.training.stacked.eligible import overridden
 from flsimulation.training.watch import Watch
 
@@ -22,7 +22,7 @@ _BEFORE = {
     *("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer"),
     *("backward", "train", "eval", "to", "load_state_dict"),
 }  # what Lightning calls before a step, and may change its batch or the module
-_FEW = 4  # examples
+_FEW = 2  # examples: as many as nothing but practice has
 _LARGEST = 50_000_000  # parameters of a model that is not worth a copy for this
 
 
@@ -47,7 +47,7 @@ def is_whole(module: pl.LightningModule) -> bool:
 
 
 def few(x: Leaves, y: Leaves, indices: np.ndarray | None = None) -> np.ndarray:
-    """Indices of at most four examples, those with the extreme labels or tokens among them.
+    """Indices of at most two examples, those with the most extreme label and token among them.
 
     Parameters
     ----------
@@ -63,7 +63,9 @@ def few(x: Leaves, y: Leaves, indices: np.ndarray | None = None) -> np.ndarray:
             continue
         own = tensor if indices is None else tensor[torch.from_numpy(indices)]
         own = own.reshape(count, -1)
-        found += [int(own.amax(1).argmax()), int(own.amin(1).argmin())]
+        least = own.amin(1)
+        is_low = int(least.min()) < 0 and int(least.min()) != IGNORED
+        found.append(int(least.argmin() if is_low else own.amax(1).argmax()))
     chosen = list(dict.fromkeys([*found, *range(count)[:_FEW]]))[:_FEW]
     places = np.array(sorted(chosen), np.int64)
     return places if indices is None else indices[places]
