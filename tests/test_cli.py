@@ -169,9 +169,12 @@ def test_a_run_that_fails_says_so_in_one_line_and_status_1(
     assert status == 1
     assert errors.count("\n") == 1
     assert errors.startswith(
-        "flsim: round 1: 0 of 4 clients succeeded, 1 needed; client 0: ValueError: boom (own.py:4)"
+        "flsim: round 1: 0 of 4 clients succeeded, 1 needed; all 4 clients: ValueError: boom (own.py:4)"
     )
-    assert "round 1/3, training: client 3 failed (error): ValueError: boom" in output
+    assert output.count("ValueError: boom") == 2  # why they train one by one, and the failure
+    assert "round 1/3, training: client 0 failed (error): ValueError: boom" in output
+    more = "client 1, client 2, client 3 failed as shown above"
+    assert f"round 1/3, training: {more}" in output
     assert "failed: 0 of 3 rounds" in output
 
 

@@ -809,7 +809,7 @@ def test_a_client_that_diverges_harms_no_other(name: str, clip: float) -> None:
     trainer = assert_equal(built(Net, OPTIMIZERS[name]), Clients(x=x), gradient_clip=clip)
     results = together(trainer, built(Net).state_dict(), Clients(x=x).batches())
     assert [isinstance(result, ClientError) for result, _ in results] == [False, True, False, False]
-    assert str(results[1][0]).startswith("its training loss is nan; lower the learning rate")
+    assert str(results[1][0]).startswith("its training loss is nan")
 
 
 def test_weights_that_are_not_finite_are_named_as_the_trainer_names_them() -> None:

@@ -390,7 +390,7 @@ def test_a_client_out_of_memory_is_lost_and_says_so(stack: Stack) -> None:
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if line.startswith("flsim: ")]
     assert len(said) == 1
-    assert said[0].startswith("flsim: round 1: 0 of 2 clients succeeded, 1 needed; client ")
+    assert said[0].startswith("flsim: round 1: 0 of 2 clients succeeded, 1 needed; ")
     wait_for(
         "the count of the lost",
         lambda: stack.values("fl_client_failures_total{reason='lost'}") >= [2.0],

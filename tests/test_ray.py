@@ -77,7 +77,7 @@ class Net(pl.LightningModule):
                 time.sleep(0.05)
         if self.raises and bool((x[:, 0] == float(self.raises)).any()):
             raise ValueError("a strange example")
-        if self.dies:
+        if self.dies and len(x) > 2:  # two are only for practice
             with contextlib.suppress(FileExistsError):  # the first of all processes only
                 pathlib.Path(self.dies).touch(exist_ok=False)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -307,7 +307,9 @@ def test_a_lost_actors_clients_are_lost_and_the_next_round_has_the_actor_again(
 
 def test_without_any_actor_all_clients_are_lost(make_experiment: Make) -> None:
     spec = make_experiment()
-    with pytest.raises(RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: no Ray"):
+    with pytest.raises(
+        RoundError, match="0 of 4 clients succeeded, 1 needed; all 4 clients: no Ray"
+    ):
         on_ray(NoActors(), spec)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from flsimulation.events import (
 )
 from flsimulation.experiment import Experiment
 from flsimulation.messages.batch import Batch, Outcome, Reply, Task
-from flsimulation.messages.weights import first_not_finite, weights_sha256, with_types_of
+from flsimulation.messages.weights import first_diverged, weights_sha256, with_types_of
 from flsimulation.runtimes.inprocess import Answer, InProcessGrid
 from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.server.exchange import Exchange
@@ -150,10 +151,23 @@ def test_when_every_client_fails_the_run_stops_with_their_errors(recorder: Any) 
         federation(recorder, behave, rounds=3, clients=5).run(arrays(0.0))
     line = str(caught.value)
     assert line.startswith(
-        "round 1: 0 of 5 clients succeeded, 1 needed; client 0: ValueError: boom 0"
+        "round 1: 0 of 5 clients succeeded, 1 needed; all 5 clients, as client 0:"
     )
-    assert line.endswith("; and 2 more")
+    assert "ValueError: boom 0 (" in line
+    assert "boom 1" not in line
     assert recorder.of(RoundFinished) == []
+
+
+def test_the_first_causes_are_named_and_the_clients_of_others_counted(recorder: Any) -> None:
+    def behave(partition: int, phase: Phase) -> float:
+        raise ValueError(["left", "right", "left", "up", "down", "down"][partition])
+
+    with pytest.raises(RoundError) as caught:
+        federation(recorder, behave, rounds=3, clients=6).run(arrays(0.0))
+    assert re.sub(r" \(.*?\)", "", str(caught.value)) == (
+        "round 1: 0 of 6 clients succeeded, 1 needed; 2 clients: ValueError: left; "
+        "client 1: ValueError: right; client 3: ValueError: up; and 2 more"
+    )
 
 
 def test_a_round_with_fewer_results_than_asked_stops_the_run(recorder: Any) -> None:
@@ -174,7 +188,7 @@ def test_when_no_client_can_evaluate_the_run_stops(recorder: Any) -> None:
         return 1.0
 
     with pytest.raises(
-        RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: ValueError: no"
+        RoundError, match="0 of 4 clients succeeded, 1 needed; all 4 clients: ValueError: no"
     ):
         federation(recorder, behave, rounds=1).run(arrays(0.0))
 
@@ -510,7 +524,11 @@ def test_the_digest_depends_on_names_shapes_types_and_values_not_on_order() -> N
     assert weights_sha256(arrays(0.0)) != weights_sha256(arrays(0.0, np.float64))
 
 
-def test_the_first_array_that_is_not_finite_is_named() -> None:
-    record = ArrayRecord({"n": Array(np.array([1])), "w": Array(np.array([0.0, np.nan]))})
-    assert first_not_finite(record) == "w"
-    assert first_not_finite(arrays(1.0)) is None
+def test_the_first_array_that_diverged_is_named() -> None:
+    after, mask = np.array([0.0, np.nan]), np.array([0.0, -np.inf])
+    record = ArrayRecord({"n": Array(np.array([1])), "mask": Array(mask), "w": Array(after)})
+    finite = ArrayRecord({**record, "w": Array(np.zeros(2))})
+    assert first_diverged(record, finite) == "w"
+    assert first_diverged(finite, finite) is None
+    assert first_diverged(record, record) is None
+    assert first_diverged(finite, ArrayRecord({**finite, "mask": Array(np.zeros(2))})) == "mask"

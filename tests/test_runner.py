@@ -257,8 +257,14 @@ def test_a_client_that_raises_is_named_and_the_run_goes_on(
 @pytest.mark.parametrize(
     ("fail", "part"),
     [
-        ("nan", "round 1: 0 of 4 clients succeeded, 1 needed; client 0: its training loss is nan"),
-        ("all", "round 1: 0 of 4 clients succeeded, 1 needed; client 0: ValueError: never works"),
+        (
+            "nan",
+            "round 1: 0 of 4 clients succeeded, 1 needed; all 4 clients: its training loss is nan",
+        ),
+        (
+            "all",
+            "round 1: 0 of 4 clients succeeded, 1 needed; all 4 clients: ValueError: never works",
+        ),
     ],
 )
 def test_when_all_clients_fail_the_run_directory_says_why(
@@ -464,7 +470,7 @@ def test_a_module_that_exits_is_a_failure_not_an_interrupt(
     make_experiment: Make, tmp_path: Path, own_modules: Any
 ) -> None:
     path = own_modules(OWN.replace("x, y = batch", "raise SystemExit(3)", 1))
-    with pytest.raises(RoundError, match="client 0: SystemExit: 3"):
+    with pytest.raises(RoundError, match="all 4 clients: SystemExit: 3"):
         run(own_net(make_experiment, path), tmp_path / "run")
 
 
@@ -507,11 +513,12 @@ def test_a_signal_between_clients_ends_the_run_cleanly(
     """Sent by the first client that trains: to its own process, or to the one that forked it."""
     once = tmp_path / "sent"
     text = OWN + (
-        f"\n    def __deepcopy__(self, memo):\n        import os, signal, time\n"
+        f"\n    def load_state_dict(self, *args, **how):\n        import os, signal, time\n"
         f"        if not os.path.exists({str(once)!r}):\n"
         f"            open({str(once)!r}, 'x').close()\n"
         f"            os.kill({process}, signal.{name})\n"
         f"        time.sleep({PATIENCE} * {threads > 1})\n"
+        f"        return super().load_state_dict(*args, **how)\n"
     )
     file = experiment_file(
         f'[model]\nclass = "{own_modules(text)}:Net"\n[train]\nengine = "sequential"\n'

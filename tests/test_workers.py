@@ -47,9 +47,9 @@ class Net(pl.LightningModule):
         self.log("process", float(os.getpid()))
         if self.fail == "raise" and len(x) == 7:
             raise ValueError("a strange batch")
-        if self.fail == "killed":
+        if self.fail == "killed" and len(x) > 2:  # two are only for practice
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.fail == "slow":
+        if self.fail == "slow" and len(x) > 2:
             time.sleep(600)
         return functional.cross_entropy(self(x), y)
 
@@ -122,7 +122,9 @@ def test_a_process_that_is_killed_is_lost_and_there_are_new_ones(make: Make, thr
     from flsimulation.errors import RoundError
 
     threads(2)
-    with pytest.raises(RoundError, match="client 0: its process was killed, most likely out of"):
+    with pytest.raises(
+        RoundError, match="clients?( 0)?: its process was killed, most likely out of"
+    ):
         run(make("killed", strategy={"rounds": 1}))
     assert multiprocessing.active_children() == []
 
@@ -142,7 +144,7 @@ def test_a_deadline_ends_clients_that_hang_and_their_processes(
     threads(2)
     spec = make("slow", strategy={"rounds": 1}, round={"deadline": 1.0})
     with pytest.raises(
-        RoundError, match="0 of 4 clients succeeded, 1 needed; client 0: .*deadline"
+        RoundError, match="0 of 4 clients succeeded, 1 needed; all 4 clients: .*deadline"
     ):
         run_in_process(spec, [recorder], Workspace.load(spec, clock=Patient()))
     assert {e.reason for e in recorder.of(ClientReplied)} == {"deadline"}

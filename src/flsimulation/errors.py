@@ -14,6 +14,7 @@ Each message is one line: what is wrong, the value that was given, and the remed
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 
@@ -75,6 +76,11 @@ FAILURE_REASONS = ("error", "diverged", "deadline", "lost")
 ``error``: its code raised. ``diverged``: its loss or weights are not finite. ``deadline``: it
 was not done in time. ``lost``: no reply arrived, or the runtime could not deliver the message.
 """
+
+
+def kind_of(text: str) -> str:
+    """A failure's text without its numbers: those of several clients with one cause are equal."""
+    return re.sub(r"\b(\d[\d.,]*(e[+-]?\d+)?|nan|inf)\b", "#", text)
 
 
 def describe_error(error: BaseException) -> str:

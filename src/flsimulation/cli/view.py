@@ -14,6 +14,7 @@ from rich.text import Text
 from flsimulation.cli.columns import Columns, in_words, spread_in_words
 from flsimulation.cli.title import title
 from flsimulation.cli.waiting import Waiting
+from flsimulation.errors import kind_of
 from flsimulation.events import (
     ActorsAwaited,
     ClientReplied,
@@ -63,6 +64,9 @@ class PlainView:
         self._header = ""  # as last printed
         self._final: dict[str, list[float]] = {}  # the clients' values, by metric
         self._failed = 0
+        self._told: set[str] = set()  # kinds of failures that were shown
+        self._again: list[str] = []  # clients of a phase whose failures are of these kinds
+        self._place = ""
         self._replies: Counter[int] = Counter()  # per client, to training and evaluation
         self._failures: Counter[int] = Counter()
         self._missing = False
@@ -104,12 +108,15 @@ class PlainView:
         elif isinstance(event, ClientsAwaited):
             self._awaited(event)
         elif isinstance(event, PhaseStarted):
+            self._tell_again()
             self._failed = 0
         elif isinstance(event, ClientReplied):
             self._client(event)
         elif isinstance(event, RoundFinished):
+            self._tell_again()
             self._round(event)
         elif isinstance(event, RunFinished):
+            self._tell_again()
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
 
     def _choosing(self, event: EngineChoosing) -> None:
@@ -181,13 +188,26 @@ class PlainView:
                     self._final.setdefault(name, []).append(event.metrics[name])
         if event.reason is None or event.phase == "final":
             return
+        place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
+        if event.reason in ("error", "diverged"):
+            if (kind := kind_of(f"{event.phase} {event.error}")) in self._told:
+                self._again.append(f"client {event.partition}")
+                self._place = place
+                return
+            self._told.add(kind)
         self._failed += 1
         if self._failed <= _SHOWN_FAILURES:
-            place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
             text = f"  {place}: client {event.partition} failed ({event.reason}): {event.error}"
             self._say(text, style="yellow")
         elif self._failed == _SHOWN_FAILURES + 1:
             self._say("  more clients failed; clients.jsonl lists all of them", style="yellow")
+
+    def _tell_again(self) -> None:
+        """Show which clients of a phase failed as others whose error was shown."""
+        if self._again:
+            text = f"  {self._place}: {_some(self._again)} failed as shown above"
+            self._say(text, style="yellow")
+        self._again = []
 
     def _summary(self, event: RunFinished) -> str:
         parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]

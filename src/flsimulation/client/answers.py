@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from flwr.app import ConfigRecord
 
+from flsimulation.client.causes import Causes
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError
 from flsimulation.events import RESERVED, Phase
@@ -68,16 +69,20 @@ def _alike(tasks: Sequence[Task]) -> list[_Alike]:
 
 def _trained(tasks: _Alike, model: State, batch: Batch, space: Workspace) -> Iterator[Reply]:
     jobs = [space.train_job(partition, tasks.round) for partition in tasks.partitions]
+    causes = Causes(space, model, tasks.round)
     terms = Terms(_number(tasks.config, "proximal-mu"), batch.expires, batch.average)
     for fitted in space.engine.fit(model, jobs, terms):
-        outcomes = [_fit(partition, done, space) for partition, done in fitted.results.items()]
+        outcomes = [
+            _fit(partition, done, space, causes) for partition, done in fitted.results.items()
+        ]
         yield _reply(outcomes, space, _mean(fitted, outcomes))
 
 
 def _evaluated(tasks: _Alike, model: State, batch: Batch, space: Workspace) -> Iterator[Reply]:
     jobs = [space.evaluation_job(partition, tasks.round) for partition in tasks.partitions]
+    causes = Causes(space, model, tasks.round)
     for scored in space.engine.evaluate(model, jobs, batch.expires):
-        yield _reply(_scores(tasks.phase, scored, space), space)
+        yield _reply(_scores(tasks.phase, scored, space, causes), space)
 
 
 def _reply(outcomes: Sequence[Outcome], space: Workspace, mean: Mean | None = None) -> Reply:
@@ -91,10 +96,10 @@ def _mean(fitted: Fitted, outcomes: Sequence[Outcome]) -> Mean | None:
     return Mean(record_of(fitted.mean), examples)
 
 
-def _fit(partition: int, done: Trained | ClientError, space: Workspace) -> Outcome:
+def _fit(partition: int, done: Trained | ClientError, space: Workspace, causes: Causes) -> Outcome:
     try:
         if isinstance(done, ClientError):
-            raise done
+            raise causes.of_training(partition, done)
         defined, left_out = _defined(done.scores)
         metrics = {
             **defined,
@@ -109,12 +114,12 @@ def _fit(partition: int, done: Trained | ClientError, space: Workspace) -> Outco
     return Outcome(partition, "train", metrics, None, model, None, left_out)
 
 
-def _scores(phase: Phase, scored: Scored, space: Workspace) -> list[Outcome]:
+def _scores(phase: Phase, scored: Scored, space: Workspace, causes: Causes) -> list[Outcome]:
     outcomes = []
     for partition, scores in scored.items():
         try:
             if isinstance(scores, ClientError):
-                raise scores
+                raise causes.of_evaluation(partition, scores)
             examples = len(space.data.validation_indices(partition))
             defined, left_out = _defined(scores)
             metrics = {**defined, "num-examples": examples}

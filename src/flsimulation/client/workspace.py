@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from flsimulation import seeds
+from flsimulation.client.causes import Causes, check_steps
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
 from flsimulation.data.leaves import Leaves
@@ -20,10 +21,11 @@ from flsimulation.events import EngineChoosing, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model
 from flsimulation.training import Batches, Engine, Job, State, engine_for, processes_for
+from flsimulation.training.footprint import examples_within_budget
 from flsimulation.training.preparation import PLAIN, Preparation, preparation
 from flsimulation.training.work import Tell, Work, silent
 
-_EVALUATION_BATCH = 1000  # examples; bounds the memory of a forward pass, changes no score
+_MEASURED = 2  # examples of the test set, on which an evaluation's memory is measured
 _TEST = -1  # stands for the partition of the test set
 
 
@@ -36,6 +38,10 @@ class Workspace:
     module: pl.LightningModule
     """The model before the first round; never changed."""
     engine: Engine
+    evaluation_batch: int
+    """Examples per batch of an evaluation; changes no score."""
+    notices: tuple[str, ...] = ()
+    """Lines for people: what trains, but most likely not as intended."""
     clock: Clock = SYSTEM
     """What time it is for all of them."""
     prepared: Preparation = PLAIN
@@ -72,11 +78,13 @@ class Workspace:
         Raises
         ------
         InputError
-            If the experiment's data, model or device is not available.
+            If the experiment's data, model or device is not available, or if the model does not
+            fit the data.
         """
         data = FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
         prepared = preparation(experiment, data.dataset)
+        notices = check_steps(experiment, data, module, prepared)
         began, sinks = clock.monotonic(), tuple(sinks)
 
         def tell(doing: str) -> None:
@@ -85,7 +93,8 @@ class Workspace:
 
         engine = _chosen(experiment, data, module, prepared, clients, processes, clock, tell)
         choosing = clock.monotonic() - began
-        return cls(experiment, data, module, engine, clock, prepared, choosing)
+        batch = _fitting(experiment, data, module, prepared)
+        return cls(experiment, data, module, engine, batch, notices, clock, prepared, choosing)
 
     def under(self, experiment: Experiment) -> Workspace:
         """The same data and model with the engine that another experiment chooses."""
@@ -144,11 +153,30 @@ class Workspace:
         (scored,) = self.engine.evaluate(state, [job])
         result = scored[_TEST]
         if isinstance(result, ClientError):
-            raise result
+            raise Causes(self, state, 0).of_evaluation(None, result)
         return result
 
     def _evaluated(self, x: Leaves, y: Leaves, indices: np.ndarray) -> Batches:
-        return Batches(x, y, indices, _EVALUATION_BATCH, prepared=self.prepared)
+        return Batches(x, y, indices, self.evaluation_batch, prepared=self.prepared)
+
+
+def _fitting(
+    experiment: Experiment,
+    data: FederatedData,
+    module: pl.LightningModule,
+    prepared: Preparation,
+) -> int:
+    """Examples per batch of an evaluation: the experiment's, else what fits in memory."""
+    if experiment.evaluate.batch_size:
+        return experiment.evaluate.batch_size
+    dataset = data.dataset
+    few = dataset.test_indices[:_MEASURED]
+    otherwise = experiment.train.batch_size
+    try:
+        (batch,) = Batches(dataset.x_test, dataset.y_test, few, _MEASURED, prepared=prepared)
+    except ClientError:  # a transform refuses these few
+        return otherwise
+    return examples_within_budget(module, batch, otherwise)
 
 
 def _chosen(

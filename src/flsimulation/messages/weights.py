@@ -21,13 +21,28 @@ def weights_sha256(arrays: ArrayRecord) -> str:
     return sha.hexdigest()
 
 
-def first_not_finite(arrays: ArrayRecord) -> str | None:
-    """Name of the first array with a NaN or an infinity; None if there is none."""
-    for name, array in arrays.items():
-        value = array.numpy()
-        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-            return str(name)
+def first_diverged(arrays: ArrayRecord, before: ArrayRecord) -> str | None:
+    """Name of the first array with a NaN or an infinity where ``before`` has a finite number.
+
+    Parameters
+    ----------
+    arrays, before : ArrayRecord
+        A model after and before a round.
+    """
+    for name in not_finite(arrays):
+        if (~np.isfinite(arrays[name].numpy()) & np.isfinite(before[name].numpy())).any():
+            return name
     return None
+
+
+def not_finite(arrays: ArrayRecord) -> list[str]:
+    """Names of the arrays that hold a NaN or an infinity, for example a causal mask."""
+    values = ((str(name), array.numpy()) for name, array in arrays.items())
+    return [
+        name
+        for name, value in values
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all()
+    ]
 
 
 def without(arrays: ArrayRecord, names: Collection[str]) -> ArrayRecord:

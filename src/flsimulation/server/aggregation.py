@@ -15,7 +15,7 @@ from flsimulation.messages.batch import Mean
 from flsimulation.messages.content import ARRAYS, model_of
 from flsimulation.messages.weights import (
     average_of,
-    first_not_finite,
+    first_diverged,
     mean_of,
     unchanged,
     with_types_of,
@@ -58,7 +58,7 @@ class Aggregation:
         )
 
     def aggregate(
-        self, number: int, trained: Replies, before: ArrayRecord | None = None
+        self, number: int, trained: Replies, before: ArrayRecord
     ) -> tuple[ArrayRecord, MetricRecord | None]:
         """The new global model and the clients' training metrics.
 
@@ -71,27 +71,26 @@ class Aggregation:
             The round.
         trained : Replies
             The clients' results.
-        before : ArrayRecord, optional
+        before : ArrayRecord
             The global model from which they trained.
 
         Raises
         ------
         RunError
-            If the strategy fails or the model is not finite.
+            If the strategy fails, or numbers of the model are no longer finite.
         """
         try:
-            arrays = ArrayRecord() if before is None else before
             if trained.means:
-                results = _mean(trained, arrays)
+                results = _mean(trained, before)
             else:
-                results = self._by_strategy(number, trained, arrays)
+                results = self._by_strategy(number, trained, before)
         except RoundError:
             raise
         except Exception as error:
             raise RunError(
                 f"round {number}: strategy {self.name}: {describe_error(error)}"
             ) from error
-        if (bad := first_not_finite(results[0])) is not None:
+        if (bad := first_diverged(results[0], before)) is not None:
             raise RunError(
                 f"round {number}: the aggregated weights {bad} are not finite; "
                 f"lower the server's or the clients' learning rate"

@@ -19,6 +19,7 @@ from flsimulation.events import (
     ClientReplied,
     ClientsConnected,
     Event,
+    Noticed,
     RoundFinished,
     RunFinished,
     RunStarted,
@@ -30,6 +31,7 @@ from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.processes import undisturbed
 from flsimulation.messages.arrays import held_state, joined, record_of
 from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.weights import not_finite
 from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts
 from flsimulation.server.exchange import Exchange
@@ -37,7 +39,7 @@ from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.notices import Notices
 from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
-from flsimulation.server.strategies import MOVING_THE_MODEL, build_strategy
+from flsimulation.server.strategies import AVERAGING, MOVING_THE_MODEL, build_strategy
 from flsimulation.training.states import merged_scores
 
 Connect: TypeAlias = Callable[[Grid, Experiment, Sink, Clock], PartitionedGrid]
@@ -113,6 +115,8 @@ def make_server_app(
             if not isinstance(grid, PartitionedGrid):  # a network's clients choose their engine
                 started = replace(started, engine=None, not_stacked=None)
             emit(started)
+            for text in space.notices:
+                emit(Noticed(text))
             _federate(lambda: _exchange(grid, started, emit, connect, clock), space, emit, start)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
@@ -197,10 +201,12 @@ def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
 
 
 def _averaged_buffers(space: Workspace) -> frozenset[str]:
-    """Buffers of the model, under a strategy that must not move them."""
-    if space.experiment.strategy.name not in MOVING_THE_MODEL:
+    """Arrays of the model that the strategy must not move: buffers, and what is not finite."""
+    name, arrays = space.experiment.strategy.name, space.initial_state()
+    if name in AVERAGING:
         return frozenset()
-    return _buffers(space)
+    masks = frozenset(not_finite(record_of(arrays)))  # inf - inf is NaN, as a distance too
+    return masks | _buffers(space) if name in MOVING_THE_MODEL else masks
 
 
 def _buffers(space: Workspace) -> frozenset[str]:

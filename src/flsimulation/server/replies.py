@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, Message
 
-from flsimulation.errors import ClientError
+from flsimulation.errors import ClientError, kind_of
 from flsimulation.events import Phase
 from flsimulation.messages.batch import Mean, Outcome
 from flsimulation.messages.codec import plain_reply
+
+_NAMED_FAILURES = 3  # most causes in the message of a failed round
 
 
 @dataclass
@@ -57,6 +59,23 @@ class Replies:
         self.models.clear()
         self.means.clear()
         self.messages = {}
+
+    def named_failures(self) -> str:
+        """The failures in one line; those with one cause are told once."""
+        kinds: dict[str, list[int]] = {}
+        for partition in sorted(self.failures):
+            kinds.setdefault(kind_of(str(self.failures[partition])), []).append(partition)
+        named = [self._named(partitions) for partitions in kinds.values()]
+        more = sum(len(partitions) for partitions in [*kinds.values()][_NAMED_FAILURES:])
+        return "; ".join(named[:_NAMED_FAILURES]) + (f"; and {more} more" if more else "")
+
+    def _named(self, partitions: list[int]) -> str:
+        first, count = partitions[0], len(partitions)
+        if count == 1:
+            return f"client {first}: {self.failures[first]}"
+        who = f"all {count}" if count == len(self.cohort) else f"{count}"
+        alike = len({str(self.failures[partition]) for partition in partitions}) == 1
+        return f"{who} clients{'' if alike else f', as client {first}'}: {self.failures[first]}"
 
     def names(self) -> tuple[list[str], list[str]]:
         """Names of the metrics that all successful clients have, and those that only some have."""

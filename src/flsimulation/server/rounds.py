@@ -29,8 +29,6 @@ from flsimulation.server.notices import Notices
 from flsimulation.server.replies import Replies
 from flsimulation.server.sampling import offered
 
-_NAMED_FAILURES = 3  # most clients whose errors are in the message of a failed round
-
 
 @dataclass(frozen=True)
 class Rounds:
@@ -220,13 +218,9 @@ class Rounds:
             return
         if not replies.cohort:
             raise RoundError(f"round {number}: the strategy sampled no client, {least} needed")
-        named = [f"client {p}: {replies.failures[p]}" for p in sorted(replies.failures)]
-        more = len(named) - _NAMED_FAILURES
         raise RoundError(
             f"round {number}: {len(replies.metrics)} of {len(replies.cohort)} clients "
-            f"succeeded, {least} needed; "
-            + "; ".join(named[:_NAMED_FAILURES])
-            + (f"; and {more} more" if more > 0 else "")
+            f"succeeded, {least} needed; {replies.named_failures()}"
         )
 
 

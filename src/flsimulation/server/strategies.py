@@ -10,6 +10,9 @@ from flsimulation.experiment import Experiment
 from flsimulation.experiment.strategy import STRATEGIES
 from flsimulation.server.sampling import LISTED_CLIENTS
 
+AVERAGING = frozenset({"fedavg", "fedprox"})
+"""Strategies whose new model is the mean of the clients' models."""
+
 MOVING_THE_MODEL = frozenset({"fedavgm", "fedadam", "fedadagrad", "fedyogi", "qfedavg"})
 """Strategies that move the global model along the clients' mean change instead of averaging.
 

@@ -22,7 +22,12 @@ from flsimulation.experiment.spec import Train
 from flsimulation.host.quiet import quiet_lightning
 from flsimulation.training.batches import Batches
 from flsimulation.training.callbacks import Deadline, Proximal, TrainingLoss
-from flsimulation.training.failures import loss_not_finite, no_step, weights_not_finite
+from flsimulation.training.failures import (
+    first_diverged,
+    loss_not_finite,
+    no_step,
+    weights_not_finite,
+)
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.measured import Measured
 from flsimulation.training.scores import scores
@@ -129,7 +134,10 @@ class LocalTrainer:
             raise no_step()
         result = {name: value.detach().cpu() for name, value in module.state_dict().items()}
         logged = scores(trainer.callback_metrics, {} if loss.mean is None else {"loss": loss.mean})
-        _check_finite(logged.get("loss", 0.0), result)
+        if not np.isfinite(mean := logged.get("loss", 0.0)):
+            raise loss_not_finite(mean)
+        if (name := first_diverged(result, state)) is not None:
+            raise weights_not_finite(name)
         return Trained(logged, trainer.global_step, self._clock.monotonic() - began, result)
 
     def evaluate(
@@ -238,11 +246,3 @@ def _was_interrupted(error: BaseException) -> bool:
     return isinstance(error, SIGTERMException) or (
         isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
     )
-
-
-def _check_finite(loss: float, state: State) -> None:
-    if not np.isfinite(loss):
-        raise loss_not_finite(loss)
-    for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise weights_not_finite(name)

@@ -29,6 +29,7 @@ from flsimulation.training.stacked.effects import random_states
 
 _PASS_BYTES = 40 * 2**20  # written by a pass's operations: more does not stay in the caches
 _PASS_EXAMPLES = 2000
+_BATCHES = 3  # largest batches that the examples of a pass may fill
 _WORTH = 3  # clients; fewer are as fast one by one
 _COMPARED = 4  # clients of a size's first pass, which also take the step alone
 
@@ -84,6 +85,8 @@ class StackedEvaluator:
         for size, places in sorted(sizes.items()):
             while places:
                 most = self._most.get(size, _COMPARED) if size and self._can else 1
+                if size:  # a pass takes little more memory than one batch may
+                    most = max(1, min(most, _BATCHES * clients[places[0]].parts[1] // size))
                 some, places = places[:most], places[most:]
                 if len(some) < _WORTH or (
                     expires is not None and self._direct.clock.time() > expires

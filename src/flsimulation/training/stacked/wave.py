@@ -15,6 +15,7 @@ from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches
 from flsimulation.training.failures import (
+    diverged,
     loss_not_finite,
     no_step,
     too_late,
@@ -261,7 +262,7 @@ class WaveFit:
         values, weights = self._values.numpy(), self._plan.last_epoch
         taken = np.where(weights > 0, values[0], 0)  # others may not be finite
         losses = (taken * weights).sum(0) / np.maximum(weights.sum(0), 1)
-        unsound = _not_finite(own)
+        unsound = _diverged(own, self._origin)
         found: list[Trained | ClientError] = []
         for place in range(len(self._clients)):
             if self._late[place]:
@@ -293,13 +294,13 @@ def _mean(rows: Tensor, shares: Tensor) -> Tensor:
     return shares.to(rows.device, rows.dtype) @ rows
 
 
-def _not_finite(own: State) -> dict[int, str]:
-    """Clients with a weight that is not finite, and its name."""
+def _diverged(own: State, origin: list[Tensor]) -> dict[int, str]:
+    """Clients with a weight that training made NaN or infinite, and its name."""
     found: dict[int, str] = {}
-    for name, value in own.items():
+    for (name, value), before in zip(own.items(), origin, strict=True):
         if not value.is_floating_point() or bool(value.sum().isfinite()):
             continue
-        sound = value.isfinite().reshape(len(value), -1).all(1)
-        for place in (~sound).nonzero().flatten().tolist():
+        unsound = diverged(value, before).reshape(len(value), -1).any(1)
+        for place in unsound.nonzero().flatten().tolist():
             found.setdefault(place, name)
     return found

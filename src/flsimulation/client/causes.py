@@ -1,0 +1,163 @@
+"""Why a client failed, in words that fit the cause: found once, on the first client that fails."""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytorch_lightning as pl
+
+from flsimulation.data.federated import FederatedData
+from flsimulation.data.leaves import Leaves
+from flsimulation.errors import ClientError, ModelError, kind_of
+from flsimulation.experiment import Experiment
+from flsimulation.training import Batches, State
+from flsimulation.training.alone import evaluation_step
+from flsimulation.training.diagnosis import why_diverged
+from flsimulation.training.preparation import Preparation
+from flsimulation.training.probe import few, is_cheap, is_whole, tried
+
+if TYPE_CHECKING:
+    from flsimulation.client.workspace import Workspace
+
+_RAW = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b")  # an exception's text, none of ours
+_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_AS_IT_IS = "32-true"  # the precision with which Lightning converts nothing
+_KINDS = 3  # of errors that are looked into; each costs a step
+
+
+def check_steps(
+    experiment: Experiment,
+    data: FederatedData,
+    module: pl.LightningModule,
+    prepared: Preparation,
+) -> tuple[str, ...]:
+    """Take the module's steps for a few examples, before any client does.
+
+    Returns
+    -------
+    tuple of str
+        Lines for people: what trains, but most likely not as intended.
+
+    Raises
+    ------
+    ModelError
+        If the model or its loss certainly does not fit the data.
+    """
+    converted = experiment.train.precision != _AS_IT_IS  # by Lightning, with its inputs
+    if converted or not is_cheap(module) or not is_whole(module):
+        return ()
+    dataset = data.dataset
+    parts = [("training_step", dataset.x_train, dataset.y_train)]
+    evaluation = evaluation_step(module)
+    if evaluation is not None and experiment.evaluate.central_every:
+        parts.append((evaluation, dataset.x_test, dataset.y_test))
+    notices = dict[str, None]()
+    for step, x, y in parts:
+        try:
+            batch = _sample(x, y, few(x, y), prepared, training=step == "training_step")
+        except ClientError:  # a transform refuses these few
+            continue
+        finding = tried(module, step, batch)
+        if finding is not None and finding.certain:
+            name = experiment.model.class_
+            raise ModelError(f"model.class {name!r}, data {dataset.name!r}: {finding.text}")
+        if finding is not None:
+            notices[finding.text] = None
+            warnings.filterwarnings("ignore", "Using a target size")  # PyTorch's, at each size
+    return tuple(notices)
+
+
+def _sample(
+    x: Leaves, y: Leaves, rows: np.ndarray, prepared: Preparation, *, training: bool
+) -> object:
+    """A batch of these examples, as a fit or an evaluation has it. Raises `ClientError`."""
+    shuffled = functools.partial(np.random.default_rng, 0) if training else None
+    return next(iter(Batches(x, y, rows, len(rows), shuffled, prepared=prepared)))
+
+
+class Causes:
+    """Finds the cause of failures of one phase; each kind of failure is looked into once.
+
+    Parameters
+    ----------
+    space : Workspace
+        Data, model and engine.
+    model : dict of Tensor
+        The global model that the clients received.
+    round : int
+        Of the phase.
+    """
+
+    def __init__(self, space: Workspace, model: State, round: int) -> None:
+        self._space, self._model, self._round = space, model, round
+        self._diverged: str | None = None
+        self._known: dict[str, str | None] = {}
+
+    def of_training(self, partition: int, error: ClientError) -> ClientError:
+        """The failure of a client's training with its cause, if that is found."""
+        if error.reason == "diverged":
+            if self._diverged is None:
+                self._diverged = f"{self._why(partition)} (found on client {partition})"
+            return ClientError("diverged", f"{error}; {self._diverged}")
+        return self._of_step("training_step", partition, error)
+
+    def of_evaluation(self, partition: int | None, error: ClientError) -> ClientError:
+        """The failure of an evaluation with its cause, if that is found.
+
+        Parameters
+        ----------
+        partition : int, optional
+            The client; None for the test set.
+        error : ClientError
+            Its failure.
+        """
+        return self._of_step(evaluation_step(self._space.module) or "", partition, error)
+
+    def _why(self, partition: int) -> str:
+        space = self._space
+        try:
+            job = functools.partial(space.train_job, partition, self._round)
+            columns = space.data.dataset.columns
+            return why_diverged(space.module, self._model, job, space.experiment.train, columns)
+        except Exception:  # a user's module may do anything when its steps are repeated
+            return "where it began is not known; lower the learning rate"
+
+    def _of_step(self, step: str, partition: int | None, error: ClientError) -> ClientError:
+        kind = kind_of(str(error))
+        if error.reason != "error" or not _RAW.match(kind):
+            return error
+        if kind not in self._known:
+            if len(self._known) >= _KINDS:
+                return error
+            self._known[kind] = self._found(step, partition, str(error))
+        text = self._known[kind]
+        return error if text is None else ClientError("error", text)
+
+    def _found(self, step: str, partition: int | None, error: str) -> str | None:
+        space, training = self._space, step == "training_step"
+        if _MEMORY.search(error):
+            size = space.experiment.train.batch_size if training else space.evaluation_batch
+            key = "train.batch-size" if training else "evaluate.batch-size"
+            return f"there is not enough memory for {step}; lower {key} ({size})"
+        if not is_cheap(space.module):
+            return None
+        try:
+            batch = self._few(partition, training=training)
+        except ClientError:  # a transform refuses these few
+            return None
+        finding = tried(space.module, step, batch)
+        return finding.text if finding is not None and finding.certain else None
+
+    def _few(self, partition: int | None, *, training: bool) -> object:
+        """A batch of a few examples of a client's part, or of the test set."""
+        data = self._space.data
+        if partition is None:
+            x, y, indices = data.dataset.x_test, data.dataset.y_test, data.dataset.test_indices
+        else:
+            part = data.train_indices if training else data.validation_indices
+            x, y, indices = data.dataset.x_train, data.dataset.y_train, part(partition)
+        return _sample(x, y, few(x, y, indices), self._space.prepared, training=training)
