@@ -93,14 +93,32 @@ def _attribute(module: ModuleType, name: str) -> Any:
     place: Any = module
     for part in name.split("."):
         if not hasattr(place, part):
-            known = [known for known in dir(place) if not known.startswith("_")]
+            known = _own_names(place)
             owner = module.__file__ or module.__name__ if place is module else place.__name__
             raise _RefusalError(f"{owner} has no attribute {part!r}{remedy(part, known)}")
         place = getattr(place, part)
     return place
 
 
+def _own_names(place: Any) -> list[str]:
+    """What a module or a class defines itself, without what it imports, where there is such."""
+    public = [name for name in dir(place) if not name.startswith("_")]
+    home = getattr(place, "__module__", getattr(place, "__name__", None))
+    own = [n for n in public if getattr(getattr(place, n, None), "__module__", None) == home]
+    return own or public
+
+
 def _failure(error: BaseException) -> _RefusalError:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "lightning":
+        return _RefusalError(
+            "it imports lightning, which is not installed; install it (pip install lightning), or "
+            "import pytorch_lightning, which is: the same classes under another name"
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _RefusalError(
+            f"importing it raised {describe_error(error)}; install what has {error.name!r}, or name "
+            f"a file in whose folder it is"
+        )
     return _RefusalError(f"importing it raised {describe_error(error)}")
 
 

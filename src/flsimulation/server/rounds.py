@@ -42,7 +42,7 @@ class Rounds:
     exchange : Exchange
         Sends tasks to the clients.
     judge : callable
-        Returns scores of a global model on the test set.
+        Returns scores of a round's global model on the test set, of its number and the model.
     emit : callable
         Called with the events.
     buffers : iterable of str
@@ -54,7 +54,7 @@ class Rounds:
     experiment: Experiment
     strategy: Strategy
     exchange: Exchange
-    judge: Callable[[ArrayRecord], Scores]
+    judge: Callable[[int, ArrayRecord], Scores]
     emit: Sink
     buffers: frozenset[str] = frozenset()
     clock: Clock = SYSTEM
@@ -126,7 +126,7 @@ class Rounds:
         last = number == self.experiment.strategy.rounds
         if every == 0 or (number % every and not last):
             return None
-        if central := self.judge(arrays):
+        if central := self.judge(number, arrays):
             self.emit(Judged(number, central))
         return central
 

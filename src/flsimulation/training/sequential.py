@@ -95,6 +95,7 @@ class SequentialEngine:
                 validation=job.validation,
                 proximal_mu=terms.proximal_mu,
                 expires=terms.expires,
+                round=job.round,
             )
         except ClientError as error:
             return error
@@ -106,7 +107,13 @@ class Evaluates(Protocol):
     """A `LocalTrainer` or a `DirectEvaluator`."""
 
     def evaluate(
-        self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
+        self,
+        state: State,
+        batches: Batches,
+        *,
+        seed: int = 0,
+        expires: float | None = None,
+        round: int = 0,
     ) -> dict[str, float]:
         """Scores of a model. Raises `ClientError`."""
 
@@ -116,7 +123,7 @@ def evaluated_alone(
 ) -> dict[str, float] | ClientError:
     """One client's scores, or why there are none. Raises `NotStackable`."""
     try:
-        return by.evaluate(model, job.batches, seed=job.seed(), expires=expires)
+        return by.evaluate(model, job.batches, seed=job.seed(), expires=expires, round=job.round)
     except NotStackable:
         raise
     except ClientError as error:

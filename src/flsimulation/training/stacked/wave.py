@@ -21,6 +21,7 @@ from flsimulation.training.failures import (
 )
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.logged import reduced
+from flsimulation.training.rates import scale_rates
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import Step
@@ -91,8 +92,9 @@ class Stack:
     """Type of each tensor of the module's state_dict, in its order."""
     fixed: State
     """The module's frozen parameters and buffers."""
-    optimization: Callable[[], Optimization]
-    """A new optimizer over `parameters`, and its schedulers."""
+    optimization: Callable[[int, int], Optimization]
+    """Returns a new optimizer over `parameters`, and its schedulers, for a number of batches an
+    epoch and the number of a round."""
     epochs: int
     gradient_clip: float
     x: Tensor
@@ -112,6 +114,10 @@ class WaveTerms:
     proximal_mu: float
     expires: float | None
     """Unix time in seconds after which to give up."""
+    round: int
+    """Its number."""
+    rate_factor: float
+    """On the learning rates; 1 where the programs take the steps."""
 
 
 class WaveFit:
@@ -172,10 +178,12 @@ class WaveFit:
         return Wave(places, results, weights, mine, examples)
 
     def _make_optimizer(self) -> None:
-        self._optimizer, self._schedulers = self._stack.optimization()
+        terms, batches = self._terms, len(self._clients[0])
+        self._optimizer, self._schedulers = self._stack.optimization(batches, terms.round)
         self._leaves = [nn.Parameter(leaf, requires_grad=False) for leaf in self._leaves]
         pairs = zip(self._stack.parameters, self._leaves, strict=True)
         stack_optimizer(self._optimizer, {id(parameter): leaf for parameter, leaf in pairs})  # type: ignore[misc]
+        scale_rates(self._optimizer, terms.rate_factor)
 
     def _take_steps(self) -> None:
         plan, expires = self._plan, self._terms.expires
