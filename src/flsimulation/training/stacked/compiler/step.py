@@ -56,6 +56,7 @@ def watched(module: pl.LightningModule, log: Log) -> pl.LightningModule:
     if not defines("print", module):
         names["print"] = staticmethod(lambda *_, **__: None)
     names |= {"log": staticmethod(log.log), "log_dict": staticmethod(log.log_dict)}
+    getattr(module, "hparams", None)  # made at its first use, which is no change
     cls = type(module)
     module.__class__ = type(cls.__name__, (cls,), names)
     return module
