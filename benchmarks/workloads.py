@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flsimulation.experiment import Experiment
-from flsimulation.models.classifier import Classifier
+from flsimulation.models.supervised import Supervised
 
 HERE = Path(__file__).resolve()
 
 
-class SmallCNN(Classifier):
+class SmallCNN(Supervised):
     """conv32-conv64-pool-fc128, the network of pfl-research's CIFAR10 benchmark."""
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -109,3 +110,75 @@ def test_a_module_whose_own_import_is_missing(
     write(tmp_path / "needs_more.py", "import no_such_thing\n")
     monkeypatch.chdir(tmp_path)
     assert "importing it raised ModuleNotFoundError" in refused("needs_more:Net")
+
+
+SCRIPT = """
+from flsimulation import load_experiment, run
+
+class Net: pass
+
+run(load_experiment(None, ["data.clients=7"]))
+
+class Later: pass
+"""
+
+
+def test_the_script_in_progress_is_not_executed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "one.py", "raise RuntimeError\n")
+    script = ModuleType("__main__")
+    script.__file__, script.Net = str(file), int  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    monkeypatch.chdir(tmp_path)
+    assert import_object(f"{file}:Net", "k") is int
+    assert import_object("one:Net", "k") is int
+    text = refused(f"{file}:Later")
+    assert "the script in progress has not defined 'Later'; define it above the call of" in text
+
+
+def test_a_class_of_a_notebooks_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = ModuleType("__main__")
+    notebook.Net = int  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    assert import_object("__main__:Net", "k") is int
+    assert "put it into a file and name it as path/to/file.py:Gone" in refused("__main__:Gone")
+
+
+def test_a_script_that_is_imported_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "script_without_guard.py", SCRIPT)
+    monkeypatch.chdir(tmp_path)
+    for source in (str(file), "script_without_guard"):
+        assert import_object(f"{source}:Net", "k").__name__ == "Net"
+        text = refused(f"{source}:Later")
+        assert "importing it starts a run before 'Later' is defined; put the call of run()" in text
+        assert 'below `if __name__ == "__main__":`' in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_imports_such_a_script_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "neighbour_that_runs.py", SCRIPT)
+    file = write(tmp_path / "mine.py", "from neighbour_that_runs import Net\n")
+    assert "importing it starts a run before 'Net' is defined" in refused(f"{file}:Net")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["from colorsys import mine\n", "import colorsys\ncolorsys.mine()\n"]
+)
+def test_a_neighbour_that_an_installed_module_hides_is_named(tmp_path: Path, text: str) -> None:
+    hidden = write(tmp_path / "colorsys.py", "def mine(): pass\n")
+    file = write(tmp_path / "mine.py", text)
+    said = f"; {hidden} is hidden by the installed module 'colorsys': rename it"
+    assert refused(f"{file}:mine").endswith(said)
+
+
+def test_a_file_may_have_the_name_of_a_module_that_it_imports(tmp_path: Path) -> None:
+    file = write(tmp_path / "colorsys.py", "import colorsys\nhsv = colorsys.rgb_to_hsv\n")
+    assert import_object(f"{file}:hsv", "k")(0, 0, 0) == (0, 0, 0)
+    file = write(tmp_path / "bisect.py", "import bisect\nbisect.nothing\n")
+    assert "rename it" not in refused(f"{file}:x")

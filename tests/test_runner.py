@@ -708,3 +708,49 @@ def test_waiting_threads_sleep() -> None:
         check=True,
     )
     assert shown.stdout.strip() == "PASSIVE"
+
+
+ONE_FILE = """
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from flsimulation import load_experiment, load_model, run
+
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 2)
+
+    def training_step(self, batch, _):
+        return torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def data():
+    x = np.random.default_rng(0).normal(size=(100, 6)).astype("f4")
+    y = (x[:, 0] > 0).astype(int)
+    return dict(x_train=x[:80], y_train=y[:80], x_test=x[80:], y_test=y[80:])
+
+
+file = __file__
+settings = ["data.clients=4", "data.examples-per-client=0", "strategy.rounds=1"]
+names = [f"data.dataset={file}:data", f"model.class={file}:Net"]
+result = run(load_experiment(None, [*settings, *names]), "only")
+print(type(load_model(result.run_dir)) is Net)
+"""
+
+
+def test_a_script_with_model_data_and_run_runs_once(tmp_path: Path, own_modules: Any) -> None:
+    script = own_modules(ONE_FILE, "script.py")
+    command = [sys.executable, script.name]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["only"]
+    model = load_model(
+        tmp_path / "only"
+    )  # in another process, which executes the script up to run()
+    assert type(model).__name__ == "Net"
+    assert model.layer.weight.shape == (2, 6)

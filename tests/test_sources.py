@@ -311,9 +311,8 @@ def test_csv_of_two_files(tmp_path: Path) -> None:
     [
         ("a,Label 1,2", {}, "data.label-column 'label' is no column of d.csv: a, Label; did you mean 'Label'?"),
         ("a,b 1,2", {"label_column": "zz"}, "data.label-column 'zz' is no column of d.csv: a, b"),
-        ("a,town,label 1,Rome,2 1,Bonn,2", {}, "d.csv has columns that are not numeric: town; drop"),
-        ("a,label ,1 3,2", {}, "d.csv has 1 empty cells in 'a'; fill them"),
-        ("a,label 1, 3,2", {}, "d.csv has 1 empty cells in 'label'; fill them"),
+        ("a,label ,1 3,2", {}, "d.csv has 1 missing cells in column 'a', the first in row 1; fill them, or set data.fill"),
+        ("a,label 1, 3,2", {}, "d.csv has 1 empty cells in 'label', the first in row 1; fill them"),
         ("label 1", {}, "d.csv has no column beside data.label-column; add the inputs"),
         ("", {}, "d.csv cannot be read as CSV: No columns to parse"),
         ("a,label 1,2 1,2,3", {}, "d.csv cannot be read as CSV: Error tokenizing data"),
@@ -401,9 +400,11 @@ def test_npz_refusals(tmp_path: Path, arrays: dict[str, Any], said: str) -> None
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "d.npz").write_bytes(b"nothing")
-    (tmp_path / "d.txt").write_bytes(b"nothing")
+    (tmp_path / "d.doc").write_bytes(b"nothing")
     assert "cannot be read as NPZ" in refused(f"file:{tmp_path}/d.npz")
-    assert "a file must be a .csv or a .npz, got .txt" in refused(f"file:{tmp_path}/d.txt")
+    assert "a file must be a .csv, .tsv, .parquet or .npz, got .doc" in refused(
+        f"file:{tmp_path}/d.doc"
+    )
     assert refused(f"file:{tmp_path}/none") == (
         f"data.dataset 'file:{tmp_path}/none': there is no such file or folder; correct the path"
     )
@@ -613,12 +614,12 @@ FULL = "x_train=[1.0], y_train=[0], x_test=[1.0], y_test=[0]"
         (f"return dict({FULL}) | dict(y_train=[-1])", "labels must be in 0..0, its classes, got -1"),
         (f"return dict({FULL}, classes=['a']) | dict(y_test=[1])", "must be in 0..0, its classes, got 1"),
         (f"return dict({FULL}) | dict(x_train=[[1], [1, 2]])", "x_train is no array: setting an array"),
-        (f"return dict({FULL}) | dict(y_train=['a'])", "y_train must be an array of numbers, got <U1; convert it"),
-        (f"return dict({FULL}) | dict(y_train=3)", "y_train must be an array of numbers, got int;"),
+        (f"return dict({FULL}) | dict(y_train=['a'])", "y_train: words in one of training and test set, numbers in the other"),
+        (f"return dict({FULL}) | dict(y_train=3)", "y_train must be an array of numbers or words, got int;"),
         (f"return dict({FULL}, classes=3)", "classes must be an array of numbers or words, got int;"),
         (f"return dict({FULL}, owners=[None])", "owners must be an array of numbers or words, got object"),
-        (f"return dict({FULL}) | dict(y_test=[[0, 1]] * 2, x_test=[1.0, 2.0])", "labels differ in shape"),
-        (f"return dict({FULL}) | dict(y_train=[])", "1 train inputs but 0 labels"),
+        (f"return dict({FULL}) | dict(y_test=[[0, 1]] * 2, x_test=[1.0, 2.0])", "labels have shape [] each, test labels [2]; give them one shape"),
+        (f"return dict({FULL}) | dict(y_train=[])", "it has 1 inputs but 0 labels"),
     ],
 )  # fmt: skip
 def test_own_refusals(tmp_path: Path, body: str, said: str) -> None:

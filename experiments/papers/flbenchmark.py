@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flsimulation.models.classifier import Classifier
+from flsimulation.models.supervised import Supervised
 
 _PARTIES, _POINTS = 4, 1000
 
@@ -44,7 +44,7 @@ def fcube(seed: int = 0) -> dict[str, Any]:
     }
 
 
-class _Decaying(Classifier):
+class _Decaying(Supervised):
     """Trained with SGD, momentum 0.9 and weight decay 1e-5."""
 
     def __init__(self, learning_rate: float = 0.01) -> None:

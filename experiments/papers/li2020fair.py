@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from flsimulation.models.classifier import Batch
 from torch import Tensor
 
 from flsimulation.data import load_dataset
 from flsimulation.experiment.spec import Data
-from flsimulation.models.classifier import Batch
 from flsimulation.models.logistic import Logistic
 
 CLASSES = {"t-shirt": 0, "pullover": 2, "shirt": 6}

@@ -84,9 +84,14 @@ def describe_error(error: BaseException) -> str:
     """
     text = " ".join(str(error).split())
     described = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return described + place_of(error)
+
+
+def place_of(error: BaseException) -> str:
+    """`` (model.py:12)``: the deepest line of an exception outside installed packages, if any."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "site-packages" not in f.filename and "<frozen" not in f.filename]
     own = [f for f in own if Path(__file__).parent not in Path(f.filename).parents]
     if own and not isinstance(error, FLSimulationError):
-        described += f" ({Path(own[-1].filename).name}:{own[-1].lineno})"
-    return described
+        return f" ({Path(own[-1].filename).name}:{own[-1].lineno})"
+    return ""

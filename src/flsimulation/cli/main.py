@@ -14,7 +14,7 @@ import typer
 
 from flsimulation import __version__
 from flsimulation.cli.deploy import network
-from flsimulation.cli.options import Json, Quiet
+from flsimulation.cli.options import Columns, Json, Quiet, listed
 from flsimulation.errors import FLSimulationError, InputError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 0 is success
@@ -63,6 +63,7 @@ def run(
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
+    columns: Columns = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -109,6 +110,7 @@ def run(
         quiet=quiet,
         port=metrics_port,
         runtime=[f"{key}={value}" for key, value in chosen.items() if value is not None],
+        columns=listed(columns),
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from flsimulation.cli.tables import print_table
@@ -18,6 +20,9 @@ from flsimulation.report import png as as_png
 
 _SHOWN_CLIENTS = 100
 
+Targets: TypeAlias = dict[str, tuple[float, float, float]]
+"""By partition: mean, least and greatest target."""
+
 
 def partition_command(file: Path | None, overrides: list[str], png: Path | None) -> None:
     """Print the table of clients and draw their label histograms."""
@@ -29,8 +34,12 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
         )
     data = FederatedData.load(experiment)
     drawn = isinstance(data.partitions, DrawnPartitions)  # any number of clients, all of one size
-    histogram, classes = data.histogram(_SHOWN_CLIENTS if drawn else None), data.dataset.classes
-    print_table(_table(histogram, classes))
+    shown = _SHOWN_CLIENTS if drawn else None
+    histogram = data.histogram(shown)
+    classes = () if data.dataset.labels is None else data.dataset.classes
+    for note in data.dataset.notes:
+        typer.echo(note)
+    print_table(_table(histogram, classes, data.targets(shown)))
     clients = len(data.partitions)
     if clients > _SHOWN_CLIENTS:
         typer.echo(f"... and {clients - _SHOWN_CLIENTS} more clients")
@@ -43,11 +52,16 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
     typer.echo(path)
 
 
-def _table(histogram: dict[str, list[int]], classes: tuple[str, ...]) -> Table:
-    table = Table("client", "examples", *classes, box=None, header_style="bold")
+def _table(
+    histogram: dict[str, list[int]], classes: tuple[str, ...], targets: Targets | None
+) -> Table:
+    """A row per client: its examples of each class, or mean and range of its targets."""
+    headers = classes if targets is None else ("mean", "min", "max")
+    table = Table("client", "examples", *map(escape, headers), box=None, header_style="bold")
     for column in table.columns:
         column.justify = "right"
     for client, counts in list(histogram.items())[:_SHOWN_CLIENTS]:
-        by_class = counts if classes else []
-        table.add_row(client, str(sum(counts)), *[str(n) if n else "·" for n in by_class])
+        by_class = [str(n) if n else "·" for n in counts] if classes else []
+        of_targets = [f"{value:,.6g}" for value in targets[client]] if targets else []
+        table.add_row(client, str(sum(counts)), *by_class, *of_targets)
     return table

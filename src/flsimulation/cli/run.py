@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from flsimulation import runner
 from flsimulation.cli.view import LiveView, PlainView
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, load_experiment
+from flsimulation.host.warned import collected
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.reader import report_of
 from flsimulation.runtimes import resume_hint
@@ -30,6 +32,7 @@ def run_command(
     quiet: bool,
     port: int | None,
     runtime: list[str],
+    columns: list[str],
 ) -> None:
     """Run or resume; print the JSON object, the summary, or nothing."""
     if resume is not None:
@@ -41,8 +44,9 @@ def run_command(
     with contextlib.ExitStack() as stack:
         sinks = stack.enter_context(_metrics(experiment, port))
         stack.callback(_say_where, console, folders, experiment)
+        stack.enter_context(_warnings(console, on_stderr=json))
         if not console.quiet:
-            sinks.append(stack.enter_context(view_of(console, experiment)))
+            sinks.append(stack.enter_context(view_of(console, experiment, columns)))
         if resume is not None:
             result = runner.resume(resume, sinks, experiment)
         else:
@@ -73,6 +77,20 @@ def _say_where(console: Console, folders: list[Path], experiment: Experiment) ->
             console.print("\n" + "\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
+@contextlib.contextmanager
+def _warnings(console: Console, *, on_stderr: bool) -> Iterator[None]:
+    """Print the libraries' warnings of the block after it, each once."""
+    with collected() as found:
+        try:
+            yield
+        finally:
+            if found.lines and on_stderr:
+                print(*found.lines, sep="\n", file=sys.stderr)
+            elif found.lines:
+                text = "\n".join(["", *found.lines])
+                console.print(Text(text, style="yellow"), soft_wrap=True)
+
+
 class RunConsole(Console):
     """A console whose reader may close the pipe, as ``| head`` does, without ending the run."""
 
@@ -95,6 +113,9 @@ def _metrics(experiment: Experiment, port: int | None) -> Iterator[list[Sink]]:
         yield [metrics]
 
 
-def view_of(console: Console, experiment: Experiment) -> LiveView | PlainView:
+def view_of(
+    console: Console, experiment: Experiment, columns: Sequence[str] = ()
+) -> LiveView | PlainView:
     """The view of a run: lines, and on a terminal a progress bar below them."""
-    return LiveView(console, experiment) if console.is_terminal else PlainView(console, experiment)
+    kind = LiveView if console.is_terminal else PlainView
+    return kind(console, experiment, columns)

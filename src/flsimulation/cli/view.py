@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from flsimulation.cli.columns import Columns, in_words, number
 from flsimulation.events import (
     ActorsAwaited,
     ClientReplied,
@@ -31,8 +33,6 @@ from flsimulation.host.usage import peak_memory_bytes
 _NAMED = 3  # most clients named in one line
 _SHOWN_FAILURES = 5  # most failed clients shown per round; the run directory has them all
 _WORDS = {"train": "training", "evaluate": "evaluating", "final": "final evaluation"}
-_COLUMNS = ("round", "test loss", "accuracy", "clients' loss", "accuracy", "seconds", "failed")
-_WIDTHS = (9, 11, 10, 15, 10, 9, 8)
 
 
 class PlainView:
@@ -44,12 +44,18 @@ class PlainView:
         Where to print.
     experiment : Experiment
         The experiment of the run.
+    columns : sequence of str
+        Metrics to show; empty for loss and accuracy, or what the model logs instead.
     """
 
-    def __init__(self, console: Console, experiment: Experiment) -> None:
+    def __init__(
+        self, console: Console, experiment: Experiment, columns: Sequence[str] = ()
+    ) -> None:
         self.console = console
         self.rounds = experiment.strategy.rounds
-        self._final: list[float] = []
+        self._columns = Columns(self.rounds, columns)
+        self._header = ""  # as last printed
+        self._final: dict[str, list[float]] = {}  # the clients' values, by metric
         self._failed = 0
         self._replies: Counter[int] = Counter()  # per client, to training and evaluation
         self._failures: Counter[int] = Counter()
@@ -75,7 +81,6 @@ class PlainView:
             for note in event.notes:
                 self._say(f"  {note}", style="dim")
             self._engine(event.not_stacked)
-            self._say(_row(_COLUMNS), style="dim")
         elif isinstance(event, EngineReported):
             self._engine(event.not_stacked)
         elif isinstance(event, Noticed):
@@ -91,10 +96,20 @@ class PlainView:
         elif isinstance(event, ClientReplied):
             self._client(event)
         elif isinstance(event, RoundFinished):
-            self._scores = scores_of(vars(event)) or self._scores
-            self._say(_row(_cells(event, self.rounds)))
+            self._round(event)
         elif isinstance(event, RunFinished):
             self._say(self._summary(event), style="bold" if event.state == "completed" else "red")
+
+    def _round(self, event: RoundFinished) -> None:
+        """Show a round's line, below the names of the columns where these are new."""
+        self._scores = scores_of(vars(event)) or self._scores
+        complaint = self._columns.learn({**(event.central or {}), **(event.federated or {})})
+        if self._columns.header != self._header:
+            self._header = self._columns.header
+            self._say(self._header, style="dim")
+        self._say(self._columns.row(event))
+        if complaint is not None:
+            self._say(f"  {complaint}", style="yellow")
 
     def _engine(self, not_stacked: str | None) -> None:
         """Say why clients are not trained stacked."""
@@ -139,8 +154,11 @@ class PlainView:
         self._replies[event.partition] += 1
         if event.reason is not None:
             self._failures[event.partition] += 1
-        if event.phase == "final" and "accuracy" in event.metrics:
-            self._final.append(event.metrics["accuracy"])
+        if event.phase == "final" and event.reason is None:
+            self._columns.learn(event.metrics)
+            for name in self._columns.spread:
+                if name in event.metrics:
+                    self._final.setdefault(name, []).append(event.metrics[name])
         if event.reason is None or event.phase == "final":
             return
         self._failed += 1
@@ -155,13 +173,8 @@ class PlainView:
         parts = [f"{event.state}: {event.rounds} of {self.rounds} rounds in {event.seconds:.1f} s"]
         if event.state == "completed" and event.rounds < self.rounds:
             parts.append("target accuracy reached")
-        scores = self._scores
-        parts += [f"{name} {scores[name]:.4f}" for name in ("accuracy", "loss") if name in scores]
-        if len(self._final) > 1:
-            mean, spread = statistics.fmean(self._final), statistics.pstdev(self._final)
-            parts.append(
-                f"clients' accuracy {mean:.4f} ± {spread:.4f}, lowest {min(self._final):.4f}"
-            )
+        parts += in_words(self._scores, self._columns.names)
+        parts += [_spread(name, own) for name, own in self._final.items() if len(own) > 1]
         peak = event.peak_memory_bytes or peak_memory_bytes()
         parts.append(f"peak memory {peak / 2**20:.0f} MiB")
         lines = ["\n" + ", ".join(parts)]
@@ -187,8 +200,10 @@ class PlainView:
 class LiveView(PlainView):
     """The same lines, with a progress bar below them, for a terminal."""
 
-    def __init__(self, console: Console, experiment: Experiment) -> None:
-        super().__init__(console, experiment)
+    def __init__(
+        self, console: Console, experiment: Experiment, columns: Sequence[str] = ()
+    ) -> None:
+        super().__init__(console, experiment, columns)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -250,21 +265,10 @@ def _short(reference: str) -> str:
     return reference.removeprefix("file:").rpartition("/")[2] if "/" in reference else reference
 
 
-def _cells(event: RoundFinished, rounds: int) -> tuple[str, ...]:
-    failed = sum(event.failures.values())
-    return (
-        f"{event.round}/{rounds}",
-        *_scores(event.central),
-        *_scores(event.federated),
-        f"{event.seconds['total']:.2f}",
-        str(failed) if failed else "-",
-    )
-
-
-def _scores(scores: Scores | None) -> tuple[str, str]:
-    shown = [f"{scores[n]:.4f}" if scores and n in scores else "-" for n in ("loss", "accuracy")]
-    return shown[0], shown[1]
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return "".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+def _spread(name: str, values: Sequence[float]) -> str:
+    """How a metric differs between clients; of an accuracy, the lowest is the worst."""
+    mean = sum(values) / len(values)  # unlike `statistics`, also of infinite values
+    deviation = math.sqrt(sum((value - mean) * (value - mean) for value in values) / len(values))
+    low, high = number(min(values)), number(max(values))
+    ends = f"lowest {low}" if name == "accuracy" else f"{low} to {high}"
+    return f"clients' {name} {number(mean)} ± {number(deviation)}, {ends}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from flsimulation.events import RESERVED, Phase
 from flsimulation.messages.arrays import held_state, record_of
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.training import Fitted, Scored, State, Terms, Trained
+from flsimulation.training.measured import Measured
+from flsimulation.training.states import record_of_states
 
 
 class _Alike(NamedTuple):
@@ -91,8 +94,9 @@ def _fit(partition: int, done: Trained | ClientError, space: Workspace) -> Outco
     try:
         if isinstance(done, ClientError):
             raise done
+        defined, left_out = _defined(done.scores)
         metrics = {
-            **_logged(done.scores),
+            **defined,
             "num-examples": space.data.train_size(partition),
             "epochs": space.experiment.train.epochs,
             "steps": done.steps,
@@ -101,7 +105,7 @@ def _fit(partition: int, done: Trained | ClientError, space: Workspace) -> Outco
     except ClientError as error:
         return Outcome(partition, "train", {}, error)
     model = record_of(done.state) if done.state else None
-    return Outcome(partition, "train", metrics, None, model)
+    return Outcome(partition, "train", metrics, None, model, None, left_out)
 
 
 def _scores(phase: Phase, scored: Scored, space: Workspace) -> list[Outcome]:
@@ -111,21 +115,33 @@ def _scores(phase: Phase, scored: Scored, space: Workspace) -> list[Outcome]:
             if isinstance(scores, ClientError):
                 raise scores
             examples = len(space.data.validation_indices(partition))
-            metrics = {**_logged(scores), "num-examples": examples}
-            outcomes.append(Outcome(partition, phase, metrics))
+            defined, left_out = _defined(scores)
+            metrics = {**defined, "num-examples": examples}
+            states = record_of_states(scores)
+            outcomes.append(Outcome(partition, phase, metrics, None, None, states, left_out))
         except ClientError as error:
             outcomes.append(Outcome(partition, phase, {}, error))
     return outcomes
 
 
-def _logged(scores: Mapping[str, float]) -> Mapping[str, float]:
-    """The values that the module logged. Raises `ClientError` for a reserved name."""
+def _defined(scores: Mapping[str, float]) -> tuple[Mapping[str, float], Mapping[str, str]]:
+    """The values that the module logged, and why others are not defined.
+
+    Raises
+    ------
+    ClientError
+        For a reserved name.
+    """
     if not RESERVED.isdisjoint(scores):
         taken = min(RESERVED & scores.keys())
         raise ClientError(
             "error", f"the module logs {taken!r}, which is a reserved name; use another"
         )
-    return scores
+    if not any(map(math.isnan, scores.values())):
+        return scores, {}
+    why = scores.why_not if isinstance(scores, Measured) else {}
+    left_out = {name: why.get(name, "NaN") for name, value in scores.items() if math.isnan(value)}
+    return {name: scores[name] for name in scores if name not in left_out}, left_out
 
 
 def _number(config: Mapping[str, object], key: str) -> float:

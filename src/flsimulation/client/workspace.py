@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import pytorch_lightning as pl
 
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model
 from flsimulation.training import Batches, Engine, Job, State, engine_for, processes_for
+from flsimulation.training.preparation import PLAIN, Preparation, preparation
 
 _EVALUATION_BATCH = 1000  # examples; bounds the memory of a forward pass, changes no score
 _TEST = -1  # stands for the partition of the test set
@@ -30,6 +34,8 @@ class Workspace:
     engine: Engine
     clock: Clock = SYSTEM
     """What time it is for all of them."""
+    prepared: Preparation = PLAIN
+    """How batches are prepared for the model."""
 
     @classmethod
     def load(
@@ -61,13 +67,14 @@ class Workspace:
         """
         data = FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
-        engine = _chosen(experiment, data, module, clients, processes, clock)
-        return cls(experiment, data, module, engine, clock)
+        prepared = preparation(experiment, data.dataset)
+        engine = _chosen(experiment, data, module, prepared, clients, processes, clock)
+        return cls(experiment, data, module, engine, clock, prepared)
 
     def under(self, experiment: Experiment) -> Workspace:
         """The same data and model with the engine that another experiment chooses."""
-        engine = _chosen(experiment, self.data, self.module, clock=self.clock)
-        return Workspace(experiment, self.data, self.module, engine, self.clock)
+        engine = _chosen(experiment, self.data, self.module, self.prepared, clock=self.clock)
+        return dataclasses.replace(self, experiment=experiment, engine=engine)
 
     @property
     def can_evaluate_clients(self) -> bool:
@@ -99,17 +106,24 @@ class Workspace:
         spec, dataset = self.experiment, self.data.dataset
         stream = functools.partial(seeds.rng, spec.seed, "batches", round, partition)
         indices = self.data.train_indices(partition)
-        return Batches(dataset.x_train, dataset.y_train, indices, spec.train.batch_size, stream)
+        return Batches(
+            dataset.x_train,
+            dataset.y_train,
+            indices,
+            spec.train.batch_size,
+            stream,
+            prepared=self.prepared,
+        )
 
     def validation_batches(self, partition: int) -> Batches:
         """Batches of the client's held-out part."""
         dataset, indices = self.data.dataset, self.data.validation_indices(partition)
-        return Batches(dataset.x_train, dataset.y_train, indices, _EVALUATION_BATCH)
+        return self._evaluated(dataset.x_train, dataset.y_train, indices)
 
     def test_scores(self, state: State, round: int = 0) -> dict[str, float]:
         """Scores of the model after a round on the test set. Raises `ClientError`."""
         dataset = self.data.dataset
-        batches = Batches(dataset.x_test, dataset.y_test, dataset.test_indices, _EVALUATION_BATCH)
+        batches = self._evaluated(dataset.x_test, dataset.y_test, dataset.test_indices)
         seed = functools.partial(seeds.integer, self.experiment.seed, "test")
         job = Job(_TEST, batches, seed, round=round)
         (scored,) = self.engine.evaluate(state, [job])
@@ -118,11 +132,15 @@ class Workspace:
             raise result
         return result
 
+    def _evaluated(self, x: Leaves, y: Leaves, indices: np.ndarray) -> Batches:
+        return Batches(x, y, indices, _EVALUATION_BATCH, prepared=self.prepared)
+
 
 def _chosen(
     experiment: Experiment,
     data: FederatedData,
     module: pl.LightningModule,
+    prepared: Preparation,
     clients: int | None = None,
     processes: int | None = None,
     clock: Clock = SYSTEM,
@@ -132,4 +150,5 @@ def _chosen(
         processes = processes_for(spec, experiment.cohort_size if clients is None else clients)
     if clients is None:  # also a cohort of one: many clients may evaluate
         clients = max(2, experiment.data.clients)
-    return engine_for(module, spec, dataset.x_train, dataset.y_train, clients, processes, clock)
+    x, y = dataset.x_train, dataset.y_train
+    return engine_for(module, spec, x, y, clients, processes, clock, prepared=prepared)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from flsimulation import seeds
-from flsimulation.data.dataset import Dataset
+from flsimulation.data.checks import check_finite, constant_columns
+from flsimulation.data.dataset import Column, Dataset
+from flsimulation.data.refusal import refusal as refusal
+from flsimulation.data.scaling import fill, standardize
+from flsimulation.data.targets import make_targets, shortened
+from flsimulation.data.task import About, Form
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -30,9 +36,28 @@ class Examples:
         return Examples(self.x[rows], self.y[rows], owners)
 
 
-def refusal(spec: Data, problem: str) -> DataError:
-    """Make the error that names the data set and says what is wrong with it."""
-    return DataError(f"data.dataset {spec.dataset!r}: {problem}")
+class Inputs(NamedTuple):
+    """What a source knows of its inputs, and what it calls them."""
+
+    train: str = "inputs"
+    """Name of the training inputs in errors."""
+    test: str = "test inputs"
+    columns: tuple[Column, ...] = ()
+    """Columns of a table, in order; each is `Column.width` inputs."""
+    notes: tuple[str, ...] = ()
+    """Lines for people: how the file was read."""
+    tokens: bool = False
+    """Whether integers that are not bytes stay integers whatever their shape."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each input of a table."""
+        return tuple(column.name for column in self.columns for _ in range(column.width))
+
+    @property
+    def numeric(self) -> np.ndarray:
+        """Whether each input of a table is a number, bool [inputs]."""
+        return np.array([c.kind != "category" for c in self.columns for _ in range(c.width)])
 
 
 def assemble(
@@ -41,19 +66,36 @@ def assemble(
     train: Examples,
     test: Examples | None = None,
     classes: Sequence[str] = (),
+    about: About | None = None,
+    origin: Inputs | None = None,
 ) -> Dataset:
     """Make the data set of what a source holds.
 
     Without ``test``, ``data.test-fraction`` of the examples become the test set. Labels are
-    numbers of ``classes`` already, or are numbered here in sorted order.
+    numbers or names of ``classes``, or what ``data.task`` says.
+
+    Parameters
+    ----------
+    about : About
+        What the source knows of its labels.
+    origin : Inputs
+        What the source knows of its inputs.
     """
+    about = (about or About())._replace(classes=tuple(classes))
+    origin = origin or Inputs()
     _check_lengths(spec, train)
+    train, test = _complete(spec, train, test, origin)
     if test is None:
         train, test = (train.take(rows) for rows in split_rows(spec, seed, len(train.y)))
     _check_lengths(spec, test)
-    y_train, y_test, names = _targets(spec, train.y, test.y, tuple(classes))
-    x_train, x_test = inputs(spec, train.x), inputs(spec, test.x)
-    return Dataset(spec.dataset, x_train, y_train, x_test, y_test, names, train.owners)
+    form = Form(train.x.shape, train.x.dtype.kind in "iu")
+    targets = make_targets(spec, train.y, test.y, form, about)
+    x_train, x_test, notes = _prepared(spec, train.x, test.x, origin)
+    return Dataset(
+        spec.dataset, x_train, targets.train, x_test, targets.test, targets.classes, train.owners,
+        targets.task, origin.columns,
+        (*origin.notes, *targets.notes, *notes, *owners_note(spec, train.owners)),
+    )  # fmt: skip
 
 
 def split_rows(spec: Data, seed: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,17 +110,22 @@ def split_rows(spec: Data, seed: int, examples: int) -> tuple[np.ndarray, np.nda
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def inputs(spec: Data, array: np.ndarray) -> torch.Tensor:
-    """Convert inputs to float32, and images of bytes to 0..1 with the channels first.
+def inputs(spec: Data, array: np.ndarray, tokens: bool = False) -> torch.Tensor:
+    """Convert inputs to float32, images of bytes to 0..1 with the channels first, tokens to int64.
 
-    ``[n, h, w]`` becomes ``[n, 1, h, w]``, ``[n, h, w, 3]`` becomes ``[n, 3, h, w]``.
+    ``[n, h, w]`` becomes ``[n, 1, h, w]``, ``[n, h, w, 3]`` becomes ``[n, 3, h, w]``. Integers
+    ``[n]`` and ``[n, length]`` are tokens, with ``tokens`` also integers of any other shape that
+    are not bytes.
     """
     if array.dtype.kind not in "buif":
         raise refusal(
             spec, f"inputs must be numbers of one shape, got {array.dtype}; check data.image-column"
         )
-    if array.dtype != np.uint8 or array.ndim < 3:
-        return torch.from_numpy(array.astype(np.float32, order="C"))
+    if array.dtype.kind in "iu" and (array.ndim < 3 or (tokens and array.dtype != np.uint8)):
+        return torch.from_numpy(array.astype(np.int64))
+    if array.dtype != np.uint8:
+        with np.errstate(over="ignore"):  # what is too large is found and named afterwards
+            return torch.from_numpy(array.astype(np.float32, order="C"))
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[-1] in _CHANNELS:
@@ -87,53 +134,68 @@ def inputs(spec: Data, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels).to(torch.float32).div_(255)
 
 
-def _targets(
-    spec: Data, train: np.ndarray, test: np.ndarray, classes: tuple[str, ...]
+def _complete(
+    spec: Data, train: Examples, test: Examples | None, origin: Inputs
+) -> tuple[Examples, Examples | None]:
+    """Leave out rows with missing numbers where ``data.fill`` says so; refuse what cannot be used."""
+    parts = [train] if test is None else [train, test]
+    kept = []
+    for part, name in zip(parts, (origin.train, origin.test), strict=False):
+        fillable = part.x.ndim == 2 and spec.fill != "refuse"
+        check_finite(spec, part.x, name, origin.names, missing=not fillable)
+        if spec.fill == "drop" and fillable and part.x.dtype.kind == "f":
+            part = part.take(np.flatnonzero(~np.isnan(part.x).any(axis=1)))
+        kept.append(part)
+    return kept[0], None if test is None else kept[1]
+
+
+def _prepared(
+    spec: Data, train: np.ndarray, test: np.ndarray, origin: Inputs
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    if train.shape[1:] != test.shape[1:]:
-        raise refusal(
-            spec,
-            f"training labels have shape {list(train.shape[1:])} each, test labels "
-            f"{list(test.shape[1:])}; give them one shape",
+    notes: list[str] = []
+    flat = train.ndim == 2 and train.dtype.kind == "f" and test.ndim == 2
+    if flat and spec.fill in ("mean", "median", "zero") and train.shape[1:] == test.shape[1:]:
+        train, test = train.copy(), test.astype(train.dtype)
+        if count := fill(spec, train, test, origin.names):
+            notes.append(f"inputs: {count:,} missing numbers filled (data.fill {spec.fill})")
+    x_train, x_test = (inputs(spec, part, origin.tokens) for part in (train, test))
+    for x, name in ((x_train, origin.train), (x_test, origin.test)):
+        if train.dtype.itemsize > 4:
+            check_finite(spec, x.numpy(), f"{name} as float32", origin.names)
+    notes += constant_columns(x_train, origin.names) if flat else ()
+    if spec.standardize:
+        x_train, x_test = _standardized(spec, x_train, x_test, origin)
+    if not x_train.is_floating_point():
+        notes.append(f"inputs: integers {_reach(x_train, x_test)}, not scaled (tokens)")
+    return x_train, x_test, tuple(notes)
+
+
+def _reach(train: torch.Tensor, test: torch.Tensor) -> str:
+    parts = [part for part in (train, test) if part.numel()]
+    low, high = min(part.min() for part in parts), max(part.max() for part in parts)
+    return f"{int(low)} to {int(high)}"
+
+
+def _standardized(
+    spec: Data, train: torch.Tensor, test: torch.Tensor, origin: Inputs
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if train.ndim != 2 or not train.is_floating_point():
+        kind = str(train.dtype).removeprefix("torch.")
+        raise DataError(
+            f"data.standardize scales columns of numbers, but {spec.dataset} has {kind} inputs of "
+            f"shape {list(train.shape[1:])}; remove it"
         )
-    joined = _known(spec, np.concatenate([train, test]))
-    if joined.ndim == 2 and joined.shape[1] == 1 and joined.dtype.kind != "f":
-        joined = joined[:, 0]
-    if joined.dtype.kind == "f":
-        joined = joined.astype(np.float32)
-    elif classes:
-        check_range(spec, joined, len(classes))
-        joined = joined.astype(np.int64)
-    elif joined.ndim > 1:
-        joined = joined.astype(np.int64)
-    else:
-        values, joined = np.unique(joined, return_inverse=True)
-        classes = tuple(str(value) for value in values)
-    targets = torch.from_numpy(np.ascontiguousarray(joined))
-    return targets[: len(train)].clone(), targets[len(train) :].clone(), classes
+    numeric = origin.numeric if origin.columns else np.ones(train.shape[1], bool)
+    scaled = standardize(train.numpy(), test.numpy(), numeric)
+    return torch.from_numpy(scaled[0]), torch.from_numpy(scaled[1])
 
 
-def _known(spec: Data, labels: np.ndarray) -> np.ndarray:
-    """Refuse labels that are missing or no labels at all."""
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise refusal(spec, f"{int(np.isnan(labels).sum())} labels are missing; fill them")
-    if labels.dtype.kind not in "biufU" or (labels.dtype.kind == "U" and labels.ndim > 1):
-        raise refusal(
-            spec,
-            f"labels must be integers, floats or words of one shape, got {labels.dtype}; "
-            f"check data.label-column",
-        )
-    return labels
-
-
-def check_range(spec: Data, labels: np.ndarray, classes: int) -> None:
-    """Refuse labels that are no number of a class."""
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        raise refusal(
-            spec,
-            f"labels must be in 0..{classes - 1}, its classes, got {wrong.flat[0]}; number them so",
-        )
+def owners_note(spec: Data, owners: np.ndarray | None) -> tuple[str, ...]:
+    """Note for people which natural client has which number."""
+    if owners is None or spec.partition != "natural" or spec.dataset == "synthetic":
+        return ()
+    names = tuple(str(name) for name in np.unique(owners))
+    return (f"clients: {len(names)} in this order: {shortened(names)}",)
 
 
 def _check_lengths(spec: Data, part: Examples) -> None:
@@ -141,5 +203,7 @@ def _check_lengths(spec: Data, part: Examples) -> None:
         raise refusal(spec, "inputs and labels must have one entry an example, got one number")
     if len(part.x) != len(part.y):
         raise refusal(spec, f"it has {len(part.x)} inputs but {len(part.y)} labels")
+    if not len(part.y):
+        raise refusal(spec, "it has no examples; add some")
     if part.owners is not None and len(part.owners) != len(part.y):
         raise refusal(spec, f"it has {len(part.owners)} owners but {len(part.y)} labels")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from flsimulation.data.leaves import Leaves, described, named, shapes
 from flsimulation.errors import DataError
 
 
@@ -18,7 +19,7 @@ class Column(NamedTuple):
 
     name: str
     kind: str
-    """``number``, ``category`` (several inputs, one per category) or ``integer`` (embedded)."""
+    """``number``, ``category`` (several inputs, one per category) or ``integer`` (of arrays: tokens)."""
     missing: int = 0
     """Cells that were missing."""
     width: int = 1
@@ -34,11 +35,13 @@ class Dataset:
 
     name: str
     """The name by which the experiment requests it."""
-    x_train: torch.Tensor
-    """Inputs, float32 [n, ...]; images are [n, channels, height, width] in 0..1."""
+    x_train: Leaves
+    """Inputs, float32 [n, ...], int64 for tokens; images are [n, channels, height, width] in 0..1. A
+    dict of tensors where there are several inputs."""
     y_train: torch.Tensor
-    """Labels, int64 [n] for classes, or any dtype [n, ...] for other targets."""
-    x_test: torch.Tensor
+    """Labels: int64 [n] for classes, float32 [n] or [n, ...] for a regression, float32 [n, classes] of
+    0 and 1 for several classes, int64 [n, ...] for pixels and tokens."""
+    x_test: Leaves
     """Inputs of the test set, like ``x_train``."""
     y_test: torch.Tensor
     """Labels of the test set, like ``y_train``."""
@@ -56,14 +59,16 @@ class Dataset:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             x, y = getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
-            if len(x) != len(y):
-                raise DataError(f"{self.name}: {len(x)} {part} inputs but {len(y)} labels")
-            if len(x) == 0:
+            for name, tensor in named(x):
+                if len(tensor) != len(y):
+                    what = f"{part} inputs" + (f" {name!r}" if name else "")
+                    raise DataError(f"{self.name}: {len(tensor)} {what} but {len(y)} labels")
+            if len(y) == 0:
                 raise DataError(f"{self.name}: the {part} set is empty")
-        if self.x_train.shape[1:] != self.x_test.shape[1:]:
+        if shapes(self.x_train) != shapes(self.x_test):
             raise DataError(
-                f"{self.name}: training inputs have shape {tuple(self.x_train.shape[1:])}, "
-                f"test inputs {tuple(self.x_test.shape[1:])}"
+                f"{self.name}: training inputs have shape {described(self.x_train)}, "
+                f"test inputs {described(self.x_test)}"
             )
 
     @property
@@ -76,14 +81,16 @@ class Dataset:
     @property
     def test_indices(self) -> np.ndarray:
         """Indices of the whole test set, int64 [n]."""
-        return np.arange(len(self.x_test), dtype=np.int64)
+        return np.arange(len(self.y_test), dtype=np.int64)
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over the four tensors: names, dtypes, shapes and bytes."""
+        """SHA-256 (hex) over all tensors: names, dtypes, shapes and bytes."""
         sha = hashlib.sha256()
-        for name in ("x_train", "y_train", "x_test", "y_test"):
-            array = getattr(self, name).contiguous().numpy()
-            sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
-            sha.update(array.data)
+        for part in ("x_train", "y_train", "x_test", "y_test"):
+            for name, tensor in named(getattr(self, part)):
+                array = tensor.contiguous().numpy()
+                title = f"{part}[{name}]" if name else part
+                sha.update(f"{title} {array.dtype} {array.shape}\n".encode())
+                sha.update(array.data)
         return sha.hexdigest()

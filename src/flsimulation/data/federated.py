@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from flsimulation import seeds
 from flsimulation.data.dataset import Dataset
@@ -75,6 +76,20 @@ class FederatedData:
         return {
             str(i): np.bincount(labels[part], minlength=classes).tolist()
             for i, part in enumerate(first)
+        }
+
+    def targets(self, clients: int | None = None) -> dict[str, tuple[float, float, float]] | None:
+        """Mean, least and greatest target by partition; None where the task is no regression.
+
+        Of targets with several numbers, over all of them.
+        """
+        if self.dataset.task != "regression":
+            return None
+        first = itertools.islice(self.partitions, clients)
+        parts = (self.dataset.y_train[torch.from_numpy(part)] for part in first)
+        return {
+            str(i): (part.double().mean().item(), part.min().item(), part.max().item())
+            for i, part in enumerate(parts)
         }
 
     def _size(self, partition: int) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from flsimulation.data.arrays import Examples, assemble, refusal
+from flsimulation.data.arrays import Examples, Inputs, assemble, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.idx import read_idx
 from flsimulation.data.images import has_images, load_image_folder
-from flsimulation.data.tables import load_csv
+from flsimulation.data.tables import find_table, is_table, load_table
+from flsimulation.data.task import About
 from flsimulation.experiment.spec import Data
 
 _FOLDER = (
@@ -34,11 +35,13 @@ def load_file(spec: Data, seed: int) -> Dataset:
         return _load_folder(path, spec, seed)
     if not path.is_file():
         raise refusal(spec, "there is no such file or folder; correct the path")
-    if path.suffix.lower() == ".csv":
-        return load_csv(path, None, spec, seed)
+    if is_table(path):
+        return load_table(path, None, spec, seed)
     if path.suffix.lower() == ".npz":
         return _load_npz(path, spec, seed)
-    raise refusal(spec, f"a file must be a .csv or a .npz, got {path.suffix or path.name}")
+    raise refusal(
+        spec, f"a file must be a .csv, .tsv, .parquet or .npz, got {path.suffix or path.name}"
+    )
 
 
 def load_idx_folder(folder: Path, spec: Data, seed: int, classes: Sequence[str] = ()) -> Dataset:
@@ -53,9 +56,8 @@ def load_idx_folder(folder: Path, spec: Data, seed: int, classes: Sequence[str] 
 def _load_folder(folder: Path, spec: Data, seed: int) -> Dataset:
     if any(folder.glob("*idx?-ubyte*")):
         return load_idx_folder(folder, spec, seed)
-    if (train := folder / "train.csv").is_file():
-        test = folder / "test.csv"
-        return load_csv(train, test if test.is_file() else None, spec, seed)
+    if train := find_table(folder, "train"):
+        return load_table(train, find_table(folder, "test"), spec, seed)
     if has_images(folder):
         return load_image_folder(folder, spec, seed)
     raise refusal(spec, f"there is no data set in the folder; {_FOLDER}")
@@ -76,11 +78,14 @@ def _load_npz(path: Path, spec: Data, seed: int) -> Dataset:
         wanted = ("x_train", "y_train", "x_test", "y_test")
         x, y, x_test, y_test = (_named(arrays, (name,), spec) for name in wanted)
         owners = arrays.get("owners_train", arrays.get("owners"))
-        return assemble(spec, seed, Examples(x, y, owners), Examples(x_test, y_test))
+        about, origin = About("array y_train"), Inputs("x_train", "x_test")
+        train, test = Examples(x, y, owners), Examples(x_test, y_test)
+        return assemble(spec, seed, train, test, about=about, origin=origin)
     x = _named(arrays, ("x", spec.image_column), spec)
     y = _named(arrays, ("y", spec.label_column), spec)
     owners = arrays.get("owners", arrays.get(spec.partition_column))
-    return assemble(spec, seed, Examples(x, y, owners))
+    about, origin = About("array y"), Inputs("array x")
+    return assemble(spec, seed, Examples(x, y, owners), about=about, origin=origin)
 
 
 def _read_npz(path: Path, spec: Data) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from flsimulation.data.arrays import Examples, assemble, refusal, split_rows
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.images import stack_images
 from flsimulation.data.tables import check_owner_column, unknown_column
+from flsimulation.data.task import About
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -38,7 +39,8 @@ def load_hub(spec: Data, seed: int) -> Dataset:
     except Exception as error:
         raise _unavailable(spec, error) from error
     classes = getattr(tables[0].features[spec.label_column], "names", ())
-    return assemble(spec, seed, train, test, classes)
+    about = About(f"column {spec.label_column!r}")
+    return assemble(spec, seed, train, test, classes, about)
 
 
 def _tables(spec: Data, seed: int) -> tuple[Any, Any]:
@@ -110,7 +112,7 @@ def _scalars(table: Any, spec: Data) -> np.ndarray:
     columns = [_column(table, name, spec) for name in others]
     if not columns or any(c.ndim != 1 or c.dtype.kind not in "buif" for c in columns):
         raise unknown_column("data.image-column", spec.image_column, spec.dataset, table.features)
-    return np.stack(columns, axis=1)
+    return np.stack(columns, axis=1).astype(np.float64)  # a table's integers are no tokens
 
 
 def _images(table: Any, spec: Data) -> Iterator[tuple[str, Any]]:

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from flsimulation.data.arrays import check_range, inputs, refusal
+from flsimulation.data.arrays import Examples, Inputs, assemble, owners_note, refusal
+from flsimulation.data.checks import check_finite
 from flsimulation.data.dataset import Dataset
+from flsimulation.data.leaves import first, named
+from flsimulation.data.targets import make_targets
+from flsimulation.data.task import About, Form
 from flsimulation.errors import DataError, describe_error
 from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Data
@@ -20,11 +24,12 @@ _NEEDED = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = ("classes", "owners")
 
 
-def load_own(spec: Data) -> Dataset:
+def load_own(spec: Data, seed: int) -> Dataset:
     """Call the function behind ``data.dataset`` with ``data.args`` and take what it returns.
 
     A dict is taken with little change: bytes of images are scaled like everywhere, floats become
-    float32, integer inputs (tokens) stay integers, integer labels are the numbers of classes.
+    float32, integer inputs (tokens) stay integers, integer labels are the numbers of classes
+    unless `flsimulation.data.task.decide` or ``data.task`` says otherwise.
 
     Raises
     ------
@@ -38,7 +43,7 @@ def load_own(spec: Data) -> Dataset:
     if isinstance(result, Dataset):
         return _checked(result, spec)
     if isinstance(result, Mapping):
-        return _checked(_from_mapping(result, spec), spec)
+        return _from_mapping(result, spec, seed)
     raise refusal(
         spec, f"it must return a Dataset or a dict of arrays, got {type(result).__name__}"
     )
@@ -53,18 +58,34 @@ def _call(function: Any, spec: Data) -> Any:
         ) from error
 
 
-def _from_mapping(result: Mapping[str, Any], spec: Data) -> Dataset:
+def _from_mapping(result: Mapping[str, Any], spec: Data, seed: int) -> Dataset:
     _check_names(result, spec)
-    x_train, y_train, x_test, y_test = (_array(name, result[name], spec) for name in _NEEDED)
+    y_train, y_test = (_array(name, result[name], spec) for name in ("y_train", "y_test"))
     owners = result.get("owners")
-    return Dataset(
-        spec.dataset,
-        _inputs(x_train, spec),
-        _targets(y_train),
-        _inputs(x_test, spec),
-        _targets(y_test),
-        tuple(map(str, _array("classes", result["classes"], spec))) if "classes" in result else (),
-        None if owners is None else _array("owners", owners, spec),
+    owners = None if owners is None else _array("owners", owners, spec)
+    names = () if result.get("classes") is None else _array("classes", result["classes"], spec)
+    x_train, x_test = (_inputs(name, result[name], spec) for name in ("x_train", "x_test"))
+    if x_train.keys() != x_test.keys():
+        raise refusal(
+            spec,
+            f"x_train has the inputs {_listed(x_train)}, x_test {_listed(x_test)}; give both all",
+        )
+    found = {
+        name: assemble(
+            spec, seed, Examples(x, y_train, owners), Examples(x_test[name], y_test),
+            tuple(map(str, names)), About("y_train", numbered=True),
+            Inputs(_place("x_train", name), _place("x_test", name), tokens=True),
+        )
+        for name, x in x_train.items()
+    }  # fmt: skip
+    one = next(iter(found.values()))
+    if not isinstance(result["x_train"], Mapping):
+        return one
+    return replace(
+        one,
+        x_train={name: first(part.x_train) for name, part in found.items()},
+        x_test={name: first(part.x_test) for name, part in found.items()},
+        notes=tuple(dict.fromkeys(note for part in found.values() for note in part.notes)),
     )
 
 
@@ -81,42 +102,73 @@ def _check_names(result: Mapping[str, Any], spec: Data) -> None:
 
 
 def _array(name: str, value: Any, spec: Data) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
     try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise refusal(spec, f"{name} is no array: {error}; give all rows one shape") from None
-    kinds = "buifU" if name in _OPTIONAL else "buif"
+        array = _numpy(value)
+    except (ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise refusal(spec, f"{name} is no array: {text}; give all rows one shape") from None
+    if array.dtype.kind == "O" and name[0] != "x":
+        array = _words(array)
+    kinds = "buif" if name[0] == "x" else "buifU"
     if array.dtype.kind not in kinds or array.ndim == 0:
-        wanted = "numbers or words" if name in _OPTIONAL else "numbers"
+        wanted = "numbers" if name[0] == "x" else "numbers or words"
         kind = array.dtype if array.ndim else type(value).__name__
         raise refusal(spec, f"{name} must be an array of {wanted}, got {kind}; convert it")
     return array
 
 
-def _inputs(array: np.ndarray, spec: Data) -> torch.Tensor:
-    tokens = array.dtype.kind in "iu" and array.dtype != np.uint8
-    return torch.from_numpy(array.astype(np.int64)) if tokens else inputs(spec, array)
+def _inputs(name: str, value: Any, spec: Data) -> dict[str, np.ndarray]:
+    """The arrays of inputs by name; the name of the only one is empty."""
+    if not isinstance(value, Mapping):
+        return {"": _array(name, value, spec)}
+    if not value:
+        raise refusal(spec, f"{name} is an empty dict; give at least one array of inputs")
+    return {str(key): _array(_place(name, str(key)), own, spec) for key, own in value.items()}
 
 
-def _targets(array: np.ndarray) -> torch.Tensor:
-    if array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind != "f":
-        array = array[:, 0]
-    return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
+def _place(name: str, key: str) -> str:
+    return f"{name}[{key!r}]" if key else name
+
+
+def _listed(arrays: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(filter(None, arrays)) or "without a name"
+
+
+def _numpy(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+    return np.asarray(value)
+
+
+def _words(array: np.ndarray) -> np.ndarray:
+    """Words, as pandas keeps them, as an array of text; anything else as it is."""
+    words = all(isinstance(word, str) for word in array.ravel().tolist())
+    return array.astype(np.str_) if words else array
 
 
 def _checked(dataset: Dataset, spec: Data) -> Dataset:
-    """Name the classes where the function did not, and refuse labels that are not classes."""
+    """Bring the labels of a user's data set to the form of their task, and check all parts."""
     if dataset.owners is not None and len(dataset.owners) != len(dataset.y_train):
         raise refusal(
             spec, f"it has {len(dataset.owners)} owners but {len(dataset.y_train)} labels"
         )
-    if dataset.y_train.shape[1:] != dataset.y_test.shape[1:]:
-        raise refusal(spec, "training and test labels differ in shape; give them one shape")
-    if (labels := dataset.labels) is None:
-        return dataset
-    every = np.concatenate([labels, dataset.y_test.numpy()])
-    names = dataset.classes or tuple(str(number) for number in range(int(every.max()) + 1))
-    check_range(spec, every, len(names))
-    return replace(dataset, classes=names)
+    for part in ("x_train", "x_test"):
+        for name, tensor in named(getattr(dataset, part)):
+            place = _place(part, name)
+            check_finite(spec, _array(place, tensor, spec), place, _names(dataset))
+    if spec.task == "auto" and dataset.task != "auto":
+        spec = spec.model_copy(update={"task": dataset.task})
+    y_train, y_test = (_array(name, getattr(dataset, name), spec) for name in ("y_train", "y_test"))
+    x = first(dataset.x_train)
+    form = Form(tuple(x.shape), not x.is_floating_point())
+    about = About("y_train", dataset.classes, numbered=True)
+    targets = make_targets(spec, y_train, y_test, form, about)
+    return replace(
+        dataset, y_train=targets.train, y_test=targets.test, classes=targets.classes,
+        task=targets.task, notes=(*dataset.notes, *targets.notes, *owners_note(spec, dataset.owners)),
+    )  # fmt: skip
+
+
+def _names(dataset: Dataset) -> tuple[str, ...]:
+    return Inputs(columns=dataset.columns).names

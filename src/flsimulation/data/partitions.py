@@ -122,10 +122,13 @@ def _keys(dataset: Dataset, spec: Data, pool: np.ndarray) -> np.ndarray:
         return np.zeros(len(pool), np.int64)
     if (labels := dataset.labels) is None:
         kind = str(dataset.y_train.dtype).removeprefix("torch.")
+        task = "" if dataset.task == "auto" else f" (data.task {dataset.task!r})"
+        whole = dataset.task == "regression" and dataset.y_train.ndim == 1
+        remedy = ", or set data.task = 'classification' if the targets are classes" if whole else ""
         raise DataError(
             f"data.partition {spec.partition!r} needs class labels, but {dataset.name} has "
-            f"{kind} targets of shape {list(dataset.y_train.shape)}; use 'iid', 'linear', "
-            f"'square', 'exponential' or 'natural'"
+            f"{kind} targets of shape {list(dataset.y_train.shape)}{task}; use 'iid', 'linear', "
+            f"'square', 'exponential' or 'natural'{remedy}"
         )
     return np.unique(labels[pool], return_inverse=True)[1]
 

@@ -12,6 +12,7 @@ from flsimulation.data.arrays import Examples, assemble, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.files import load_idx_folder
 from flsimulation.data.idx import parse_idx
+from flsimulation.data.task import About
 from flsimulation.experiment.spec import Data
 
 FASHION_VARIABLE = "FLSIM_FASHION_MNIST"
@@ -44,7 +45,7 @@ def load_mnist(spec: Data, seed: int, folder: Traversable | None = None) -> Data
         )
         for part in ("train", "t10k")
     )
-    return assemble(spec, seed, train, test)
+    return assemble(spec, seed, train, test, about=About(quiet=True))
 
 
 def load_fashion_mnist(spec: Data, seed: int) -> Dataset:

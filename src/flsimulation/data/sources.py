@@ -46,7 +46,7 @@ def load_dataset(spec: Data, seed: int) -> Dataset:
 
         return load_hub(spec, seed)
     if ":" in name and not name.startswith("file:"):
-        return load_own(spec)
+        return load_own(spec, seed)
     if spec.args and name != "synthetic":
         raise DataError(f"data.args {spec.args!r} has no meaning for {name!r}; remove it")
     if name.startswith("file:"):

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from flsimulation import seeds
 from flsimulation.data.arrays import Examples, assemble, refusal
 from flsimulation.data.dataset import Dataset
+from flsimulation.data.task import About
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data, Section
 from flsimulation.experiment.suggest import remedy
@@ -95,7 +96,7 @@ def load_synthetic(spec: Data, seed: int) -> Dataset:
         train.append(examples.take(np.arange(kept)))
         test.append(examples.take(np.arange(kept, len(device.y))))
     names = [str(number) for number in range(CLASSES)]
-    return assemble(spec, seed, _joined(train), _joined(test), names)
+    return assemble(spec, seed, _joined(train), _joined(test), names, About(quiet=True))
 
 
 def draw_device(settings: Settings, seed: int, number: int) -> Device | None:

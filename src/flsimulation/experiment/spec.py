@@ -22,7 +22,7 @@ class Model(Section):
 
     class_: str = "mlp"
     """`mlp` (784-128-256-10), `2nn` (784-200-200-10), `cnn` (two 5x5 convolutions), `logistic`
-    (784-10), or your own `module:Class` or `path/to/file.py:Class`. Paths are relative to the
+    (784-10), `unet` (one class per pixel), `lstm` (tokens), or your own `module:Class` or `path/to/file.py:Class`. Paths are relative to the
     experiment file."""
     args: dict[str, JsonValue] = {}
     """Keyword arguments of the class, for example `learning_rate = 0.001`."""

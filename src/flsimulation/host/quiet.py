@@ -6,9 +6,11 @@ import logging
 import sys
 import warnings
 
+from flsimulation.host.warned import redirect_loggers
+
 
 def quiet_lightning() -> None:
-    """Silence Lightning's notices and hints; warnings of the user's own code still show.
+    """Silence Lightning's notices and hints; its warnings about the module still show.
 
     Also of ``lightning.pytorch``, which is the same under another name, if that is imported.
     """
@@ -21,4 +23,6 @@ def quiet_lightning() -> None:
         if category is not None:
             warnings.filterwarnings("ignore", category=category)
     for place in (r"pytorch_lightning\.", r"lightning_fabric\.", r"lightning\.(pytorch|fabric)\."):
-        warnings.filterwarnings("ignore", module=place)
+        for about_itself in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=about_itself, module=place)
+    redirect_loggers()

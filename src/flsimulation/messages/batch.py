@@ -8,8 +8,9 @@ client is negligible. `messages.codec` writes batches and replies as the content
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord
@@ -57,6 +58,11 @@ class Outcome(NamedTuple):
     error: ClientError | None = None
     model: ArrayRecord | None = None
     """None after an evaluation, and if the reply has the mean."""
+    states: ArrayRecord | None = None
+    """States of the metric objects that an evaluation logged, as `training.measured` names them;
+    None without any."""
+    left_out: Mapping[str, str] = MappingProxyType({})
+    """Scores that are not defined for the client, and why."""
 
 
 class Mean(NamedTuple):
@@ -110,4 +116,5 @@ def batch_bytes(batch: Batch) -> int:
 def outcome_bytes(outcome: Outcome) -> int:
     """Payload in bytes of an outcome in a separate reply, as Flower counts it."""
     numbers = sum(map(len, outcome.metrics)) + _NUMBER_BYTES * len(outcome.metrics)
-    return numbers + (size_of(outcome.model) if outcome.model is not None else 0)
+    records = [record for record in (outcome.model, outcome.states) if record is not None]
+    return numbers + sum(map(size_of, records))

@@ -27,6 +27,7 @@ from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.messages.content import ARRAYS, CONFIG, METRICS, Record, config_of, model_of
 
 _TASKS, _OUTCOMES, _FAILURES, _ENGINE = "tasks", "outcomes", "failures", "engine"
+_STATES, _LEFT_OUT = "states", "left-out"
 
 _FIRST_CODE = 1000  # well above the codes of Flower's own errors
 _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
@@ -137,6 +138,10 @@ def reply_to(message: Message, reply: Reply) -> Message:
     for outcome in good:
         if outcome.model is not None:
             records[f"{ARRAYS}-{outcome.partition}"] = outcome.model
+        if outcome.states is not None:
+            records[f"{_STATES}-{outcome.partition}"] = outcome.states
+    if any(outcome.left_out for outcome in good):
+        records[_LEFT_OUT] = _left_out(good)
     if reply.mean is not None:
         records[ARRAYS] = reply.mean.model
         cast(ConfigRecord, records[_OUTCOMES])["examples"] = reply.mean.examples
@@ -193,6 +198,12 @@ def _failures(outcomes: Sequence[Outcome]) -> ConfigRecord:
     )
 
 
+def _left_out(outcomes: Sequence[Outcome]) -> ConfigRecord:
+    rows = [(o.partition, str(o.phase), *pair) for o in outcomes for pair in o.left_out.items()]
+    columns = ("partitions", "phases", "names", "reasons")
+    return ConfigRecord(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
+
+
 def reply_of(message: Message) -> Reply | ClientError:
     """The reply in a message of `reply_to`, or the error that Flower reports instead."""
     if (error := failure_of(message)) is not None:
@@ -230,15 +241,24 @@ def _succeeded(content: RecordDict) -> Iterator[Outcome]:
     header = cast(ConfigRecord, content[_OUTCOMES])
     partitions = iter(cast(list[int], header["partitions"]))
     models = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+    left_out: dict[tuple[int, Phase], dict[str, str]] = {}
+    if (record := cast(ConfigRecord | None, content.get(_LEFT_OUT))) is not None:
+        for partition, phase, name, why in _rows(
+            record, "partitions", "phases", "names", "reasons"
+        ):
+            left_out.setdefault((partition, phase), {})[name] = why
     for place, (size, phase) in enumerate(_rows(header, "sizes", "phases")):
         columns = cast(Mapping[str, list[float]], content[f"{METRICS}-{place}"])
         names = list(columns)
         rows = zip(*columns.values(), strict=True) if names else iter([()] * size)
         for row in rows:
             partition = next(partitions)
-            own = models and phase == "train"
-            model = models.get(f"{ARRAYS}-{partition}") if own else None
-            yield Outcome(partition, phase, dict(zip(names, row, strict=True)), None, model)
+            kind = ARRAYS if phase == "train" else _STATES
+            arrays = models.get(f"{kind}-{partition}") if models else None
+            model, states = (arrays, None) if phase == "train" else (None, arrays)
+            out = left_out.get((partition, phase), {}) if left_out else {}
+            metrics = dict(zip(names, row, strict=True))
+            yield Outcome(partition, phase, metrics, None, model, states, out)
 
 
 def _rows(record: ConfigRecord, *columns: str) -> Iterator[tuple[Any, ...]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch.nn.parameter import is_lazy
+from torchmetrics import Metric
 
 from flsimulation import seeds
 from flsimulation.data.dataset import Dataset
@@ -19,13 +19,18 @@ from flsimulation.experiment.suggest import did_you_mean, nearest
 from flsimulation.models.cnn import CNN
 from flsimulation.models.lightning_modules import defines, package_of
 from flsimulation.models.logistic import Logistic
+from flsimulation.models.lstm import LSTM
 from flsimulation.models.mlp import MLP, TwoNN
+from flsimulation.models.sizes import sizes_for
+from flsimulation.models.unet import UNet
 
 MODELS: dict[str, type[pl.LightningModule]] = {
     "mlp": MLP,
     "2nn": TwoNN,
     "cnn": CNN,
     "logistic": Logistic,
+    "unet": UNet,
+    "lstm": LSTM,
 }
 """The shipped models by name."""
 
@@ -46,6 +51,9 @@ def build_model(spec: Model, dataset: Dataset, seed: int) -> pl.LightningModule:
     """
     with seeds.global_streams(seeds.integer(seed, "model")):
         module = instantiate(spec.class_, model_arguments(spec, dataset))
+    for part in module.modules():
+        if isinstance(part, Metric):
+            part.persistent(False)  # counts of examples are no part of the model
     if (want := _want(module)) is not None:
         raise ModelError(f"model.class {spec.class_!r} {want}")
     return module
@@ -54,10 +62,15 @@ def build_model(spec: Model, dataset: Dataset, seed: int) -> pl.LightningModule:
 def model_arguments(spec: Model, dataset: Dataset) -> dict[str, Any]:
     """Keyword arguments of the model's class.
 
-    A shipped model takes the sizes of its first and last layer from the data set, unless the
-    experiment names them; a user's own class gets the experiment's arguments alone.
+    A shipped model takes the sizes of its first and last layer and its task from the data set,
+    unless the experiment names them; a user's own class gets the experiment's arguments alone.
+
+    Raises
+    ------
+    ModelError
+        If a shipped model has no form for the data set.
     """
-    sizes = _sizes(spec.class_, dataset) if spec.class_ in MODELS else {}
+    sizes = sizes_for(spec.class_, dataset) if spec.class_ in MODELS else {}
     return {**sizes, **spec.args}
 
 
@@ -114,19 +127,6 @@ def _want(module: pl.LightningModule) -> str | None:
         if value.dtype not in _SENDABLE:
             return f"has {name} of type {value.dtype}, which cannot be sent; use float32"
     return None
-
-
-def _sizes(name: str, dataset: Dataset) -> dict[str, Any]:
-    shape = tuple(dataset.x_train.shape[1:])
-    sizes: dict[str, Any] = {"classes": len(dataset.classes)} if dataset.classes else {}
-    if name != "cnn":
-        return {**sizes, "inputs": math.prod(shape)}
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ModelError(
-            f"model.class 'cnn' needs square images, but {dataset.name} has inputs of shape "
-            f"{shape}; use 'mlp' or a class of your own"
-        )
-    return {**sizes, "channels": shape[0], "side": shape[1]}
 
 
 def _refusal(name: str, cls: type, arguments: dict[str, Any], error: Exception) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from flsimulation.models.classifier import Classifier, Optimizer
+from flsimulation.models.supervised import Optimizer, Supervised, flat
 
 
-class Logistic(Classifier):
+class Logistic(Supervised):
     """Softmax regression: one layer, ``inputs``-``classes``, trained with SGD.
 
     Source: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous
@@ -17,8 +19,8 @@ class Logistic(Classifier):
     ----------
     inputs, classes : int
         Width of the input and number of classes; by default those of MNIST.
-    learning_rate, optimizer, momentum
-        See `Classifier`.
+    learning_rate, optimizer, momentum, **options
+        See `Supervised`.
     """
 
     def __init__(
@@ -28,11 +30,11 @@ class Logistic(Classifier):
         learning_rate: float = 0.01,
         optimizer: Optimizer = "sgd",
         momentum: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(learning_rate, optimizer, momentum)
+        super().__init__(learning_rate, optimizer, momentum, outputs=classes, **options)
         self.layer_1 = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [batch, classes] of inputs [batch, ...]."""
-        logits: Tensor = self.layer_1(x.flatten(1))
-        return logits
+        """Output [batch, classes] for inputs [batch, ...]."""
+        return self.output(self.layer_1(flat(x)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from flsimulation.models.classifier import Classifier, Optimizer
+from flsimulation.models.supervised import Optimizer, Supervised, flat
 
 
-class MLP(Classifier):
+class MLP(Supervised):
     """Perceptron ``inputs``-128-256-``classes`` with ReLU, trained with Adam.
 
     Parameters
@@ -17,8 +19,8 @@ class MLP(Classifier):
         Width of the first and the last layer; by default those of MNIST.
     hidden : (int, int)
         Widths of the two hidden layers.
-    learning_rate, optimizer, momentum
-        See `Classifier`.
+    learning_rate, optimizer, momentum, **options
+        See `Supervised`.
     """
 
     def __init__(
@@ -29,18 +31,18 @@ class MLP(Classifier):
         learning_rate: float = 1e-3,
         optimizer: Optimizer = "adam",
         momentum: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(learning_rate, optimizer, momentum)
+        super().__init__(learning_rate, optimizer, momentum, outputs=classes, **options)
         self.layer_1 = nn.Linear(inputs, hidden[0])
         self.layer_2 = nn.Linear(hidden[0], hidden[1])
         self.layer_3 = nn.Linear(hidden[1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [batch, classes] of inputs [batch, ...]."""
-        x = torch.relu(self.layer_1(x.flatten(1)))
+        """Output [batch, classes] for inputs [batch, ...]."""
+        x = torch.relu(self.layer_1(flat(x)))
         x = torch.relu(self.layer_2(x))
-        logits: Tensor = self.layer_3(x)
-        return logits
+        return self.output(self.layer_3(x))
 
 
 class TwoNN(MLP):
@@ -57,5 +59,6 @@ class TwoNN(MLP):
         learning_rate: float = 0.1,
         optimizer: Optimizer = "sgd",
         momentum: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(inputs, classes, (200, 200), learning_rate, optimizer, momentum)
+        super().__init__(inputs, classes, (200, 200), learning_rate, optimizer, momentum, **options)

@@ -50,6 +50,7 @@ def _practise(space: Workspace) -> None:
         space.data.partitions[0][:2],
         2,
         lambda: seeds.rng(0, "practice"),
+        prepared=space.prepared,
     )
     job, state = Job(0, batches, seed=int, round=1), space.initial_state()
     with contextlib.suppress(Exception):  # the first message reports the error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment
+from flsimulation.experiment.importing import refuse_run_of_import
 from flsimulation.host.processes import uncollected
 from flsimulation.rundir import RunResult
 from flsimulation.rundir.reader import can_resume
@@ -97,7 +98,10 @@ def open_runtime(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator
         If the runtime is not available.
     RunError
         If it does not start.
+    RunOfImport
+        In a script that is imported for another run.
     """
+    refuse_run_of_import()
     with _opener(experiment)(experiment, tuple(sinks)) as runtime:
         yield runtime
 

@@ -61,7 +61,6 @@ class Aggregation:
         RunError
             If the strategy fails or the model is not finite.
         """
-        require_same_metrics(number, trained)
         try:
             results = _mean(trained) if trained.means else self._by_strategy(number, trained)
         except RoundError:
@@ -87,6 +86,8 @@ class Aggregation:
             raise RoundError(
                 f"round {number}: the strategy returned no model for {len(results)} results"
             )
+        if some := means_over_some(trained):
+            metrics = MetricRecord({**(metrics or {}), **some})
         return with_types_of(joined({**arrays, **buffers}), sent), metrics
 
     def _take_buffers(self, trained: Replies, results: list[Message]) -> dict[str, Array]:
@@ -110,23 +111,21 @@ def _mean(trained: Replies) -> tuple[ArrayRecord, MetricRecord | None]:
 
 def mean_metrics(replies: Replies) -> dict[str, float]:
     """The clients' metrics, averaged and weighted by examples as in Flower, all at once."""
+    shared, _ = replies.names()
+    names = [name for name in shared if name != "num-examples"]
     partitions = sorted(replies.metrics)
-    names = [name for name in replies.metrics[partitions[0]] if name != "num-examples"]
     numbers = np.array([[replies.metrics[p][name] for name in names] for p in partitions])
     weights = np.array([replies.metrics[p]["num-examples"] for p in partitions], np.float64)
-    return dict(zip(names, (weights / weights.sum() @ numbers).tolist(), strict=True))
+    means = dict(zip(names, (weights / weights.sum() @ numbers).tolist(), strict=True))
+    return means | means_over_some(replies)
 
 
-def require_same_metrics(number: int, replies: Replies) -> None:
-    """Raise `RoundError` if a client lacks a metric: Flower aggregates those that all report."""
-    names = {partition: metrics.keys() for partition, metrics in replies.metrics.items()}
-    every = set().union(*names.values())
-    if all(len(own) == len(every) for own in names.values()):
-        return
-    for name in sorted(every):
-        lacking = [partition for partition in sorted(names) if name not in names[partition]]
-        if lacking:
-            raise RoundError(
-                f"round {number}: the module logs {name!r} only on some clients, not on client "
-                f"{lacking[0]}; log it on every client or on none"
-            )
+def means_over_some(replies: Replies) -> dict[str, float]:
+    """Means of the metrics that only some clients have, over these, weighted by examples."""
+    found = {}
+    for name in replies.names()[1]:
+        clients = [own for _, own in sorted(replies.metrics.items()) if name in own]
+        weights = [own["num-examples"] for own in clients]
+        if sum(weights) > 0:
+            found[name] = float(np.average([own[name] for own in clients], weights=weights))
+    return found

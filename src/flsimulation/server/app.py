@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +34,11 @@ from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.grid import PartitionedGrid
+from flsimulation.server.notices import Notices
 from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
 from flsimulation.server.strategies import MOVING_THE_MODEL, build_strategy
+from flsimulation.training.states import merged_scores
 
 Connect: TypeAlias = Callable[[Grid, Experiment, Sink, Clock], PartitionedGrid]
 """Returns a grid with partitions over Flower's, after waiting for the experiment's clients."""
@@ -145,13 +148,14 @@ def _federate(
         emit=emit,
         buffers=_averaged_buffers(space),
         clock=space.clock,
+        merge=functools.partial(merged_scores, space.module),
     )
     if start is not None and start.reached:
         ended = Ended(arrays, Replies(start.round, "evaluate"), start.round)
     else:
         ended = rounds.run(arrays, first=start.round + 1 if start else 1)
     if space.can_evaluate_clients:
-        _evaluate_everyone(exchange, ended, space, emit)
+        _evaluate_everyone(exchange, ended, space, emit, rounds.notices)
 
 
 def _exchange(
@@ -207,7 +211,9 @@ def _judge(round: int, arrays: ArrayRecord, space: Workspace) -> Scores:
         raise RunError(f"evaluation on the test set failed: {error}") from error
 
 
-def _evaluate_everyone(exchange: Exchange, ended: Ended, space: Workspace, emit: Sink) -> None:
+def _evaluate_everyone(
+    exchange: Exchange, ended: Ended, space: Workspace, emit: Sink, notices: Notices
+) -> None:
     """Each client's scores of the final model; evaluated again only if they are not known."""
     arrays, evaluated, last = ended
     wanted = space.experiment.evaluate.clients
@@ -219,9 +225,10 @@ def _evaluate_everyone(exchange: Exchange, ended: Ended, space: Workspace, emit:
         return
     config = ConfigRecord({"server-round": last})
     tasks = [Task(partition, "final", last, config) for partition in partitions]
-    exchange.post(last, "final", [Batch(arrays, tasks)])
+    replies = exchange.post(last, "final", [Batch(arrays, tasks)])
     for _ in exchange.outcomes():
         pass  # each is an event
+    notices.left_out(replies)
 
 
 def _as_final(round: int, partition: int, evaluated: Replies) -> ClientReplied:

@@ -204,7 +204,7 @@ class Exchange:
             last.bytes_up += size_of(reply.mean.model) * len(trained)
 
     def _take_in(self, replies: Replies, outcome: Outcome) -> None:
-        partition, _, metrics, error, model = outcome
+        partition, _, metrics, error, model, states, left_out = outcome
         if error is not None:
             replies.failures[partition] = error
             event = ClientReplied(
@@ -215,6 +215,10 @@ class Exchange:
             replies.bytes_up += outcome_bytes(outcome)
             if model is not None:
                 replies.models[partition] = model
+            if states is not None:
+                replies.states[partition] = states
+            if left_out:
+                replies.left_out[partition] = left_out
             event = ClientReplied(replies.round, replies.phase, partition, metrics)
         self._emit(event)
 

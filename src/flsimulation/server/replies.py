@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,10 @@ class Replies:
     """Their models, if each was sent separately, by partition."""
     means: dict[int, Mean] = field(default_factory=dict)
     """Mean models of clients that trained together, by the lowest of their partitions."""
+    states: dict[int, ArrayRecord] = field(default_factory=dict)
+    """States of metric objects that they logged in an evaluation, by partition."""
+    left_out: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    """Scores that are not defined for a client, and why, by partition."""
     failures: dict[int, ClientError] = field(default_factory=dict)
     """Why the other clients failed, by partition."""
     bytes_down: int = 0
@@ -53,21 +58,33 @@ class Replies:
         self.means.clear()
         self.messages = {}
 
+    def names(self) -> tuple[list[str], list[str]]:
+        """Names of the metrics that all successful clients have, and those that only some have."""
+        metrics = self.metrics.values()
+        every = dict.fromkeys(name for own in metrics for name in own)
+        if all(len(own) == len(every) for own in metrics):
+            return list(every), []
+        counts = Counter(name for own in metrics for name in own)
+        shared = [name for name in every if counts[name] == len(metrics)]
+        return shared, [name for name in every if counts[name] < len(metrics)]
+
     def results(self) -> list[Message]:
         """The successful clients' replies, as Flower's strategies expect them.
 
-        They are in the order of partitions, not of arrival, and new objects in every call.
+        They are in the order of partitions, not of arrival, and new objects in every call. They have
+        only the metrics that all clients have: Flower averages no others.
         """
+        shared, others = self.names()
         return [
             plain_reply(
                 self.messages[partition],
                 Outcome(
                     partition,
                     self.phase,
-                    self.metrics[partition],
+                    {name: own[name] for name in shared} if others else own,
                     None,
                     self.models.get(partition),
                 ),
             )
-            for partition in sorted(self.metrics)
+            for partition, own in sorted(self.metrics.items())
         ]

@@ -6,23 +6,26 @@ failed. So the strategy's four methods are called here; any Flower strategy work
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
 
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import RoundError, RunError, describe_error
-from flsimulation.events import BOOKKEEPING, Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
+from flsimulation.events import Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.messages.weights import weights_sha256, without
-from flsimulation.server.aggregation import Aggregation, require_same_metrics
+from flsimulation.server.aggregation import Aggregation
 from flsimulation.server.exchange import Exchange
+from flsimulation.server.federated import Merge, federated_scores, merge_none, scores_in
 from flsimulation.server.hooks import batches_of, by_partition
+from flsimulation.server.notices import Notices
 from flsimulation.server.replies import Replies
 from flsimulation.server.sampling import offered
 
@@ -49,6 +52,8 @@ class Rounds:
         Arrays that are not passed to the strategy; they are averaged over the clients.
     clock : Clock
         The clock to use.
+    merge : callable
+        Merges the clients' states of metric objects.
     """
 
     experiment: Experiment
@@ -58,6 +63,12 @@ class Rounds:
     emit: Sink
     buffers: frozenset[str] = frozenset()
     clock: Clock = SYSTEM
+    merge: Merge = merge_none
+
+    @functools.cached_property
+    def notices(self) -> Notices:
+        """The lines about missing scores."""
+        return Notices(self.emit)
 
     @property
     def _aggregation(self) -> Aggregation:
@@ -89,6 +100,7 @@ class Rounds:
         laps.lap("train")
         # 3. The strategy aggregates their results to the new global model.
         arrays, metrics = self._aggregation.aggregate(number, trained)
+        self.notices.left_out(trained)
         trained.forget_models()
         self.emit(Checkpoint(number, arrays, self.strategy))
         laps.lap("aggregate")
@@ -99,7 +111,7 @@ class Rounds:
         self._take_in()
         laps.lap("evaluate")
         # 5. When all evaluations have arrived, the round is finished.
-        round = _Round(arrays, trained, _scores(metrics), central, evaluated, is_last, laps)
+        round = _Round(arrays, trained, scores_in(metrics), central, evaluated, is_last, laps)
         if evaluated.is_complete:
             self._finish(round)
         return round
@@ -126,7 +138,8 @@ class Rounds:
         last = number == self.experiment.strategy.rounds
         if every == 0 or (number % every and not last):
             return None
-        if central := self.judge(number, arrays):
+        if central := self.notices.central(self.judge(number, arrays)):
+            self.notices.loss(central)
             self.emit(Judged(number, central))
         return central
 
@@ -145,11 +158,13 @@ class Rounds:
         if not evaluated.is_complete:  # the run ends early
             evaluated = Replies(number, "evaluate")
         self._require(number, evaluated, min(1, len(evaluated.cohort)))
+        federated = federated_scores(self.strategy, evaluated, self.merge, self.notices)
+        self.notices.loss(federated)
         self.emit(
             RoundFinished(
                 round=number,
                 central=done.central,
-                federated=self._federated(number, evaluated),
+                federated=federated,
                 train=done.train,
                 cohort=trained.cohort,
                 failures=_count(trained, evaluated),
@@ -210,15 +225,6 @@ class Rounds:
             + (f"; and {more} more" if more > 0 else "")
         )
 
-    def _federated(self, number: int, evaluated: Replies) -> Scores | None:
-        if not evaluated.cohort:
-            return None
-        require_same_metrics(number, evaluated)
-        try:
-            return _scores(self.strategy.aggregate_evaluate(number, evaluated.results()))
-        except Exception as error:
-            raise RunError(f"round {number}: evaluation: {describe_error(error)}") from error
-
 
 class Ended(NamedTuple):
     """The result of the rounds."""
@@ -268,17 +274,6 @@ class _Laps:
     def seconds(self) -> dict[str, float]:
         """All laps, and the total."""
         return {"total": sum(self.laps.values()), **self.laps}
-
-
-def _scores(metrics: MetricRecord | None) -> Scores | None:
-    """The strategy's aggregated metrics, without those whose average has no meaning."""
-    if metrics is None:
-        return None
-    return {
-        name: float(value)
-        for name, value in metrics.items()
-        if name not in BOOKKEEPING and not isinstance(value, list)
-    }
 
 
 def _count(*phases: Replies) -> dict[str, int]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from flsimulation.data.leaves import Leaves, each, first, one
+from flsimulation.training.preparation import PLAIN, Preparation
 
 
 class Batches:
@@ -17,7 +21,7 @@ class Batches:
 
     Parameters
     ----------
-    x, y : Tensor
+    x, y : Tensor or dict of Tensor
         The data set's inputs and targets, [n, ...].
     indices : int64 [m]
         The client's examples.
@@ -26,17 +30,21 @@ class Batches:
     rng : callable, optional
         Returns the generator that shuffles every epoch; called when first needed. Without it
         the order is that of ``indices``.
+    prepared : Preparation
+        How the batches are prepared for the module.
     """
 
     def __init__(
         self,
-        x: Tensor,
-        y: Tensor,
+        x: Leaves,
+        y: Leaves,
         indices: np.ndarray,
         size: int,
         rng: Callable[[], np.random.Generator] | None = None,
+        *,
+        prepared: Preparation = PLAIN,
     ) -> None:
-        self._x, self._y = x, y
+        self._x, self._y, self._prepared = x, y, prepared
         self._indices = indices
         self._size = size
         self._rng = rng
@@ -55,17 +63,18 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self._indices) // self._size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
+        form = self._prepared.form
         for rows in self.index_batches():
             if (
                 self._rng is None
                 and rows[-1] - rows[0] == len(rows) - 1
                 and (np.diff(rows) == 1).all()
             ):
-                batch: slice | Tensor = slice(int(rows[0]), int(rows[-1]) + 1)  # no copy
+                batch: Any = slice(int(rows[0]), int(rows[-1]) + 1)  # no copy
             else:
                 batch = torch.from_numpy(rows)
-            yield self._x[batch], self._y[batch]
+            yield form.batch(one(self._x, batch), one(self._y, batch))
 
     def index_batches(self) -> list[np.ndarray]:
         """Indices of one epoch's batches, int64 [size] each; a new order with each call."""
@@ -76,20 +85,21 @@ class Batches:
         return [order[i : i + self._size] for i in range(0, len(order), self._size)]
 
 
-def gathered(tensors: Sequence[Tensor], rows: np.ndarray, device: torch.device) -> list[Tensor]:
-    """Each tensor's rows, [clients, batch, ...].
+def gathered(parts: Sequence[Leaves], rows: np.ndarray, device: torch.device) -> list[Leaves]:
+    """Each part's rows, [clients, batch, ...].
 
     Parameters
     ----------
-    tensors : sequence of Tensor
+    parts : sequence of Tensor or dict of Tensor
         Of the data set, [n, ...]; all on one device.
     rows : int64 [clients, batch]
         Indices of each client's batch.
     device : device
         Where the result shall be.
     """
-    index = torch.from_numpy(rows.reshape(-1)).to(tensors[0].device)
-    return [
-        tensor.index_select(0, index).view(*rows.shape, *tensor.shape[1:]).to(device)
-        for tensor in tensors
-    ]
+    index = torch.from_numpy(rows.reshape(-1)).to(first(parts[0]).device)
+
+    def taken(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, index).view(*rows.shape, *tensor.shape[1:]).to(device)
+
+    return [each(taken, part) for part in parts]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.training.failures import too_late
+from flsimulation.training.form import examples_of
 from flsimulation.training.rates import scale_rates
 
 
@@ -41,7 +42,7 @@ class TrainingLoss(pl.Callback):
         """Add the batch's mean loss, weighted by its examples."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
-            examples = len(batch[1])
+            examples = examples_of(batch)
             divided = trainer.accumulate_grad_batches if module.automatic_optimization else 1
             loss = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
             self._sum = self._sum + loss * (examples * divided)

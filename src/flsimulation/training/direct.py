@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
@@ -19,9 +18,11 @@ from flsimulation.errors import ClientError, describe_error
 from flsimulation.models.lightning_modules import defines
 from flsimulation.training.batches import Batches
 from flsimulation.training.failures import too_late
+from flsimulation.training.form import examples_of, moved
 from flsimulation.training.jobs import State
 from flsimulation.training.logged import CannotTake, Log, Logged, reduced
-from flsimulation.training.scores import scores
+from flsimulation.training.measured import Measured, MetricObjects
+from flsimulation.training.scores import RETURNED, measured, returned_loss
 from flsimulation.training.stacked.compiler.step import NotStackable, watched
 from flsimulation.training.stacked.effects import attributes
 from flsimulation.training.stacked.eligible import overridden
@@ -82,6 +83,7 @@ class DirectEvaluator:
         }
         self._takes_number = len(inspect.signature(getattr(module, self._step)).parameters) > 1
         self._used, self._state, self._new = self._module, State(), list[Any]()
+        self._metrics = MetricObjects(self._module)
         self._round = 0
 
     def evaluate(
@@ -92,7 +94,7 @@ class DirectEvaluator:
         seed: int = 0,
         expires: float | None = None,
         round: int = 0,
-    ) -> dict[str, float]:
+    ) -> Measured:
         """What `LocalTrainer.evaluate` returns and raises for the same arguments.
 
         The model is loaded again only if ``state`` is not that of the last call.
@@ -105,44 +107,67 @@ class DirectEvaluator:
         self.load(state, round)
         steps = list[EvaluationStep]()
         with seeds.global_streams(seed), torch.inference_mode():
-            for number, (x, y) in enumerate(batches):
+            for number, batch in enumerate(batches):
                 if expires is not None and self.clock.time() > expires:
                     raise too_late()
                 try:
-                    step = self.step(x.to(self.device), y.to(self.device), number)
+                    step = self.step(moved(batch, self.device), number)
                 except (CannotTake, NotStackable) as reason:
                     raise NotStackable(f"{self._step} {reason}") from None
+                except ClientError:
+                    raise
                 except Exception as error:
                     raise ClientError("error", describe_error(error)) from error
                 steps.append(step._replace(values=[float(value) for value in step.values]))
-        return self.scores(steps)
+            found = self._metrics.measured(self.scores(steps))
+        return measured(found)
 
     def load(self, state: State, round: int = 0) -> None:
         """Have the module as new, with this model: a step may have changed it."""
         if state is self._state and round == self._round and self.is_new:
+            self._metrics.clear()
             return
         self._module.load_state_dict(state)
         self._module.federated_round = round  # type: ignore[assignment]
         self._round = round
         self._used = copy.deepcopy(self._module, dict(self._tensors))
-        self._state, self._new = state, attributes(self._used, strict=True)
+        self._log.metrics = self._metrics = MetricObjects(self._used)
+        self._state, self._new = state, self._attributes()
 
     @property
     def is_new(self) -> bool:
-        """Whether the steps that were taken since the model was loaded have changed nothing."""
-        return attributes(self._used, strict=True) == self._new
+        """Whether the steps that were taken since the model was loaded have changed nothing.
 
-    def step(self, x: Tensor, y: Tensor, number: int = 0) -> EvaluationStep:
+        Metrics do not count that ``reset`` makes as new.
+        """
+        return self._attributes() == self._new
+
+    @property
+    def logs_metrics(self) -> bool:
+        """Whether the steps that were taken since the model was loaded logged metric objects."""
+        return self._metrics.are_logged
+
+    def _attributes(self) -> list[Any]:
+        return attributes(self._used, strict=True, without=self._metrics.resettable)
+
+    def step(self, batch: Any, number: int = 0) -> EvaluationStep:
         """Take the module's step for a batch, which is on the device."""
         self._log.how.clear()
         self._log.values.clear()
-        getattr(self._used, self._step)((x, y), *([number] if self._takes_number else []))
+        output = getattr(self._used, self._step)(batch, *([number] if self._takes_number else []))
         how = [dataclasses.replace(logged, batch_size=None) for logged in self._log.how]
-        sizes = [logged.batch_size or len(x) for logged in self._log.how]
-        return EvaluationStep(how, sizes, list(self._log.values))
+        sizes = [logged.batch_size or examples_of(batch) for logged in self._log.how]
+        values = list(self._log.values)
+        if (loss := returned_loss(output)) is not None:
+            how.append(
+                Logged(RETURNED, on_step=False, on_epoch=True, reduction="mean", batch_size=None)
+            )
+            sizes.append(examples_of(batch))
+            values.append(loss)
+        return EvaluationStep(how, sizes, values)
 
     def scores(self, steps: Sequence[EvaluationStep]) -> dict[str, float]:
-        """Scores over all batches of a client. Raises `NotStackable`."""
+        """Numbers over all batches of a client, as they are logged. Raises `NotStackable`."""
         how = steps[0].how if steps else []
         if any(step.how != how for step in steps):
             raise NotStackable(f"{self._step} logs something else for other batches")
@@ -151,4 +176,4 @@ class DirectEvaluator:
         values, sizes = (
             np.array(kind) for kind in ([s.values for s in steps], [s.sizes for s in steps])
         )
-        return scores(reduced(how, values, sizes, training=False))
+        return reduced(how, values, sizes, training=False)

@@ -8,13 +8,14 @@ from typing import Protocol
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from flsimulation.clock import SYSTEM, Clock
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
 from flsimulation.training.lightning import require_device
+from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.sequential import SequentialEngine
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.engine import StackedEngine
@@ -70,11 +71,13 @@ class Engine(Protocol):
 def engine_for(
     module: pl.LightningModule,
     spec: Train,
-    x: Tensor,
-    y: Tensor,
+    x: Leaves,
+    y: Leaves,
     clients: int,
     processes: int = 1,
     clock: Clock = SYSTEM,
+    *,
+    prepared: Preparation = PLAIN,
 ) -> Engine:
     """The engine that trains an experiment's clients where this is called.
 
@@ -88,7 +91,7 @@ def engine_for(
         The model; never changed.
     spec : Train
         The engine that is requested, and how clients train.
-    x, y : Tensor
+    x, y : Tensor or dict of Tensor
         Inputs and targets of the data set, [n, ...].
     clients : int
         The most that may train or evaluate here at a time; 0 where there is only the test set.
@@ -96,6 +99,8 @@ def engine_for(
         The most that sequential clients may take.
     clock : Clock
         The clock to use.
+    prepared : Preparation
+        How batches are prepared for the module.
 
     Raises
     ------
@@ -107,15 +112,15 @@ def engine_for(
     require_device(spec)
     least = 1 if spec.engine == "stacked" else 2
     if spec.engine == "sequential" or clients < least:
-        return SequentialEngine(module, spec, x, y, processes, clock=clock)
+        return SequentialEngine(module, spec, x, y, processes, clock=clock, prepared=prepared)
     try:
-        return StackedEngine(module, spec, x, y, clock)
+        return StackedEngine(module, spec, x, y, clock, prepared=prepared)
     except Exception as error:  # a user's module may do anything when it is copied and traced
         known = isinstance(error, NotStackable)
         reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
     if spec.engine == "stacked":
         raise ModelError(f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'")
-    return SequentialEngine(module, spec, x, y, processes, reason, clock)
+    return SequentialEngine(module, spec, x, y, processes, reason, clock, prepared=prepared)
 
 
 def processes_for(spec: Train, clients: int) -> int:

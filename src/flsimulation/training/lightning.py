@@ -24,9 +24,11 @@ from flsimulation.training.batches import Batches
 from flsimulation.training.callbacks import Deadline, Proximal, Rates, TrainingLoss
 from flsimulation.training.failures import loss_not_finite, no_step, weights_not_finite
 from flsimulation.training.jobs import State, Trained
+from flsimulation.training.measured import Measured
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.scores import scores
 from flsimulation.training.trainers import KeptTrainer, require_own_steps, takes_gpu
+from flsimulation.training.watching import Watched
 
 
 def require_device(spec: Train) -> None:
@@ -144,8 +146,10 @@ class LocalTrainer:
         seed: int = 0,
         expires: float | None = None,
         round: int = 0,
-    ) -> dict[str, float]:
+    ) -> Measured:
         """Scores of a model: the means over examples of what its validation step logs.
+
+        The value of a metric object is that over all examples.
 
         Parameters
         ----------
@@ -165,8 +169,10 @@ class LocalTrainer:
         """
         stage = "validate" if defines("validation_step", self.module) else "test"
         extra: list[pl.Callback] = [Deadline(expires, self._clock)] if expires is not None else []
-        trainer = self._run(stage, self._module(state, round), batches, None, extra, seed)
-        return scores(trainer.callback_metrics)
+        module = self._module(state, round)
+        with Watched(module) as watched:
+            trainer = self._run(stage, module, batches, None, [*extra, watched], seed)
+        return watched.measured(trainer.callback_metrics)
 
     def _module(self, state: State, round: int) -> pl.LightningModule:
         module: Any = copy.deepcopy(self.module)

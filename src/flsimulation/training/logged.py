@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from flsimulation.training.measured import MetricObjects, several_numbers
 
 _REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": np.mean,
@@ -66,6 +69,8 @@ class Log:
     training: bool
     how: list[Logged] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    metrics: MetricObjects | None = None
+    """Takes the metric objects; None where only a Trainer can."""
 
     def log(
         self,
@@ -79,11 +84,17 @@ class Log:
         metric_attribute: str | None = None,
         **others: Any,
     ) -> None:
-        """Take a value in. Raises `CannotTake`."""
+        """Take a value in. Raises `CannotTake`, or `ClientError` for what no Trainer takes."""
+        if isinstance(value, Metric) and self.metrics is not None and not positional:
+            for own in metric_names(name, on_step, on_epoch):
+                self.metrics.log(own, value)
+            return
         if positional or metric_attribute or others.keys() - _WITHOUT_EFFECT:
             raise CannotTake(f"logs {name!r} in a way of its own")
         if isinstance(value, int | float):
             value = torch.full((), float(value))  # a call, so that a graph has the number
+        if isinstance(value, Tensor) and value.numel() != 1 and not self.training:
+            raise several_numbers(name, value)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise CannotTake(f"logs {name!r}, which is no number")
         if any(known.name == name for known in self.how):
@@ -99,8 +110,18 @@ class Log:
 
     def log_dict(self, dictionary: Mapping[str, Any], *positional: Any, **how: Any) -> None:
         """Take several values in. Raises `CannotTake`."""
-        for name, value in dictionary.items():
+        own = {"keep_base": False, "copy_state": False}  # as Lightning asks a collection
+        is_collection = isinstance(dictionary, MetricCollection)
+        items: Any = dictionary.items(**own) if is_collection else dictionary.items()
+        for name, value in items:
             self.log(name, value, *positional, **how)
+
+
+def metric_names(name: str, on_step: bool | None, on_epoch: bool | None) -> list[str]:
+    """Names under which an evaluation has a metric object's value: as for numbers."""
+    if on_epoch is False:
+        return []
+    return [name, f"{name}_epoch"] if on_step else [name]
 
 
 def reduced(

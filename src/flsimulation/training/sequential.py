@@ -6,16 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import pytorch_lightning as pl
-from torch import Tensor
 
 from flsimulation.clock import SYSTEM, Clock
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.experiment.spec import Train
+from flsimulation.host.warned import of_client
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.measured import Measured
+from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.workers import Workers
+from flsimulation.training.workers import Source, Workers
 
 
 class SequentialEngine:
@@ -27,7 +30,7 @@ class SequentialEngine:
         The model; never changed.
     spec : Train
         How clients train.
-    x, y : Tensor
+    x, y : Tensor or dict of Tensor
         Inputs and targets of the data set, [n, ...].
     processes : int
         In which clients train; with one it is this process.
@@ -35,6 +38,8 @@ class SequentialEngine:
         Why they do not train stacked, where that was tried.
     clock : Clock
         The clock to use.
+    prepared : Preparation
+        How batches are prepared for the module.
     """
 
     name, averages = "sequential", False
@@ -43,16 +48,19 @@ class SequentialEngine:
         self,
         module: pl.LightningModule,
         spec: Train,
-        x: Tensor,
-        y: Tensor,
+        x: Leaves,
+        y: Leaves,
         processes: int = 1,
         why_not: str | None = None,
         clock: Clock = SYSTEM,
+        *,
+        prepared: Preparation = PLAIN,
     ) -> None:
         self._trainer = LocalTrainer(module, spec, clock)
         self._workers: Workers | None = None
         if processes > 1:
-            self._workers = Workers(self._fit_one, module.state_dict(), (x, y), processes, clock)
+            source = Source(x, y, prepared)
+            self._workers = Workers(self._fit_one, module.state_dict(), source, processes, clock)
         self.why_not = why_not
 
     @property
@@ -88,15 +96,16 @@ class SequentialEngine:
 
     def _fit_one(self, model: State, job: Job, terms: Terms) -> Trained | ClientError:
         try:
-            return self._trainer.fit(
-                model,
-                job.batches,
-                seed=job.seed(),
-                validation=job.validation,
-                proximal_mu=terms.proximal_mu,
-                expires=terms.expires,
-                round=job.round,
-            )
+            with of_client(job.partition):
+                return self._trainer.fit(
+                    model,
+                    job.batches,
+                    seed=job.seed(),
+                    validation=job.validation,
+                    proximal_mu=terms.proximal_mu,
+                    expires=terms.expires,
+                    round=job.round,
+                )
         except ClientError as error:
             return error
         except Exception as error:
@@ -114,7 +123,7 @@ class Evaluates(Protocol):
         seed: int = 0,
         expires: float | None = None,
         round: int = 0,
-    ) -> dict[str, float]:
+    ) -> Measured:
         """Scores of a model. Raises `ClientError`."""
 
 
@@ -123,7 +132,10 @@ def evaluated_alone(
 ) -> dict[str, float] | ClientError:
     """One client's scores, or why there are none. Raises `NotStackable`."""
     try:
-        return by.evaluate(model, job.batches, seed=job.seed(), expires=expires, round=job.round)
+        with of_client(job.partition):
+            return by.evaluate(
+                model, job.batches, seed=job.seed(), expires=expires, round=job.round
+            )
     except NotStackable:
         raise
     except ClientError as error:

@@ -16,17 +16,28 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flsimulation.clock import Clock
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.host.processes import end_with_parent
+from flsimulation.host.warned import Warned, begin_sending, pass_on, taken
 from flsimulation.training.batches import Batches
 from flsimulation.training.failures import too_late
 from flsimulation.training.jobs import Job, State, Terms, Trained
+from flsimulation.training.preparation import Preparation
 
 FitOne: TypeAlias = Callable[[State, Job, Terms], Trained | ClientError]
 """Trains one client from a model."""
+
+
+class Source(NamedTuple):
+    """What all clients' batches are made of."""
+
+    x: Leaves
+    """Inputs of the data set, [n, ...]."""
+    y: Leaves
+    prepared: Preparation
 
 
 class _Held(NamedTuple):
@@ -35,7 +46,7 @@ class _Held(NamedTuple):
     fit: FitOne
     model: State
     """In shared memory."""
-    data: tuple[Tensor, Tensor]
+    source: Source
 
 
 class _JobParts(NamedTuple):
@@ -53,16 +64,23 @@ class _JobParts(NamedTuple):
         validation = job.validation.parts if job.validation is not None else None
         return cls(job.partition, job.batches.parts, job.seed, validation, job.round)
 
-    def on(self, x: Tensor, y: Tensor) -> Job:
+    def on(self, source: Source) -> Job:
         """The job on this process's data set."""
-        validation = Batches(x, y, *self.validation) if self.validation is not None else None
-        return Job(self.partition, Batches(x, y, *self.batches), self.seed, validation, self.round)
+        x, y, prepared = source
+
+        def batches(parts: tuple[Any, ...]) -> Batches:
+            return Batches(x, y, *parts, prepared=prepared)
+
+        validation = batches(self.validation) if self.validation is not None else None
+        return Job(self.partition, batches(self.batches), self.seed, validation, self.round)
 
 
 _held: _Held | None = None
 """Of a forked process."""
 
 _Arrays: TypeAlias = dict[str, np.ndarray]
+_Answer: TypeAlias = tuple[tuple[Trained, _Arrays] | ClientError, list[Warned]]
+"""A client's result, and the warnings of its process."""
 
 
 class Workers:
@@ -74,19 +92,17 @@ class Workers:
         Trains one client.
     model : dict of Tensor
         Names, shapes and types of the models to come.
-    data : pair of Tensor
-        Inputs and targets of the data set, [n, ...].
+    source : Source
+        The data set.
     count : int
         Processes; they are started with the first clients.
     clock : Clock
         The clock to use.
     """
 
-    def __init__(
-        self, fit: FitOne, model: State, data: tuple[Tensor, Tensor], count: int, clock: Clock
-    ) -> None:
+    def __init__(self, fit: FitOne, model: State, source: Source, count: int, clock: Clock) -> None:
         self._count, self._clock = count, clock
-        self._held = _Held(fit, {n: value.detach().clone() for n, value in model.items()}, data)
+        self._held = _Held(fit, {n: value.detach().clone() for n, value in model.items()}, source)
         for tensor in self._held.model.values():
             tensor.share_memory_()  # type: ignore[no-untyped-call]
         self._pool: ProcessPoolExecutor | None = None
@@ -99,7 +115,7 @@ class Workers:
         for name, value in model.items():
             self._held.model[name].copy_(value)
         pool = self._started()
-        running: list[Future[tuple[Trained, _Arrays] | ClientError]] = []
+        running: list[Future[_Answer]] = []
         try:
             running = [pool.submit(_fit, _JobParts.of(job), terms) for job in jobs]
             yield from (self._result(future, terms.expires) for future in running)
@@ -126,17 +142,16 @@ class Workers:
             self._pool = ProcessPoolExecutor(self._count, context, _begin, given)
         return self._pool
 
-    def _result(
-        self, future: Future[tuple[Trained, _Arrays] | ClientError], expires: float | None
-    ) -> Trained | ClientError:
+    def _result(self, future: Future[_Answer], expires: float | None) -> Trained | ClientError:
         left = None if expires is None else max(0.0, expires - self._clock.time())
         try:
-            found = future.result(left)
+            found, warned = future.result(left)
         except (TimeoutError, BrokenProcessPool, CancelledError):
             self.close()  # a client that hangs is not waited for; the next ones get new processes
             if expires is not None and self._clock.time() >= expires:
                 return too_late()
             return ClientError("lost", "its process was killed, most likely out of memory")
+        pass_on(warned)
         if isinstance(found, ClientError):
             return found
         trained, arrays = found
@@ -154,13 +169,19 @@ def _begin(held: _Held, parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
     _held = held
+    begin_sending()
 
 
-def _fit(parts: _JobParts, terms: Terms) -> tuple[Trained, _Arrays] | ClientError:
+def _fit(parts: _JobParts, terms: Terms) -> _Answer:
+    """Train a client in a forked process; return its warnings, too."""
+    return _fitted(parts, terms), taken()
+
+
+def _fitted(parts: _JobParts, terms: Terms) -> tuple[Trained, _Arrays] | ClientError:
     """Train a client in a forked process; its model as arrays, which need no open file."""
     assert _held is not None  # noqa: S101 - `_begin` has set it
     try:
-        result = _held.fit(dict(_held.model), parts.on(*_held.data), terms)
+        result = _held.fit(dict(_held.model), parts.on(_held.source), terms)
     except Exception as error:
         return ClientError("error", describe_error(error))
     if isinstance(result, ClientError):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flsimulation.cli.columns import in_words, main_metrics
 from flsimulation.cli.deploy.compose import find_files, open_project
 from flsimulation.errors import InputError
 from flsimulation.events import scores_of
@@ -50,6 +51,8 @@ def _text(event: dict[str, Any]) -> str | None:
     if kind == "RunStarted":
         spec = event["experiment"]
         return f"run {spec['name']} started: {spec['strategy.name']}, {spec['data.clients']} clients, {spec['strategy.rounds']} rounds"
+    if kind == "Noticed":
+        return str(event["text"])
     if kind == "ClientsConnected":
         return f"{len(event['partitions'])} of {event['expected']} clients connected"
     if kind == "ClientReplied" and event["reason"] is not None:
@@ -66,7 +69,7 @@ def _text(event: dict[str, Any]) -> str | None:
 
 def _round(event: dict[str, Any]) -> str:
     scores = scores_of(event)
-    parts = [f"{name} {scores[name]:.4f}" for name in ("accuracy", "loss") if name in scores]
+    parts = in_words(scores, main_metrics(scores))
     parts.append(f"{event['seconds']['total']:.2f} s")
     if failed := sum(event["failures"].values()):
         parts.append(f"{failed} failed")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flsimulation.cli.options import Json, Quiet
+from flsimulation.cli.options import Columns, Json, Quiet, listed
 
 MetricsPort = Annotated[
     int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
@@ -159,6 +159,7 @@ def attach(
     superlink: SuperLink = None,
     json: Json = False,
     quiet: Quiet = False,
+    columns: Columns = None,
 ) -> None:
     """Follow a run of a network from its beginning, and exit with its status.
 
@@ -166,7 +167,7 @@ def attach(
     """
     from flsimulation.cli.deploy.runs import attach_command
 
-    attach_command(superlink, run, json=json, quiet=quiet)
+    attach_command(superlink, run, listed(columns), json=json, quiet=quiet)
 
 
 @verbs.command()

@@ -105,7 +105,9 @@ def runs_command(superlink: str | None, limit: int, *, json: bool) -> None:
         typer.echo(f"{len(listed) - limit} older runs; --limit {len(listed)} shows them")
 
 
-def attach_command(superlink: str | None, wanted: str | None, *, json: bool, quiet: bool) -> None:
+def attach_command(
+    superlink: str | None, wanted: str | None, columns: list[str], *, json: bool, quiet: bool
+) -> None:
     """Follow a run from its beginning, as ``flsim run`` shows it."""
     place, console = find_superlink(superlink), RunConsole(quiet=json or quiet)
     with flower(place.superlink) as command:
@@ -117,7 +119,7 @@ def attach_command(superlink: str | None, wanted: str | None, *, json: bool, qui
 
         with contextlib.ExitStack() as stack:
             stack.callback(_say_end, console, place, run)
-            view = stack.enter_context(_shown(console))
+            view = stack.enter_context(_shown(console, columns))
             result = attach_to_run(command, run.id, [view], opened)
     if json:
         typer.echo(result.json())
@@ -161,7 +163,7 @@ def _say(console: Console, lines: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _shown(console: Console) -> Iterator[Sink]:
+def _shown(console: Console, columns: list[str]) -> Iterator[Sink]:
     """A sink that shows a run from the event that says what it is."""
     view: PlainView | None = None
     with contextlib.ExitStack() as stack:
@@ -171,7 +173,7 @@ def _shown(console: Console) -> Iterator[Sink]:
             if console.quiet:
                 return
             if isinstance(event, RunStarted):
-                view = stack.enter_context(view_of(console, event.experiment))
+                view = stack.enter_context(view_of(console, event.experiment, columns))
             if view is not None:
                 view(event)
 

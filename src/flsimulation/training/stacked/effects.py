@@ -7,6 +7,7 @@ import pickle
 import random
 import types
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ def random_states() -> list[Any]:
     return [random.getstate(), (name, np.asarray(keys).tobytes(), *rest), own]
 
 
-def attributes(module: nn.Module, *, strict: bool = False) -> list[Any]:
+def attributes(
+    module: nn.Module, *, strict: bool = False, without: Collection[nn.Module] = ()
+) -> list[Any]:
     """All that a module keeps, in a form that differs once a step has changed it.
 
     Parameters
@@ -33,7 +36,10 @@ def attributes(module: nn.Module, *, strict: bool = False) -> list[Any]:
     strict : bool
         Whether what cannot be looked into counts as changed always, and not only where it is
         replaced: then equal forms are a proof.
+    without : collection of Module
+        Parts to pass over.
     """
+    aside = {id(part) for part in without}
     parts = list(module.modules())
     known = {id(part) for part in parts} if strict else None
     with warnings.catch_warnings():
@@ -41,6 +47,7 @@ def attributes(module: nn.Module, *, strict: bool = False) -> list[Any]:
         return [
             (place, name, _form(value, known))
             for place, part in enumerate(parts)
+            if id(part) not in aside
             for name, value in vars(part).items()
         ]
 

@@ -7,14 +7,15 @@ from collections.abc import Generator, Iterator, Sequence
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from flsimulation.clock import SYSTEM, Clock
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, RunError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.direct import DirectEvaluator
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.sequential import evaluated_alone
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.evaluation import StackedEvaluator
@@ -31,10 +32,12 @@ class StackedEngine:
         The model; never changed.
     spec : Train
         How clients train.
-    x, y : Tensor
+    x, y : Tensor or dict of Tensor
         Inputs and targets of the data set, [n, ...].
     clock : Clock
         The clock to use.
+    prepared : Preparation
+        How batches are prepared for the module.
 
     Raises
     ------
@@ -48,15 +51,19 @@ class StackedEngine:
         self,
         module: pl.LightningModule,
         spec: Train,
-        x: Tensor,
-        y: Tensor,
+        x: Leaves,
+        y: Leaves,
         clock: Clock = SYSTEM,
+        *,
+        prepared: Preparation = PLAIN,
     ) -> None:
-        self._trainer = StackedTrainer(module, spec, x, y, clock)
+        self._trainer = StackedTrainer(module, spec, x, y, clock, prepared=prepared)
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
         self._direct = self._evaluator(module, clock)
-        self._together = StackedEvaluator(self._direct, x, y) if self._direct is not None else None
+        self._together = (
+            StackedEvaluator(self._direct, x, y, prepared) if self._direct is not None else None
+        )
 
     @property
     def gpu(self) -> str | None:

@@ -14,10 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flsimulation import seeds
+from flsimulation.data.leaves import Leaves, first, one
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.direct import DirectEvaluator, EvaluationStep
 from flsimulation.training.jobs import State
+from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.comparison import exactly, is_close
 from flsimulation.training.stacked.compiler.passes import epsilon
 from flsimulation.training.stacked.compiler.step import NotStackable
@@ -36,12 +39,16 @@ class StackedEvaluator:
     ----------
     direct : DirectEvaluator
         Has the model and its step.
-    x, y : Tensor
+    x, y : Tensor or dict of Tensor
         Inputs and targets of the data set, [n, ...].
+    prepared : Preparation
+        How batches are prepared for the module.
     """
 
-    def __init__(self, direct: DirectEvaluator, x: Tensor, y: Tensor) -> None:
-        self._direct, self._data = direct, (x, y)
+    def __init__(
+        self, direct: DirectEvaluator, x: Leaves, y: Leaves, prepared: Preparation = PLAIN
+    ) -> None:
+        self._direct, self._data, self._prepared = direct, (x, y), prepared
         self._can, self._round = True, 0
         self._most: dict[int, int] = {}  # clients of a pass, by the examples of each
 
@@ -109,23 +116,26 @@ class StackedEvaluator:
         """Scores of clients with these examples, int64 [clients, batch]."""
         step = self._taken(state, *gathered(self._data, rows, self._direct.device))
         clients = torch.stack(step.values, 1).tolist()
-        return [self._direct.scores([step._replace(values=own)]) for own in clients]
+        return [scores(self._direct.scores([step._replace(values=own)])) for own in clients]
 
-    def _taken(self, state: State, x: Tensor, y: Tensor) -> EvaluationStep:
+    def _taken(self, state: State, x: Leaves, y: Leaves) -> EvaluationStep:
         """The step for x [clients, batch, ...] and y; each of its values is [clients]."""
         steps = list[EvaluationStep]()
 
-        def step(x: Tensor, y: Tensor) -> list[Tensor]:
-            steps.append(self._direct.step(x, y))
+        def step(x: Leaves, y: Leaves) -> list[Tensor]:
+            steps.append(self._direct.step(self._prepared.form.batch(x, y)))
             return steps[-1].values
 
-        size, known = x.shape[1], x.shape[1] in self._most
+        size = first(x).shape[1]
+        known = size in self._most
         self._direct.load(state, self._round)
         with seeds.global_streams(0), torch.inference_mode():
             streams = random_states()
             values, most = (vmap(step)(x, y), 0) if known else _compared(step, x, y)
             if random_states() != streams or not self._direct.is_new:
                 raise NotStackable("draws random numbers or changes the module")
+            if self._direct.logs_metrics:
+                raise NotStackable("logs metric objects")
         if any(own[:-1] != steps[0][:-1] for own in steps):
             raise NotStackable("logs something else for many clients at once")
         if not known:
@@ -133,18 +143,19 @@ class StackedEvaluator:
         return steps[0]._replace(values=values)
 
 
-def _compared(step: Callable[..., list[Tensor]], x: Tensor, y: Tensor) -> tuple[list[Tensor], int]:
+def _compared(step: Callable[..., list[Tensor]], x: Leaves, y: Leaves) -> tuple[list[Tensor], int]:
     """The step for clients of a size not seen before, and how many of them make a pass."""
     with exactly(), warnings.catch_warnings():
         warnings.filterwarnings("error", "There is a performance drop")  # vmap would loop
         values: list[Tensor] = vmap(step)(x, y)
     with exactly(), _Written() as written:  # type: ignore[no-untyped-call]
-        singles = [step(*own) for own in zip(x, y, strict=True)]
+        clients, size = first(x).shape[:2]
+        singles = [step(one(x, place), one(y, place)) for place in range(clients)]
     alone = [torch.stack(each) for each in zip(*singles, strict=True)]
     pairs = zip(values, alone, strict=True)
-    if not all(is_close(one, other, written.eps, 1.0) for one, other in pairs):
+    if not all(is_close(own, other, written.eps, 1.0) for own, other in pairs):
         raise NotStackable("does something else for many clients at once")
-    most = min(_PASS_BYTES * len(x) // max(1, written.bytes), _PASS_EXAMPLES // x.shape[1])
+    most = min(_PASS_BYTES * clients // max(1, written.bytes), _PASS_EXAMPLES // size)
     return values, max(1, most)
 
 

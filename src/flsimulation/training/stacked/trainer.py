@@ -15,12 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flsimulation.clock import SYSTEM, Clock
+from flsimulation.data.leaves import Leaves, each, examples, nbytes
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
+from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.configuring import Configuring
@@ -47,10 +49,12 @@ class StackedTrainer:
         The model; never changed.
     spec : Train
         Batch size, epochs, gradient clipping, device.
-    x, y : Tensor
+    x, y : Tensor or dict of Tensor
         Inputs and targets of the data set, [n, ...].
     clock : Clock
         The clock to use.
+    prepared : Preparation
+        How batches are prepared for the module.
 
     Raises
     ------
@@ -62,20 +66,23 @@ class StackedTrainer:
         self,
         module: pl.LightningModule,
         spec: Train,
-        x: Tensor,
-        y: Tensor,
+        x: Leaves,
+        y: Leaves,
         clock: Clock = SYSTEM,
+        *,
+        prepared: Preparation = PLAIN,
     ) -> None:
         check_stackable(module, spec)
         gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
         module = copy.deepcopy(module).to(device)
         configuring = Configuring(module, spec.epochs)
-        programs = StepPrograms(module, x[:_EXAMPLES].to(device), y[:_EXAMPLES].to(device))
-        largest = min(spec.batch_size, len(x))
+        few = [each(lambda t: t[:_EXAMPLES].to(device), part) for part in (x, y)]
+        programs = StepPrograms(module, few[0], few[1], prepared.form)
+        largest = min(spec.batch_size, examples(x))
         programs.check_sizes(_probed(largest))
-        if gpu and x.nbytes + y.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-            x, y = x.to(device), y.to(device)
+        if gpu and nbytes(x) + nbytes(y) <= torch.cuda.mem_get_info(device)[0] // 2:
+            x, y = (each(lambda t: t.to(device), part) for part in (x, y))
         named = dict(module.named_parameters())
         tensors = named | dict(module.named_buffers())
         self._stack = Stack(

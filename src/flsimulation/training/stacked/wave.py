@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flsimulation.clock import Clock
+from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.failures import (
@@ -97,8 +98,8 @@ class Stack:
     epoch and the number of a round."""
     epochs: int
     gradient_clip: float
-    x: Tensor
-    y: Tensor
+    x: Leaves
+    y: Leaves
     device: torch.device
     clock: Clock
 

@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flsimulation.data.leaves import Leaves, each, first, one
+from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.stacked.compiler.comparison import are_close, is_half
 from flsimulation.training.stacked.compiler.step import (
@@ -18,7 +20,7 @@ from flsimulation.training.stacked.compiler.step import (
     stacked_step,
     watched,
 )
-from flsimulation.training.stacked.compiler.trace import explained
+from flsimulation.training.stacked.compiler.trace import refusal
 
 
 class EagerStep:
@@ -28,13 +30,25 @@ class EagerStep:
     ----------
     module : LightningModule
         The model; copied.
-    x, y : Tensor
+    x, y : Tensor or dict of Tensor
         Examples of the data set, [n, ...]; n may be small.
+    form : Form
+        What the step receives.
     """
 
-    def __init__(self, module: pl.LightningModule, x: Tensor, y: Tensor) -> None:
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        x: Leaves,
+        y: Leaves,
+        form: Form = PAIR,
+        *,
+        writes: bool = False,
+    ) -> None:
+        self.writes = writes
+        """Whether the step writes into tensors that it makes."""
         self.module = copy.deepcopy(module)
-        self._x, self._y = x, y
+        self.data, self.form = (x, y), form
         parameters = dict(self.module.named_parameters())
         self.trained = [name for name, p in parameters.items() if p.requires_grad]
         """Names of the parameters that are stacked; tied ones once."""
@@ -44,23 +58,27 @@ class EagerStep:
 
     def inputs(
         self, clients: int, examples: int, scales: Sequence[float] | None = None
-    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    ) -> tuple[list[Tensor], list[Tensor], Leaves, Leaves]:
         """Arguments of a step: the module's own weights for all clients, real examples.
 
         With ``scales`` each client has the weights times a number of its own.
         """
         named = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        rows = torch.arange(clients * examples) % len(self._x)
+        rows = torch.arange(clients * examples) % len(first(self.data[0]))
         trained = [torch.stack([named[name].detach()] * clients) for name in self.trained]
         for tensor in trained:
             for own, scale in zip(tensor, scales or (), strict=scales is not None):
                 own *= scale
         shared = [named[name].detach() for name in self.shared]
-        x, y = (t[rows].view(clients, examples, *t.shape[1:]) for t in (self._x, self._y))
+
+        def taken(tensor: Tensor) -> Tensor:
+            return tensor[rows].view(clients, examples, *tensor.shape[1:])
+
+        x, y = (each(taken, part) for part in self.data)
         return trained, shared, x, y
 
     def stacked(
-        self, trained: Sequence[Tensor], shared: Sequence[Tensor], x: Tensor, y: Tensor
+        self, trained: Sequence[Tensor], shared: Sequence[Tensor], x: Leaves, y: Leaves
     ) -> tuple[Step, list[Logged]]:
         """All clients' step by vmap, and how its values are logged. Raises `NotStackable`."""
         log = Log(training=True)
@@ -68,25 +86,32 @@ class EagerStep:
             leaves = [tensor.detach().requires_grad_() for tensor in trained]
             module = watched(copy.deepcopy(self.module), log)
             try:
-                values = stacked_step(module, self.trained, self.shared, leaves, shared, x, y)
+                values = stacked_step(
+                    *(module, self.trained, self.shared, leaves, shared, x, y, self.form),
+                    writes=self.writes,
+                )
             except (Exception, SystemExit) as error:
-                raise NotStackable(explained(error)) from error
+                raise refusal(error) from error
         return Step.taken(values, len(log.how)), log.how
 
-    def alone(self, trained: Sequence[Tensor], x: Tensor, y: Tensor) -> Step:
+    def alone(self, trained: Sequence[Tensor], x: Leaves, y: Leaves) -> Step:
         """One client's step without vmap, as one of many; the client is the first of the stack."""
         log = Log(training=True)
         module = watched(copy.deepcopy(self.module), log)
         try:
-            values = alone_step(module, self.trained, [t[0] for t in trained], x[0], y[0])
+            own = [t[0] for t in trained]
+            values = alone_step(module, self.trained, own, one(x, 0), one(y, 0), self.form)
         except CannotTake as reason:
             raise NotStackable(f"training_step {reason}") from None
         return Step.taken([None if v is None else v[None] for v in values], len(log.how))
 
     def in_double(self) -> EagerStep:
         """The same step in float64."""
-        x, y = (t.double() if t.is_floating_point() else t for t in (self._x, self._y))
-        return EagerStep(copy.deepcopy(self.module).double(), x, y)
+        x, y = (
+            each(lambda t: t.double() if t.is_floating_point() else t, part) for part in self.data
+        )
+        module = copy.deepcopy(self.module).double()
+        return EagerStep(module, x, y, self.form, writes=self.writes)
 
 
 def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[float]) -> bool:
@@ -127,6 +152,8 @@ def _agrees(step: EagerStep, clients: int, examples: int, eps: Sequence[float], 
     together, _ = step.stacked(trained, shared, x, y)
     places = [slice(place, place + 1) for place in range(clients)]
     return all(
-        are_close(together.of(own), step.alone([t[own] for t in trained], x[own], y[own]), eps)
+        are_close(
+            together.of(own), step.alone([t[own] for t in trained], one(x, own), one(y, own)), eps
+        )
         for own in places
     )

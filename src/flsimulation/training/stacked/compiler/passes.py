@@ -93,7 +93,10 @@ def descend_in_place(graph: Graph, rates: tuple[float, ...]) -> bool:
 
 def draws_random_numbers(graph: Graph) -> bool:
     """Whether a call depends on the state of a random generator."""
-    return any(torch.Tag.nondeterministic_seeded in _tags(node) for node in graph.nodes)
+    return any(
+        torch.Tag.nondeterministic_seeded in _tags(node) and not _drops_nothing(node)
+        for node in graph.nodes
+    )
 
 
 def writes_in_place(graph: Graph) -> bool:
@@ -236,6 +239,17 @@ def _has_effect(node: Node) -> bool:
 
 def _tags(node: Node) -> Any:
     return getattr(node.target, "tags", ()) if node.op == "call_function" else ()
+
+
+def _drops_nothing(node: Node) -> bool:
+    """Whether a call has a probability of dropout, and it is 0."""
+    names = [argument.name for argument in _schema(node).arguments]
+    if "dropout_p" not in names:
+        return False
+    place = names.index("dropout_p")
+    default = _schema(node).arguments[place].default_value
+    given = node.args[place] if len(node.args) > place else node.kwargs.get("dropout_p", default)
+    return bool(given == 0)
 
 
 def _frozen(value: Any) -> Any:

@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.fx import Graph
 
 from flsimulation import seeds
+from flsimulation.data.leaves import Leaves, first, leaves, one, refilled
 from flsimulation.errors import describe_error
+from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.comparison import are_close, exactly, has_moved
@@ -28,13 +30,14 @@ from flsimulation.training.stacked.compiler.eager import EagerStep, is_same_alon
 from flsimulation.training.stacked.compiler.step import (
     NotStackable,
     Step,
+    WritesInPlace,
     loss_of,
     stacked_step,
     watched,
 )
 from flsimulation.training.stacked.compiler.template import template_of, written
 from flsimulation.training.stacked.compiler.torchscript import compiled
-from flsimulation.training.stacked.compiler.trace import explained, traced
+from flsimulation.training.stacked.compiler.trace import refusal, traced
 from flsimulation.training.stacked.effects import random_states
 
 _TRACED = ((2, 11), (3, 13))
@@ -52,8 +55,10 @@ class StepPrograms:
     ----------
     module : LightningModule
         The model; copied.
-    x, y : Tensor
+    x, y : Tensor or dict of Tensor
         Examples of the data set, [n, ...]; n may be small.
+    form : Form
+        What the step receives.
 
     Raises
     ------
@@ -61,8 +66,8 @@ class StepPrograms:
         If the step cannot be traced, or means something else for other sizes.
     """
 
-    def __init__(self, module: pl.LightningModule, x: Tensor, y: Tensor) -> None:
-        self._eager = EagerStep(module, x, y)
+    def __init__(self, module: pl.LightningModule, x: Leaves, y: Leaves, form: Form = PAIR) -> None:
+        self._eager = EagerStep(module, x, y, form)
         self._module = self._eager.module
         self.trained, self.shared = self._eager.trained, self._eager.shared
         """Names of the parameters that are stacked, tied ones once, and of all that is not."""
@@ -71,7 +76,7 @@ class StepPrograms:
         self._programs: dict[Any, Callable[..., Any]] = {}
         self._lock = threading.RLock()
         self._templates: dict[tuple[float, ...] | None, list[Any] | None] = {}
-        self._graphs = [self._traced(*sizes) for sizes in _TRACED]
+        self._graphs = self._all_traced()
         self._template(None)  # or NotStackable, now
         self._eps = passes.coarsest(self._graphs[0])
         with exactly():
@@ -80,7 +85,7 @@ class StepPrograms:
 
     def program(
         self, clients: int, examples: int, rates: tuple[float, ...] | None = None
-    ) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor, Tensor], Step]:
+    ) -> Callable[[Sequence[Tensor], Sequence[Tensor], Leaves, Leaves], Step]:
         """The program for a number of clients and of examples per batch.
 
         Parameters
@@ -113,35 +118,22 @@ class StepPrograms:
             return self._template(rates) is not None
 
     def eager(
-        self, trained: Sequence[Tensor], shared: Sequence[Tensor], x: Tensor, y: Tensor
+        self, trained: Sequence[Tensor], shared: Sequence[Tensor], x: Leaves, y: Leaves
     ) -> Step:
         """The same step by vmap and autograd, for any sizes. Raises `NotStackable`."""
         with self._lock:  # no two threads may be in vmap at once
             step, how = self._eager.stacked(trained, shared, x, y)
-        self._check_same(how, x.shape[1])
+        self._check_same(how, first(x).shape[1])
         return step
 
     def check_sizes(self, sizes: Iterable[int]) -> None:
         """Raise `NotStackable` if the step fails, logs otherwise or draws for one of these sizes."""
         for examples in sizes:
-            *_, x, y = self.inputs(1, examples)
-            log = Log(training=True)
-            with seeds.global_streams(0), torch.no_grad():
-                before = random_states()
-                try:
-                    loss_of(watched(copy.deepcopy(self._module), log), x[0], y[0])
-                except (NotStackable, CannotTake) as reason:
-                    raise NotStackable(explained(reason)) from None
-                except (Exception, SystemExit) as error:
-                    text = f"fails for a batch of {examples} ({describe_error(error)})"
-                    raise NotStackable(f"training_step {text}") from error
-                if random_states() != before:
-                    raise NotStackable("training_step draws random numbers")
-            self._check_same(log.how, examples)
+            self._check_same(self._alone(examples), examples)
 
     def inputs(
         self, clients: int, examples: int
-    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    ) -> tuple[list[Tensor], list[Tensor], Leaves, Leaves]:
         """Arguments of a program: the module's own weights for all clients, real examples."""
         return self._eager.inputs(clients, examples)
 
@@ -162,18 +154,18 @@ class StepPrograms:
         run: Callable[..., Any],
         trained: Sequence[Tensor],
         shared: Sequence[Tensor],
-        x: Tensor,
-        y: Tensor,
+        x: Leaves,
+        y: Leaves,
     ) -> Step:
-        return Step.taken(run(*trained, *shared, x, y), len(self.how))
+        return Step.taken(run(*trained, *shared, *leaves(x), *leaves(y)), len(self.how))
 
     def _by_autograd(
         self,
         rates: tuple[float, ...] | None,
         trained: Sequence[Tensor],
         shared: Sequence[Tensor],
-        x: Tensor,
-        y: Tensor,
+        x: Leaves,
+        y: Leaves,
     ) -> Step:
         step = self.eager(trained, shared, x, y)
         if rates is None:
@@ -223,18 +215,54 @@ class StepPrograms:
             self._templates[rates] = found
         return self._templates[rates]
 
+    def _alone(self, examples: int) -> list[Logged]:
+        """How one client's step logs, without vmap. Raises `NotStackable`."""
+        *_, x, y = self.inputs(1, examples)
+        log = Log(training=True)
+        with seeds.global_streams(0), torch.no_grad():
+            before = random_states()
+            try:
+                module = watched(copy.deepcopy(self._module), log)
+                loss_of(module, one(x, 0), one(y, 0), self._eager.form)
+            except (NotStackable, CannotTake) as reason:
+                raise refusal(reason) from None
+            except (Exception, SystemExit) as error:
+                text = f"fails for a batch of {examples} ({describe_error(error)})"
+                raise NotStackable(f"training_step {text}") from error
+            if random_states() != before:
+                raise NotStackable("training_step draws random numbers")
+        return log.how
+
+    def _all_traced(self) -> list[Graph]:
+        """The graphs for both sizes; a second time where the step writes into its own tensors."""
+        try:
+            return [self._traced(*sizes) for sizes in _TRACED]
+        except WritesInPlace:
+            self._alone(_TRACED[0][1])  # raises if what it writes into is the module's
+            self._eager.writes = True
+            return [self._traced(*sizes) for sizes in _TRACED]
+
     def _traced(self, clients: int, examples: int) -> Graph:
         trained, shared, x, y = self.inputs(clients, examples)
-        split, log = len(trained), Log(training=True)
+        split, end = len(trained), len(trained) + len(shared)
+        log, given = Log(training=True), [*leaves(x), *leaves(y)]
         module = watched(copy.deepcopy(self._module), log)
 
         def step(*tensors: Tensor) -> Any:
-            leaves = list(tensors[:split])
+            batch, inputs = list(tensors[end:]), len(leaves(x))
             return stacked_step(
-                module, self.trained, self.shared, leaves, tensors[split:-2], *tensors[-2:]
+                module,
+                self.trained,
+                self.shared,
+                tensors[:split],
+                tensors[split:end],
+                refilled(x, batch[:inputs]),
+                refilled(y, batch[inputs:]),
+                self._eager.form,
+                writes=self._eager.writes,
             )
 
-        graph = traced(step, module, [*trained, *shared, x, y], split)
+        graph = traced(step, module, [*trained, *shared, *given], split)
         if self.how:
             self._check_same(log.how, examples)
         else:

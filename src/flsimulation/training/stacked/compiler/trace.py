@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +13,11 @@ from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from flsimulation import seeds
-from flsimulation.errors import describe_error
+from flsimulation.errors import describe_error, place_of
 from flsimulation.training.logged import CannotTake
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.convolution import replacements
-from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.compiler.step import NotStackable, WritesInPlace
 from flsimulation.training.stacked.effects import attributes, random_states
 
 
@@ -58,7 +59,7 @@ def traced(
                     pure = torch.func.functionalize(found, remove="mutations")
                     found = make_fx(pure, instead)(*(t.detach() for t in tensors))
         except (Exception, SystemExit) as error:
-            raise NotStackable(explained(error)) from error
+            raise refusal(error) from error
         drawn = random_states() != streams
     if drawn or passes.draws_random_numbers(found.graph):
         raise NotStackable("training_step draws random numbers")
@@ -71,13 +72,26 @@ def traced(
     return found.graph
 
 
-def explained(error: BaseException) -> str:
+def refusal(error: BaseException) -> NotStackable:
     """Why a step that failed so cannot be a program."""
+    if isinstance(error, WritesInPlace):
+        return error
     text = str(error)
     if isinstance(error, NotStackable | CannotTake):
-        return f"training_step {text}"
+        return NotStackable(f"training_step {text}")
+    described, place = describe_error(error), place_of(error)
     if "random operation" in text or "randomness" in text:
-        return "training_step draws random numbers"
-    if any(words in text for words in ("in-place", "inplace", "in place")):
-        return "training_step changes buffers of the module"
-    return f"training_step cannot be traced ({describe_error(error)})"
+        return NotStackable(f"training_step draws random numbers{place}")
+    if _IN_PLACE.search(text):
+        return WritesInPlace(f"training_step writes in place into a tensor that it made{place}")
+    if found := _NO_FORM.search(text):
+        return NotStackable(
+            f"PyTorch's vmap cannot take {found[1] or found[2]} of many clients at once{place}"
+        )
+    return NotStackable(f"training_step cannot be traced ({described})")
+
+
+_IN_PLACE = re.compile(r"in-?\s?place", re.IGNORECASE)
+_NO_FORM = re.compile(
+    r"Batching rule not implemented for (?:aten::)?(\w+)|aten::(\w+) hit the vmap fallback"
+)

@@ -1,21 +1,23 @@
-"""What the shipped models share: cross-entropy, accuracy, SGD or Adam."""
+"""What the shipped models share: a loss and scores by task, SGD or Adam."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from flsimulation.models.goals import Task, goal_of
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
-"""Inputs, float32 [batch, ...], and labels, int64 [batch]."""
+"""Inputs [batch, ...] and labels, in the form of the task."""
 Optimizer: TypeAlias = Literal["sgd", "adam"]
 
 
-class Classifier(pl.LightningModule):
-    """A classifier trained with cross-entropy; subclasses define ``forward``.
+class Supervised(pl.LightningModule):
+    """A model that learns labels; subclasses define ``forward`` as `output` of the last layer.
 
     Parameters
     ----------
@@ -25,9 +27,24 @@ class Classifier(pl.LightningModule):
         The clients' optimizer.
     momentum : float
         Momentum of SGD; Adam ignores it.
+    task : str
+        What the labels are; it decides the loss and the scores.
+    outputs : int
+        Width of the last layer.
+    mean, deviation : sequence of float
+        Under ``regression``, of each number to predict; by default 0 and 1.
     """
 
-    def __init__(self, learning_rate: float, optimizer: Optimizer, momentum: float = 0.0) -> None:
+    def __init__(
+        self,
+        learning_rate: float,
+        optimizer: Optimizer,
+        momentum: float = 0.0,
+        task: Task = "classification",
+        outputs: int = 1,
+        mean: Sequence[float] = (),
+        deviation: Sequence[float] = (),
+    ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "adam"):
             raise ValueError(f"optimizer must be 'sgd' or 'adam', got {optimizer!r}")
@@ -36,25 +53,33 @@ class Classifier(pl.LightningModule):
         self.learning_rate = learning_rate
         self.optimizer = optimizer
         self.momentum = momentum
+        self.goal = goal_of(task, outputs, mean, deviation)
+
+    def output(self, raw: Tensor) -> Tensor:
+        """The model's output for what its last layer returns: logits, or predictions."""
+        return self.goal.output(raw)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, a scalar.
+        """Mean loss of the batch, a scalar.
 
         It is not logged: the engine averages the returned loss, and ``self.log`` costs
         a small model a fifth of its time.
         """
         x, y = batch
-        return functional.cross_entropy(self(x), y)
+        return self.goal.loss(self(x), y)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the mean cross-entropy and the accuracy (0..1) of the batch."""
+        """Log the task's loss and scores."""
         x, y = batch
-        logits = self(x)
-        self.log("val_loss", functional.cross_entropy(logits, y))
-        self.log("val_accuracy", (logits.argmax(dim=1) == y).float().mean())
+        self.goal.log_scores(self.log, self(x), y)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A new optimizer, without any state of an earlier fit."""
         if self.optimizer == "adam":
             return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
         return torch.optim.SGD(self.parameters(), lr=self.learning_rate, momentum=self.momentum)
+
+
+def flat(x: Tensor) -> Tensor:
+    """Inputs as float32 [batch, inputs]; floats keep their type."""
+    return x.flatten(1) if x.is_floating_point() else x.flatten(1).float()

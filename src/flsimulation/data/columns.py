@@ -1,0 +1,179 @@
+"""Columns of a table: which are inputs, and how cells become numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from flsimulation.data.dataset import Column
+from flsimulation.data.refusal import refusal
+from flsimulation.experiment.spec import Data
+
+_INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)")
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?([.,]\d*)?(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
+_DATE = re.compile(r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2}.*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}.*")
+_MOST_CATEGORIES = 50
+_FEWEST = 10  # categories that are always accepted
+_STRAY = 0.2  # share of a column of numbers that may be words, and still is one with mistakes
+
+
+class Text(NamedTuple):
+    """Cells of a text column, and the place that errors name."""
+
+    cells: np.ndarray
+    """str [n]; empty where missing."""
+    name: str
+    file: str
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Whether each cell is empty, bool [n]."""
+        return np.asarray(self.cells == "")
+
+
+def values(text: Text, decimal: str, words: tuple[str, ...], spec: Data) -> np.ndarray:
+    """Labels or clients: numbers where every cell is written as a number, else text.
+
+    ``01`` is text, because a number would not keep its zero; so is ``NA``.
+
+    Raises
+    ------
+    DataError
+        If a cell is empty, or a column of numbers has a word for a missing one.
+    """
+    cells = text.cells
+    if missing := int(text.missing.sum()):
+        raise refusal(
+            spec,
+            f"{text.file} has {missing} empty cells in "
+            f"{text.name!r}, the first in row {_row(text.missing)}; fill them",
+        )
+    distinct = np.unique(cells).tolist()
+    plain = [cell for cell in distinct if _is_number(cell, decimal)]
+    if len(plain) == len(distinct):
+        return _parsed(cells, distinct, decimal)
+    absent = [cell for cell in distinct if cell in words]
+    if len(plain) > 2 and len(plain) + len(absent) == len(distinct) and spec.task == "auto":
+        where = np.isin(cells, absent)
+        raise refusal(
+            spec,
+            f"column {text.name!r} of {text.file} has numbers and "
+            f"{int(where.sum())} times {absent[0]!r}, the first in row {_row(where)}; remove these "
+            f"rows, or set data.task = 'classification' if it is a class",
+        )
+    return cells
+
+
+def categories(text: Text, spec: Data) -> tuple[str, ...]:
+    """Categories of a text column in sorted order, after it is sure that it has categories.
+
+    Raises
+    ------
+    DataError
+        If the cells are dates, numbers with mistakes, or free text.
+    """
+    cells = text.cells[~text.missing]
+    distinct = np.unique(cells).tolist()
+    place = f"column {text.name!r} of {text.file}"
+    numbers = [cell for cell in distinct if _NUMBER.fullmatch(cell)]
+    if distinct and sum(bool(_DATE.fullmatch(cell)) for cell in distinct) >= 0.9 * len(distinct):
+        raise refusal(
+            spec, f"{place} has dates such as {distinct[0]!r}, which are no input; turn them into "
+            f"numbers, or leave the column out by data.input-columns"
+        )  # fmt: skip
+    odd = ~np.isin(cells, numbers)
+    if numbers and 0 < odd.mean() <= _STRAY and len(numbers) > 2:
+        word, row = cells[odd][0], _row(text.cells == cells[odd][0])
+        raise refusal(
+            spec, f"{place} has numbers, but {word!r} in row {row} ({int(odd.sum())} such cells); "
+            f"correct them, or add {word!r} to data.missing-values"
+        )  # fmt: skip
+    if len(distinct) > max(_FEWEST, min(_MOST_CATEGORIES, len(cells) / 2)):
+        hint = " numbers as text" if len(numbers) == len(distinct) else " distinct words"
+        raise refusal(
+            spec, f"{place} has {len(distinct):,}{hint} in {len(cells):,} rows (such as "
+            f"{distinct[0]!r}), too many for categories; leave it out by data.input-columns"
+            f"{', or set data.decimal' if 'numbers' in hint else ''}"
+        )  # fmt: skip
+    return tuple(distinct)
+
+
+def one_hot(text: Text, names: tuple[str, ...], spec: Data) -> np.ndarray:
+    """Cells as float32 [n, categories]; an empty one is NaN, in all of its row's numbers.
+
+    Raises
+    ------
+    DataError
+        If a cell is none of the categories.
+    """
+    index = {name: number for number, name in enumerate(names)}
+    numbers = np.array([index.get(cell, -1) for cell in text.cells.tolist()])
+    unknown = (numbers < 0) & ~text.missing
+    if unknown.any():
+        raise refusal(
+            spec, f"column {text.name!r} of {text.file} has {text.cells[unknown][0]!r} in row "
+            f"{_row(unknown)}, which the training file does not have; correct it, or add rows "
+            f"of it to the training file"
+        )  # fmt: skip
+    hot = np.zeros((len(numbers), len(names)), np.float32)
+    hot[np.arange(len(numbers)), numbers] = 1  # the last one for empty cells, replaced now
+    hot[text.missing] = np.nan
+    return hot
+
+
+def check_numbers(numbers: np.ndarray, name: str, file: str, spec: Data) -> None:
+    """Refuse infinity, and what is missing where ``data.fill`` does not say what replaces it."""
+    infinite = np.isinf(numbers)
+    if infinite.any():
+        value = numbers[infinite][0]
+        raise refusal(
+            spec, f"column {name!r} of {file} has {int(infinite.sum())} infinite numbers, the "
+            f"first, {value:g}, in row {_row(infinite)}; correct them, or leave the column out by "
+            f"data.input-columns"
+        )  # fmt: skip
+    check_missing(np.isnan(numbers), name, file, spec)
+
+
+def check_missing(missing: np.ndarray, name: str, file: str, spec: Data) -> None:
+    """Refuse missing cells, bool [n], where ``data.fill`` does not say what replaces them."""
+    if missing.any() and spec.fill == "refuse":
+        raise refusal(
+            spec, f"{file} has {int(missing.sum())} missing cells in column {name!r}, the first in "
+            f"row {_row(missing)}; fill them, or set data.fill to mean, median, zero or drop"
+        )  # fmt: skip
+
+
+def kinds(columns: tuple[Column, ...], categories: Mapping[str, tuple[str, ...]]) -> str:
+    """The inputs for a note: ``rooms, area (number), site (category: AS, EU, NA)``."""
+    numbers = [column.name for column in columns if column.kind == "number"]
+    listed = numbers if len(numbers) <= 8 else [*numbers[:6], "...", numbers[-1]]
+    parts = [f"{', '.join(listed)} (number)"] if numbers else []
+    for column in columns:
+        if column.kind == "category":
+            named = categories[column.name]
+            listed = [*named] if len(named) <= 6 else [*named[:5], f"... {len(named)}"]
+            parts.append(f"{column.name} (category: {', '.join(listed)})")
+    return ", ".join(parts)
+
+
+def _parsed(cells: np.ndarray, distinct: list[str], decimal: str) -> np.ndarray:
+    if all(_INTEGER.fullmatch(cell) for cell in distinct):
+        whole = np.array([int(cell) for cell in cells.tolist()], dtype=object)
+        if abs(whole).max() < 2**63:
+            return whole.astype(np.int64)
+        return cells
+    return np.array([float(cell.replace(decimal, ".")) for cell in cells.tolist()])
+
+
+def _is_number(cell: str, decimal: str) -> bool:
+    other = "," if decimal == "." else "."
+    found = _NUMBER.fullmatch(cell) and any(c.isdigit() for c in cell)
+    return bool(found) and other not in cell
+
+
+def _row(where: np.ndarray) -> int:
+    """Number of the first row, from 1, below the header."""
+    return int(np.argmax(where)) + 1

@@ -1,0 +1,97 @@
+"""What a shipped model takes from the data set: its sizes, and what it learns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from flsimulation.data.dataset import Dataset
+from flsimulation.data.leaves import first
+from flsimulation.errors import ModelError
+from flsimulation.models.goals import spread_of
+
+TASKS = {
+    "mlp": ("classification", "regression", "multilabel"),
+    "2nn": ("classification", "regression", "multilabel"),
+    "logistic": ("classification", "regression", "multilabel"),
+    "cnn": ("classification", "regression", "multilabel"),
+    "unet": ("segmentation",),
+    "lstm": ("language", "classification", "regression", "multilabel"),
+}
+"""Tasks of the shipped models, by name."""
+
+
+def sizes_for(name: str, dataset: Dataset) -> dict[str, Any]:
+    """Keyword arguments of a shipped model that the data set decides.
+
+    Raises
+    ------
+    ModelError
+        If the model has no form for the data set's task or inputs.
+    """
+    if isinstance(dataset.x_train, dict):
+        raise ModelError(
+            f"model.class {name!r} takes one input, but {dataset.name} has several: "
+            f"{', '.join(dataset.x_train)}; use a class of your own"
+        )
+    task = dataset.task if dataset.task != "auto" else _guessed(dataset)
+    if task not in TASKS[name]:
+        fitting = [repr(model) for model, tasks in TASKS.items() if task in tasks]
+        raise ModelError(
+            f"model.class {name!r} has no form for {task} (data.task); use "
+            f"{', '.join(fitting)} or a class of your own"
+        )
+    return {**_inputs(name, dataset), **_outputs(name, task, dataset)}
+
+
+def _guessed(dataset: Dataset) -> str:
+    """The task of a data set that was made without `load_dataset`."""
+    return "classification" if dataset.labels is not None else "regression"
+
+
+def _inputs(name: str, dataset: Dataset) -> dict[str, Any]:
+    x = first(dataset.x_train)
+    shape = tuple(x.shape[1:])
+    if name in ("cnn", "unet"):
+        if len(shape) != 3 or (name == "cnn" and shape[1] != shape[2]):
+            raise ModelError(
+                f"model.class {name!r} needs {'square ' * (name == 'cnn')}images, but "
+                f"{dataset.name} has inputs of shape {shape}; use 'mlp' or a class of your own"
+            )
+        return {"channels": shape[0]} | ({"side": shape[1]} if name == "cnn" else {})
+    if name == "lstm":
+        if len(shape) != 1 or x.is_floating_point():
+            raise ModelError(
+                f"model.class 'lstm' needs tokens, integers of shape (tokens,), but {dataset.name} "
+                f"has {x.dtype} of shape {shape}; use 'mlp' or a class of your own"
+            )
+        return {"vocabulary": _vocabulary(dataset)}
+    return {"inputs": math.prod(shape)}
+
+
+def _outputs(name: str, task: str, dataset: Dataset) -> dict[str, Any]:
+    if task == "language":
+        return {"classes": _vocabulary(dataset)}
+    own = {} if task == TASKS[name][0] else {"task": task}
+    if task == "regression":
+        mean, deviation = spread_of(dataset.y_train)
+        return {**own, "classes": len(mean), "mean": mean, "deviation": deviation}
+    if task == "multilabel":
+        return {**own, "classes": dataset.y_train.shape[1]}
+    if task == "classification" and dataset.y_train.ndim > 1:  # probabilities
+        return {**own, "classes": dataset.y_train.shape[1]}
+    return {**own, "classes": len(dataset.classes) or _largest(dataset.y_train, dataset.y_test) + 1}
+
+
+def _vocabulary(dataset: Dataset) -> int:
+    """Tokens are 0 to the largest of the inputs and, where these are tokens too, the labels."""
+    parts = [first(dataset.x_train), first(dataset.x_test)]
+    if dataset.task == "language":
+        parts += [dataset.y_train, dataset.y_test]
+    return _largest(*parts) + 1
+
+
+def _largest(*parts: torch.Tensor) -> int:
+    return max(int(part.max()) for part in parts)

@@ -1,0 +1,68 @@
+"""States of metric objects as Flower's records, and their merging over clients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from flwr.app import ArrayRecord
+from torch import nn
+from torchmetrics import Metric
+
+from flsimulation.errors import ClientError
+from flsimulation.messages.arrays import HeldArray, joined
+from flsimulation.training.measured import Arrays, Measured, MetricState, Value, merged
+
+_BETWEEN = "\n"  # score, path of the metric, state
+
+
+def record_of_states(scores: Mapping[str, float]) -> ArrayRecord | None:
+    """The states behind a client's scores, not copied; None without any."""
+    states = scores.states if isinstance(scores, Measured) else None
+    if not states:
+        return None
+    return joined(
+        {
+            _BETWEEN.join((score, path, name)): HeldArray(array)
+            for score, (path, arrays) in states.items()
+            for name, array in arrays.items()
+        }
+    )
+
+
+def states_in(record: ArrayRecord) -> dict[str, MetricState]:
+    """The states in a record, by name of the score."""
+    found: dict[str, tuple[str, dict[str, object]]] = {}
+    for key, array in record.items():
+        score, path, name = key.split(_BETWEEN)
+        found.setdefault(score, (path, {}))[1][name] = array.numpy()
+    return {score: MetricState(path, arrays) for score, (path, arrays) in found.items()}  # type: ignore[arg-type]
+
+
+def merged_scores(module: nn.Module, clients: Sequence[ArrayRecord]) -> dict[str, Value]:
+    """The scores over the examples of all clients, by name.
+
+    Parameters
+    ----------
+    module : Module
+        Has metrics as the clients' have; not changed.
+    clients : sequence of ArrayRecord
+        Each client's states, by `record_of_states`.
+    """
+    states: dict[str, list[Arrays]] = {}
+    paths: dict[str, str] = {}
+    for record in clients:
+        for score, (path, arrays) in states_in(record).items():
+            states.setdefault(score, []).append(arrays)
+            paths[score] = path
+    return {score: _merged(module, paths[score], own, score) for score, own in states.items()}
+
+
+def _merged(module: nn.Module, path: str, clients: Sequence[Arrays], score: str) -> Value:
+    metric = module.get_submodule(path)
+    if not isinstance(metric, Metric):
+        return Value(math.nan, f"the server's module has no metric {path}")
+    try:
+        return merged(metric, clients, score)
+    except ClientError as error:
+        return Value(math.nan, str(error))
