@@ -293,6 +293,18 @@ def test_verify_finds_that_both_runtimes_agree(network: Network) -> None:
     assert lines[-1].startswith("agree: 2 rounds, ")
 
 
+def test_transforms_draw_the_same_on_a_network_as_in_one_process(network: Network) -> None:
+    (network.folder / "noise.py").write_text(
+        "import torch\n\ndef train(x, generator):\n"
+        "    return x + torch.randn(x.shape, generator=generator) * torch.rand(())\n"
+    )
+    sets = [f"--set={item}" for item in (*SMALL, "strategy.rounds=1")]
+    sets += ["--set=data.transform=noise.py:train", "--set=train.engine=sequential"]
+    done = flsim("verify", f"--superlink={network.address}", *sets, cwd=network.folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("agree: 1 rounds, ")
+
+
 def test_people_see_the_same_lines_as_in_one_process(network: Network) -> None:
     done = network.run("--set=strategy.rounds=1")
     assert done.returncode == 0, done.stderr

@@ -166,6 +166,24 @@ def test_two_runs_on_as_many_actors_are_the_same_bit_for_bit(
     assert len(set(digests)) == 2
 
 
+def test_transforms_draw_the_same_on_actors_as_in_one_process(
+    pool: Actors, make_experiment: Make, own_modules: Callable[[str], Path]
+) -> None:
+    path = own_modules(
+        "import torch\n\ndef train(x, generator):\n"
+        "    return x + torch.randn(x.shape, generator=generator) + torch.rand(len(x), 1)\n\n"
+        "def test(x):\n    return x + torch.rand(len(x), 1)\n"
+    )
+    names = {"transform": f"{path}:train", "evaluation-transform": f"{path}:test"}
+    spec = make_experiment(data=names, train={"engine": "sequential"})
+    here, there = Observed(), Observed()
+    run_in_process(spec, [here])
+    on_ray(pool, spec, there)
+    assert compare(here, there) == []
+    digests = [e.weights_sha256 for e in there.rounds]
+    assert digests == [e.weights_sha256 for e in here.rounds]
+
+
 def test_each_actor_gets_one_message_for_its_share_of_a_stacked_cohort(
     pool: Actors, make_experiment: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

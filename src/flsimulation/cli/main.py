@@ -132,6 +132,25 @@ def partition(
 
 
 @app.command()
+def data(
+    source: Annotated[str | None, typer.Argument(metavar="[FILE]")] = None,
+    overrides: Overrides = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Where to write the PNG. [default: data-<name>.png]")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show how the data is understood: rows, task, columns or classes, and examples as PNG.
+
+    FILE is an experiment file, or the data itself: a .csv, a .npz, a folder, or what
+    data.dataset accepts. Without it, the default experiment is used.
+    """
+    from flsimulation.cli.data import data_command
+
+    data_command(source, overrides or [], png, as_json=json)
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
     png: Annotated[bool, typer.Option("--png", help="Also write each plot as PNG.")] = False,

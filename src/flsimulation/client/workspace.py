@@ -112,6 +112,7 @@ class Workspace:
             indices,
             spec.train.batch_size,
             stream,
+            functools.partial(seeds.integer, spec.seed, "transform", round, partition),
             prepared=self.prepared,
         )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 Leaves: TypeAlias = Tensor | dict[str, Tensor]
@@ -40,6 +41,19 @@ def one(value: Leaves, place: Any) -> Leaves:
     return each(lambda tensor: tensor[place], value)
 
 
+def stacked(values: Sequence[Leaves]) -> Leaves:
+    """Several values of one shape and with the same names as one, [values, ...].
+
+    Raises
+    ------
+    RuntimeError, KeyError
+        If they are not alike.
+    """
+    if isinstance(values[0], Tensor):
+        return torch.stack([first(own) for own in values])
+    return {name: torch.stack([dict(named(own))[name] for own in values]) for name in values[0]}
+
+
 def refilled(like: Leaves, tensors: list[Tensor]) -> Leaves:
     """Other tensors, in the order of `leaves`, under the names of ``like``."""
     if isinstance(like, Tensor):
@@ -61,6 +75,14 @@ def nbytes(value: Leaves) -> int:
 def shapes(value: Leaves) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Name and shape of an example in each tensor; the name of the only one is empty."""
     return tuple((name, tuple(tensor.shape[1:])) for name, tensor in named(value))
+
+
+def kinds(value: Leaves) -> str:
+    """The shape and the type of an example, in words."""
+    return ", ".join(
+        f"{name} {tuple(tensor.shape[1:])} {str(tensor.dtype).removeprefix('torch.')}".strip()
+        for name, tensor in named(value)
+    )
 
 
 def described(value: Leaves) -> str:

@@ -14,7 +14,7 @@ class Data(Section):
 
     dataset: str = "mnist"
     """`mnist` (ships with the package), `fashion-mnist` (from a local copy), `synthetic` (generated
-    here), `file:PATH` (a folder of IDX files, a folder of images, a `.csv` or a `.npz`),
+    here), `file:PATH` (a folder of IDX files or of images, with masks or not, a `.csv` or a `.npz`),
     `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
     `path/to/file.py:function`. Paths are relative to the experiment file."""
     clients: Count = 2
@@ -83,7 +83,8 @@ class Data(Section):
     standardize: bool = False
     """Scale each numeric input column to mean 0 and standard deviation 1 of the training examples."""
     image_size: Annotated[int, Field(ge=0)] = 0
-    """Side in pixels to which images of a folder or of Hugging Face are resized; 0 requires one size."""
+    """Side in pixels to which images of a folder or of Hugging Face are resized, as squares; 0 requires
+    one size."""
     image_mode: Literal["auto", "grey", "rgb"] = "auto"
     """Channels of images of a folder or of Hugging Face; `auto` is grey if all are grey, else RGB."""
     batch: Literal["pair", "dict"] = "pair"
@@ -91,6 +92,8 @@ class Data(Section):
     labels by name."""
     transform: str = ""
     """Your own `module:function` or `path/to/file.py:function` that changes each training batch, for
-    example to augment images; empty for none."""
+    example to augment images; empty for none. Paths are relative to the experiment file."""
     evaluation_transform: str = ""
     """The same for batches of evaluations, where nothing is random."""
+    transform_per: Literal["batch", "example"] = "batch"
+    """What both functions are called with: a whole batch, or one example after the other."""

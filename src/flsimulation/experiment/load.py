@@ -16,7 +16,8 @@ from flsimulation.errors import ExperimentError
 from flsimulation.experiment.spec import Experiment, Section, kebab
 from flsimulation.experiment.suggest import remedy
 
-_REFERENCES = ("data.dataset", "model.class")  # keys whose value may hold a path
+_REFERENCES = ("data.dataset", "data.transform", "data.evaluation-transform", "model.class")
+"""Keys whose value may hold a path."""
 
 
 def load_experiment(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Experiment:

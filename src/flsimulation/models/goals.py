@@ -129,13 +129,13 @@ class Regression(Goal):
         return functional.mse_loss(self._scaled(output), self._scaled(y.view_as(output)))
 
     def log_scores(self, log: Log, output: Tensor, y: Tensor) -> None:
-        """Log the loss, and in the unit of the targets mse and mae; and r2."""
+        """Log the loss and r2, and in the unit of the targets mae and mse."""
         y = y.view_as(output)
         log("val_loss", self.loss(output, y))
-        log("mse", functional.mse_loss(output, y))
-        log("mae", functional.l1_loss(output, y))
         # r2 is the same for scaled numbers, and its sums of float32 need numbers near 0
         self._log_metrics(log, self._scaled(output), self._scaled(y))
+        log("mae", functional.l1_loss(output, y))
+        log("mse", functional.mse_loss(output, y))
 
     def _scaled(self, values: Tensor) -> Tensor:
         return (values - self.mean) / self.deviation

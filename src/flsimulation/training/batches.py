@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flsimulation.data.leaves import Leaves, each, first, one
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.transforms import Draws, Transform
 
 
 class Batches:
@@ -30,6 +31,8 @@ class Batches:
     rng : callable, optional
         Returns the generator that shuffles every epoch; called when first needed. Without it
         the order is that of ``indices``.
+    seed : callable, optional
+        Returns the seed of what a transform draws; called when first needed.
     prepared : Preparation
         How the batches are prepared for the module.
     """
@@ -41,6 +44,7 @@ class Batches:
         indices: np.ndarray,
         size: int,
         rng: Callable[[], np.random.Generator] | None = None,
+        seed: Callable[[], int] = int,
         *,
         prepared: Preparation = PLAIN,
     ) -> None:
@@ -49,11 +53,19 @@ class Batches:
         self._size = size
         self._rng = rng
         self._generator: np.random.Generator | None = None
+        self._transform = prepared.evaluation if rng is None else prepared.transform
+        self._seed = seed
+        self._draws: Draws | None = None
 
     @property
-    def parts(self) -> tuple[np.ndarray, int, Callable[[], np.random.Generator] | None]:
+    def parts(self) -> tuple[Any, ...]:
         """What these are made of beside the data set, in the order of the parameters."""
-        return self._indices, self._size, self._rng
+        return self._indices, self._size, self._rng, self._seed
+
+    @property
+    def transform(self) -> Transform | None:
+        """What changes these batches."""
+        return self._transform
 
     @property
     def examples(self) -> int:
@@ -64,17 +76,21 @@ class Batches:
         return -(-len(self._indices) // self._size)
 
     def __iter__(self) -> Iterator[Any]:
-        form = self._prepared.form
         for rows in self.index_batches():
-            if (
-                self._rng is None
-                and rows[-1] - rows[0] == len(rows) - 1
-                and (np.diff(rows) == 1).all()
-            ):
-                batch: Any = slice(int(rows[0]), int(rows[-1]) + 1)  # no copy
-            else:
-                batch = torch.from_numpy(rows)
-            yield form.batch(one(self._x, batch), one(self._y, batch))
+            yield self._prepared.form.batch(*self.taken(rows))
+
+    def taken(self, rows: np.ndarray) -> tuple[Leaves, Leaves]:
+        """Inputs and labels of a batch, transformed; the batches of a fit in their order.
+
+        Raises `ClientError` if the transform fails.
+        """
+        if self._transform is not None:
+            return self._transform(self._x, self._y, rows, self._drawing())
+        if self._rng is None and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            batch: Any = slice(int(rows[0]), int(rows[-1]) + 1)  # no copy
+        else:
+            batch = torch.from_numpy(rows)
+        return one(self._x, batch), one(self._y, batch)
 
     def index_batches(self) -> list[np.ndarray]:
         """Indices of one epoch's batches, int64 [size] each; a new order with each call."""
@@ -83,6 +99,13 @@ class Batches:
             self._generator = self._generator or self._rng()
             order = self._generator.permutation(order)
         return [order[i : i + self._size] for i in range(0, len(order), self._size)]
+
+    def _drawing(self) -> Draws:
+        """What the transform draws from: one stream for a fit, the same for each evaluation's batch."""
+        if self._rng is None:
+            return Draws(0)
+        self._draws = self._draws or Draws(self._seed())
+        return self._draws
 
 
 def gathered(parts: Sequence[Leaves], rows: np.ndarray, device: torch.device) -> list[Leaves]:

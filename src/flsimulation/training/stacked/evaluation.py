@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flsimulation import seeds
-from flsimulation.data.leaves import Leaves, first, one
+from flsimulation.data.leaves import Leaves, each, first, one, stacked
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.direct import DirectEvaluator, EvaluationStep
@@ -103,20 +103,29 @@ class StackedEvaluator:
         places: list[int],
         alone: Callable[[int], dict[str, float] | ClientError],
     ) -> dict[int, dict[str, float] | ClientError]:
-        rows = np.concatenate([clients[place].index_batches() for place in places])
+        some = [clients[place] for place in places]
         try:
-            return dict(zip(places, self._scores(state, rows), strict=True))
+            return dict(zip(places, self._scores(state, some), strict=True))
         except Exception:  # the step may do anything that it does not do for one client
             found = {place: alone(place) for place in places}
         # Either the examples of one of them made it fail, or it always will.
         self._can = any(isinstance(scored, ClientError) for scored in found.values())
         return found
 
-    def _scores(self, state: State, rows: np.ndarray) -> list[dict[str, float]]:
-        """Scores of clients with these examples, int64 [clients, batch]."""
-        step = self._taken(state, *gathered(self._data, rows, self._direct.device))
-        clients = torch.stack(step.values, 1).tolist()
-        return [scores(self._direct.scores([step._replace(values=own)])) for own in clients]
+    def _scores(self, state: State, clients: Sequence[Batches]) -> list[dict[str, float]]:
+        """Scores of clients that have one batch each, of one size."""
+        step = self._taken(state, *self._inputs(clients))
+        values = torch.stack(step.values, 1).tolist()
+        return [scores(self._direct.scores([step._replace(values=own)])) for own in values]
+
+    def _inputs(self, clients: Sequence[Batches]) -> list[Leaves]:
+        """Inputs and labels of all clients, [clients, batch, ...]."""
+        rows = np.concatenate([client.index_batches() for client in clients])
+        if self._prepared.evaluation is None:
+            return gathered(self._data, rows, self._direct.device)
+        pairs = [client.taken(own) for client, own in zip(clients, rows, strict=True)]
+        whole = (stacked([pair[part] for pair in pairs]) for part in (0, 1))
+        return [each(lambda tensor: tensor.to(self._direct.device), part) for part in whole]
 
     def _taken(self, state: State, x: Leaves, y: Leaves) -> EvaluationStep:
         """The step for x [clients, batch, ...] and y; each of its values is [clients]."""

@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from flsimulation.clock import SYSTEM, Clock
-from flsimulation.data.leaves import Leaves, each, examples, nbytes
+from flsimulation.data.leaves import Leaves, each, examples, nbytes, one
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
@@ -29,6 +30,7 @@ from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.wave import Stack, Wave, WaveFit, WaveTerms
 from flsimulation.training.trainers import takes_gpu
+from flsimulation.training.transforms import Draws, Transform
 
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
 _GPU_SHARE = 4  # of a GPU's free memory for a wave: a new program is compared with another
@@ -77,11 +79,13 @@ class StackedTrainer:
         device = torch.device("cuda" if gpu else "cpu")
         module = copy.deepcopy(module).to(device)
         configuring = Configuring(module, spec.epochs)
-        few = [each(lambda t: t[:_EXAMPLES].to(device), part) for part in (x, y)]
+        like = _some(x, y, prepared.transform)
+        few = [each(lambda t: t.to(device), part) for part in like]
         programs = StepPrograms(module, few[0], few[1], prepared.form)
         largest = min(spec.batch_size, examples(x))
         programs.check_sizes(_probed(largest))
-        if gpu and nbytes(x) + nbytes(y) <= torch.cuda.mem_get_info(device)[0] // 2:
+        stays = prepared.transform is not None  # it works on the CPU
+        if gpu and not stays and nbytes(x) + nbytes(y) <= torch.cuda.mem_get_info(device)[0] // 2:
             x, y = (each(lambda t: t.to(device), part) for part in (x, y))
         named = dict(module.named_parameters())
         tensors = named | dict(module.named_buffers())
@@ -96,6 +100,7 @@ class StackedTrainer:
             gradient_clip=spec.gradient_clip,
             x=x,
             y=y,
+            like=like,
             device=device,
             clock=clock,
         )
@@ -209,6 +214,13 @@ class StackedTrainer:
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)
         return rates if can else None
+
+
+def _some(x: Leaves, y: Leaves, transform: Transform | None) -> tuple[Leaves, Leaves]:
+    """Examples as the step receives them, on the CPU."""
+    if transform is not None:
+        return transform(x, y, np.arange(min(_EXAMPLES, examples(x))), Draws(0))
+    return one(x, slice(_EXAMPLES)), one(y, slice(_EXAMPLES))
 
 
 def _probed(largest: int) -> list[int]:

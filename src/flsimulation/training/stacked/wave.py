@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from flsimulation.clock import Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
-from flsimulation.training.batches import Batches, gathered
+from flsimulation.training.batches import Batches
 from flsimulation.training.failures import (
     loss_not_finite,
     no_step,
@@ -27,6 +27,7 @@ from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import Step
 from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
+from flsimulation.training.stacked.inputs import WaveInputs
 from flsimulation.training.stacked.plan import Plan
 
 
@@ -100,6 +101,8 @@ class Stack:
     gradient_clip: float
     x: Leaves
     y: Leaves
+    like: tuple[Leaves, Leaves]
+    """Inputs and labels of a batch as the programs were traced for, [examples, ...]."""
     device: torch.device
     clock: Clock
 
@@ -152,6 +155,7 @@ class WaveFit:
         )  # losses, then what was logged
         self._ended: dict[int, list[Tensor]] = {}  # weights of clients that were done early
         self._late = np.zeros(count, bool)
+        self._inputs = WaveInputs((stack.x, stack.y), stack.like, clients, stack.device)
         self._optimizer: Optimizer | None = None
         self._schedulers: list[Scheduler] = []
 
@@ -207,7 +211,7 @@ class WaveFit:
 
     def _take_step(self, first: int, last: int, rows: np.ndarray) -> Step:
         """Losses and gradients of neighbouring clients; without an optimizer also their step."""
-        x, y = gathered((self._stack.x, self._stack.y), rows, self._stack.device)
+        x, y = self._inputs.of(first, rows)
         whole = last - first == len(self._clients)
         leaves = self._leaves if whole else [leaf[first:last] for leaf in self._leaves]
         program = self._programs.program(last - first, rows.shape[1], self._terms.rates)
@@ -262,6 +266,8 @@ class WaveFit:
         for place in range(len(self._clients)):
             if self._late[place]:
                 found.append(too_late())
+            elif place in self._inputs.failed:
+                found.append(self._inputs.failed[place])
             elif self._plan.lasts[place] == 0:
                 found.append(no_step())
             elif not np.isfinite(losses[place]):
