@@ -122,7 +122,7 @@ def test_set_changes_the_experiment_that_is_run_and_written(
         (["run", "--set", "data.dataset=file:/nowhere"], "/nowhere"),
         (["run", "--set", "model.class=mlpp"], "got 'mlpp'; did you mean 'mlp'?"),
         (["run", "--set", "model.class=gone.py:Net"], "gone.py"),
-        (["run", "--set", "model.class=os:path"], "must name a subclass of"),
+        (["run", "--set", "model.class=os:path"], "is no class but a module"),
         (["run", "--set", "model.args.lr=0.1"], "it takes: inputs, classes, hidden, learning_rate"),
         (["run", "--set", "train.device=cuda"], "train.device is 'cuda'"),
         (["run", "--metrics-port", "99999"], "--metrics-port"),

@@ -1056,7 +1056,7 @@ REFUSED_MODULES: dict[str, tuple[Callable[[], pl.LightningModule], str]] = {
     "plateau": (lambda: Net(with_plateau), "its scheduler goes by a metric"),
     "hooked optimizer": (lambda: Net(hooked_optimizer), "the optimizer has hooks"),
     "trainer": (
-        lambda: Net(lambda m: SGD(m.parameters(), lr=m.trainer.max_epochs)),
+        lambda: Net(lambda m: SGD(m.parameters(), lr=len(m.trainer.callbacks))),
         "configure_optimizers needs a Trainer",
     ),
     "list of weights": (Listed, "training_step does something else for many clients at once"),

@@ -89,7 +89,7 @@ def federation(
     exchange = Exchange(grid, experiment.round.deadline, recorder)
     spec = experiment.strategy
     strategy = strategy or FedAvg(spec.fraction_train, spec.fraction_evaluate, 1, 1, 1)
-    judge = lambda record: {"loss": float(record["w"].numpy()[0])}  # noqa: E731
+    judge = lambda _, record: {"loss": float(record["w"].numpy()[0])}  # noqa: E731
     return Rounds(experiment, strategy, exchange, judge, recorder)
 
 
@@ -386,7 +386,7 @@ def towards(recorder: Any, target: float, reached_in: int, costs_time: bool = Fa
     base = federation(recorder, rounds=5, evaluate={"target-accuracy": target})
     grid = Costly if costs_time else InProcessGrid
     exchange = Exchange(grid(clients_that(lambda p, m: 1.0), 4), 0.0, recorder)
-    judge = lambda record: {"accuracy": float(record["w"].numpy()[0]) / 10} if reached_in else {}  # noqa: E731
+    judge = lambda _, record: {"accuracy": float(record["w"].numpy()[0]) / 10} if reached_in else {}  # noqa: E731
     return Rounds(base.experiment, base.strategy, exchange, judge, recorder)
 
 

@@ -118,12 +118,13 @@ class Workspace:
             self.train_batches(partition, round),
             functools.partial(seeds.integer, spec.seed, "fit", round, partition),
             self.validation_batches(partition) if spec.train.validate_ else None,
+            round,
         )
 
     def evaluation_job(self, partition: int, round: int) -> Job:
         """A job on a client's held-out part."""
         seed = functools.partial(seeds.integer, self.experiment.seed, "evaluate", round, partition)
-        return Job(partition, self.validation_batches(partition), seed)
+        return Job(partition, self.validation_batches(partition), seed, round=round)
 
     def train_batches(self, partition: int, round: int) -> Batches:
         """Batches of the client's training part."""
@@ -145,11 +146,12 @@ class Workspace:
         dataset, indices = self.data.dataset, self.data.validation_indices(partition)
         return self._evaluated(dataset.x_train, dataset.y_train, indices)
 
-    def test_scores(self, state: State) -> dict[str, float]:
-        """Scores of a model on the test set. Raises `ClientError`."""
+    def test_scores(self, state: State, round: int = 0) -> dict[str, float]:
+        """Scores of the model after a round on the test set. Raises `ClientError`."""
         dataset = self.data.dataset
         batches = self._evaluated(dataset.x_test, dataset.y_test, dataset.test_indices)
-        job = Job(_TEST, batches, functools.partial(seeds.integer, self.experiment.seed, "test"))
+        seed = functools.partial(seeds.integer, self.experiment.seed, "test")
+        job = Job(_TEST, batches, seed, round=round)
         (scored,) = self.engine.evaluate(state, [job])
         result = scored[_TEST]
         if isinstance(result, ClientError):

@@ -174,11 +174,19 @@ def _attribute(module: ModuleType, name: str, *, is_main: bool) -> Any:
         if not hasattr(place, part):
             if place is module and (reason := _not_yet(module, part, is_main)) is not None:
                 raise _RefusalError(reason)
-            known = [known for known in dir(place) if not known.startswith("_")]
+            known = _own_names(place)
             owner = module.__file__ or module.__name__ if place is module else place.__name__
             raise _RefusalError(f"{owner} has no attribute {part!r}{remedy(part, known)}")
         place = getattr(place, part)
     return place
+
+
+def _own_names(place: Any) -> list[str]:
+    """What a module or a class defines itself, without what it imports, where there is such."""
+    public = [name for name in dir(place) if not name.startswith("_")]
+    home = getattr(place, "__module__", getattr(place, "__name__", None))
+    own = [n for n in public if getattr(getattr(place, n, None), "__module__", None) == home]
+    return own or public
 
 
 def _not_yet(module: ModuleType, name: str, is_main: bool) -> str | None:
@@ -196,7 +204,14 @@ def _not_yet(module: ModuleType, name: str, is_main: bool) -> str | None:
 
 
 def _failure(error: BaseException, file: Path | None = None) -> _RefusalError:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "lightning":
+        return _RefusalError(
+            "it imports lightning, which is not installed; install it (pip install lightning), or "
+            "import pytorch_lightning, which is: the same classes under another name"
+        )
     hidden = _hidden(error, file) if file is not None else ""
+    if isinstance(error, ModuleNotFoundError) and error.name and not hidden:
+        hidden = f"; install what has {error.name!r}, or name a file in whose folder it is"
     return _RefusalError(f"importing it raised {describe_error(error)}{hidden}")
 
 

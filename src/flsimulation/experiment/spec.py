@@ -38,11 +38,14 @@ class Train(Section):
     gradient_clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 for no clipping."""
     accumulate: Count = 1
-    """Batches whose gradients are added up before each optimizer step."""
+    """Batches whose gradients are averaged for each optimizer step. More than 1 trains the clients
+    one after the other."""
     precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Number format of training, as in Lightning's Trainer; the model is exchanged in its own."""
+    """Number format of training and evaluation, as in Lightning's Trainer; the model is exchanged in
+    its own. Any but `32-true` trains the clients one after the other; `16-mixed` needs a GPU."""
     learning_rate_decay: Fraction = 1.0
-    """Factor on the module's learning rates for each round after the first."""
+    """Factor on the module's learning rates for each round after the first: in round r they are
+    multiplied by its (r - 1)th power, at each step of the module's own schedulers."""
     validate_: bool = False
     """Also run the module's validation loop on the held-out part after each local epoch, for
     schedulers and callbacks that monitor what it logs."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
@@ -18,6 +17,7 @@ from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Model
 from flsimulation.experiment.suggest import did_you_mean, nearest
 from flsimulation.models.cnn import CNN
+from flsimulation.models.lightning_modules import defines, package_of
 from flsimulation.models.logistic import Logistic
 from flsimulation.models.lstm import LSTM
 from flsimulation.models.mlp import MLP, TwoNN
@@ -92,18 +92,30 @@ def _model_class(name: str) -> type[pl.LightningModule]:
             f"'path/to/file.py:Class', got {name!r}{did_you_mean(nearest(name, MODELS))}"
         )
     cls = import_object(name, "model.class", ModelError)
-    if not (isinstance(cls, type) and issubclass(cls, pl.LightningModule)):
-        raise ModelError(
-            f"model.class must name a subclass of pytorch_lightning.LightningModule, "
-            f"got {name!r}, which is {cls!r}"
-        )
+    if not isinstance(cls, type) or package_of(cls) is None:
+        raise ModelError(f"model.class {name!r} is {_kind(cls)}")
     return cls
+
+
+def _kind(named: Any) -> str:
+    """What a name stands for that is no LightningModule's, and the remedy."""
+    base = "pytorch_lightning.LightningModule"
+    if isinstance(named, type) and issubclass(named, torch.nn.Module):
+        return (
+            f"a torch.nn.Module without training_step and configure_optimizers; derive it from "
+            f"{base} and add them, or wrap it in a class that does"
+        )
+    if isinstance(named, torch.nn.Module):
+        return f"a model that is built already; name its class, {type(named).__name__}"
+    if isinstance(named, type):
+        return f"a class that is not derived from {base}; name one that is"
+    return f"no class but a {type(named).__name__}; name a class that is derived from {base}"
 
 
 def _want(module: pl.LightningModule) -> str | None:
     """What keeps a module from being trained in a federation, or None."""
     for hook in ("training_step", "configure_optimizers"):
-        if not is_overridden(hook, module):
+        if not defines(hook, module):
             return f"has no {hook}; add it as Lightning documents it"
     if not any(parameter.requires_grad for parameter in module.parameters()):
         return "has no parameter that can be trained; leave some with requires_grad"
@@ -119,4 +131,7 @@ def _want(module: pl.LightningModule) -> str | None:
 
 def _refusal(name: str, cls: type, arguments: dict[str, Any], error: Exception) -> str:
     takes = ", ".join(inspect.signature(cls).parameters) or "no arguments"
-    return f"model.args {arguments!r} cannot build {name!r}: {describe_error(error)}; it takes: {takes}"
+    text = f"model.args {arguments!r} cannot build {name!r}: {describe_error(error)}; it takes: {takes}"
+    if isinstance(error, AttributeError) and "'dict' object" in str(error):
+        return f"{text}; a table of model.args is a dict there, so that its keys are read as [...]"
+    return text

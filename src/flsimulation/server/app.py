@@ -150,7 +150,7 @@ def _federate(
         experiment,
         strategy,
         exchange,
-        judge=lambda model: _judge(model, space),
+        judge=lambda number, model: _judge(number, model, space),
         emit=emit,
         buffers=_averaged_buffers(space),
         constants=_buffers(space),
@@ -214,12 +214,12 @@ def _buffers(space: Workspace) -> frozenset[str]:
     return frozenset(name for name, _ in module.named_buffers()) & module.state_dict().keys()
 
 
-def _judge(arrays: ArrayRecord, space: Workspace) -> Scores:
+def _judge(round: int, arrays: ArrayRecord, space: Workspace) -> Scores:
     """Scores of the global model on the test set."""
     if not space.engine.can_evaluate:
         return {}
     try:
-        return space.test_scores(held_state(arrays))
+        return space.test_scores(held_state(arrays), round)
     except FLSimulationError as error:
         raise RunError(f"evaluation on the test set failed: {error}") from error
 

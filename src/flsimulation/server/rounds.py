@@ -43,7 +43,7 @@ class Rounds:
     exchange : Exchange
         Sends tasks to the clients.
     judge : callable
-        Returns scores of a global model on the test set.
+        Returns scores of a round's global model on the test set, of its number and the model.
     emit : callable
         Called with the events.
     buffers : iterable of str
@@ -59,7 +59,7 @@ class Rounds:
     experiment: Experiment
     strategy: Strategy
     exchange: Exchange
-    judge: Callable[[ArrayRecord], Scores]
+    judge: Callable[[int, ArrayRecord], Scores]
     emit: Sink
     buffers: frozenset[str] = frozenset()
     constants: frozenset[str] = frozenset()
@@ -140,7 +140,7 @@ class Rounds:
         last = number == self.experiment.strategy.rounds
         if every == 0 or (number % every and not last):
             return None
-        if central := self.notices.central(self.judge(arrays)):
+        if central := self.notices.central(self.judge(number, arrays)):
             self.notices.loss(central)
             self.emit(Judged(number, central))
         return central

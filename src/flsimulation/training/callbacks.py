@@ -12,6 +12,7 @@ from torch import Tensor
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.training.failures import too_late
 from flsimulation.training.form import examples_of
+from flsimulation.training.rates import scale_rates
 
 
 class TrainingLoss(pl.Callback):
@@ -42,7 +43,9 @@ class TrainingLoss(pl.Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             examples = examples_of(batch)
-            self._sum = self._sum + loss.detach() * examples
+            divided = trainer.accumulate_grad_batches if module.automatic_optimization else 1
+            loss = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
+            self._sum = self._sum + loss * (examples * divided)
             self._examples += examples
 
 
@@ -66,8 +69,27 @@ class Proximal(pl.Callback):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    start = self._start[parameter].to(parameter.device)
+                    start = self._start[parameter].to(parameter)  # also in its precision
                     parameter.grad.add_(parameter - start, alpha=self._mu)
+
+
+class Rates(pl.Callback):
+    """Take every step with the module's learning rates times a factor.
+
+    Before, let ``configure_optimizers`` know how many batches the client has.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        """Count the batches, which a Trainer does only afterwards."""
+        trainer.fit_loop.setup_data()
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Scale the rates of what ``configure_optimizers`` has returned."""
+        for optimizer in trainer.optimizers:
+            scale_rates(optimizer, self._factor)
 
 
 class Deadline(pl.Callback):

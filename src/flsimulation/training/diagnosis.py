@@ -18,8 +18,8 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.alone import detached, take, unnoticed
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import Job, State
-from flsimulation.training.lightning import takes_gpu
 from flsimulation.training.stacked.eligible import optimization
+from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.watch import Watch
 
 _STEPS = 200  # at most, that are repeated

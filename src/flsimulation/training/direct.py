@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, describe_error
+from flsimulation.models.lightning_modules import defines
 from flsimulation.training.batches import Batches
 from flsimulation.training.failures import too_late
 from flsimulation.training.form import examples_of, moved
@@ -74,7 +74,7 @@ class DirectEvaluator:
     def __init__(
         self, module: pl.LightningModule, *, gpu: bool = False, clock: Clock = SYSTEM
     ) -> None:
-        own = [step for step in _STEPS if is_overridden(step, module)]
+        own = [step for step in _STEPS if defines(step, module)]
         if not own:
             raise NotStackable("the module has no validation_step")
         stage = own[0].removesuffix("_step")
@@ -94,9 +94,16 @@ class DirectEvaluator:
         self._takes_number = len(inspect.signature(getattr(module, self._step)).parameters) > 1
         self._used, self._state, self._new = self._module, State(), list[Any]()
         self._metrics = MetricObjects(self._module)
+        self._round = 0
 
     def evaluate(
-        self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
+        self,
+        state: State,
+        batches: Batches,
+        *,
+        seed: int = 0,
+        expires: float | None = None,
+        round: int = 0,
     ) -> Measured:
         """What `LocalTrainer.evaluate` returns and raises for the same arguments.
 
@@ -107,7 +114,7 @@ class DirectEvaluator:
         NotStackable
             If the step needs what only a Trainer has.
         """
-        self.load(state)
+        self.load(state, round)
         steps = list[EvaluationStep]()
         with seeds.global_streams(seed), torch.inference_mode():
             for number, batch in enumerate(batches):
@@ -122,12 +129,14 @@ class DirectEvaluator:
                     found |= self._ended()
             return measured(self._metrics.measured(found))
 
-    def load(self, state: State) -> None:
+    def load(self, state: State, round: int = 0) -> None:
         """Have the module as new, with this model: a step may have changed it."""
-        if state is self._state and self.is_new:
+        if state is self._state and round == self._round and self.is_new:
             self._metrics.clear()
             return
         self._module.load_state_dict(state)
+        self._module.federated_round = round  # type: ignore[assignment]
+        self._round = round
         self._used = copy.deepcopy(self._module, dict(self._tensors))
         self._log.metrics = self._metrics = MetricObjects(self._used)
         self._state, self._new = state, self._attributes()

@@ -14,11 +14,12 @@ from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
-from flsimulation.training.lightning import require_device, takes_gpu
+from flsimulation.training.lightning import require_device
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.sequential import SequentialEngine
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.engine import StackedEngine
+from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.work import Tell, Work, silent
 
 

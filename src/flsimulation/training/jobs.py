@@ -24,6 +24,8 @@ class Job(NamedTuple):
     """Returns the seed of the random draws inside the module; drawn only where it is used."""
     validation: Batches | None = None
     """What a module's validation loop runs on after each epoch of a fit, if that is requested."""
+    round: int = 0
+    """Number of the round, from 1; the module's ``federated_round``. 0 before the first."""
 
 
 class Terms(NamedTuple):

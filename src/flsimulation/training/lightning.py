@@ -7,21 +7,21 @@ Networks from Decentralized Data" (AISTATS 2017), algorithm 1, for any Lightning
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import SIGTERMException
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, InputError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.host.quiet import quiet_lightning
+from flsimulation.models.lightning_modules import defines, is_sigterm
 from flsimulation.training.batches import Batches
-from flsimulation.training.callbacks import Deadline, Proximal, TrainingLoss
+from flsimulation.training.callbacks import Deadline, Proximal, Rates, TrainingLoss
 from flsimulation.training.failures import (
     first_diverged,
     loss_not_finite,
@@ -30,19 +30,18 @@ from flsimulation.training.failures import (
 )
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.measured import Measured
+from flsimulation.training.rates import rate_factor
 from flsimulation.training.scores import scores
+from flsimulation.training.trainers import KeptTrainer, require_own_steps, takes_gpu
 from flsimulation.training.watching import Watched
-
-
-def takes_gpu(spec: Train) -> bool:
-    """Whether training is to be on a GPU."""
-    return spec.device != "cpu" and torch.cuda.is_available()
 
 
 def require_device(spec: Train) -> None:
     """Raise `InputError` if the experiment requests a device that is not available."""
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
+    if spec.precision == "16-mixed" and not takes_gpu(spec):
+        raise InputError("train.precision '16-mixed' needs a GPU; use 'bf16-mixed' on the CPU")
 
 
 class LocalTrainer:
@@ -64,15 +63,17 @@ class LocalTrainer:
     Raises
     ------
     InputError
-        If the experiment requests a device that is not available.
+        If the experiment requests a device that is not available, or a way to train that a module
+        which optimizes by itself would not follow.
     """
 
     def __init__(self, module: pl.LightningModule, spec: Train, clock: Clock = SYSTEM) -> None:
         quiet_lightning()
         self.module = module
         self._spec, self._clock = spec, clock
-        self._trainer: _KeptTrainer | None = None
+        self._trainer: KeptTrainer | None = None
         require_device(spec)
+        require_own_steps(module, spec)
 
     @property
     def uses_gpu(self) -> bool:
@@ -87,7 +88,7 @@ class LocalTrainer:
     @property
     def can_evaluate(self) -> bool:
         """Whether the module has a ``validation_step`` (or a ``test_step``)."""
-        return any(is_overridden(step, self.module) for step in ("validation_step", "test_step"))
+        return any(defines(step, self.module) for step in ("validation_step", "test_step"))
 
     def fit(
         self,
@@ -98,6 +99,7 @@ class LocalTrainer:
         validation: Batches | None = None,
         proximal_mu: float = 0.0,
         expires: float | None = None,
+        round: int = 0,
     ) -> Trained:
         """Train a copy of the module for the experiment's local epochs.
 
@@ -115,6 +117,8 @@ class LocalTrainer:
             Weight of FedProx's term mu/2 |w - w_global|^2; 0 for none.
         expires : float, optional
             Unix time in seconds after which to give up.
+        round : int
+            Number of the round, which the module has as ``federated_round``.
 
         Raises
         ------
@@ -122,17 +126,19 @@ class LocalTrainer:
             If the module raises, its loss or weights are not finite, or time is up.
         """
         began = self._clock.monotonic()
-        module = self._module(state)
+        module = self._module(state, round)
+        kinds = {name: value.dtype for name, value in module.state_dict().items()}
         loss = TrainingLoss()
         extra: list[pl.Callback] = [loss]
         if proximal_mu > 0:
             extra.append(Proximal(proximal_mu, module))
         if expires is not None:
             extra.append(Deadline(expires, self._clock))
+        extra.append(Rates(rate_factor(self._spec, round)))
         trainer = self._run("fit", module, batches, validation, extra, seed)
         if module.automatic_optimization and loss.mean is None:
             raise no_step()
-        result = {name: value.detach().cpu() for name, value in module.state_dict().items()}
+        result = _exchanged(module, kinds)
         logged = scores(trainer.callback_metrics, {} if loss.mean is None else {"loss": loss.mean})
         if not np.isfinite(mean := logged.get("loss", 0.0)):
             raise loss_not_finite(mean)
@@ -141,7 +147,13 @@ class LocalTrainer:
         return Trained(logged, trainer.global_step, self._clock.monotonic() - began, result)
 
     def evaluate(
-        self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
+        self,
+        state: State,
+        batches: Batches,
+        *,
+        seed: int = 0,
+        expires: float | None = None,
+        round: int = 0,
     ) -> Measured:
         """Scores of a model: the means over examples of what its validation step logs.
 
@@ -155,23 +167,28 @@ class LocalTrainer:
             Of the random draws inside the module.
         expires : float, optional
             Unix time in seconds after which to give up.
+        round : int
+            Number of the round.
 
         Raises
         ------
         ClientError
             If the module raises or time is up.
         """
-        stage = "validate" if is_overridden("validation_step", self.module) else "test"
+        stage = "validate" if defines("validation_step", self.module) else "test"
         extra: list[pl.Callback] = [Deadline(expires, self._clock)] if expires is not None else []
-        module = self._module(state)
+        module = self._module(state, round)
         with Watched(module) as watched:
             trainer = self._run(stage, module, batches, None, [*extra, watched], seed)
         return watched.measured(trainer.callback_metrics)
 
-    def _module(self, state: State) -> pl.LightningModule:
-        module = copy.deepcopy(self.module)
+    def _module(self, state: State, round: int) -> pl.LightningModule:
+        module: Any = copy.deepcopy(self.module)
         module.load_state_dict(state)
-        return module
+        module.federated_round = round
+        if not defines("print", module):  # a line of each client of each round
+            module.print = _silent
+        return cast(pl.LightningModule, module)
 
     def _run(
         self,
@@ -183,7 +200,7 @@ class LocalTrainer:
         seed: int,
     ) -> pl.Trainer:
         """Fit, validate or test with the kept Trainer; a Trainer that failed is not kept."""
-        kept, self._trainer = self._trainer or _KeptTrainer(self._spec), None
+        kept, self._trainer = self._trainer or KeptTrainer(self._spec, type(module)), None
         trainer = kept.rewound(extra)
         try:
             with seeds.global_streams(seed):
@@ -201,38 +218,6 @@ class LocalTrainer:
         return trainer
 
 
-class _KeptTrainer:
-    """A Lightning Trainer that starts from zero for each client without being built again."""
-
-    def __init__(self, spec: Train) -> None:
-        gpu = takes_gpu(spec)
-        trainer = pl.Trainer(
-            accelerator="gpu" if gpu else "cpu",
-            devices=1,
-            max_epochs=spec.epochs,
-            gradient_clip_val=spec.gradient_clip or None,
-            deterministic="warn" if gpu else None,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        self._trainer = cast(Any, trainer)  # its list of callbacks has no declared type
-        self._callbacks = list(self._trainer.callbacks)
-        self._start = copy.deepcopy(self._trainer.fit_loop.state_dict())
-
-    def rewound(self, extra: list[pl.Callback]) -> pl.Trainer:
-        """The Trainer with all progress at zero and only its own and the extra callbacks."""
-        fit = self._trainer.fit_loop
-        fit.load_state_dict(copy.deepcopy(self._start))
-        for loop in (fit, fit.epoch_loop, fit.epoch_loop.val_loop):
-            loop.on_iteration_done()  # a loaded state alone would count as a resumed run
-        # a module's own configure_callbacks() adds to this list
-        self._trainer.callbacks[:] = [*self._callbacks, *extra]
-        return cast(pl.Trainer, self._trainer)
-
-
 def _explained(error: BaseException) -> str:
     """The error in one line, with the remedy where Lightning misses a metric to monitor."""
     text = describe_error(error)
@@ -243,6 +228,18 @@ def _explained(error: BaseException) -> str:
 
 def _was_interrupted(error: BaseException) -> bool:
     """Whether Lightning ended because of Ctrl-C, which it turns into an exit, or of SIGTERM."""
-    return isinstance(error, SIGTERMException) or (
+    return is_sigterm(error) or (
         isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
     )
+
+
+def _exchanged(module: pl.LightningModule, kinds: Mapping[str, torch.dtype]) -> State:
+    """Parameters and buffers on the CPU, in the types that they had before the fit."""
+    return {
+        name: value.detach().to("cpu", kinds.get(name, value.dtype))
+        for name, value in module.state_dict().items()
+    }
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    pass

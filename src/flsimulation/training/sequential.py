@@ -104,6 +104,7 @@ class SequentialEngine:
                     validation=job.validation,
                     proximal_mu=terms.proximal_mu,
                     expires=terms.expires,
+                    round=job.round,
                 )
         except ClientError as error:
             return error
@@ -115,7 +116,13 @@ class Evaluates(Protocol):
     """A `LocalTrainer` or a `DirectEvaluator`."""
 
     def evaluate(
-        self, state: State, batches: Batches, *, seed: int = 0, expires: float | None = None
+        self,
+        state: State,
+        batches: Batches,
+        *,
+        seed: int = 0,
+        expires: float | None = None,
+        round: int = 0,
     ) -> Measured:
         """Scores of a model. Raises `ClientError`."""
 
@@ -126,7 +133,9 @@ def evaluated_alone(
     """One client's scores, or why there are none. Raises `NotStackable`."""
     try:
         with of_client(job.partition):
-            return by.evaluate(model, job.batches, seed=job.seed(), expires=expires)
+            return by.evaluate(
+                model, job.batches, seed=job.seed(), expires=expires, round=job.round
+            )
     except NotStackable:
         raise
     except ClientError as error:

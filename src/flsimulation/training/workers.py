@@ -57,11 +57,12 @@ class _JobParts(NamedTuple):
     """What its `Batches` are made of beside the data set."""
     seed: Callable[[], int]
     validation: tuple[Any, ...] | None
+    round: int
 
     @classmethod
     def of(cls, job: Job) -> _JobParts:
         validation = job.validation.parts if job.validation is not None else None
-        return cls(job.partition, job.batches.parts, job.seed, validation)
+        return cls(job.partition, job.batches.parts, job.seed, validation, job.round)
 
     def on(self, source: Source) -> Job:
         """The job on this process's data set."""
@@ -71,7 +72,7 @@ class _JobParts(NamedTuple):
             return Batches(x, y, *parts, prepared=prepared)
 
         validation = batches(self.validation) if self.validation is not None else None
-        return Job(self.partition, batches(self.batches), self.seed, validation)
+        return Job(self.partition, batches(self.batches), self.seed, validation, self.round)
 
 
 _held: _Held | None = None

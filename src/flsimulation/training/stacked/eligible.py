@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from flsimulation.errors import describe_error
 from flsimulation.experiment.spec import Train
+from flsimulation.models.lightning_modules import base_of
 from flsimulation.training.stacked.compiler.step import NotStackable
 
 _ELEMENTWISE = (
@@ -46,6 +47,10 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     """Raise `NotStackable` if a fit of the module is more than its step and its optimizer's."""
     if spec.validate_:
         raise NotStackable("train.validate evaluates between the epochs")
+    if spec.accumulate > 1:
+        raise NotStackable(f"train.accumulate = {spec.accumulate} adds up gradients over batches")
+    if spec.precision != "32-true":
+        raise NotStackable(f"train.precision = {spec.precision!r} is Lightning's Trainer's work")
     if not module.automatic_optimization:
         raise NotStackable("the module optimizes by itself")
     for name in sorted(overridden(type(module)) - _OWN):
@@ -54,18 +59,16 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
             raise NotStackable(f"{type(part).__name__} keeps running statistics")
-    if optimization(module)[0] is optimization(module)[0]:
-        raise NotStackable("configure_optimizers returns the same optimizer each time")
 
 
 def overridden(cls: type) -> set[str]:
     """Methods that a module's class takes from Lightning's and changes."""
-    own: set[str] = set()
+    own, base = set[str](), base_of(cls)
     for parent in cls.__mro__:
-        if parent is pl.LightningModule:
+        if parent is base:
             break
         own |= vars(parent).keys()
-    return {name for name in own if callable(getattr(pl.LightningModule, name, None))}
+    return {name for name in own if callable(getattr(base, name, None))}
 
 
 def optimization(module: pl.LightningModule) -> Optimization:

@@ -94,6 +94,7 @@ class StackedEngine:
             proximal_mu=terms.proximal_mu,
             expires=terms.expires,
             average=terms.average,
+            round=jobs[0].round if jobs else 0,
         )
         try:
             with contextlib.closing(waves):
@@ -123,7 +124,7 @@ class StackedEngine:
             yield from ({job.partition: alone(place)} for place, job in enumerate(jobs))
             return
         parts = [job.batches for job in jobs]
-        for found in self._together.evaluate(model, parts, alone, expires):
+        for found in self._together.evaluate(model, parts, alone, expires, round=jobs[0].round):
             yield {jobs[place].partition: scored for place, scored in found.items()}
 
     def close(self) -> None:

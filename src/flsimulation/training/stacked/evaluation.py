@@ -51,7 +51,7 @@ class StackedEvaluator:
         self, direct: DirectEvaluator, x: Leaves, y: Leaves, prepared: Preparation = PLAIN
     ) -> None:
         self._direct, self._data, self._prepared = direct, (x, y), prepared
-        self._can = True
+        self._can, self._round = True, 0
         self._most: dict[int, int] = {}  # clients of a pass, by the examples of each
 
     def evaluate(
@@ -60,6 +60,8 @@ class StackedEvaluator:
         clients: Sequence[Batches],
         alone: Callable[[int], dict[str, float] | ClientError],
         expires: float | None = None,
+        *,
+        round: int = 0,
     ) -> Iterator[dict[int, dict[str, float] | ClientError]]:
         """Score the model; yields the results as they come.
 
@@ -73,12 +75,15 @@ class StackedEvaluator:
             Scores the client at a place, where that cannot be done together with others.
         expires : float, optional
             Unix time in seconds after which all are left to ``alone``.
+        round : int
+            Number of the round.
 
         Yields
         ------
         dict
             By place in ``clients``.
         """
+        self._round = round
         sizes: dict[int, list[int]] = {}
         for place, client in enumerate(clients):
             sizes.setdefault(client.examples if len(client) == 1 else 0, []).append(place)
@@ -143,7 +148,7 @@ class StackedEvaluator:
 
         size = first(x).shape[1]
         known = size in self._most
-        self._direct.load(state)
+        self._direct.load(state, self._round)
         with seeds.global_streams(0), torch.inference_mode():
             streams = random_states()
             values, most = (vmap(step)(x, y), 0) if known else _compared(step, x, y)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,18 +23,15 @@ from flsimulation.data.leaves import Leaves, each, examples, nbytes, one
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
-from flsimulation.training.lightning import takes_gpu
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.calls import calls_of
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.eligible import (
-    Optimization,
-    check_stackable,
-    optimization,
-    plain_rates,
-)
+from flsimulation.training.stacked.configuring import Configuring
+from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.wave import Stack, Wave, WaveFit, WaveTerms
+from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.transforms import Draws, Transform
 from flsimulation.training.work import Calls, Tell, Work, silent
 
@@ -92,6 +88,7 @@ class StackedTrainer:
         gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
         module = copy.deepcopy(module).to(device)
+        configuring = Configuring(module, spec.epochs)
         like = _some(x, y, prepared.transform)
         few = [each(lambda t: t.to(device), part) for part in like]
         if work is not None and spec.engine != "stacked":
@@ -112,7 +109,7 @@ class StackedTrainer:
             aliases=_aliases(module),
             kinds={name: value.dtype for name, value in module.state_dict().items()},
             fixed={name: tensors[name].detach() for name in programs.shared},
-            optimization=_locked(functools.partial(optimization, module)),
+            optimization=configuring,
             epochs=spec.epochs,
             gradient_clip=spec.gradient_clip,
             x=x,
@@ -122,9 +119,11 @@ class StackedTrainer:
             clock=clock,
             work=work,
         )
-        optimizer, schedulers = optimization(module)
-        self._goes_by_epochs = bool(schedulers)
-        self._rates = self._in_place(optimizer)
+        optimizer, schedulers = configuring()
+        self._goes_by_epochs = bool(schedulers) or configuring.by_batches
+        changing = configuring.by_round or spec.learning_rate_decay != 1
+        self._rates = None if changing else self._in_place(optimizer)
+        self._rate_factor = functools.partial(rate_factor, spec)
         self._step_bytes = self._bytes_of_step(largest) if gpu else 0
         self._room = torch.cuda.mem_get_info(device)[0] // _GPU_SHARE if gpu else _WAVE_BYTES
         self._pool: ThreadPoolExecutor | None = None
@@ -137,6 +136,7 @@ class StackedTrainer:
         proximal_mu: float = 0.0,
         expires: float | None = None,
         average: bool = False,
+        round: int = 0,
     ) -> Generator[Wave, None, None]:
         """Train every client from the same global model; yields wave by wave.
 
@@ -152,11 +152,13 @@ class StackedTrainer:
             Unix time in seconds after which to give up.
         average : bool
             Give each wave's mean model only.
+        round : int
+            Number of the round.
         """
         device = self._stack.device
         start = {n: state[n].to(device, dtype) for n, dtype in self._stack.kinds.items()}
         rates = self._rates if proximal_mu == 0 else None
-        terms = WaveTerms(start, rates, proximal_mu, expires)
+        terms = WaveTerms(start, rates, proximal_mu, expires, round, self._rate_factor(round))
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         waves = self._waves(clients, threads, in_place=rates is not None)
 
@@ -250,17 +252,6 @@ def _probed(largest: int) -> list[int]:
     return [1 << power for power in range(_POWERS) if 1 << power < largest] + [
         min(largest, 1 << _POWERS)
     ]
-
-
-def _locked(function: Callable[[], Optimization]) -> Callable[[], Optimization]:
-    """The function, for one thread at a time: it calls the user's module."""
-    lock = threading.Lock()
-
-    def locked() -> Optimization:
-        with lock:
-            return function()
-
-    return locked
 
 
 def _aliases(module: nn.Module) -> dict[str, str]:

@@ -15,7 +15,6 @@ from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches
 from flsimulation.training.failures import (
-    diverged,
     loss_not_finite,
     no_step,
     too_late,
@@ -23,12 +22,14 @@ from flsimulation.training.failures import (
 )
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.logged import reduced
+from flsimulation.training.rates import scale_rates
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import Step
 from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
 from flsimulation.training.stacked.inputs import WaveInputs
 from flsimulation.training.stacked.plan import Plan
+from flsimulation.training.stacked.rows import diverged_clients, mean_of_rows
 from flsimulation.training.work import Work
 
 
@@ -72,7 +73,7 @@ class Wave:
         for name, value in self.weights.items():
             if name in self.own:
                 rows = (value if whole else value[sound.to(value.device)]).reshape(len(sound), -1)
-                value = _mean(rows, mean).view(value.shape[1:])
+                value = mean_of_rows(rows, mean).view(value.shape[1:])
             weights[name] = value
         return Wave(self.clients, self.results, weights, frozenset(), self.examples)
 
@@ -95,8 +96,9 @@ class Stack:
     """Type of each tensor of the module's state_dict, in its order."""
     fixed: State
     """The module's frozen parameters and buffers."""
-    optimization: Callable[[], Optimization]
-    """A new optimizer over `parameters`, and its schedulers."""
+    optimization: Callable[[int, int], Optimization]
+    """Returns a new optimizer over `parameters`, and its schedulers, for a number of batches an
+    epoch and the number of a round."""
     epochs: int
     gradient_clip: float
     x: Leaves
@@ -120,6 +122,10 @@ class WaveTerms:
     proximal_mu: float
     expires: float | None
     """Unix time in seconds after which to give up."""
+    round: int
+    """Its number."""
+    rate_factor: float
+    """On the learning rates; 1 where the programs take the steps."""
 
 
 class WaveFit:
@@ -182,10 +188,12 @@ class WaveFit:
         return Wave(places, results, weights, mine, examples)
 
     def _make_optimizer(self) -> None:
-        self._optimizer, self._schedulers = self._stack.optimization()
+        terms, batches = self._terms, len(self._clients[0])
+        self._optimizer, self._schedulers = self._stack.optimization(batches, terms.round)
         self._leaves = [nn.Parameter(leaf, requires_grad=False) for leaf in self._leaves]
         pairs = zip(self._stack.parameters, self._leaves, strict=True)
         stack_optimizer(self._optimizer, {id(parameter): leaf for parameter, leaf in pairs})  # type: ignore[misc]
+        scale_rates(self._optimizer, terms.rate_factor)
 
     def _take_steps(self) -> None:
         plan, expires = self._plan, self._terms.expires
@@ -262,7 +270,7 @@ class WaveFit:
         values, weights = self._values.numpy(), self._plan.last_epoch
         taken = np.where(weights > 0, values[0], 0)  # others may not be finite
         losses = (taken * weights).sum(0) / np.maximum(weights.sum(0), 1)
-        unsound = _diverged(own, self._origin)
+        unsound = diverged_clients(own, self._origin)
         found: list[Trained | ClientError] = []
         for place in range(len(self._clients)):
             if self._late[place]:
@@ -285,22 +293,3 @@ class WaveFit:
         values = self._values.numpy()[1:, batches, place].T
         logged = reduced(self._programs.how, values, weights[batches])
         return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds, {})
-
-
-def _mean(rows: Tensor, shares: Tensor) -> Tensor:
-    """The weighted mean of rows; of equal ones that row, which a sum would round."""
-    if torch.equal(rows[0], rows[-1]) and bool((rows == rows[0]).all()):
-        return rows[0]
-    return shares.to(rows.device, rows.dtype) @ rows
-
-
-def _diverged(own: State, origin: list[Tensor]) -> dict[int, str]:
-    """Clients with a weight that training made NaN or infinite, and its name."""
-    found: dict[int, str] = {}
-    for (name, value), before in zip(own.items(), origin, strict=True):
-        if not value.is_floating_point() or bool(value.sum().isfinite()):
-            continue
-        unsound = diverged(value, before).reshape(len(value), -1).any(1)
-        for place in unsound.nonzero().flatten().tolist():
-            found.setdefault(place, name)
-    return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from flsimulation.data.leaves import Leaves, first
+from flsimulation.models.lightning_modules import SILENT, defines
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import Log
 from flsimulation.training.stacked.compiler.rewritten import (
@@ -59,10 +60,15 @@ def watched(module: pl.LightningModule, log: Log) -> pl.LightningModule:
         name: property(_refusing(name))
         for name in (
             *("trainer", "current_epoch", "global_step", "optimizers", "lr_schedulers"),
-            *("manual_backward", "logger", "loggers", "toggle_optimizer"),
+            *("manual_backward", "toggle_optimizer"),
+            *(("federated_round",) if log.training else ()),  # a program is for all rounds
         )
     }
+    names |= {"logger": property(lambda _: SILENT), "loggers": property(lambda _: [SILENT])}
+    if not defines("print", module):
+        names["print"] = staticmethod(lambda *_, **__: None)
     names |= {"log": staticmethod(log.log), "log_dict": staticmethod(log.log_dict)}
+    getattr(module, "hparams", None)  # made at its first use, which is no change
     cls = type(module)
     module.__class__ = type(cls.__name__, (cls,), names)
     return module

@@ -1,0 +1,96 @@
+"""A module's ``configure_optimizers`` without a Trainer, for clients that train together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+
+from flsimulation.models.lightning_modules import SILENT
+from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.eligible import Optimization, optimization
+
+
+class Configuring:
+    """Makes a client's optimizer and schedulers, and notes what they depend on.
+
+    Parameters
+    ----------
+    module : LightningModule
+        The model; as it was after each call.
+    epochs : int
+        Local epochs.
+
+    Raises
+    ------
+    NotStackable
+        As a call; or if the module keeps an optimizer from one call to the next.
+    """
+
+    def __init__(self, module: pl.LightningModule, epochs: int) -> None:
+        self._module, self._epochs = module, epochs
+        self._lock = threading.Lock()  # waves on several threads call the user's module
+        self.by_batches = False
+        """Whether the number of a client's batches was asked for."""
+        self.by_round = False
+        """Whether the number of the round was asked for."""
+        if self()[0] is self()[0]:
+            raise NotStackable("configure_optimizers returns the same optimizer each time")
+
+    def __call__(self, batches: int = 1, round: int = 1) -> Optimization:
+        """A new optimizer and its schedulers, for a fit in this round with as many batches an epoch.
+
+        Raises
+        ------
+        NotStackable
+            If the module needs more of a Trainer, or clients cannot train together with these.
+        """
+        with self._lock, self._standing_in(batches, round):
+            return optimization(self._module)
+
+    @contextmanager
+    def _standing_in(self, batches: int, round: int) -> Iterator[None]:
+        def number(_: Any) -> int:
+            self.by_round = True
+            return round
+
+        trainer = _FitToCome(self, self._epochs, batches)
+        names: dict[str, Any] = {
+            "trainer": property(lambda _: trainer),
+            "federated_round": property(number),
+            "logger": property(lambda _: SILENT),
+            "loggers": property(lambda _: [SILENT]),
+            "print": staticmethod(lambda *_, **__: None),
+        }
+        cls = type(self._module)
+        self._module.__class__ = type(cls.__name__, (cls,), names)
+        try:
+            yield
+        finally:
+            self._module.__class__ = cls
+
+
+class _FitToCome:
+    """What a Trainer knows before a client's fit on one device; nothing else of it is there."""
+
+    global_step = current_epoch = global_rank = local_rank = node_rank = 0
+    accumulate_grad_batches = num_devices = num_nodes = world_size = 1
+    max_steps, datamodule, is_global_zero = -1, None, True
+    logger, loggers = SILENT, (SILENT,)
+
+    def __init__(self, asked: Configuring, epochs: int, batches: int) -> None:
+        self._asked, self.max_epochs, self._batches = asked, epochs, batches
+
+    @property
+    def num_training_batches(self) -> int:
+        """Batches in an epoch."""
+        self._asked.by_batches = True
+        return self._batches
+
+    @property
+    def estimated_stepping_batches(self) -> int:
+        """Optimizer steps of the fit."""
+        return self.num_training_batches * self.max_epochs

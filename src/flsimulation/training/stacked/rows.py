@@ -1,0 +1,27 @@
+"""Functions of stacked tensors, whose rows are clients: [clients, ...]."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flsimulation.training.failures import diverged
+from flsimulation.training.jobs import State
+
+
+def mean_of_rows(rows: Tensor, shares: Tensor) -> Tensor:
+    """The weighted mean of rows; of equal ones that row, which a sum would round."""
+    if torch.equal(rows[0], rows[-1]) and bool((rows == rows[0]).all()):
+        return rows[0]
+    return shares.to(rows.device, rows.dtype) @ rows
+
+
+def diverged_clients(own: State, origin: list[Tensor]) -> dict[int, str]:
+    """Clients with a weight that training made NaN or infinite, and its name."""
+    found: dict[int, str] = {}
+    for (name, value), before in zip(own.items(), origin, strict=True):
+        if not value.is_floating_point() or bool(value.sum().isfinite()):
+            continue
+        unsound = diverged(value, before).reshape(len(value), -1).any(1)
+        for place in unsound.nonzero().flatten().tolist():
+            found.setdefault(place, name)
+    return found
