@@ -225,7 +225,7 @@ def test_means_and_single_models_are_averaged_by_examples(recorder: Any) -> None
     replies = exchange.post(1, "train", [Batch(model(0.0), tasks("train", 0, 1, 2), average=True)])
     list(exchange.outcomes())
     strategy = FedAvg()
-    arrays, metrics = Aggregation(strategy, "fedavg", frozenset()).aggregate(1, replies)
+    arrays, metrics = Aggregation(strategy, "fedavg", frozenset()).aggregate(1, replies, model(0.0))
     assert arrays["w"].numpy().tolist() == [5.0]  # (20 x 3 + 10 x 9) / 30
     assert metrics is not None
     assert dict(metrics) == {"loss": pytest.approx(1.0)}

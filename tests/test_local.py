@@ -183,6 +183,7 @@ class Failing(MLP):
         ("none", "error", "it made no optimizer step; training_step must return the loss"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`:UserWarning")
 def test_a_failure_has_a_reason_and_the_next_client_is_not_touched(
     kind: str, reason: str, part: str
 ) -> None:

@@ -17,8 +17,8 @@ from flsimulation.data.summary import Summary, summarize
 from flsimulation.errors import InputError
 from flsimulation.experiment import Experiment, load_experiment
 from flsimulation.host.files import write_atomic
-from flsimulation.report import data_figure
 from flsimulation.report import png as as_png
+from flsimulation.report.figures.examples import data_figure
 
 _ROWS = 50  # of a table of columns or classes
 
