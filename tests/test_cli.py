@@ -73,6 +73,9 @@ def test_run_prints_a_line_a_round_and_where_the_report_lies(
     assert lines[0].startswith("test: fedavg, 4 clients, 240 examples of blobs.npz (iid), ")
     assert lines[0].endswith("(iid), mlp with 155 parameters, seed 0")
     assert lines.pop(1) == "  labels: 3 classes 0, 1, 2 (data.task auto: 3 distinct whole numbers)"
+    assert lines.pop(1).startswith(
+        "  clients train one by one: 16 training steps in all are too few"
+    )
     assert lines[1].split() == ["round", "test", "loss", "accuracy", "clients'", "loss", "accuracy", "seconds", "failed"]  # fmt: skip
     assert [line.split()[0] for line in lines[2:4]] == ["1/2", "2/2"]
     assert lines[5].startswith("completed: 2 of 2 rounds in ")
