@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flsimulation.data import Dataset, load_dataset
-from flsimulation.data.describe import describe
+from flsimulation.data.summary import summarize
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -380,11 +380,10 @@ def test_categories_are_inputs_in_sorted_order(tmp_path: Path) -> None:
     names = ["Bonn", "Oslo", "Rome"]
     assert rows(data)[:, 2:].tolist() == [[float(t == name) for name in names] for t in towns]
     assert "town (category: Bonn, Oslo, Rome)" in data.notes[0]
-    assert [tuple(c) for c in describe(data)] == [
-        ("height", "number", 0, 20, 1.5, HEIGHT[-1]),
-        ("age", "number", 0, 20, 20.0, 39.0),
-        ("town", "category", 0, 3, None, None),
-    ]
+    assert [tuple(c)[:3] for c in data.columns] == [
+        ("height", "number", 0), ("age", "number", 0), ("town", "category", 0),
+    ]  # fmt: skip
+    assert [c["distinct"] for c in summarize(data)["inputs"][0]["columns"]] == [16, 16, 3]
 
 
 @pytest.mark.parametrize(
