@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flsimulation.data import Dataset, load_dataset
-from flsimulation.data.describe import describe
+from flsimulation.data.summary import summarize
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -248,6 +248,34 @@ def test_a_word_among_numbers_is_no_class(tmp_path: Path, word: str) -> None:
     assert "the first in row 20; correct or remove" in text
 
 
+def test_a_word_for_a_missing_one_among_two_numbers_is_no_class(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.csv", FRAME.assign(label=["0", "1", *["0"] * 17, "nan"]))
+    words = refused(path, missing_values=["nan"])
+    assert "column 'label' of d.csv has numbers, but 1 cell such as 'nan'" in words
+    data = load(path, missing_values=["nan"], task="classification")
+    assert data.classes == ("0", "1", "nan")
+
+
+def test_a_letter_before_a_number_makes_a_name(tmp_path: Path) -> None:
+    names = ["e1", "E2", "e-3"]
+    frame = FRAME.assign(label=(names * 7)[:ROWS], area=[f"E{i % 9}" for i in range(19)] + ["N1"])
+    data = load(save(tmp_path / "d.csv", frame))
+    assert data.classes == ("E2", "e-3", "e1")
+    assert data.columns[-1].width == 10
+
+
+def test_a_second_column_of_labels_is_no_input(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("a,label,label\n" + "".join(f"{i},{i % 2},{i % 2}\n" for i in range(ROWS)))
+    assert "d.csv has several columns 'label', and all but one would be inputs" in refused(path)
+
+
+def test_a_note_is_one_line(tmp_path: Path) -> None:
+    data = load(save(tmp_path / "d.csv", FRAME.assign(text=["a\nb", "c"] * 10)))
+    assert not any("\n" in note for note in data.notes)
+    assert "text (category: a b, c)" in data.notes[0]
+
+
 def test_clients_can_be_inputs_too(tmp_path: Path) -> None:
     frame = FRAME.assign(client=["NA", "EU"] * 10)
     path = save(tmp_path / "d.csv", frame)
@@ -288,6 +316,14 @@ def test_rows_with_missing_numbers_are_left_out(tmp_path: Path) -> None:
     data = load(with_gaps(tmp_path / "d.csv"), fill="drop")
     assert sorted(rows(data)[:, 1].tolist()) == [20 + i for i in range(ROWS) if i % 10 != 3]
     assert "2 rows with missing numbers left out (data.fill drop)" in data.notes
+
+
+def test_a_file_of_incomplete_rows_alone(tmp_path: Path) -> None:
+    gaps = [1.0, None] * 10
+    path = save(tmp_path / "d.csv", FRAME.assign(one=gaps, other=gaps[::-1]))
+    assert "data.fill 'drop' leaves no row of d.csv: each has a missing" in refused(
+        path, fill="drop"
+    )
 
 
 def test_words_for_a_missing_number_can_be_named(tmp_path: Path) -> None:
@@ -344,11 +380,10 @@ def test_categories_are_inputs_in_sorted_order(tmp_path: Path) -> None:
     names = ["Bonn", "Oslo", "Rome"]
     assert rows(data)[:, 2:].tolist() == [[float(t == name) for name in names] for t in towns]
     assert "town (category: Bonn, Oslo, Rome)" in data.notes[0]
-    assert [tuple(c) for c in describe(data)] == [
-        ("height", "number", 0, 20, 1.5, HEIGHT[-1]),
-        ("age", "number", 0, 20, 20.0, 39.0),
-        ("town", "category", 0, 3, None, None),
-    ]
+    assert [tuple(c)[:3] for c in data.columns] == [
+        ("height", "number", 0), ("age", "number", 0), ("town", "category", 0),
+    ]  # fmt: skip
+    assert [c["distinct"] for c in summarize(data)["inputs"][0]["columns"]] == [16, 16, 3]
 
 
 @pytest.mark.parametrize(

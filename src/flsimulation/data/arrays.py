@@ -146,6 +146,11 @@ def _complete(
         check_finite(spec, part.x, name, origin.names, missing=not fillable)
         if spec.fill == "drop" and fillable and part.x.dtype.kind == "f":
             part = part.take(np.flatnonzero(~np.isnan(part.x).any(axis=1)))
+            if not len(part.y):
+                raise refusal(
+                    spec, f"data.fill 'drop' leaves no row of {name}: each has a missing number; "
+                    f"use 'mean', 'median' or 'zero', or choose columns by data.input-columns"
+                )  # fmt: skip
         kept.append(part)
     left = sum(len(part.y) for part in parts) - sum(len(part.y) for part in kept)
     note = f"{counted(left, 'row')} with missing numbers left out (data.fill drop)"

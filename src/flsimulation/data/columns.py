@@ -13,7 +13,7 @@ from flsimulation.data.refusal import counted, refusal
 from flsimulation.experiment.spec import Data
 
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)")
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?([.,]\d*)?(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2}.*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}.*")
 _MOST_CATEGORIES = 50
 _FEWEST = 10  # categories that are always accepted
@@ -60,7 +60,7 @@ def labels(text: Text, decimal: str, words: tuple[str, ...], spec: Data) -> np.n
         return _parsed(cells, distinct, decimal)
     odd = [cell for cell in distinct if cell not in plain]
     strays = len(plain) > _FEWEST and len(odd) <= _STRAY * len(distinct)
-    if spec.task != "classification" and (strays or (len(plain) > 2 and {*odd} <= {*words})):
+    if spec.task != "classification" and (strays or (len(plain) > 1 and {*odd} <= {*words})):
         where = np.isin(cells, odd)
         raise refusal(
             spec, f"column {text.name!r} of {text.file} has numbers, but "
@@ -93,7 +93,7 @@ def categories(text: Text, spec: Data) -> tuple[str, ...]:
     place = f"column {text.name!r} of {text.file}"
     if not distinct:
         raise refusal(spec, f"{place} is empty; leave it out by data.input-columns")
-    numbers = [cell for cell in distinct if _NUMBER.fullmatch(cell) and _has_digit(cell)]
+    numbers = [cell for cell in distinct if _NUMBER.fullmatch(cell)]
     if sum(bool(_DATE.fullmatch(cell)) for cell in distinct) >= 0.9 * len(distinct):
         raise refusal(
             spec, f"{place} has dates such as {distinct[0]!r}, which are no input; turn them into "
@@ -168,8 +168,8 @@ def kinds(columns: tuple[Column, ...], categories: Mapping[str, tuple[str, ...]]
     parts = [f"{', '.join(listed)} (number)"] if numbers else []
     for column in columns:
         if column.kind == "category":
-            named = categories[column.name]
-            listed = [*named] if len(named) <= 6 else [*named[:5], f"... {len(named)}"]
+            named = [" ".join(name.split()) for name in categories[column.name]]
+            listed = named if len(named) <= 6 else [*named[:5], f"... {len(named)}"]
             parts.append(f"{column.name} (category: {', '.join(listed)})")
     return ", ".join(parts)
 
@@ -185,12 +185,7 @@ def _parsed(cells: np.ndarray, distinct: list[str], decimal: str) -> np.ndarray:
 
 def _is_number(cell: str, decimal: str) -> bool:
     other = "," if decimal == "." else "."
-    found = _NUMBER.fullmatch(cell) and _has_digit(cell)
-    return bool(found) and other not in cell
-
-
-def _has_digit(cell: str) -> bool:
-    return any(c.isdigit() for c in cell)
+    return _NUMBER.fullmatch(cell) is not None and other not in cell
 
 
 def _row(where: np.ndarray) -> int:

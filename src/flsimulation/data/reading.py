@@ -165,6 +165,11 @@ def _features(
     if spec.label_column not in names:
         raise unknown_column("data.label-column", spec.label_column, path.name, names)
     check_owner_column(spec, path.name, names)
+    if f"{spec.label_column}.1" in names:  # so pandas names a second column of that name
+        raise refusal(
+            spec, f"{path.name} has several columns {spec.label_column!r}, and all but one would be "
+            f"inputs; rename or remove them"
+        )  # fmt: skip
     for name in spec.input_columns:
         if name not in names:
             raise unknown_column("data.input-columns", name, path.name, names)
