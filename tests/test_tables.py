@@ -364,6 +364,28 @@ def test_text_that_is_no_category(tmp_path: Path, cells: list[str], said: str) -
     assert said in refused(save(tmp_path / "d.csv", FRAME.assign(more=cells)))
 
 
+def test_all_columns_that_are_no_inputs_are_named_at_once(tmp_path: Path) -> None:
+    ids, days = [f"A-{i}" for i in range(ROWS)], [f"{i + 1}.3.2021" for i in range(ROWS)]
+    town = ["Bonn", "Oslo"] * 10
+    path = save(tmp_path / "d.csv", FRAME.assign(town=town, case=ids, seen=days))
+    text = refused(path)
+    assert "2 columns of d.csv are no inputs ('case' has 20 distinct words in 20 rows" in text
+    assert "'seen' has dates such as '1.3.2021'" in text
+    assert text.endswith('data.input-columns = ["height", "age", "town"]')
+    assert load(path, input_columns=["height", "age", "town"]).x_train.shape == (16, 4)
+
+
+def test_sentences_are_no_categories_but_may_be_made_numbers(tmp_path: Path) -> None:
+    said = [f"the {i}th day was long and we all slept until the evening" for i in range(ROWS)]
+    frame = pd.DataFrame({"said": said, "label": ["no", "yes"] * 10})
+    text = refused(save(tmp_path / "d.csv", frame))
+    assert (
+        "20 distinct texts in 20 rows (such as 'the 0th day was long and we all slept...')" in text
+    )
+    assert "turn texts into numbers in a function of your own (data.dataset = 'FILE.py:" in text
+    assert text.endswith("leave it out by data.input-columns")  # no other column remains
+
+
 def test_a_missing_category_is_none_of_them(tmp_path: Path) -> None:
     path = save(tmp_path / "d.csv", FRAME.assign(town=["", "a", "b", "a"] * 5))
     assert rows(load(path, fill="mean"))[:2, 2:].tolist() == [[0, 0], [1, 0]]
