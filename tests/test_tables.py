@@ -328,6 +328,18 @@ def test_standardized_by_the_training_examples(tmp_path: Path) -> None:
     assert data.x_train[:, 4].unique().tolist() == [0]
 
 
+def test_columns_far_from_0_are_named_unless_they_are_scaled(tmp_path: Path) -> None:
+    income = [30_000 + 500 * i for i in range(ROWS - 1)] + [-72_500]
+    path = save(tmp_path / "d.csv", FRAME.assign(income=income, town=["Rome", "Bonn"] * 10))
+    (note,) = (note for note in load(path, test_fraction=0.05).notes if "not scaled" in note)
+    assert " in column 'income' and are not scaled (data.standardize = true does it)" in note
+    assert note.startswith(("inputs reach 72,500", "inputs reach 39,000"))
+    year = save(tmp_path / "e.csv", FRAME.assign(income=income, year=2021))
+    assert any("(2 columns reach 100 or more)" in note for note in load(year).notes)
+    for quiet in (load(path, standardize=True), load(save(tmp_path / "f.csv"))):
+        assert not any("not scaled" in note for note in quiet.notes)
+
+
 def test_standardizing_needs_columns(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((8, 1, 2, 2)), y=[0, 1] * 4)
     assert "data.standardize scales columns of numbers" in refused(

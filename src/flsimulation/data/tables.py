@@ -75,7 +75,7 @@ def _categories(table: Table, spec: Data) -> dict[str, tuple[str, ...]]:
 def _column(table: Table, name: str, known: dict[str, tuple[str, ...]]) -> Column:
     if name in known:
         missing = int(text_of(table.frame[name], table.file).missing.sum())
-        return Column(name, "category", missing, len(known[name]))
+        return Column(name, "category", missing, len(known[name]), known[name])
     return Column(name, "number", int(table.frame[name].isna().sum()))
 
 
