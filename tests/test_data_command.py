@@ -164,7 +164,10 @@ def test_several_inputs_and_several_labels(data: Command) -> None:
             "none.csv': there is no such file or folder; correct the path",
         ),
         (["mnits"], "data.dataset must be mnist, "),
-        (["d.csv"], "data.label-column 'label' is no column of d.csv: a, b"),
+        (
+            ["d.csv"],
+            "data.label-column 'label' is no column of d.csv: a, b; set data.label-column to one of them",
+        ),
         (["d.csv", "--png", "no/where.png"], "--png no/where.png: no is not a folder"),
         (["none.toml"], "none.toml"),
     ],

@@ -234,6 +234,35 @@ def test_numbered_clients_stay_in_the_order_of_their_numbers(tmp_path: Path) -> 
     assert "clients: 2 in this order: 9, 10" in data.notes
 
 
+@pytest.mark.parametrize(
+    ("mark", "decimal", "keys"),
+    [(",", ".", {}), (".", ",", {}), (",", ".", {"decimal": "."}), (".", ",", {"decimal": ","})],
+)
+def test_marks_between_thousands(
+    tmp_path: Path, mark: str, decimal: str, keys: dict[str, str]
+) -> None:
+    numbers = [800.5 + 40.25 * i for i in range(ROWS)]
+    written = [
+        f"{number:,.2f}".translate(str.maketrans({",": mark, ".": decimal})) for number in numbers
+    ]
+    frame = FRAME.assign(income=written, label=written)[["income", "label"]]
+    frame.loc[3, "income"] = "NA"
+    data = load(save(tmp_path / "d.csv", frame, sep=";"), fill="zero", **keys)
+    assert data.task == "regression"
+    numbers[3] = 0
+    assert sorted(rows(data)[:, 0].tolist()) == sorted(numbers)
+    assert data.columns[0].missing == 1
+
+
+def test_whole_thousands_need_the_decimal_mark(tmp_path: Path) -> None:
+    frame = FRAME.assign(label=[f"{1300 + 700 * i:,}" for i in range(ROWS)])
+    path = save(tmp_path / "d.csv", frame)
+    assert "set data.decimal to '.' or ','" in refused(path)
+    data = load(path, decimal=".")
+    assert sorted([*data.y_train.tolist(), *data.y_test.tolist()])[:2] == [1300, 2000]
+    assert data.task == "regression"
+
+
 def test_labels_with_a_decimal_comma(tmp_path: Path) -> None:
     data = load(save(tmp_path / "d.csv", FRAME.assign(label=HEIGHT), sep=";", decimal=","))
     assert data.task == "regression"

@@ -110,12 +110,37 @@ def labels(text: Text, decimal: str, words: tuple[str, ...], spec: Data) -> np.n
     return cells
 
 
+def ungrouped(cells: np.ndarray, decimal: str, spec: Data) -> np.ndarray | None:
+    """Numbers, some of which are written as ``1,300.50``, without the marks between thousands.
+
+    Parameters
+    ----------
+    cells : np.ndarray
+        str [n]; empty where missing.
+
+    Returns
+    -------
+    np.ndarray or None
+        str [n]; None if a cell is no number, if no cell has such a mark, or if ``1,300`` may be a
+        decimal: ``data.decimal`` is not set and no cell has both marks.
+    """
+    mark = "," if decimal == "." else "."
+    grouped = re.compile(rf"[+-]?[1-9]\d{{0,2}}(\{mark}\d{{3}})+(\{decimal}\d*)?")
+    distinct = set(np.unique(cells[cells != ""]).tolist()) - {*spec.missing_values}
+    marked = {cell for cell in distinct if grouped.fullmatch(cell)}
+    if not marked or not all(_is_number(cell, decimal) for cell in distinct - marked):
+        return None
+    if not spec.decimal and not any(decimal in cell for cell in marked):
+        return None
+    return np.array([c.replace(mark, "") if c in marked else c for c in cells.tolist()])
+
+
 def _check_empty(text: Text, spec: Data) -> None:
     if missing := int(text.missing.sum()):
         raise refusal(
             spec,
             f"{text.file} has {counted(missing, 'empty cell')} in "
-            f"{text.name!r}, the first in row {_row(text.missing)}; fill them",
+            f"{text.name!r}, the first in row {_row(text.missing)}; fill them, or remove their rows",
         )
 
 
