@@ -230,6 +230,19 @@ def test_long_class_names_are_not_cut(flsim: Any, tmp_path: Path) -> None:
     assert len({len(line) for line in lines[:3]}) == 1
 
 
+def test_partition_shows_the_names_of_natural_clients(flsim: Any, tmp_path: Path) -> None:
+    sites = ["St. Anne [east]", "City", "Lake"]
+    rows = [f"{i}.5,{'ab'[i // 3 % 2]},{sites[i % 3]}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("x,label,site\n" + "\n".join(rows) + "\n")
+    sets = [f"data.dataset=file:{tmp_path}/t.csv", "data.partition=natural", "data.partition-column=site", "data.clients=3", "data.examples-per-client=0"]  # fmt: skip
+    _, output, _ = flsim("partition", *(word for one in sets for word in ("--set", one)))
+    header, *table = output.splitlines()[3:7]
+    assert header.split() == ["client", "name", "examples", "a", "b"]
+    for number, (name, line) in enumerate(zip(sorted(sites), table, strict=True)):
+        assert line.split()[0] == str(number)
+        assert line.split(maxsplit=1)[1].startswith(name)
+
+
 def test_partition_of_a_regression_shows_the_clients_targets(flsim: Any, tmp_path: Path) -> None:
     rows = [f"{i}.5,{1000 * i}.25,{i % 2}" for i in range(40)]
     (tmp_path / "t.csv").write_text("x,label,client\n" + "\n".join(rows) + "\n")

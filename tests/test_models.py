@@ -162,6 +162,15 @@ def test_a_model_without_a_form_for_the_task_says_which_has_one(
     assert f"model.class '{name}'" in str(refused.value)
 
 
+def test_models_that_cannot_read_the_inputs_are_not_named() -> None:
+    images = data(np.zeros((2, 1, 8, 8), np.float32), np.zeros(2, int), "classification")
+    with pytest.raises(ModelError, match="use 'mlp', '2nn', 'logistic', 'cnn' or a class of your"):
+        model_arguments(Model(class_="unet"), images)
+    wide = data(np.zeros((2, 1, 8, 6), np.float32), np.zeros(2, int), "classification")
+    with pytest.raises(ModelError, match="use 'mlp', '2nn', 'logistic' or a class of your own"):
+        model_arguments(Model(class_="unet"), wide)
+
+
 def test_outputs_have_the_form_of_the_labels() -> None:
     assert MLP(3, 1, task="regression")(torch.zeros(5, 3)).shape == (5,)
     assert Logistic(3, 2, task="regression")(torch.zeros(5, 3)).shape == (5, 2)

@@ -234,6 +234,35 @@ def test_numbered_clients_stay_in_the_order_of_their_numbers(tmp_path: Path) -> 
     assert "clients: 2 in this order: 9, 10" in data.notes
 
 
+@pytest.mark.parametrize(
+    ("mark", "decimal", "keys"),
+    [(",", ".", {}), (".", ",", {}), (",", ".", {"decimal": "."}), (".", ",", {"decimal": ","})],
+)
+def test_marks_between_thousands(
+    tmp_path: Path, mark: str, decimal: str, keys: dict[str, str]
+) -> None:
+    numbers = [800.5 + 40.25 * i for i in range(ROWS)]
+    written = [
+        f"{number:,.2f}".translate(str.maketrans({",": mark, ".": decimal})) for number in numbers
+    ]
+    frame = FRAME.assign(income=written, label=written)[["income", "label"]]
+    frame.loc[3, "income"] = "NA"
+    data = load(save(tmp_path / "d.csv", frame, sep=";"), fill="zero", **keys)
+    assert data.task == "regression"
+    numbers[3] = 0
+    assert sorted(rows(data)[:, 0].tolist()) == sorted(numbers)
+    assert data.columns[0].missing == 1
+
+
+def test_whole_thousands_need_the_decimal_mark(tmp_path: Path) -> None:
+    frame = FRAME.assign(label=[f"{1300 + 700 * i:,}" for i in range(ROWS)])
+    path = save(tmp_path / "d.csv", frame)
+    assert "set data.decimal to '.' or ','" in refused(path)
+    data = load(path, decimal=".")
+    assert sorted([*data.y_train.tolist(), *data.y_test.tolist()])[:2] == [1300, 2000]
+    assert data.task == "regression"
+
+
 def test_labels_with_a_decimal_comma(tmp_path: Path) -> None:
     data = load(save(tmp_path / "d.csv", FRAME.assign(label=HEIGHT), sep=";", decimal=","))
     assert data.task == "regression"
@@ -364,6 +393,18 @@ def test_standardized_by_the_training_examples(tmp_path: Path) -> None:
     assert data.x_train[:, 4].unique().tolist() == [0]
 
 
+def test_columns_far_from_0_are_named_unless_they_are_scaled(tmp_path: Path) -> None:
+    income = [30_000 + 500 * i for i in range(ROWS - 1)] + [-72_500]
+    path = save(tmp_path / "d.csv", FRAME.assign(income=income, town=["Rome", "Bonn"] * 10))
+    (note,) = (note for note in load(path, test_fraction=0.05).notes if "not scaled" in note)
+    assert " in column 'income' and are not scaled (data.standardize = true does it)" in note
+    assert note.startswith(("inputs reach 72,500", "inputs reach 39,000"))
+    year = save(tmp_path / "e.csv", FRAME.assign(income=income, year=2021))
+    assert any("(2 columns reach 100 or more)" in note for note in load(year).notes)
+    for quiet in (load(path, standardize=True), load(save(tmp_path / "f.csv"))):
+        assert not any("not scaled" in note for note in quiet.notes)
+
+
 def test_standardizing_needs_columns(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((8, 1, 2, 2)), y=[0, 1] * 4)
     assert "data.standardize scales columns of numbers" in refused(
@@ -397,6 +438,28 @@ def test_categories_are_inputs_in_sorted_order(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_text_that_is_no_category(tmp_path: Path, cells: list[str], said: str) -> None:
     assert said in refused(save(tmp_path / "d.csv", FRAME.assign(more=cells)))
+
+
+def test_all_columns_that_are_no_inputs_are_named_at_once(tmp_path: Path) -> None:
+    ids, days = [f"A-{i}" for i in range(ROWS)], [f"{i + 1}.3.2021" for i in range(ROWS)]
+    town = ["Bonn", "Oslo"] * 10
+    path = save(tmp_path / "d.csv", FRAME.assign(town=town, case=ids, seen=days))
+    text = refused(path)
+    assert "2 columns of d.csv are no inputs ('case' has 20 distinct words in 20 rows" in text
+    assert "'seen' has dates such as '1.3.2021'" in text
+    assert text.endswith('data.input-columns = ["height", "age", "town"]')
+    assert load(path, input_columns=["height", "age", "town"]).x_train.shape == (16, 4)
+
+
+def test_sentences_are_no_categories_but_may_be_made_numbers(tmp_path: Path) -> None:
+    said = [f"the {i}th day was long and we all slept until the evening" for i in range(ROWS)]
+    frame = pd.DataFrame({"said": said, "label": ["no", "yes"] * 10})
+    text = refused(save(tmp_path / "d.csv", frame))
+    assert (
+        "20 distinct texts in 20 rows (such as 'the 0th day was long and we all slept...')" in text
+    )
+    assert "turn texts into numbers in a function of your own (data.dataset = 'FILE.py:" in text
+    assert text.endswith("leave it out by data.input-columns")  # no other column remains
 
 
 def test_a_missing_category_is_none_of_them(tmp_path: Path) -> None:

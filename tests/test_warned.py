@@ -68,9 +68,7 @@ def test_a_library_is_named_also_where_it_blames_its_caller() -> None:
     with collected() as found:
         torch.nn.functional.mse_loss(torch.zeros(2, 1), torch.zeros(2))
     assert len(found.lines) == 1
-    assert found.lines[0].startswith(
-        "UserWarning from torch: Using a target size (torch.Size([2])"
-    )
+    assert found.lines[0].startswith("UserWarning from torch: Using a target size (torch.Size([2])")
 
 
 def test_many_different_texts_are_counted() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from flsimulation import seeds
-from flsimulation.data.checks import check_finite, constant_columns
+from flsimulation.data.checks import check_finite, constant_columns, large_columns
 from flsimulation.data.dataset import Column, Dataset
 from flsimulation.data.refusal import counted
 from flsimulation.data.refusal import refusal as refusal
@@ -181,6 +181,8 @@ def _prepared(
     notes += constant_columns(x_train, origin.names) if flat else ()
     if spec.standardize:
         x_train, x_test = standardized(spec, x_train, x_test, origin)
+    elif origin.columns:
+        notes += large_columns(x_train, origin.names)
     if not x_train.is_floating_point():
         notes.append(
             f"inputs: integers {_reach(x_train, x_test)} stay integers (tokens); save numbers as floats"

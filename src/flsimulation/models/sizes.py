@@ -38,12 +38,21 @@ def sizes_for(name: str, dataset: Dataset) -> dict[str, Any]:
         )
     task = dataset.task if dataset.task != "auto" else _guessed(dataset)
     if task not in TASKS[name]:
-        fitting = [repr(model) for model, tasks in TASKS.items() if task in tasks]
+        fitting = [repr(m) for m, tasks in TASKS.items() if task in tasks and _reads(m, dataset)]
         raise ModelError(
             f"model.class {name!r} has no form for {task} (data.task); use "
-            f"{', '.join(fitting)} or a class of your own"
+            f"{', '.join(fitting)}{' or ' if fitting else ''}a class of your own"
         )
     return {**_inputs(name, dataset), **_outputs(name, task, dataset)}
+
+
+def _reads(name: str, dataset: Dataset) -> bool:
+    """Whether a shipped model takes these inputs."""
+    try:
+        _inputs(name, dataset)
+    except ModelError:
+        return False
+    return True
 
 
 def _guessed(dataset: Dataset) -> str:
