@@ -73,6 +73,9 @@ def test_run_prints_a_line_a_round_and_where_the_report_lies(
     assert lines[0].startswith("test: fedavg, 4 clients, 240 examples of blobs.npz (iid), ")
     assert lines[0].endswith("(iid), mlp with 155 parameters, seed 0")
     assert lines.pop(1) == "  labels: 3 classes 0, 1, 2 (data.task auto: 3 distinct whole numbers)"
+    assert lines.pop(1).startswith(
+        "  clients train one by one: 16 training steps in all are too few"
+    )
     assert lines[1].split() == ["round", "test", "loss", "accuracy", "clients'", "loss", "accuracy", "seconds", "failed"]  # fmt: skip
     assert [line.split()[0] for line in lines[2:4]] == ["1/2", "2/2"]
     assert lines[5].startswith("completed: 2 of 2 rounds in ")
@@ -225,6 +228,19 @@ def test_long_class_names_are_not_cut(flsim: Any, tmp_path: Path) -> None:
     lines = output.splitlines()[2:]
     assert all(name in lines[0] for name in names)
     assert len({len(line) for line in lines[:3]}) == 1
+
+
+def test_partition_shows_the_names_of_natural_clients(flsim: Any, tmp_path: Path) -> None:
+    sites = ["St. Anne [east]", "City", "Lake"]
+    rows = [f"{i}.5,{'ab'[i // 3 % 2]},{sites[i % 3]}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("x,label,site\n" + "\n".join(rows) + "\n")
+    sets = [f"data.dataset=file:{tmp_path}/t.csv", "data.partition=natural", "data.partition-column=site", "data.clients=3", "data.examples-per-client=0"]  # fmt: skip
+    _, output, _ = flsim("partition", *(word for one in sets for word in ("--set", one)))
+    header, *table = output.splitlines()[3:7]
+    assert header.split() == ["client", "name", "examples", "a", "b"]
+    for number, (name, line) in enumerate(zip(sorted(sites), table, strict=True)):
+        assert line.split()[0] == str(number)
+        assert line.split(maxsplit=1)[1].startswith(name)
 
 
 def test_partition_of_a_regression_shows_the_clients_targets(flsim: Any, tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from flsimulation.cli.main import main
+from flsimulation.data import load_dataset
+from flsimulation.experiment.spec import Data
+from flsimulation.report.figures.examples import data_figure
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -78,6 +81,14 @@ def test_a_table_as_a_path(data: Command, tmp_path: Path) -> None:
     assert (size["name"], size["distinct"]) == ("size", 8)
     assert 10 <= size["min"] < size["mean"] < size["max"] <= 100
     assert found["target"]["mean"] == pytest.approx(size["mean"] / 40)
+
+
+def test_the_picture_names_the_categories(tmp_path: Path) -> None:
+    rows = [f"{'MF'[i % 2]},{('no', 'yes', 'ex')[i % 3]},only,{i % 2}" for i in range(30)]
+    (tmp_path / "d.csv").write_text("sex,smoker,unit,label\n" + "\n".join(rows) + "\n")
+    figure = data_figure(load_dataset(Data(dataset=f"file:{tmp_path / 'd.csv'}"), 0))
+    ticks = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes]
+    assert ticks == [["0", "1"], ["F", "M"], ["ex", "no", "yes"], ["only"]]
 
 
 def test_images(data: Command, tmp_path: Path) -> None:
@@ -153,7 +164,10 @@ def test_several_inputs_and_several_labels(data: Command) -> None:
             "none.csv': there is no such file or folder; correct the path",
         ),
         (["mnits"], "data.dataset must be mnist, "),
-        (["d.csv"], "data.label-column 'label' is no column of d.csv: a, b"),
+        (
+            ["d.csv"],
+            "data.label-column 'label' is no column of d.csv: a, b; set data.label-column to one of them",
+        ),
         (["d.csv", "--png", "no/where.png"], "--png no/where.png: no is not a folder"),
         (["none.toml"], "none.toml"),
     ],

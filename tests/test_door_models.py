@@ -121,7 +121,7 @@ def configure_optimizers(self):
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("kind", ["auto", "sequential"])
+@pytest.mark.parametrize("kind", ["stacked", "sequential"])
 @pytest.mark.parametrize("by", ["key", "round"])
 def test_learning_rates_fall_from_round_to_round(trained: Any, kind: str, by: str) -> None:
     if by == "key":
@@ -130,7 +130,7 @@ def test_learning_rates_fall_from_round_to_round(trained: Any, kind: str, by: st
     else:
         text, rates = with_methods(ROUND_RATE), [LR, LR / 2, LR / 3]
         experiment, out = trained(text, engine=kind)
-    assert engine(out)[0] == ("stacked" if kind == "auto" else "sequential")
+    assert engine(out)[0] == kind
     expected = by_hand(experiment, initial(experiment), rates)
     for name, value in weights(out).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6)

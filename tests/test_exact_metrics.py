@@ -156,11 +156,11 @@ def outputs(model: dict[str, torch.Tensor], x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("kind", "engine", "start"),
     [
-        ("OnStep", "auto", run_in_process),
+        ("OnStep", "stacked", run_in_process),
         ("OnStep", "sequential", run_in_process),
-        ("AtEnd", "auto", run_in_process),
+        ("AtEnd", "stacked", run_in_process),
         ("AtEnd", "sequential", run_in_process),
-        ("OnStep", "auto", run_packed),
+        ("OnStep", "stacked", run_packed),
     ],
 )
 def test_the_federated_value_is_that_over_all_examples(
@@ -168,7 +168,7 @@ def test_the_federated_value_is_that_over_all_examples(
 ) -> None:
     experiment = make(kind, train={"engine": engine})
     space = Workspace.load(experiment)
-    assert space.engine.name == ("stacked" if engine == "auto" else "sequential")
+    assert space.engine.name == engine
     start(experiment, [recorder], space)
     model = held_state(recorder.of(Checkpoint)[-1].arrays)
     sizes = [len(space.data.validation_indices(p)) for p in range(4)]

@@ -51,6 +51,14 @@ def test_the_page_has_every_file_and_a_command_for_every_experiment() -> None:
     assert sorted(commands) == sorted(name for name in files if name.endswith(".toml"))
 
 
+def test_the_page_shows_what_each_command_prints() -> None:
+    printed = re.findall(
+        r"^```text\n([\w-]+): fedavg, .*?\ncompleted: ", PAGE, re.DOTALL | re.MULTILINE
+    )
+    named = re.findall(r'^name = "(\S+)"', PAGE, re.MULTILINE)
+    assert sorted(printed) == sorted(name for name in named)
+
+
 @pytest.mark.seconds
 def test_house_prices_are_numbers_in_their_own_unit(repository: Path) -> None:
     last = run("house_prices")

@@ -134,6 +134,15 @@ class Pairs(Single):
     def loss(self, out, y):
         return F.binary_cross_entropy_with_logits(out, (y > 0).float())
 
+class Pixels(Base):
+    channels = 1
+    def loss(self, out, y):
+        out = out[:, :1, None, None].expand(-1, self.channels, 2, 3)
+        return F.binary_cross_entropy_with_logits(out, (y > 0).float()[:, None, None].expand(-1, 2, 3))
+
+class TwoChannels(Pixels):
+    channels = 2
+
 class Broadcast(Single):
     def loss(self, out, y):
         return F.mse_loss(out, y.float())
@@ -305,6 +314,12 @@ def own(own_modules: Any, make_experiment: Any) -> Callable[..., Experiment]:
             "binary_cross_entropy_with_logits gets an output of shape [batch, 1] float32 and labels "
             "of shape [batch] float32; make the shapes equal, for example with output.squeeze(-1)",
         ),
+        (
+            "Pixels",
+            "gets an output of shape [batch, 1, 2, 3] float32 and labels of shape [batch, 2, 3] "
+            "float32; make the shapes equal, for example with output.squeeze(1)",
+        ),
+        ("TwoChannels", "make the shapes equal, for example with one output channel instead of 2"),
         ("PerExample", "training_step returns a loss of shape [batch] float32; return one number"),
         ("Number", "training_step returns a float; return the loss as a tensor"),
         ("Unnamed", "training_step returns a dict without 'loss'; add the loss under this key"),

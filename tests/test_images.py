@@ -99,7 +99,7 @@ def test_bytes_and_sixteen_bits_beside_each_other_have_one_scale(tmp_path: Path)
     assert isinstance(data.x_train, torch.Tensor)
     assert data.x_train.flatten(1).tolist() == [pytest.approx([0, 0.2, 1])] * 2
     assert data.x_train.dtype == torch.float32
-    note = "images: 3 of 3x1, grey; 16 bits a pixel, divided by 65535 (the largest is 1)"
+    note = "images: 3 of 3x1, grey; 2 of them with 16 bits a pixel, divided by 65535 (the largest is 1)"
     assert note in data.notes
 
 

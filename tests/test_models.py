@@ -94,6 +94,15 @@ def test_segmentation_counts_pixels_over_all_batches() -> None:
     )  # of seven pixels that count two are wrong
 
 
+def test_masks_may_have_an_axis_of_one_channel() -> None:
+    logits, y = torch.arange(120.0).sin().reshape(3, 2, 4, 5), torch.arange(60).reshape(3, 4, 5) % 2
+    expected = scores(goal_of("segmentation", 2), (logits, y))
+    for mask in (y[:, None], y[..., None]):
+        goal = goal_of("segmentation", 2)
+        assert torch.equal(goal.loss(logits, mask), goal.loss(logits, y))
+        assert scores(goal, (logits, mask)) == expected
+
+
 def test_a_language_models_loss_is_a_mean_over_tokens_not_over_batches() -> None:
     goal = goal_of("language", 4)
     logits = torch.zeros(2, 3, 4)
@@ -142,6 +151,7 @@ def test_arguments_follow_the_task() -> None:
         ("unet", np.zeros((2, 4), np.float32), np.zeros(2, int), "classification", "'2nn'"),
         ("lstm", np.zeros((2, 4), np.float32), np.zeros(2, int), "classification", "needs tokens"),
         ("unet", np.zeros((2, 4), np.float32), np.zeros((2, 4), int), "segmentation", "images"),
+        ("lstm", np.full((2, 4), -1), np.zeros(2, int), "classification", "from 0 on, .* has -1"),
     ],
 )
 def test_a_model_without_a_form_for_the_task_says_which_has_one(
@@ -150,6 +160,15 @@ def test_a_model_without_a_form_for_the_task_says_which_has_one(
     with pytest.raises(ModelError, match=words) as refused:
         build_model(Model(class_=name), data(x, y, task), 0)
     assert f"model.class '{name}'" in str(refused.value)
+
+
+def test_models_that_cannot_read_the_inputs_are_not_named() -> None:
+    images = data(np.zeros((2, 1, 8, 8), np.float32), np.zeros(2, int), "classification")
+    with pytest.raises(ModelError, match="use 'mlp', '2nn', 'logistic', 'cnn' or a class of your"):
+        model_arguments(Model(class_="unet"), images)
+    wide = data(np.zeros((2, 1, 8, 6), np.float32), np.zeros(2, int), "classification")
+    with pytest.raises(ModelError, match="use 'mlp', '2nn', 'logistic' or a class of your own"):
+        model_arguments(Model(class_="unet"), wide)
 
 
 def test_outputs_have_the_form_of_the_labels() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flsimulation.data import Dataset, load_dataset
-from flsimulation.data.describe import describe
+from flsimulation.data.summary import summarize
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -234,6 +234,35 @@ def test_numbered_clients_stay_in_the_order_of_their_numbers(tmp_path: Path) -> 
     assert "clients: 2 in this order: 9, 10" in data.notes
 
 
+@pytest.mark.parametrize(
+    ("mark", "decimal", "keys"),
+    [(",", ".", {}), (".", ",", {}), (",", ".", {"decimal": "."}), (".", ",", {"decimal": ","})],
+)
+def test_marks_between_thousands(
+    tmp_path: Path, mark: str, decimal: str, keys: dict[str, str]
+) -> None:
+    numbers = [800.5 + 40.25 * i for i in range(ROWS)]
+    written = [
+        f"{number:,.2f}".translate(str.maketrans({",": mark, ".": decimal})) for number in numbers
+    ]
+    frame = FRAME.assign(income=written, label=written)[["income", "label"]]
+    frame.loc[3, "income"] = "NA"
+    data = load(save(tmp_path / "d.csv", frame, sep=";"), fill="zero", **keys)
+    assert data.task == "regression"
+    numbers[3] = 0
+    assert sorted(rows(data)[:, 0].tolist()) == sorted(numbers)
+    assert data.columns[0].missing == 1
+
+
+def test_whole_thousands_need_the_decimal_mark(tmp_path: Path) -> None:
+    frame = FRAME.assign(label=[f"{1300 + 700 * i:,}" for i in range(ROWS)])
+    path = save(tmp_path / "d.csv", frame)
+    assert "set data.decimal to '.' or ','" in refused(path)
+    data = load(path, decimal=".")
+    assert sorted([*data.y_train.tolist(), *data.y_test.tolist()])[:2] == [1300, 2000]
+    assert data.task == "regression"
+
+
 def test_labels_with_a_decimal_comma(tmp_path: Path) -> None:
     data = load(save(tmp_path / "d.csv", FRAME.assign(label=HEIGHT), sep=";", decimal=","))
     assert data.task == "regression"
@@ -246,6 +275,34 @@ def test_a_word_among_numbers_is_no_class(tmp_path: Path, word: str) -> None:
     text = refused(save(tmp_path / "d.csv", frame))
     assert f"column 'label' of d.csv has numbers, but 1 cell such as {word!r}" in text
     assert "the first in row 20; correct or remove" in text
+
+
+def test_a_word_for_a_missing_one_among_two_numbers_is_no_class(tmp_path: Path) -> None:
+    path = save(tmp_path / "d.csv", FRAME.assign(label=["0", "1", *["0"] * 17, "nan"]))
+    words = refused(path, missing_values=["nan"])
+    assert "column 'label' of d.csv has numbers, but 1 cell such as 'nan'" in words
+    data = load(path, missing_values=["nan"], task="classification")
+    assert data.classes == ("0", "1", "nan")
+
+
+def test_a_letter_before_a_number_makes_a_name(tmp_path: Path) -> None:
+    names = ["e1", "E2", "e-3"]
+    frame = FRAME.assign(label=(names * 7)[:ROWS], area=[f"E{i % 9}" for i in range(19)] + ["N1"])
+    data = load(save(tmp_path / "d.csv", frame))
+    assert data.classes == ("E2", "e-3", "e1")
+    assert data.columns[-1].width == 10
+
+
+def test_a_second_column_of_labels_is_no_input(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("a,label,label\n" + "".join(f"{i},{i % 2},{i % 2}\n" for i in range(ROWS)))
+    assert "d.csv has several columns 'label', and all but one would be inputs" in refused(path)
+
+
+def test_a_note_is_one_line(tmp_path: Path) -> None:
+    data = load(save(tmp_path / "d.csv", FRAME.assign(text=["a\nb", "c"] * 10)))
+    assert not any("\n" in note for note in data.notes)
+    assert "text (category: a b, c)" in data.notes[0]
 
 
 def test_clients_can_be_inputs_too(tmp_path: Path) -> None:
@@ -290,6 +347,14 @@ def test_rows_with_missing_numbers_are_left_out(tmp_path: Path) -> None:
     assert "2 rows with missing numbers left out (data.fill drop)" in data.notes
 
 
+def test_a_file_of_incomplete_rows_alone(tmp_path: Path) -> None:
+    gaps = [1.0, None] * 10
+    path = save(tmp_path / "d.csv", FRAME.assign(one=gaps, other=gaps[::-1]))
+    assert "data.fill 'drop' leaves no row of d.csv: each has a missing" in refused(
+        path, fill="drop"
+    )
+
+
 def test_words_for_a_missing_number_can_be_named(tmp_path: Path) -> None:
     path = with_gaps(tmp_path / "d.csv", "lost")
     assert "has numbers, but 'lost' in row 4 (2 such cells); correct them, or add" in refused(path)
@@ -328,6 +393,18 @@ def test_standardized_by_the_training_examples(tmp_path: Path) -> None:
     assert data.x_train[:, 4].unique().tolist() == [0]
 
 
+def test_columns_far_from_0_are_named_unless_they_are_scaled(tmp_path: Path) -> None:
+    income = [30_000 + 500 * i for i in range(ROWS - 1)] + [-72_500]
+    path = save(tmp_path / "d.csv", FRAME.assign(income=income, town=["Rome", "Bonn"] * 10))
+    (note,) = (note for note in load(path, test_fraction=0.05).notes if "not scaled" in note)
+    assert " in column 'income' and are not scaled (data.standardize = true does it)" in note
+    assert note.startswith(("inputs reach 72,500", "inputs reach 39,000"))
+    year = save(tmp_path / "e.csv", FRAME.assign(income=income, year=2021))
+    assert any("(2 columns reach 100 or more)" in note for note in load(year).notes)
+    for quiet in (load(path, standardize=True), load(save(tmp_path / "f.csv"))):
+        assert not any("not scaled" in note for note in quiet.notes)
+
+
 def test_standardizing_needs_columns(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((8, 1, 2, 2)), y=[0, 1] * 4)
     assert "data.standardize scales columns of numbers" in refused(
@@ -344,11 +421,10 @@ def test_categories_are_inputs_in_sorted_order(tmp_path: Path) -> None:
     names = ["Bonn", "Oslo", "Rome"]
     assert rows(data)[:, 2:].tolist() == [[float(t == name) for name in names] for t in towns]
     assert "town (category: Bonn, Oslo, Rome)" in data.notes[0]
-    assert [tuple(c) for c in describe(data)] == [
-        ("height", "number", 0, 20, 1.5, HEIGHT[-1]),
-        ("age", "number", 0, 20, 20.0, 39.0),
-        ("town", "category", 0, 3, None, None),
-    ]
+    assert [tuple(c)[:3] for c in data.columns] == [
+        ("height", "number", 0), ("age", "number", 0), ("town", "category", 0),
+    ]  # fmt: skip
+    assert [c["distinct"] for c in summarize(data)["inputs"][0]["columns"]] == [16, 16, 3]
 
 
 @pytest.mark.parametrize(
@@ -362,6 +438,28 @@ def test_categories_are_inputs_in_sorted_order(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_text_that_is_no_category(tmp_path: Path, cells: list[str], said: str) -> None:
     assert said in refused(save(tmp_path / "d.csv", FRAME.assign(more=cells)))
+
+
+def test_all_columns_that_are_no_inputs_are_named_at_once(tmp_path: Path) -> None:
+    ids, days = [f"A-{i}" for i in range(ROWS)], [f"{i + 1}.3.2021" for i in range(ROWS)]
+    town = ["Bonn", "Oslo"] * 10
+    path = save(tmp_path / "d.csv", FRAME.assign(town=town, case=ids, seen=days))
+    text = refused(path)
+    assert "2 columns of d.csv are no inputs ('case' has 20 distinct words in 20 rows" in text
+    assert "'seen' has dates such as '1.3.2021'" in text
+    assert text.endswith('data.input-columns = ["height", "age", "town"]')
+    assert load(path, input_columns=["height", "age", "town"]).x_train.shape == (16, 4)
+
+
+def test_sentences_are_no_categories_but_may_be_made_numbers(tmp_path: Path) -> None:
+    said = [f"the {i}th day was long and we all slept until the evening" for i in range(ROWS)]
+    frame = pd.DataFrame({"said": said, "label": ["no", "yes"] * 10})
+    text = refused(save(tmp_path / "d.csv", frame))
+    assert (
+        "20 distinct texts in 20 rows (such as 'the 0th day was long and we all slept...')" in text
+    )
+    assert "turn texts into numbers in a function of your own (data.dataset = 'FILE.py:" in text
+    assert text.endswith("leave it out by data.input-columns")  # no other column remains
 
 
 def test_a_missing_category_is_none_of_them(tmp_path: Path) -> None:

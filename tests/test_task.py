@@ -214,6 +214,9 @@ def test_a_token_per_position_and_what_is_ignored(own: Load) -> None:
         (MASKS + 1, {"x": IMAGES, "classes": ["a", "b"]}, "in 0..1, its classes, or -100 to be ignored, got 2"),
         (np.where(CLASSES > 0, CLASSES, np.nan), {}, "16 labels are missing"),
         (np.where(CLASSES > 0, CLASSES, np.inf), {}, "y_train: inf at index 0; labels must be finite"),
+        (np.full((ROWS, 4, 5), np.inf), {"x": IMAGES}, "y_train: inf at index [0, 0, 0]; labels must be finite"),
+        (1e300 * (CLASSES + 0.5), {}, "'classification' numbers its classes from 0 on, but y_train has 5e+299"),
+        (1e300 * FLOATS[:, 0].astype(float), {}, "y_train: inf at index 0 as float32; labels must be finite"),
         (SEVERAL, {"classes": ["a", "b"]}, "rows of 3 but 2 classes; name 3"),
         (CLASSES + 0.5, {"task": "classification"}, "data.task 'classification' needs words or whole numbers, but y_train has 0.5; set data.task = 'regression'"),
         (SEVERAL, {"task": "classification"}, "or rows with one 1, but y_train has 3 numbers per example"),
@@ -248,15 +251,24 @@ def test_a_data_set_that_names_its_task(tmp_path: Path) -> None:
     )
 
 
-def test_several_inputs_are_of_the_task_of_those_with_a_label_per_position(tmp_path: Path) -> None:
+@pytest.mark.parametrize("function", ["arrays", "tensors"])
+def test_several_inputs_are_of_the_task_of_those_with_a_label_per_position(
+    tmp_path: Path, function: str
+) -> None:
     (tmp_path / "own.py").write_text(
         "import numpy as np\n"
-        "def make():\n"
+        "import torch\n"
+        "from flsimulation.data import Dataset\n"
+        "def arrays():\n"
         "    ids = np.arange(24).reshape(6, 4) % 5\n"
-        "    x = dict(mask=ids > 0, ids=ids)\n"
+        "    x = dict(mask=(ids > 0).astype(np.float32), ids=ids)\n"
         "    return dict(x_train=x, y_train=ids, x_test=x, y_test=ids)\n"
+        "def tensors():\n"
+        "    own = arrays()\n"
+        "    x = {name: torch.as_tensor(part) for name, part in own['x_train'].items()}\n"
+        "    return Dataset('mine', x, torch.as_tensor(own['y_train']), x, x['ids'])\n"
     )
-    data = load_dataset(Data(dataset=f"{tmp_path}/own.py:make"), 0)
+    data = load_dataset(Data(dataset=f"{tmp_path}/own.py:{function}"), 0)
     assert data.task == "language"
     assert isinstance(data.x_train, dict)
     assert [*data.x_train] == ["mask", "ids"]
@@ -274,3 +286,9 @@ def test_partitions_by_label_need_classes(own: Load, scheme: str) -> None:
     assert f"data.partition {scheme!r} needs class labels" in text
     assert "(data.task 'regression'); use 'iid'" in text
     assert text.endswith("or set data.task = 'classification' if the targets are classes")
+
+
+def test_numbers_with_fractions_are_not_proposed_as_classes(own: Load) -> None:
+    with pytest.raises(DataError) as caught:
+        partition_examples(own(FLOATS[:, 0]), Data(partition="shards", min_examples=2), 0)
+    assert str(caught.value).endswith("'exponential' or 'natural'")

@@ -10,20 +10,22 @@ from flsimulation.events import BOOKKEEPING, RoundFinished, Scores, main_metrics
 _USUAL = ("loss", "accuracy")
 _DIGITS = 4  # after the point
 _SMALLEST = 1e-3  # below it, four decimals would lose most digits
+_LARGE, _LARGEST = 1e4, 1e7  # prices, whose fractions say nothing
 _NARROW = 10  # characters of a column of numbers, at least, with the space before it
 
 
 def number(value: float, width: int = 12) -> str:
-    """A metric with four decimals, or in scientific form where these are too few or too many.
+    """A metric with four decimals, one from 10,000 on, or in scientific form.
 
     Parameters
     ----------
     value : float
-        Any number: ``91034512345.6`` is ``9.1035e10``, ``0.0000001`` is ``1.0000e-7``.
+        Any number: ``18033.25`` is ``18033.2``, ``91034512345.6`` is ``9.1035e10``, ``0.0000001``
+        is ``1.0000e-7``.
     width : int
         The text has fewer characters, so that there is a space before it.
     """
-    text = f"{value:.{_DIGITS}f}"
+    text = f"{value:.{1 if _LARGE <= abs(value) < _LARGEST else _DIGITS}f}"
     if (value == 0 or not abs(value) < _SMALLEST) and len(text) < width:  # NaN too
         return text
     forms = (_scientific(value, digits) for digits in range(_DIGITS, -1, -1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +18,7 @@ from flsimulation.experiment import load_experiment
 from flsimulation.host.files import write_atomic
 from flsimulation.report import partition_figure
 from flsimulation.report import png as as_png
+from flsimulation.report.formats import short
 
 _SHOWN_CLIENTS = 100
 
@@ -39,7 +41,8 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
     classes = () if data.dataset.labels is None else data.dataset.classes
     for note in data.dataset.notes:
         typer.echo(note)
-    print_table(_table(histogram, classes, data.targets(shown)))
+    names = _names(data) if experiment.data.partition == "natural" else ()
+    print_table(_table(histogram, classes, data.targets(shown), names))
     clients = len(data.partitions)
     if clients > _SHOWN_CLIENTS:
         typer.echo(f"... and {clients - _SHOWN_CLIENTS} more clients")
@@ -52,16 +55,26 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
     typer.echo(path)
 
 
+def _names(data: FederatedData) -> tuple[str, ...]:
+    """Names of the natural clients 0, 1, ...; none where they are these numbers."""
+    owners = data.dataset.owners
+    names = () if owners is None else tuple(str(name) for name in np.unique(owners))
+    return () if names == tuple(map(str, range(len(names)))) else names
+
+
 def _table(
-    histogram: dict[str, list[int]], classes: tuple[str, ...], targets: Targets | None
-) -> Table:
+    histogram: dict[str, list[int]], classes: tuple[str, ...], targets: Targets | None,
+    names: tuple[str, ...],
+) -> Table:  # fmt: skip
     """A row per client: its examples of each class, or mean and range of its targets."""
     headers = classes if targets is None else ("mean", "min", "max")
-    table = Table("client", "examples", *map(escape, headers), box=None, header_style="bold")
+    first = ("client", "name") if names else ("client",)
+    table = Table(*first, "examples", *map(escape, headers), box=None, header_style="bold")
     for column in table.columns:
-        column.justify = "right"
+        column.justify = "left" if column.header == "name" and names else "right"
     for client, counts in list(histogram.items())[:_SHOWN_CLIENTS]:
         by_class = [str(n) if n else "·" for n in counts] if classes else []
         of_targets = [f"{value:,.6g}" for value in targets[client]] if targets else []
-        table.add_row(client, str(sum(counts)), *by_class, *of_targets)
+        named = [escape(short(names[int(client)], 24))] if names else []
+        table.add_row(client, *named, str(sum(counts)), *by_class, *of_targets)
     return table

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from flsimulation import seeds
-from flsimulation.data.checks import check_finite, constant_columns
+from flsimulation.data.checks import check_finite, constant_columns, large_columns
 from flsimulation.data.dataset import Column, Dataset
 from flsimulation.data.refusal import counted
 from flsimulation.data.refusal import refusal as refusal
@@ -146,6 +146,11 @@ def _complete(
         check_finite(spec, part.x, name, origin.names, missing=not fillable)
         if spec.fill == "drop" and fillable and part.x.dtype.kind == "f":
             part = part.take(np.flatnonzero(~np.isnan(part.x).any(axis=1)))
+            if not len(part.y):
+                raise refusal(
+                    spec, f"data.fill 'drop' leaves no row of {name}: each has a missing number; "
+                    f"use 'mean', 'median' or 'zero', or choose columns by data.input-columns"
+                )  # fmt: skip
         kept.append(part)
     left = sum(len(part.y) for part in parts) - sum(len(part.y) for part in kept)
     note = f"{counted(left, 'row')} with missing numbers left out (data.fill drop)"
@@ -176,6 +181,8 @@ def _prepared(
     notes += constant_columns(x_train, origin.names) if flat else ()
     if spec.standardize:
         x_train, x_test = standardized(spec, x_train, x_test, origin)
+    elif origin.columns:
+        notes += large_columns(x_train, origin.names)
     if not x_train.is_floating_point():
         notes.append(
             f"inputs: integers {_reach(x_train, x_test)} stay integers (tokens); save numbers as floats"

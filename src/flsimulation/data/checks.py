@@ -11,6 +11,7 @@ from flsimulation.data.refusal import counted, refusal
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
+_LARGE = 100  # numbers as large as this make the first steps of a network large
 _SHOWN = 5  # names of constant columns in a note
 
 
@@ -62,6 +63,22 @@ def constant_columns(x: torch.Tensor, columns: tuple[str, ...]) -> tuple[str, ..
     named = (columns[i] if columns else f"column {i}" for i in constant)
     values = (f"{name} ({x[0, i].item():g})" for name, i in zip(named, constant, strict=True))
     return (f"inputs with one value only: {', '.join(values)}",)
+
+
+def large_columns(x: torch.Tensor, columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Note for people that columns of a table, [n, columns], are far from 0 and not scaled."""
+    if not columns or x.ndim != 2:
+        return ()
+    highest = x.abs().amax(dim=0)
+    large = (highest >= _LARGE).nonzero()[:, 0].tolist()
+    if not large:
+        return ()
+    worst = int(highest.argmax())
+    more = f" ({len(large)} columns reach {_LARGE} or more)" if len(large) > 1 else ""
+    return (
+        f"inputs reach {highest[worst].item():,.0f} in column {columns[worst]!r}{more} and are not scaled "
+        f"(data.standardize = true does it)",
+    )
 
 
 Wrong = tuple[int, tuple[int, ...], float]

@@ -24,6 +24,8 @@ class Column(NamedTuple):
     """Cells that were missing."""
     width: int = 1
     """Number of inputs that it became."""
+    names: tuple[str, ...] = ()
+    """Names of the categories, in the order of the inputs; empty for numbers."""
 
 
 @dataclass(frozen=True, eq=False)

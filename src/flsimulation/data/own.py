@@ -174,8 +174,9 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
     if spec.task == "auto" and dataset.task != "auto":
         spec = spec.model_copy(update={"task": dataset.task})
     y_train, y_test = (_array(name, getattr(dataset, name), spec) for name in ("y_train", "y_test"))
-    x = first(dataset.x_train)
-    form = Form(tuple(x.shape), not x.is_floating_point())
+    x = {name: _numpy(tensor) for name, tensor in named(dataset.x_train)}
+    telling = x[_telling(x, y_train)]
+    form = Form(telling.shape, telling.dtype.kind in "iu")
     about = About("y_train", dataset.classes, numbered=True)
     targets = make_targets(spec, y_train, y_test, form, about)
     x_train, x_test = dataset.x_train, dataset.x_test

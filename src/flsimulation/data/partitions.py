@@ -10,6 +10,7 @@ import numpy as np
 
 from flsimulation import seeds
 from flsimulation.data.dataset import Dataset
+from flsimulation.data.task import is_whole
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -123,7 +124,7 @@ def _keys(dataset: Dataset, spec: Data, pool: np.ndarray) -> np.ndarray:
     if (labels := dataset.labels) is None:
         kind = str(dataset.y_train.dtype).removeprefix("torch.")
         task = "" if dataset.task == "auto" else f" (data.task {dataset.task!r})"
-        whole = dataset.task == "regression" and dataset.y_train.ndim == 1
+        whole = dataset.y_train.ndim == 1 and is_whole(dataset.y_train.numpy())
         remedy = ", or set data.task = 'classification' if the targets are classes" if whole else ""
         raise DataError(
             f"data.partition {spec.partition!r} needs class labels, but {dataset.name} has "

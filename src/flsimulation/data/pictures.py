@@ -221,8 +221,10 @@ def _sizes(plan: Plan) -> str:
 def _depth(plan: Plan) -> list[str]:
     parts = []
     if plan.dtype is np.uint16:
+        deep = sum(header.mode.startswith("I") for header in plan.headers)
+        some = f"{deep} of them with " if deep < len(plan.headers) else ""
         parts.append(
-            f"16 bits a pixel, divided by 65535 (the largest is {plan.highest / 65535:.3g})"
+            f"{some}16 bits a pixel, divided by 65535 (the largest is {plan.highest / 65535:.3g})"
         )
     if reduced := sum(header.reduced for header in plan.headers):
         parts.append(f"{reduced} with 16 bits a colour, of which 8 are read")

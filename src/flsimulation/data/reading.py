@@ -65,6 +65,8 @@ def unknown_column(key: str, column: str, place: str, columns: Iterable[str]) ->
     hint = did_you_mean(nearest(column, columns))
     if not hint and columns and all(_looks_like_a_number(name) for name in columns):
         hint = "; the first line must hold the columns' names"
+    if not hint and key != "data.input-columns":
+        hint = f"; set {key} to one of them"
     return DataError(f"{key} {column!r} is no column of {place}: {', '.join(columns)}{hint}")
 
 
@@ -87,8 +89,17 @@ def _read_text(path: Path, spec: Data, wanted: list[str] | None) -> Table:
     if words:
         again = _parse(content, dialect, path, spec, usecols=words, dtype=str, **names)
         for name in words:
-            frame[name] = again[name].to_numpy()
+            frame[name] = _column(again[name], dialect.decimal, spec)
     return _table(frame, features, owned, path, spec, dialect.decimal, (str(dialect), *notes))
+
+
+def _column(column: Any, decimal: str, spec: Data) -> Any:
+    """Cells of a text column; numbers if all that is odd about them is a mark between thousands."""
+    plain = cells.ungrouped(strings(column), decimal, spec)
+    if plain is None:
+        return column.to_numpy()
+    missing = np.isin(plain, ["", *spec.missing_values])
+    return np.where(missing, "nan", np.char.replace(plain, decimal, ".")).astype(np.float64)
 
 
 def _header(content: bytes, dialect: Dialect, path: Path, spec: Data) -> Any:
@@ -165,6 +176,11 @@ def _features(
     if spec.label_column not in names:
         raise unknown_column("data.label-column", spec.label_column, path.name, names)
     check_owner_column(spec, path.name, names)
+    if f"{spec.label_column}.1" in names:  # so pandas names a second column of that name
+        raise refusal(
+            spec, f"{path.name} has several columns {spec.label_column!r}, and all but one would be "
+            f"inputs; rename or remove them"
+        )  # fmt: skip
     for name in spec.input_columns:
         if name not in names:
             raise unknown_column("data.input-columns", name, path.name, names)
@@ -204,7 +220,10 @@ def _table(
     label = frame[spec.label_column]
     labels = _stored(label)
     if labels is None:
-        labels = cells.labels(text_of(label, path.name), decimal, tuple(spec.missing_values), spec)
+        text = text_of(label, path.name)
+        plain = cells.ungrouped(text.cells, decimal, spec)
+        text = text if plain is None else text._replace(cells=plain)
+        labels = cells.labels(text, decimal, tuple(spec.missing_values), spec)
     owner = frame[spec.partition_column] if owned else None
     owners = None if owner is None else cells.clients(text_of(owner, path.name), spec)
     return Table(frame[features], labels, owners, path.name, notes)

@@ -40,11 +40,7 @@ def load_table(train: Path, test: Path | None, spec: Data, seed: int) -> Dataset
         In one line, with column and row, if a column is missing or cannot be used.
     """
     first = read_table(train, spec)
-    known = {
-        name: cells.categories(text_of(first.frame[name], first.file), spec)
-        for name in first.frame.columns
-        if not is_numeric(first.frame[name])
-    }
+    known = _categories(first, spec)
     described = tuple(_column(first, name, known) for name in first.frame.columns)
     rows = f"{len(first.labels):,} rows; inputs {cells.kinds(described, known)}"
     notes: tuple[str, ...] = (f"{first.file}: {'; '.join((*first.notes, rows))}",)
@@ -61,10 +57,25 @@ def load_table(train: Path, test: Path | None, spec: Data, seed: int) -> Dataset
     return assemble(spec, seed, examples, held_out, (), about, origin)
 
 
+def _categories(table: Table, spec: Data) -> dict[str, tuple[str, ...]]:
+    """Categories of each text column. Raises `DataError` for all that are no inputs at once."""
+    known, unusable = {}, []
+    for name in table.frame.columns:
+        if is_numeric(table.frame[name]):
+            continue
+        try:
+            known[name] = cells.categories(text_of(table.frame[name], table.file), spec)
+        except cells.UnusableColumnError as error:
+            unusable.append(error)
+    if unusable:
+        raise cells.unusable(unusable, list(table.frame.columns), spec) from None
+    return known
+
+
 def _column(table: Table, name: str, known: dict[str, tuple[str, ...]]) -> Column:
     if name in known:
         missing = int(text_of(table.frame[name], table.file).missing.sum())
-        return Column(name, "category", missing, len(known[name]))
+        return Column(name, "category", missing, len(known[name]), known[name])
     return Column(name, "number", int(table.frame[name].isna().sum()))
 
 

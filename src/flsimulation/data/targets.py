@@ -91,8 +91,15 @@ def _check_kind(spec: Data, labels: np.ndarray, about: About) -> None:
         return
     if missing := int(np.isnan(labels).sum()):
         raise refusal(spec, f"{missing} labels are missing; fill them, or remove their rows")
-    row = int(np.argwhere(np.isinf(labels))[0][0])
-    raise refuse_labels(spec, about, f"{labels[row]} at index {row}; labels must be finite")
+    raise _infinite(spec, labels, about)
+
+
+def _infinite(spec: Data, labels: np.ndarray, about: About, form: str = "") -> DataError:
+    place = tuple(map(int, np.argwhere(np.isinf(labels))[0]))
+    at = place[0] if len(place) == 1 else list(place)
+    return refuse_labels(
+        spec, about, f"{labels[place]:g} at index {at}{form}; labels must be finite"
+    )
 
 
 def _to_classes(spec: Data, labels: np.ndarray, about: About) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -137,13 +144,17 @@ def _from_words(spec: Data, labels: np.ndarray, about: About) -> tuple[np.ndarra
     return np.array([index[word] for word in labels.tolist()], np.int64), about.classes
 
 
-def _to_numbers(_: Data, labels: np.ndarray, about: About) -> tuple[np.ndarray, tuple[str, ...]]:
+def _to_numbers(spec: Data, labels: np.ndarray, about: About) -> tuple[np.ndarray, tuple[str, ...]]:
     if labels.dtype.kind == "U":
         raise DataError(
             f"data.task 'regression' needs numbers, but {about.label} has the word "
             f"{_first_word(labels)!r}; correct it, or set data.task = 'classification'"
         )
-    return labels.astype(np.float32), ()
+    with np.errstate(over="ignore"):
+        numbers = labels.astype(np.float32)
+    if np.isinf(numbers).any():
+        raise _infinite(spec, numbers, about, " as float32")
+    return numbers, ()
 
 
 def _to_rows(spec: Data, labels: np.ndarray, about: About) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -215,6 +226,11 @@ def _whole(task: str, labels: np.ndarray, about: About) -> np.ndarray:
         remedy = "; set data.task = 'regression'" if labels.ndim == 1 else "; use integers"
         raise DataError(
             f"data.task {task!r} needs words or whole numbers, but {about.label} has {odd:g}{remedy}"
+        )
+    if labels.dtype.kind != "b" and (large := labels[(labels >= 2**63) | (labels < -(2**63))]).size:
+        raise DataError(
+            f"data.task {task!r} numbers its classes from 0 on, but {about.label} has "
+            f"{large.flat[0]:g}; number them so, or set data.task = 'regression'"
         )
     return labels.astype(np.int64)
 

@@ -10,7 +10,7 @@ from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
 IGNORED = -100
-"""Label that PyTorch's cross-entropy skips; allowed where an example has many labels."""
+"""Label of a pixel or token that counts nowhere, as in PyTorch's cross-entropy."""
 _FEW = 20  # up to this number of whole numbers are classes, unless they hardly repeat
 _VERY_FEW = 10  # up to this number integers and words are classes even if none repeats
 _REPEATS = 5  # examples per class of many classes, on average

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -42,6 +43,20 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
+_locks: set[TextIOWrapper] = set()
+"""Files that this process has locked in `alone`."""
+
+
+def _leave_locks() -> None:
+    """Close a parent's locks in its fork, which would hold them when the parent was killed."""
+    for file in _locks:
+        file.close()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
+
+
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[bool]:
     """Whether no other process is inside such a block with the same file, which is made.
@@ -58,9 +73,11 @@ def alone(lock: Path) -> Iterator[bool]:
             return
         except OSError:
             pass
+        _locks.add(file)
         try:
             yield True
         finally:
+            _locks.discard(file)
             with contextlib.suppress(OSError):  # for a fork that is still there, too
                 fcntl.flock(file, fcntl.LOCK_UN)
 

@@ -22,12 +22,12 @@ from torchmetrics.classification import (
 from torchmetrics.regression import R2Score
 from torchmetrics.text import Perplexity
 
+from flsimulation.data.task import IGNORED
+
 Task: TypeAlias = Literal["classification", "regression", "multilabel", "segmentation", "language"]
 """What labels are, as in ``data.task``."""
 Log: TypeAlias = Callable[[str, Any], None]
 """``self.log`` of a LightningModule."""
-IGNORED = -100
-"""Label of a pixel or token that counts nowhere, as in PyTorch's cross-entropy."""
 
 
 class WeightedMean(Metric):
@@ -164,7 +164,7 @@ class Multilabel(Goal):
 
 
 class Segmentation(Goal):
-    """Cross-entropy per pixel; labels int64 [batch, height, width].
+    """Cross-entropy per pixel; labels int64 [batch, height, width], or with one channel.
 
     Parameters
     ----------
@@ -182,10 +182,11 @@ class Segmentation(Goal):
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of logits [batch, classes, ...] over all labels that count."""
-        return functional.cross_entropy(output, y, ignore_index=IGNORED)
+        return functional.cross_entropy(output, _of_pixels(output, y), ignore_index=IGNORED)
 
     def log_scores(self, log: Log, output: Tensor, y: Tensor) -> None:
         """Log the mean cross-entropy over all pixels that count, dice (F1 of pixels) and IoU."""
+        y = _of_pixels(output, y)
         self._log_loss(log, output, y)
         self._log_metrics(log, output.argmax(dim=1), y)
 
@@ -193,6 +194,11 @@ class Segmentation(Goal):
         each = functional.cross_entropy(output, y, ignore_index=IGNORED, reduction="none")
         self.mean.update(each, (y != IGNORED).to(each.dtype))
         log("val_loss", self.mean)
+
+
+def _of_pixels(output: Tensor, y: Tensor) -> Tensor:
+    """Labels without an axis of one channel, [batch, ...] of logits [batch, classes, ...]."""
+    return y if y.ndim < output.ndim else y.reshape(len(y), *output.shape[2:])
 
 
 class Language(Goal):

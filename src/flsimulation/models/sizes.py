@@ -38,12 +38,21 @@ def sizes_for(name: str, dataset: Dataset) -> dict[str, Any]:
         )
     task = dataset.task if dataset.task != "auto" else _guessed(dataset)
     if task not in TASKS[name]:
-        fitting = [repr(model) for model, tasks in TASKS.items() if task in tasks]
+        fitting = [repr(m) for m, tasks in TASKS.items() if task in tasks and _reads(m, dataset)]
         raise ModelError(
             f"model.class {name!r} has no form for {task} (data.task); use "
-            f"{', '.join(fitting)} or a class of your own"
+            f"{', '.join(fitting)}{' or ' if fitting else ''}a class of your own"
         )
     return {**_inputs(name, dataset), **_outputs(name, task, dataset)}
+
+
+def _reads(name: str, dataset: Dataset) -> bool:
+    """Whether a shipped model takes these inputs."""
+    try:
+        _inputs(name, dataset)
+    except ModelError:
+        return False
+    return True
 
 
 def _guessed(dataset: Dataset) -> str:
@@ -67,6 +76,11 @@ def _inputs(name: str, dataset: Dataset) -> dict[str, Any]:
                 f"model.class 'lstm' needs tokens, integers of shape (tokens,), but {dataset.name} "
                 f"has {x.dtype} of shape {shape}; use 'mlp' or a class of your own"
             )
+        if (least := min(int(part.min()) for part in _tokens(dataset))) < 0:
+            raise ModelError(
+                f"model.class 'lstm' needs tokens from 0 on, but {dataset.name} has {least}; number "
+                f"them so"
+            )
         return {"vocabulary": _vocabulary(dataset)}
     return {"inputs": math.prod(shape)}
 
@@ -87,10 +101,14 @@ def _outputs(name: str, task: str, dataset: Dataset) -> dict[str, Any]:
 
 def _vocabulary(dataset: Dataset) -> int:
     """Tokens are 0 to the largest of the inputs and, where these are tokens too, the labels."""
-    parts = [first(dataset.x_train), first(dataset.x_test)]
+    parts = _tokens(dataset)
     if dataset.task == "language":
         parts += [dataset.y_train, dataset.y_test]
     return _largest(*parts) + 1
+
+
+def _tokens(dataset: Dataset) -> list[torch.Tensor]:
+    return [first(dataset.x_train), first(dataset.x_test)]
 
 
 def _largest(*parts: torch.Tensor) -> int:

@@ -186,6 +186,8 @@ class RunRecord:
             classes=tuple(data["classes"]),
             train_examples=data["train-examples"],
             test_examples=data["test-examples"],
+            task=data.get("task", "classification"),  # runs of before have neither
+            notes=tuple(data.get("notes", ())),
         )
 
     def result(self) -> RunResult:

@@ -224,6 +224,8 @@ def _description(event: RunStarted) -> dict[str, Any]:
             "test-examples": event.test_examples,
             "clients": spec.data.clients,
             "histogram": event.histogram,
+            "task": event.task,
+            "notes": list(event.notes),
         },
         "model": {
             "class": spec.model.class_,

@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from flsimulation import seeds
+from flsimulation.models.lightning_modules import defines
 
 _EVALUATION = ("validation_step", "test_step")  # the first that the module has is its evaluation
 
 
 def evaluation_step(module: pl.LightningModule) -> str | None:
     """Name of the step that evaluates the module; None without one."""
-    return next((step for step in _EVALUATION if is_overridden(step, module)), None)
+    return next((step for step in _EVALUATION if defines(step, module)), None)
 
 
 def detached(module: pl.LightningModule) -> pl.LightningModule:
@@ -42,7 +43,15 @@ def take(module: pl.LightningModule, step: str, batch: Any) -> Any:
 
 @contextlib.contextmanager
 def unnoticed() -> Iterator[None]:
-    """Restore the random streams after the block, and show no warnings of what it calls."""
-    with seeds.global_streams(0), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Restore the random streams after the block, and show no warnings of what it calls.
+
+    A warning that matters is raised or logged again when clients train.
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with seeds.global_streams(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -156,9 +156,22 @@ def _of_pairs(loss: Loss) -> str | None:
 
 
 def _alike(output: Tensor, labels: Tensor) -> str:
-    if output.ndim == labels.ndim + 1 and output.shape[-1] == 1:
-        return "output.squeeze(-1)"
-    return "y.unsqueeze(-1)" if labels.ndim == output.ndim - 1 else "y.view_as(output)"
+    """Code that makes the shapes equal, found by its result and not by its looks."""
+    axis = next((i for i in range(output.ndim) if labels.shape == _without(output, i)), None)
+    if axis is not None and axis > 0:
+        return f"output.squeeze({axis if axis < output.ndim - 1 else -1})"
+    if labels.numel() == output.numel():
+        return "y.view_as(output)"
+    if labels.ndim == output.ndim - 1 and output.ndim > 1 and labels.shape == output[:, 0].shape:
+        classes = "" if labels.is_floating_point() else ", or cross_entropy, which takes classes"
+        return f"one output {'channel ' * (output.ndim > 2)}instead of {output.shape[1]}{classes}"
+    return "y.view_as(output)"
+
+
+def _without(output: Tensor, axis: int) -> tuple[int, ...] | None:
+    """Shape without an axis of size 1; None where it is larger."""
+    shape = tuple(output.shape)
+    return None if shape[axis] != 1 else shape[:axis] + shape[axis + 1 :]
 
 
 def broadcast(watch: Watch) -> str | None:

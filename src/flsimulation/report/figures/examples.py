@@ -105,9 +105,10 @@ def _inputs(dataset: Dataset, name: str, x: torch.Tensor) -> list[Part]:
     parts = []
     for column, span in spans(dataset, x):
         values, title = flat[:, span].numpy(), f"{name} {column.name}".strip()
-        if column.width > 1:
+        if column.kind == "category" or column.width > 1:
             categories = np.nonzero(values)[1].astype(float)
-            parts.append(Part(title, categories, [str(i) for i in range(column.width)]))
+            names = column.names or [str(i) for i in range(column.width)]
+            parts.append(Part(title, categories, names))
         else:
             parts.append(Part(title, values[:, 0].astype(float)))
     return parts
