@@ -98,10 +98,9 @@ Notes on some of them:
 - `fedadam`, `fedadagrad`, `fedyogi`: `eta` is the server's learning rate. The clients train with
   the learning rate of the model (`model.args`); `eta-l` has no effect on it.
 - `qfedavg`: `client-learning-rate` is required, and should be the learning rate that the model
-  trains with. The model's state must hold floating-point numbers only; the counters of batch
-  normalisation are integers, so a model with it is refused in the first round. A client is weighted
-  by its mean loss over the last local epoch. In the paper it is the loss of the global model before
-  the client trains; with one step on all of a client's examples the two are the same.
+  trains with. A client is weighted by its mean loss over the last local epoch. In the paper it is
+  the loss of the global model before the client trains; with one step on all of a client's examples
+  the two are the same.
 - `krum`, `multikrum`, `bulyan`: `num-malicious-nodes` is the number of clients that the strategy
   defends against. `bulyan` needs at least 4 times as many clients per round, and 3 more.
 - Flower's constructors require at least two clients. Here `min-train-nodes` and

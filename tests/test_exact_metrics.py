@@ -290,6 +290,48 @@ def test_numbers_that_a_client_cannot_have_count_nowhere(
     assert len(said) == len({*said})
 
 
+CALLED = """
+
+class Called(Base):
+    def __init__(self):
+        super().__init__()
+        self.r2 = R2Score()
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        value = self.r2(self.layer(x)[:, 1], x[:, 1])
+        self.log("r2", self.r2)
+        self.log("batch_r2", value)
+"""
+
+
+@pytest.mark.parametrize("engine", ["stacked", "sequential"])
+@pytest.mark.parametrize("validate", [False, True])
+def test_a_metric_that_is_called_for_one_example_is_left_out(
+    make: Any, recorder: Any, engine: str, validate: bool
+) -> None:
+    data = {"clients": 4, "partition": "exponential", "min-examples": 4, "validation-fraction": 0.1}
+    train = {"engine": "sequential" if validate else engine, "validate": validate}
+    experiment = make("Called", data=data, train=train)
+    Path(experiment.model.class_.partition(":")[0]).write_text(OWN + CALLED)
+    space = Workspace.load(experiment)
+    assert len(space.data.validation_indices(0)) == 1
+    run_in_process(experiment, [recorder], space)
+    (finished,) = recorder.of(RoundFinished)
+    assert finished.failures == {}
+    model = held_state(recorder.of(Checkpoint)[-1].arrays)
+    x, y = examples(space, np.concatenate([space.data.validation_indices(p) for p in range(4)]))
+    expected = by_hand(x, y, outputs(model, x))["val_r2"]
+    assert finished.federated["r2"] == pytest.approx(expected, rel=1e-5)
+    replied = [(e.phase, e.partition, e.metrics) for e in recorder.of(ClientReplied)]
+    for phase, partition, metrics in replied:
+        has = partition > 0 and (phase != "train" or validate)
+        assert ("r2" in metrics, "batch_r2" in metrics) == (has, has)
+    why = "NaN" if validate else "Needs at least two samples to calculate r2 score"
+    reason = f"r2 is not defined for client 0 ({why}); "
+    assert any(e.text.startswith(reason) for e in recorder.of(Noticed))
+
+
 TRAINS = """
 
 class Trains(Base):

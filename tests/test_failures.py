@@ -57,6 +57,38 @@ class Second(Base):
         super().__init__()
         self.layer = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(4, 3))
 
+class Sized(Base):
+    def forward(self, x):
+        return self.layer(x.reshape(32, -1))
+    validation_step = None
+
+class Skips(Base):
+    def training_step(self, batch, batch_idx):
+        if len(batch[1]) < 4:
+            return {}
+        return super().training_step(batch, batch_idx)
+
+class Retries(Base):
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Linear(3, 3)
+    def training_step(self, batch, batch_idx):
+        for layer in (self.other, self.layer):
+            try:
+                out = layer(batch[0])
+            except RuntimeError:
+                continue
+        try:
+            F.cross_entropy(out, batch[1].float())
+        except RuntimeError:
+            pass
+        return F.cross_entropy(out, batch[1]) / self.trainer.num_training_batches
+
+class Normed(Base):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+
 class Channels(Base):
     def __init__(self):
         super().__init__()
@@ -288,7 +320,7 @@ def own(own_modules: Any, make_experiment: Any) -> Callable[..., Experiment]:
             "float32; make the shapes equal, for example with output.squeeze(1)",
         ),
         ("TwoChannels", "make the shapes equal, for example with one output channel instead of 2"),
-        ("PerExample", "training_step returns a loss of shape [2] float32; return one number"),
+        ("PerExample", "training_step returns a loss of shape [batch] float32; return one number"),
         ("Number", "training_step returns a float; return the loss as a tensor"),
         ("Unnamed", "training_step returns a dict without 'loss'; add the loss under this key"),
     ],
@@ -322,6 +354,24 @@ def test_what_a_step_alone_cannot_tell_is_left_to_the_clients(
 ) -> None:
     experiment = own(name, train={"precision": precision, "engine": "sequential"})
     assert Workspace.load(experiment).notices == ()
+
+
+@pytest.mark.parametrize("name", ["Sized", "Skips", "Retries"])
+def test_a_failure_of_two_examples_alone_refuses_no_model(own: Any, name: str) -> None:
+    assert Workspace.load(own(name, train={"engine": "sequential"})).notices == ()
+
+
+def test_a_last_batch_of_one_example_is_named_with_the_size_that_suits_all_clients(
+    own: Any, tmp_path: Path
+) -> None:
+    count = Workspace.load(own("Base")).data.train_size(0)
+    experiment = own("Normed", train={"batch-size": count - 1}, strategy={"rounds": 1})
+    with pytest.raises(RoundError, match="batch normalisation needs two examples") as caught:
+        run(experiment, tmp_path / "run")
+    assert (
+        f"the last of client 0 has one ({count} examples, train.batch-size {count - 1}); "
+        f"set train.batch-size = {count}"
+    ) in str(caught.value)
 
 
 def test_looking_at_the_steps_leaves_the_random_streams_and_the_model_alone(own: Any) -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pytorch_lightning as pl
 
 from flsimulation.data.federated import FederatedData
-from flsimulation.data.leaves import Leaves
+from flsimulation.data.leaves import Leaves, examples
 from flsimulation.errors import ClientError, ModelError, kind_of
 from flsimulation.experiment import Experiment
 from flsimulation.training import Batches, State
 from flsimulation.training.alone import evaluation_step
 from flsimulation.training.diagnosis import why_diverged
 from flsimulation.training.preparation import Preparation
-from flsimulation.training.probe import few, is_cheap, is_whole, tried
+from flsimulation.training.probe import Finding, few, is_cheap, is_whole, tried
 
 if TYPE_CHECKING:
     from flsimulation.client.workspace import Workspace
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _RAW = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b")  # an exception's text, none of ours
 _MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _AS_IT_IS = "32-true"  # the precision with which Lightning converts nothing
+_ONE = re.compile("Expected more than 1 value per channel")
+_LOOKED_AT = 1000  # clients, for the size of a batch that suits them
 _KINDS = 3  # of errors that are looked into; each costs a step
 
 
@@ -56,12 +58,10 @@ def check_steps(
     if evaluation is not None and experiment.evaluate.central_every:
         parts.append((evaluation, dataset.x_test, dataset.y_test))
     notices = dict[str, None]()
+    evaluated = experiment.evaluate.batch_size or experiment.train.batch_size
     for step, x, y in parts:
-        try:
-            batch = _sample(x, y, few(x, y), prepared, training=step == "training_step")
-        except ClientError:  # a transform refuses these few
-            continue
-        finding = tried(module, step, batch)
+        size = experiment.train.batch_size if step == "training_step" else evaluated
+        finding = _finding(module, step, (x, y), np.arange(examples(x)), size, prepared)
         if finding is not None and finding.certain:
             name = experiment.model.class_
             raise ModelError(f"model.class {name!r}, data {dataset.name!r}: {finding.text}")
@@ -69,6 +69,32 @@ def check_steps(
             notices[finding.text] = None
             warnings.filterwarnings("ignore", "Using a target size")  # PyTorch's, at each size
     return tuple(notices)
+
+
+def _finding(
+    module: pl.LightningModule,
+    step: str,
+    data: tuple[Leaves, Leaves],
+    indices: np.ndarray,
+    size: int,
+    prepared: Preparation,
+) -> Finding | None:
+    """What a step shows for a few of these examples, and where it fails for a batch of this size.
+
+    A module may do with two examples what it does not do in a fit: one that takes batches of 32.
+    """
+    rows = few(*data, indices)
+    others = indices[:size][~np.isin(indices[:size], rows)]
+    finding = None
+    for own in (rows, np.concatenate([rows, others])[: max(size, len(rows))]):
+        try:
+            batch = _sample(*data, own, prepared, training=step == "training_step")
+        except ClientError:  # a transform refuses these
+            return None
+        finding = tried(module, step, batch)
+        if finding is None or not finding.certain:
+            return finding if own is rows else None
+    return finding
 
 
 def _sample(
@@ -143,21 +169,37 @@ class Causes:
             size = space.experiment.train.batch_size if training else space.evaluation_batch
             key = "train.batch-size" if training else "evaluate.batch-size"
             return f"there is not enough memory for {step}; lower {key} ({size})"
+        if training and partition is not None and _ONE.search(error):
+            return _of_one(space, partition)
         if not is_cheap(space.module):
             return None
-        try:
-            batch = self._few(partition, training=training)
-        except ClientError:  # a transform refuses these few
-            return None
-        finding = tried(space.module, step, batch)
+        dataset, spec = space.data.dataset, space.experiment.train
+        if partition is None:
+            data, indices = (dataset.x_test, dataset.y_test), dataset.test_indices
+        else:
+            part = space.data.train_indices if training else space.data.validation_indices
+            data, indices = (dataset.x_train, dataset.y_train), part(partition)
+        size = spec.batch_size if training else space.evaluation_batch
+        finding = _finding(space.module, step, data, indices, size, space.prepared)
         return finding.text if finding is not None and finding.certain else None
 
-    def _few(self, partition: int | None, *, training: bool) -> object:
-        """A batch of a few examples of a client's part, or of the test set."""
-        data = self._space.data
-        if partition is None:
-            x, y, indices = data.dataset.x_test, data.dataset.y_test, data.dataset.test_indices
-        else:
-            part = data.train_indices if training else data.validation_indices
-            x, y, indices = data.dataset.x_train, data.dataset.y_train, part(partition)
-        return _sample(x, y, few(x, y, indices), self._space.prepared, training=training)
+
+def _of_one(space: Workspace, partition: int) -> str:
+    """Why batch normalisation fails for a client, whose last batch has one example."""
+    size, count = space.experiment.train.batch_size, space.data.train_size(partition)
+    takes = "batch normalisation needs two examples in a batch"
+    if size == 1:
+        return f"{takes}; raise train.batch-size (1)"
+    if count == 1:
+        return f"{takes}, but client {partition} has 1 for training; raise data.min-examples"
+    if count % size != 1:
+        return f"{takes}, and got one; look at how the module changes its batch"
+    clients = range(min(space.experiment.data.clients, _LOOKED_AT))
+    sizes = {count} | {space.data.train_size(client) for client in clients}
+    better = next(
+        (s for s in range(size + 1, 2 * size) if all(n % s != 1 for n in sizes)), 2 * size
+    )
+    return (
+        f"{takes}, but the last of client {partition} has one ({count} examples, "
+        f"train.batch-size {size}); set train.batch-size = {better}"
+    )

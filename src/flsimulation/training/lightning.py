@@ -29,7 +29,7 @@ from flsimulation.training.failures import (
     weights_not_finite,
 )
 from flsimulation.training.jobs import State, Trained
-from flsimulation.training.measured import Measured
+from flsimulation.training.measured import Measured, keep_undefined
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.scores import scores
 from flsimulation.training.trainers import KeptTrainer, require_own_steps, takes_gpu
@@ -128,6 +128,7 @@ class LocalTrainer:
         began = self._clock.monotonic()
         module = self._module(state, round)
         kinds = {name: value.dtype for name, value in module.state_dict().items()}
+        keep_undefined(module)
         loss = TrainingLoss()
         extra: list[pl.Callback] = [loss]
         if proximal_mu > 0:

@@ -11,12 +11,12 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from flsimulation.errors import ClientError, describe_error
@@ -24,6 +24,7 @@ from flsimulation.errors import ClientError, describe_error
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 """A metric's states by name; those of a list are ``name[0]``, ``name[1]``, ..."""
 
+_OWN = "own"  # attribute of a compute that returns NaN, for the one that raises
 _NOT_DEFINED = re.compile(r"meaningless|undefined")  # torchmetrics warns so, and returns a number
 
 
@@ -81,7 +82,7 @@ def value_of(metric: Metric, name: str, counts: Any = None) -> Value:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            value: Any = metric.compute()
+            value: Any = getattr(metric.compute, _OWN, metric.compute)()
         except Exception as error:  # R2 of one example
             line = str(error).strip().partition("\n")[0].rstrip(".")
             return Value(math.nan, line or describe_error(error))
@@ -97,6 +98,27 @@ def value_of(metric: Metric, name: str, counts: Any = None) -> Value:
         return Value(math.nan, re.split(r"[,.;]", why_not)[0])
     number = float(value)
     return Value(number, "NaN" if math.isnan(number) else "")
+
+
+def keep_undefined(module: nn.Module) -> None:
+    """Have a module's metrics compute NaN where they would raise that they are not defined.
+
+    A metric that is called computes its value over the batch, and raises for an R2 of one example.
+    """
+    for metric in module.modules():
+        if isinstance(metric, Metric) and not hasattr(metric.compute, _OWN):
+            metric.compute = _or_nan(metric.compute)  # type: ignore[method-assign]
+
+
+def _or_nan(compute: Callable[[], Any]) -> Callable[[], Any]:
+    def computed() -> Any:
+        try:
+            return compute()
+        except ValueError:  # vmap's refusals are none
+            return torch.tensor(math.nan)
+
+    setattr(computed, _OWN, compute)
+    return computed
 
 
 def several_numbers(name: str, value: Any) -> ClientError:

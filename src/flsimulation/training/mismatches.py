@@ -37,9 +37,9 @@ def described(tensor: Tensor, batch: int | None = None) -> str:
     return f"of shape [{', '.join(shape)}] {kind(tensor)}"
 
 
-def of_layer(watch: Watch, batch: Sequence[Tensor]) -> str | None:
-    """Why the innermost layer that has not returned refuses its input; None if it is not known."""
-    layer = watch.entered[-1] if watch.entered else None
+def of_layer(watch: Watch, batch: Sequence[Tensor], error: BaseException) -> str | None:
+    """Why the innermost layer that an error has left refuses its input; None if it is not known."""
+    layer = watch.refused_by(error)
     if layer is None or not layer.inputs or not batch:
         return None
     given, count = layer.inputs[0], len(batch[0])
@@ -93,9 +93,9 @@ def _of_embedding(module: nn.Embedding, given: Tensor) -> tuple[str, str] | None
     return None
 
 
-def of_loss(watch: Watch) -> str | None:
-    """Why a loss refuses the labels; None if none did, or if it is not known."""
-    if (loss := watch.refused) is None:
+def of_loss(watch: Watch, error: BaseException) -> str | None:
+    """Why a loss refuses the labels; None if it did not raise the error, or if it is not known."""
+    if (loss := watch.refused) is None or watch.refusal is not error:
         return None
     return _of_classes(loss, watch.last) if loss.function in CLASSES else _of_pairs(loss)
 

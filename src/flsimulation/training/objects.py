@@ -18,6 +18,7 @@ from flsimulation.training.measured import (
     MetricState,
     Value,
     arrays_of,
+    keep_undefined,
     last_value,
     merged,
     of_state,
@@ -38,6 +39,7 @@ class MetricObjects:
         self._paths = {
             id(part): path for path, part in module.named_modules() if isinstance(part, Metric)
         }
+        keep_undefined(module)
         self._parts = [part for part in module.modules() if isinstance(part, Metric)]
         self._logged: dict[str, Metric] = {}
         self._done: dict[str, tuple[Value, MetricState | None]] = {}

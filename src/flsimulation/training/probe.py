@@ -96,11 +96,11 @@ def _found(module: pl.LightningModule, step: str, batch: Any, watch: Watch) -> F
     try:
         result = take(module, step, batch)
         if step == "training_step" and module.automatic_optimization:
-            if (wrong := _wrong_result(result)) is not None:
+            if (wrong := _wrong_result(result, len(_tensors(batch)[0]))) is not None:
                 return Finding(f"{step} {wrong}", certain=True)
             _derive(result, watch)
-    except Exception:  # a user's step may do anything
-        text = of_layer(watch, _tensors(batch)) or of_loss(watch)
+    except Exception as error:  # a user's step may do anything
+        text = of_layer(watch, _tensors(batch), error) or of_loss(watch, error)
         return None if text is None else Finding(text, certain=True)
     text = broadcast(watch)
     return None if text is None else Finding(text, certain=False)
@@ -110,7 +110,7 @@ def _tensors(batch: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
-def _wrong_result(result: Any) -> str | None:
+def _wrong_result(result: Any, count: int) -> str | None:
     """What Lightning would refuse in a training step's result; None would skip the batch."""
     loss = result.get("loss") if isinstance(result, Mapping) else result
     if isinstance(result, Mapping) and loss is None:
@@ -120,7 +120,9 @@ def _wrong_result(result: Any) -> str | None:
     if not isinstance(loss, Tensor):
         return f"returns a {type(loss).__name__}; return the loss as a tensor"
     if loss.numel() != 1:
-        return f"returns a loss {described(loss)}; return one number, for example loss.mean()"
+        return (
+            f"returns a loss {described(loss, count)}; return one number, for example loss.mean()"
+        )
     return None
 
 
@@ -131,7 +133,7 @@ def _derive(result: Any, watch: Watch) -> None:
         return
     try:
         loss.backward()  # type: ignore[no-untyped-call]
-    except Exception:
+    except Exception as error:
         own = (loss for loss in watch.losses if loss.output.dtype != loss.labels.dtype)
-        watch.refused = next(own, None)
+        watch.refused, watch.refusal = next(own, None), error
         raise

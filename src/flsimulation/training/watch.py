@@ -62,6 +62,8 @@ class Watch(TorchFunctionMode):
         self.losses: list[Loss] = []
         self.refused: Loss | None = None
         """The loss function that raised."""
+        self.refusal: Exception | None = None
+        """What it raised."""
         self._module, self._sound = module, sound
         self._handles: list[RemovableHandle] = []
 
@@ -101,9 +103,19 @@ class Watch(TorchFunctionMode):
         self.losses.append(loss)
         try:
             return loss.function(*args, **loss.options)
-        except Exception:
-            self.refused = loss
+        except Exception as error:
+            self.refused, self.refusal = loss, error
             raise
+
+    def refused_by(self, error: BaseException) -> Layer | None:
+        """The innermost layer that an error has left; none whose own error the step has caught."""
+        left = list[Any]()
+        trace = error.__traceback__
+        while trace is not None:
+            left.append(trace.tb_frame.f_locals.get("self"))
+            trace = trace.tb_next
+        inner = (e for e in reversed(self.entered) if any(own is e.module for own in left))
+        return next(inner, None)
 
     def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
         def enter(module: nn.Module, inputs: Any) -> None:
