@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +20,7 @@ from flsimulation.errors import InputError
 from flsimulation.report import formats, partition_figure, png, write_pngs, write_report
 from flsimulation.report.figures import plots
 from flsimulation.report.figures.canvas import BLUE, GREEN, ORANGE, VERMILION
-from flsimulation.report.scores import client_spread, failure_counts, phase_seconds
+from flsimulation.report.scores import Spread, client_spread, failure_counts, phase_seconds
 from flsimulation.rundir import RunRecord
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
@@ -636,3 +637,17 @@ def test_importing_the_report_loads_neither_matplotlib_nor_torch():
     code = "import sys, flsimulation.report; print({'matplotlib', 'torch', 'jinja2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_spread_of_many_clients_needs_each_value_a_few_times() -> None:
+    asked = 0
+
+    class Ranked(tuple[tuple[int, float], ...]):
+        def __iter__(self) -> Iterator[tuple[int, float]]:
+            nonlocal asked
+            asked += 1
+            return super().__iter__()
+
+    spread = Spread("loss", 1, Ranked((i, float(i)) for i in range(50)))
+    assert spread.std == pytest.approx(math.sqrt((50**2 - 1) / 12))
+    assert asked < 10

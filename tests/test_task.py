@@ -251,6 +251,22 @@ def test_a_data_set_that_names_its_task(tmp_path: Path) -> None:
     )
 
 
+def test_tensors_that_numpy_does_not_take_are_converted(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "from flsimulation.data import Dataset\n"
+        "def make():\n"
+        "    x = dict(a=torch.ones(4, 2).bfloat16(), b=torch.ones(4, 2, requires_grad=True))\n"
+        "    y = torch.tensor([0, 1, 0, 1])\n"
+        "    return Dataset('mine', x, y, x, y)\n"
+    )
+    data = load_dataset(Data(dataset=f"{tmp_path}/own.py:make"), 0)
+    assert isinstance(data.x_train, dict)
+    assert {x.dtype for x in data.x_train.values()} == {torch.float32}
+    assert not data.x_train["b"].requires_grad
+    assert len(data.digest) == 64
+
+
 @pytest.mark.parametrize("function", ["arrays", "tensors"])
 def test_several_inputs_are_of_the_task_of_those_with_a_label_per_position(
     tmp_path: Path, function: str

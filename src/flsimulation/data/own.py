@@ -12,7 +12,7 @@ import torch
 from flsimulation.data.arrays import Examples, Inputs, assemble, owners_note, refusal, standardized
 from flsimulation.data.checks import check_finite
 from flsimulation.data.dataset import Dataset
-from flsimulation.data.leaves import first, named
+from flsimulation.data.leaves import each, first, named
 from flsimulation.data.targets import make_targets
 from flsimulation.data.task import About, Form, has_positions
 from flsimulation.errors import DataError, describe_error
@@ -154,6 +154,11 @@ def _numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """In memory, without gradients, of a type that NumPy has too."""
+    return torch.from_numpy(_numpy(tensor))
+
+
 def _words(array: np.ndarray) -> np.ndarray:
     """Words, as pandas keeps them, as an array of text; anything else as it is."""
     words = all(isinstance(word, str) for word in array.ravel().tolist())
@@ -167,6 +172,8 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
             spec, f"it has {len(dataset.owners)} owners but {len(dataset.y_train)} labels"
         )
     _check_dataset(dataset, spec)
+    x_train, x_test = (each(_plain, x) for x in (dataset.x_train, dataset.x_test))
+    dataset = replace(dataset, x_train=x_train, x_test=x_test)
     for part in ("x_train", "x_test"):
         for name, tensor in named(getattr(dataset, part)):
             place = _place(part, name)
@@ -179,7 +186,6 @@ def _checked(dataset: Dataset, spec: Data) -> Dataset:
     form = Form(telling.shape, telling.dtype.kind in "iu")
     about = About("y_train", dataset.classes, numbered=True)
     targets = make_targets(spec, y_train, y_test, form, about)
-    x_train, x_test = dataset.x_train, dataset.x_test
     if spec.standardize:
         if isinstance(x_train, dict) or isinstance(x_test, dict):
             raise refusal(

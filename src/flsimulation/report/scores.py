@@ -41,8 +41,8 @@ class Spread:
     @property
     def std(self) -> float:
         """Standard deviation over the clients (of the population)."""
-        squares = math.fsum((value - self.mean) ** 2 for value in self.values)
-        return math.sqrt(squares / len(self.values))
+        mean, values = self.mean, self.values  # each is computed whenever it is requested
+        return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
 
     @property
     def worst_tenth(self) -> float:
