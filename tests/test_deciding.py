@@ -183,6 +183,7 @@ def test_few_steps_are_not_worth_a_trace_and_rare_sizes_no_program() -> None:
     assert plan.rare(once) == {(3, 4), (1, 4), (1, 1)}
     assert plan.rare(Work(rounds=5, fits=15, steps=100)) == {(3, 4), (1, 1)}
     assert plan.rare(Work(rounds=10, fits=30, steps=200)) == frozenset()
+    assert plan.rare(Work(rounds=5, fits=30, steps=200), waves=2) == frozenset()  # of each round
 
 
 class Told:

@@ -116,6 +116,16 @@ def test_a_language_models_loss_is_a_mean_over_tokens_not_over_batches() -> None
     assert goal.loss(logits[:1], y[:1]).item() == pytest.approx(math.log(12 / 9))
 
 
+@pytest.mark.parametrize("task", ["segmentation", "language"])
+def test_a_batch_in_which_nothing_counts_moves_nothing(task: Any) -> None:
+    output = torch.zeros(2, 3, 3, requires_grad=True)
+    loss = goal_of(task, 3).loss(output, torch.full((2, 3), -100))
+    loss.backward()
+    assert loss.item() == 0
+    assert output.grad is not None
+    assert output.grad.abs().sum() == 0
+
+
 def test_arguments_follow_the_task() -> None:
     x = np.zeros((4, 6), np.float32)
     assert model_arguments(Model(), data(x, np.float32([1, 2, 3, 6]), "regression")) == {

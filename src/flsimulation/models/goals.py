@@ -182,7 +182,7 @@ class Segmentation(Goal):
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of logits [batch, classes, ...] over all labels that count."""
-        return functional.cross_entropy(output, _of_pixels(output, y), ignore_index=IGNORED)
+        return _cross_entropy(output, _of_pixels(output, y))
 
     def log_scores(self, log: Log, output: Tensor, y: Tensor) -> None:
         """Log the mean cross-entropy over all pixels that count, dice (F1 of pixels) and IoU."""
@@ -211,7 +211,7 @@ class Language(Goal):
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of logits [batch, tokens, vocabulary] over all tokens that count."""
-        return functional.cross_entropy(output.flatten(0, 1), y.flatten(), ignore_index=IGNORED)
+        return _cross_entropy(output.flatten(0, 1), y.flatten())
 
     def log_scores(self, log: Log, output: Tensor, y: Tensor) -> None:
         """Log the mean cross-entropy, the accuracy (0..1) and the perplexity over all tokens."""
@@ -224,6 +224,12 @@ class Language(Goal):
         log("val_loss", self.mean)
         log("val_accuracy", self.right)
         self._log_metrics(log, output, y)
+
+
+def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy over the labels that count; 0 if none does, where PyTorch's is NaN."""
+    total = functional.cross_entropy(output, y, ignore_index=IGNORED, reduction="sum")
+    return total / (y != IGNORED).sum().clamp(min=1)
 
 
 def goal_of(

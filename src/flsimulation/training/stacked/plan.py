@@ -54,12 +54,22 @@ class Plan:
                     yield first, place, np.stack([b[step] for b in self._batches[first:place]])
                 first = place
 
-    def rare(self, work: Work | None) -> frozenset[tuple[int, int]]:
-        """Clients and examples of which so few steps are taken that no program is worth it."""
+    def rare(self, work: Work | None, waves: int = 1) -> frozenset[tuple[int, int]]:
+        """Clients and examples of which so few steps are taken that no program is worth it.
+
+        Parameters
+        ----------
+        work : Work, optional
+            What all clients do; without it nothing is rare.
+        waves : int
+            Waves of a round, which are taken to be like this one.
+        """
         if work is None:
             return frozenset()
         counts = self._sizes().items()
-        return frozenset(size for size, steps in counts if not work.is_worth_a_program(steps))
+        return frozenset(
+            size for size, steps in counts if not work.is_worth_a_program(steps * waves)
+        )
 
     def _sizes(self) -> dict[tuple[int, int], int]:
         """Number of steps by clients and examples, as `runs` has them."""

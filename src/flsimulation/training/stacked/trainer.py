@@ -158,9 +158,10 @@ class StackedTrainer:
         device = self._stack.device
         start = {n: state[n].to(device, dtype) for n, dtype in self._stack.kinds.items()}
         rates = self._rates if proximal_mu == 0 else None
-        terms = WaveTerms(start, rates, proximal_mu, expires, round, self._rate_factor(round))
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         waves = self._waves(clients, threads, in_place=rates is not None)
+        factor = self._rate_factor(round)
+        terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, len(waves))
 
         def train(places: list[int]) -> Wave:
             fit = WaveFit(self._stack, terms, [clients[place] for place in places])

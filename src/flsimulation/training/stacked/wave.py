@@ -126,6 +126,8 @@ class WaveTerms:
     """Its number."""
     rate_factor: float
     """On the learning rates; 1 where the programs take the steps."""
+    waves: int
+    """Waves of the round; they share the programs."""
 
 
 class WaveFit:
@@ -145,7 +147,7 @@ class WaveFit:
         self._stack, self._terms, self._clients = stack, terms, clients
         self._programs = stack.programs
         self._plan = Plan(clients, stack.epochs)
-        self._rare = self._plan.rare(stack.work)
+        self._rare = self._plan.rare(stack.work, terms.waves)
         count = len(clients)
         self._origin = [terms.start[name] for name in self._programs.trained]
         self._leaves = [
