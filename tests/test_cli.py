@@ -225,7 +225,8 @@ def test_long_class_names_are_not_cut(flsim: Any, tmp_path: Path) -> None:
     rows = [f"{i}.0,{names[i % 6]}" for i in range(120)]
     (tmp_path / "long.csv").write_text("x,label\n" + "\n".join(rows) + "\n")
     _, output, _ = flsim("partition", "--set", f"data.dataset=file:{tmp_path}/long.csv", "--set", "data.examples-per-client=0")  # fmt: skip
-    lines = output.splitlines()[2:]
+    lines = output.splitlines()
+    lines = lines[next(n for n, line in enumerate(lines) if line.startswith(" client")) :]
     assert all(name in lines[0] for name in names)
     assert len({len(line) for line in lines[:3]}) == 1
 

@@ -322,11 +322,15 @@ def test_more_shards_than_examples() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["dirichlet", "pathological", "shards"])
-def test_schemes_by_label_need_labels(scheme: str) -> None:
-    text = refused(tiny(np.zeros(20, np.float32)), partition=scheme)
+@pytest.mark.parametrize(
+    ("value", "more"),
+    [(0.5, ""), (2, ", or set data.task = 'classification' if the targets are classes")],
+)
+def test_schemes_by_label_need_labels(scheme: str, value: float, more: str) -> None:
+    text = refused(tiny(np.full(20, value, np.float32)), partition=scheme)
     assert text == (
         f"data.partition {scheme!r} needs class labels, but tiny has float32 targets of shape "
-        "[20]; use 'iid', 'linear', 'square', 'exponential' or 'natural'"
+        f"[20]; use 'iid', 'linear', 'square', 'exponential' or 'natural'{more}"
     )
 
 
