@@ -200,7 +200,7 @@ def test_each_actor_gets_one_message_for_its_share_of_a_stacked_cohort(
     monkeypatch.setattr(pool, "begin", watch)
     spec = make_experiment(
         data={"clients": 5}, strategy={"rounds": 1, "fraction-evaluate": 0.0},
-        evaluate={"clients": 0},
+        evaluate={"clients": 0}, train={"engine": "stacked"},
     )  # fmt: skip
     on_ray(pool, spec)
     assert sorted(shares) == [[0, 2, 4], [1, 3]]
