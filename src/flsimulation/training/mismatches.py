@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flsimulation.data.task import IGNORED
 from flsimulation.training.watch import CLASSES, PAIRS, Layer, Loss, Watch
 
 _SIZES = {
@@ -21,7 +22,6 @@ _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
 }  # fmt: skip
 _PAIR = 2  # tensors of a batch: inputs and labels
-IGNORED = -100  # a label that PyTorch's losses of classes leave out
 
 
 def kind(tensor: Tensor) -> str:

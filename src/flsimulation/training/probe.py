@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from flsimulation.data.leaves import Leaves, examples, leaves
+from flsimulation.data.task import IGNORED
 from flsimulation.training.alone import detached, take, unnoticed
-from flsimulation.training.mismatches import IGNORED, broadcast, described, of_layer, of_loss
+from flsimulation.training.mismatches import broadcast, described, of_layer, of_loss
 from flsimulation.training.stacked.eligible import overridden
 from flsimulation.training.watch import Watch
 
