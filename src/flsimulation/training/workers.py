@@ -133,6 +133,8 @@ class Workers:
             if process not in self._others:
                 process.kill()
                 process.join()
+                while process.is_alive():  # the pool's thread waited for it, and has yet to say so
+                    os.sched_yield()
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
