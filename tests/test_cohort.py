@@ -126,9 +126,9 @@ Result = tuple[Any, State]
 
 def alone(trainer: LocalTrainer, state: State, batches: list[Batches], **how: Any) -> list[Result]:
     found: list[Result] = []
-    for own in batches:
+    for place, own in enumerate(batches, 1):
         try:
-            fit = trainer.fit(state, own, seed=1, **how)
+            fit = trainer.fit(state, own, seed=place, **how)
             found.append((fit, fit.state))
         except ClientError as error:
             found.append((error, {}))
@@ -139,7 +139,8 @@ def together(
     trainer: StackedTrainer, state: State, batches: list[Batches], **how: Any
 ) -> list[Result]:
     found = dict[int, Result]()
-    for wave in trainer.fit(state, batches, **how):
+    seeds = [functools.partial(int, place) for place in range(1, len(batches) + 1)]
+    for wave in trainer.fit(state, batches, seeds, **how):
         for place, client in enumerate(wave.clients):
             found[client] = wave.results[place], wave.state(place)
     assert sorted(found) == list(range(len(batches)))
@@ -1157,7 +1158,7 @@ def test_programs_of_shipped_models_are_torchscript(
     monkeypatch.setattr("flsimulation.training.stacked.compiler.program.compiled", compiled)
     x = (IMAGES if name == "cnn" else X).float()
     programs = StepPrograms(built(MODELS[name], learning_rate=0.1), x[:32], Y[:32])
-    plain = (0.1,) * len(programs.trained)
+    plain = (0.1,) * len(programs.names.trained)
     assert programs.can_descend(plain)
     for rates in (None, plain):
         run: Any = programs.program(2, 4, rates)
@@ -1174,7 +1175,7 @@ def test_plain_sgd_takes_its_steps_in_place_as_torch_does() -> None:
     expected = []
     for place in range(2):
         own = [nn.Parameter(leaf[place].clone()) for leaf in trained]
-        named = dict(zip(programs.trained, own))
+        named = dict(zip(programs.names.trained, own))
         loss = functional.cross_entropy(
             torch.func.functional_call(module, named, x[place]), y[place]
         )
@@ -1193,7 +1194,7 @@ def test_plain_sgd_takes_its_steps_in_place_as_torch_does() -> None:
 @pytest.mark.parametrize("cls", [LowRank, Chunked, Product])
 def test_steps_in_place_come_after_all_that_read_the_parameter(cls: type[Net]) -> None:
     programs = StepPrograms(built(cls), X32[:32], Y[:32])
-    rates = (0.3,) * len(programs.trained)
+    rates = (0.3,) * len(programs.names.trained)
     assert programs.can_descend(rates)
     run: Any = programs.program(2, 4, rates)
     assert run.func.__name__ == "_run", "it is not the step, by a comparison with autograd"

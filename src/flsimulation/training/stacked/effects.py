@@ -19,9 +19,13 @@ _BY_IDENTITY = (nn.Module, type, types.FunctionType, types.BuiltinFunctionType, 
 
 def random_states() -> list[Any]:
     """The states of the global random streams of Python, NumPy and PyTorch."""
+    return [*foreign_random_states(), torch.random.get_rng_state().numpy().tobytes()]
+
+
+def foreign_random_states() -> list[Any]:
+    """The states of the global random streams of Python and NumPy."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global stream
-    own = torch.random.get_rng_state().numpy().tobytes()
-    return [random.getstate(), (name, np.asarray(keys).tobytes(), *rest), own]
+    return [random.getstate(), (name, np.asarray(keys).tobytes(), *rest)]
 
 
 def attributes(

@@ -56,9 +56,6 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     for name in sorted(overridden(type(module)) - _OWN):
         if not name.startswith(_ELSEWHERE):
             raise NotStackable(f"the module has a {name} of its own")
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
-            raise NotStackable(f"{type(part).__name__} keeps running statistics")
 
 
 def overridden(cls: type) -> set[str]:

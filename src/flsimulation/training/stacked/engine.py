@@ -91,6 +91,7 @@ class StackedEngine:
         self._waves = waves = self._trainer.fit(
             model,
             [job.batches for job in jobs],
+            [job.seed for job in jobs],
             proximal_mu=terms.proximal_mu,
             expires=terms.expires,
             average=terms.average,

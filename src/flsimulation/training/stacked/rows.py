@@ -10,9 +10,15 @@ from flsimulation.training.jobs import State
 
 
 def mean_of_rows(rows: Tensor, shares: Tensor) -> Tensor:
-    """The weighted mean of rows; of equal ones that row, which a sum would round."""
+    """The weighted mean of rows; of equal ones that row, which a sum would round.
+
+    That of integers is rounded to one.
+    """
     if torch.equal(rows[0], rows[-1]) and bool((rows == rows[0]).all()):
         return rows[0]
+    if not rows.is_floating_point():
+        mean = shares.to(rows.device, torch.float64) @ rows.double()
+        return mean.round().to(rows.dtype)
     return shares.to(rows.device, rows.dtype) @ rows
 
 

@@ -27,7 +27,7 @@ from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.calls import calls_of
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.compiler.step import NotStackable, named_tensors
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.wave import Stack, Wave, WaveFit, WaveTerms
@@ -102,13 +102,12 @@ class StackedTrainer:
         if gpu and not stays and nbytes(x) + nbytes(y) <= torch.cuda.mem_get_info(device)[0] // 2:
             x, y = (each(lambda t: t.to(device), part) for part in (x, y))
         named = dict(module.named_parameters())
-        tensors = named | dict(module.named_buffers())
         self._stack = Stack(
             programs=programs,
-            parameters=[named[name] for name in programs.trained],
+            parameters=[named[name] for name in programs.names.trained],
             aliases=_aliases(module),
             kinds={name: value.dtype for name, value in module.state_dict().items()},
-            fixed={name: tensors[name].detach() for name in programs.shared},
+            tensors={name: t.detach() for name, t in named_tensors(module).items()},
             optimization=configuring,
             epochs=spec.epochs,
             gradient_clip=spec.gradient_clip,
@@ -132,6 +131,7 @@ class StackedTrainer:
         self,
         state: State,
         clients: Sequence[Batches],
+        seeds: Sequence[Callable[[], int]] | None = None,
         *,
         proximal_mu: float = 0.0,
         expires: float | None = None,
@@ -146,6 +146,9 @@ class StackedTrainer:
             The global model; not changed.
         clients : sequence of Batches
             The clients' training parts.
+        seeds : sequence of callables, optional
+            Each returns the seed of what a client's steps draw; called only if they draw. By
+            default it is 0 for all.
         proximal_mu : float
             Weight of FedProx's term mu/2 |w - w_global|^2; 0 for none.
         expires : float, optional
@@ -160,11 +163,12 @@ class StackedTrainer:
         rates = self._rates if proximal_mu == 0 else None
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         waves = self._waves(clients, threads, in_place=rates is not None)
-        factor = self._rate_factor(round)
+        factor, seeds = self._rate_factor(round), seeds or [int] * len(clients)
         terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, len(waves))
 
         def train(places: list[int]) -> Wave:
-            fit = WaveFit(self._stack, terms, [clients[place] for place in places])
+            own = [clients[place] for place in places]
+            fit = WaveFit(self._stack, terms, own, [seeds[place] for place in places])
             wave = fit.run(tuple(places))
             return (wave.averaged() if average else wave).on_cpu()
 
@@ -217,10 +221,10 @@ class StackedTrainer:
     def _bytes_of_step(self, examples: int) -> int:
         """Most of the GPU's memory that one client's step takes beside its parameters."""
         programs, clients = self._stack.programs, 2
-        inputs = programs.inputs(clients, examples)
+        given = programs.given(clients, examples)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        programs.eager(*inputs)
+        programs.eager(given)
         return (torch.cuda.max_memory_allocated() - before) // clients
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,8 +24,9 @@ from flsimulation.training.jobs import State, Trained
 from flsimulation.training.logged import reduced
 from flsimulation.training.rates import scale_rates
 from flsimulation.training.scores import scores
+from flsimulation.training.stacked.compiler.draws import drawn
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.compiler.step import Step
+from flsimulation.training.stacked.compiler.step import Given, Step
 from flsimulation.training.stacked.eligible import Optimization, Scheduler, clipped, stack_optimizer
 from flsimulation.training.stacked.inputs import WaveInputs
 from flsimulation.training.stacked.plan import Plan
@@ -94,8 +95,8 @@ class Stack:
     """For each name of a parameter the one that stands for it; a tied one has several."""
     kinds: dict[str, torch.dtype]
     """Type of each tensor of the module's state_dict, in its order."""
-    fixed: State
-    """The module's frozen parameters and buffers."""
+    tensors: State
+    """The module's parameters and buffers, also those that are not in its state_dict."""
     optimization: Callable[[int, int], Optimization]
     """Returns a new optimizer over `parameters`, and its schedulers, for a number of batches an
     epoch and the number of a round."""
@@ -141,20 +142,34 @@ class WaveFit:
         Of the round.
     clients : list of Batches
         The wave's.
+    seeds : sequence of callables
+        Each returns the seed of a client's draws; called only if its step draws.
     """
 
-    def __init__(self, stack: Stack, terms: WaveTerms, clients: list[Batches]) -> None:
-        self._stack, self._terms, self._clients = stack, terms, clients
+    def __init__(
+        self,
+        stack: Stack,
+        terms: WaveTerms,
+        clients: list[Batches],
+        seeds: Sequence[Callable[[], int]],
+    ) -> None:
+        self._stack, self._terms, self._clients, self._seeds = stack, terms, clients, seeds
         self._programs = stack.programs
         self._plan = Plan(clients, stack.epochs)
         self._rare = self._plan.rare(stack.work, terms.waves)
         count = len(clients)
-        self._origin = [terms.start[name] for name in self._programs.trained]
-        self._leaves = [
-            t.expand(count, *t.shape).clone(memory_format=torch.contiguous_format)
-            for t in self._origin
-        ]
-        self._shared = [terms.start.get(n, stack.fixed[n]) for n in self._programs.shared]
+        names = stack.programs.names
+        self._origin, moving, self._shared = (
+            [terms.start.get(name, stack.tensors[name]) for name in own] for own in names
+        )
+        self._leaves, self._moving = (
+            [
+                t.expand(count, *t.shape).clone(memory_format=torch.contiguous_format)
+                for t in tensors
+            ]
+            for tensors in (self._origin, moving)
+        )
+        self._before = [*self._origin, *moving]
         self._values = torch.zeros(
             *(1 + len(self._programs.how), self._plan.steps, count),
             dtype=torch.float64,
@@ -162,7 +177,9 @@ class WaveFit:
         )  # losses, then what was logged
         self._ended: dict[int, list[Tensor]] = {}  # weights of clients that were done early
         self._late = np.zeros(count, bool)
+        self._failed: dict[int, ClientError] = {}
         self._inputs = WaveInputs((stack.x, stack.y), stack.like, clients, stack.device)
+        self._generators: list[torch.Generator] | None = None
         self._optimizer: Optimizer | None = None
         self._schedulers: list[Scheduler] = []
 
@@ -176,16 +193,19 @@ class WaveFit:
             for place, rows in self._ended.items():
                 for leaf, row in zip(self._leaves, rows, strict=True):
                     leaf[place] = row
-            own = dict(zip(self._programs.trained, self._leaves, strict=True))
-            names = {name: self._stack.aliases.get(name, name) for name in self._terms.start}
+            names = self._programs.names
+            own = dict(
+                zip((*names.trained, *names.moving), (*self._leaves, *self._moving), strict=True)
+            )
+            stands = {name: self._stack.aliases.get(name, name) for name in self._terms.start}
             weights = {
-                name: own.get(names[name], value).detach()
+                name: own.get(stands[name], value).detach()
                 for name, value in self._terms.start.items()
             }
             self._values = self._values.cpu()  # a GPU's work is done here
             seconds = (self._stack.clock.monotonic() - began) / len(places)
             results = self._results(own, seconds)
-        mine = frozenset(name for name in weights if names[name] in own)
+        mine = frozenset(name for name in weights if stands[name] in own)
         examples = np.array([client.examples for client in self._clients])
         return Wave(places, results, weights, mine, examples)
 
@@ -205,6 +225,9 @@ class WaveFit:
                 return
             gradients: list[Tensor | None] = [None] * len(self._leaves)
             for first, last, rows in plan.runs(step):
+                if (text := self._programs.failure(rows.shape[1])) is not None:
+                    self._failed |= {p: ClientError("error", text) for p in range(first, last)}
+                    continue
                 taken = self._take_step(first, last, rows)
                 self._values[0, step, first:last] = taken.losses
                 for index, value in enumerate(taken.logged, 1):
@@ -220,13 +243,30 @@ class WaveFit:
         """Losses and gradients of neighbouring clients; without an optimizer also their step."""
         x, y = self._inputs.of(first, rows)
         whole = last - first == len(self._clients)
-        leaves = self._leaves if whole else [leaf[first:last] for leaf in self._leaves]
+        trained, moving = (
+            own if whole else [tensor[first:last] for tensor in own]
+            for own in (self._leaves, self._moving)
+        )
+        draws = self._drawn(first, last, rows.shape[1])
         size, rates = (last - first, rows.shape[1]), self._terms.rates
         rare = size in self._rare
         program = (
             self._programs.by_autograd(rates) if rare else self._programs.program(*size, rates)
         )
-        return program(leaves, self._shared, x, y)
+        taken = program(Given(trained, moving, self._shared, x, y, draws))
+        for tensor, moved in zip(moving, taken.moved, strict=True):
+            tensor.copy_(moved)
+        return taken
+
+    def _drawn(self, first: int, last: int, examples: int) -> list[Tensor]:
+        """What neighbouring clients draw in their next step, each from a generator of its own."""
+        draws = self._programs.draws(examples)
+        if not draws:
+            return []
+        device = self._stack.device
+        if self._generators is None:
+            self._generators = [torch.Generator(device).manual_seed(seed()) for seed in self._seeds]
+        return drawn(draws, self._generators[first:last], device)
 
     def _gather(
         self, into: list[Tensor | None], gradients: list[Tensor | None], first: int, last: int
@@ -272,13 +312,13 @@ class WaveFit:
         values, weights = self._values.numpy(), self._plan.last_epoch
         taken = np.where(weights > 0, values[0], 0)  # others may not be finite
         losses = (taken * weights).sum(0) / np.maximum(weights.sum(0), 1)
-        unsound = diverged_clients(own, self._origin)
+        unsound = diverged_clients(own, self._before)
         found: list[Trained | ClientError] = []
         for place in range(len(self._clients)):
             if self._late[place]:
                 found.append(too_late())
-            elif place in self._inputs.failed:
-                found.append(self._inputs.failed[place])
+            elif (failed := self._inputs.failed.get(place) or self._failed.get(place)) is not None:
+                found.append(failed)
             elif self._plan.lasts[place] == 0:
                 found.append(no_step())
             elif not np.isfinite(losses[place]):

@@ -13,7 +13,7 @@ from flsimulation import seeds
 from flsimulation.data.leaves import Leaves
 from flsimulation.training.form import Form
 from flsimulation.training.logged import Log
-from flsimulation.training.stacked.compiler.step import loss_of, watched
+from flsimulation.training.stacked.compiler.step import loss_of, named_tensors, watched
 from flsimulation.training.work import Calls
 
 
@@ -32,7 +32,8 @@ def calls_of(module: pl.LightningModule, x: Leaves, y: Leaves, form: Form) -> Ca
         try:
             own = watched(copy.deepcopy(module), Log(training=True))
             with counting:
-                loss_of(own, x, y, form).backward()  # type: ignore[no-untyped-call]
+                loss, _ = loss_of(own, x, y, form, [*named_tensors(own)])
+                loss.backward()  # type: ignore[no-untyped-call]
         except (Exception, SystemExit):
             return None
     return Calls(counting.calls, counting.writes)

@@ -98,11 +98,12 @@ def are_close(one: Step, other: Step, eps: Sequence[float]) -> bool:
     one, other : Step
         Of the same clients.
     eps : sequence of float
-        Of the losses, each logged value and each gradient, as of `is_close`.
+        Of the losses, each logged value, changed buffer and gradient, as of `is_close`.
     """
     whole = _lengths_of_all([g for g in other.gradients if g is not None])
-    scales = [*[1.0] * (1 + len(one.logged)), *[whole] * len(one.gradients)]
-    ours, theirs = ([s.losses, *s.logged, *s.gradients] for s in (one, other))
+    numbers = 1 + len(one.logged) + len(one.moved)
+    scales = [*[1.0] * numbers, *[whole] * len(one.gradients)]
+    ours, theirs = ([s.losses, *s.logged, *s.moved, *s.gradients] for s in (one, other))
     return all(is_close(*each) for each in zip(ours, theirs, eps, scales, strict=True))
 
 

@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flsimulation import seeds
 from flsimulation.data.leaves import Leaves, each, first, one
+from flsimulation.errors import describe_error
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.stacked.compiler.comparison import are_close, is_half
+from flsimulation.training.stacked.compiler.draws import Draw, Recording, Served, drawn
 from flsimulation.training.stacked.compiler.step import (
+    Given,
+    Names,
     NotStackable,
     Step,
+    StepFails,
     alone_step,
+    changes,
+    loss_of,
+    named_tensors,
     stacked_step,
+    tensors_of,
     watched,
 )
 from flsimulation.training.stacked.compiler.trace import refusal
+from flsimulation.training.stacked.effects import foreign_random_states
+
+_LOOKED_AT = 11  # examples of a batch, by which is seen what a step changes
+
+
+class Observed(NamedTuple):
+    """What one client's step does beside its results."""
+
+    how: list[Logged]
+    """How it logs."""
+    draws: list[Draw]
+    """What it draws, in this order."""
+    changed: list[str]
+    """Names of the tensors of the module that it changes."""
 
 
 class EagerStep:
@@ -34,6 +59,11 @@ class EagerStep:
         Examples of the data set, [n, ...]; n may be small.
     form : Form
         What the step receives.
+
+    Raises
+    ------
+    NotStackable
+        If the step fails, or changes a parameter that it trains.
     """
 
     def __init__(
@@ -43,67 +73,68 @@ class EagerStep:
         y: Leaves,
         form: Form = PAIR,
         *,
+        names: Names | None = None,
         writes: bool = False,
     ) -> None:
         self.writes = writes
         """Whether the step writes into tensors that it makes."""
         self.module = copy.deepcopy(module)
         self.data, self.form = (x, y), form
-        parameters = dict(self.module.named_parameters())
-        self.trained = [name for name, p in parameters.items() if p.requires_grad]
-        """Names of the parameters that are stacked; tied ones once."""
-        self.shared = [name for name, p in parameters.items() if not p.requires_grad]
-        self.shared += [name for name, _ in self.module.named_buffers()]
-        """Names of the frozen parameters and the buffers, which no client changes."""
+        self._observed: dict[int, Observed] = {}
+        self.names = names or self._found()
 
-    def inputs(
-        self, clients: int, examples: int, scales: Sequence[float] | None = None
-    ) -> tuple[list[Tensor], list[Tensor], Leaves, Leaves]:
-        """Arguments of a step: the module's own weights for all clients, real examples.
+    def given(self, clients: int, examples: int, scales: Sequence[float] | None = None) -> Given:
+        """What a step is taken from: the module's own tensors for all clients, real examples.
 
         With ``scales`` each client has the weights times a number of its own.
         """
-        named = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        rows = torch.arange(clients * examples) % len(first(self.data[0]))
-        trained = [torch.stack([named[name].detach()] * clients) for name in self.trained]
+        named = named_tensors(self.module)
+        trained, moving = (
+            [torch.stack([named[name].detach()] * clients) for name in names]
+            for names in (self.names.trained, self.names.moving)
+        )
         for tensor in trained:
             for own, scale in zip(tensor, scales or (), strict=scales is not None):
                 own *= scale
-        shared = [named[name].detach() for name in self.shared]
+        shared = [named[name].detach() for name in self.names.shared]
+        x, y = self._batches(clients, examples)
+        draws, device = self.observed(examples).draws, first(x).device
+        generators = [torch.Generator(device).manual_seed(place) for place in range(clients)]
+        return Given(trained, moving, shared, x, y, drawn(draws, generators, device))
 
-        def taken(tensor: Tensor) -> Tensor:
-            return tensor[rows].view(clients, examples, *tensor.shape[1:])
-
-        x, y = (each(taken, part) for part in self.data)
-        return trained, shared, x, y
-
-    def stacked(
-        self, trained: Sequence[Tensor], shared: Sequence[Tensor], x: Leaves, y: Leaves
-    ) -> tuple[Step, list[Logged]]:
+    def stacked(self, given: Given) -> tuple[Step, list[Logged]]:
         """All clients' step by vmap, and how its values are logged. Raises `NotStackable`."""
         log = Log(training=True)
         with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in trained]
+            trained = [tensor.detach().requires_grad_() for tensor in given.trained]
             module = watched(copy.deepcopy(self.module), log)
             try:
-                values = stacked_step(
-                    *(module, self.trained, self.shared, leaves, shared, x, y, self.form),
-                    writes=self.writes,
-                )
+                with Served(given.draws):
+                    values = stacked_step(
+                        *(module, self.names, given._replace(trained=trained), self.form),
+                        writes=self.writes,
+                    )
             except (Exception, SystemExit) as error:
                 raise refusal(error) from error
-        return Step.taken(values, len(log.how)), log.how
+        return Step.taken(values, len(log.how), len(self.names.moving)), log.how
 
-    def alone(self, trained: Sequence[Tensor], x: Leaves, y: Leaves) -> Step:
-        """One client's step without vmap, as one of many; the client is the first of the stack."""
+    def alone(self, given: Given) -> Step:
+        """One client's step without vmap, as one of many; the client is the first of those given."""
         log = Log(training=True)
         module = watched(copy.deepcopy(self.module), log)
         try:
-            own = [t[0] for t in trained]
-            values = alone_step(module, self.trained, own, one(x, 0), one(y, 0), self.form)
-        except CannotTake as reason:
+            with Served([tensor[0] for tensor in given.draws]):
+                values = alone_step(module, self.names, given, self.form)
+        except (CannotTake, NotStackable) as reason:
             raise NotStackable(f"training_step {reason}") from None
-        return Step.taken([None if v is None else v[None] for v in values], len(log.how))
+        many = [None if v is None else v[None] for v in values]
+        return Step.taken(many, len(log.how), len(self.names.moving))
+
+    def observed(self, examples: int) -> Observed:
+        """What a step of one client with so many examples does. Raises `NotStackable`."""
+        if (known := self._observed.get(examples)) is None:
+            known = self._observed[examples] = self._observe(examples)
+        return known
 
     def in_double(self) -> EagerStep:
         """The same step in float64."""
@@ -111,7 +142,54 @@ class EagerStep:
             each(lambda t: t.double() if t.is_floating_point() else t, part) for part in self.data
         )
         module = copy.deepcopy(self.module).double()
-        return EagerStep(module, x, y, self.form, writes=self.writes)
+        return EagerStep(module, x, y, self.form, names=self.names, writes=self.writes)
+
+    def _found(self) -> Names:
+        parameters = dict(self.module.named_parameters())
+        trained = [name for name, p in parameters.items() if p.requires_grad]
+        moving = self.observed(min(_LOOKED_AT, len(first(self.data[0])))).changed
+        for name in moving:
+            if name in trained:
+                raise NotStackable(f"training_step changes the parameter {name}")
+        rest = named_tensors(self.module).keys() - {*trained, *moving}
+        return Names(trained, moving, [n for n in named_tensors(self.module) if n in rest])
+
+    def _batches(self, clients: int, examples: int) -> list[Leaves]:
+        rows = torch.arange(clients * examples) % len(first(self.data[0]))
+
+        def taken(tensor: Tensor) -> Tensor:
+            return tensor[rows].view(clients, examples, *tensor.shape[1:])
+
+        return [each(taken, part) for part in self.data]
+
+    def _observe(self, examples: int) -> Observed:
+        x, y = self._batches(1, examples)
+        log, module = Log(training=True), copy.deepcopy(self.module)
+        before, recording = tensors_of(module), Recording()
+        values = {name: tensor.detach().clone() for name, tensor in named_tensors(module).items()}
+        with seeds.global_streams(0), torch.enable_grad():
+            foreign = foreign_random_states()
+            try:
+                with recording:
+                    loss_of(watched(module, log), one(x, 0), one(y, 0), self.form, [*before])
+            except (NotStackable, CannotTake) as reason:
+                raise refusal(reason) from None
+            except (Exception, SystemExit) as error:
+                text = describe_error(error)
+                fails = f"training_step fails for a batch of {examples} ({text})"
+                raise StepFails(fails, text) from error
+            if foreign_random_states() != foreign:
+                raise NotStackable(
+                    "training_step draws random numbers by Python's or NumPy's random"
+                )
+        changed = changes(before, tensors_of(module))
+        after = named_tensors(module)  # PyTorch writes into some without saying so
+        changed += [n for n, v in values.items() if n not in changed and _differ(v, after[n])]
+        return Observed(log.how, recording.draws, changed)
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return not torch.equal(one.nan_to_num(), other.detach().nan_to_num())
 
 
 def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[float]) -> bool:
@@ -148,12 +226,9 @@ def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[fl
 
 def _agrees(step: EagerStep, clients: int, examples: int, eps: Sequence[float], draw: int) -> bool:
     scales = [1.01 + 0.01 * (place + clients * draw) for place in range(clients)]
-    trained, shared, x, y = step.inputs(clients, examples, scales)
-    together, _ = step.stacked(trained, shared, x, y)
-    places = [slice(place, place + 1) for place in range(clients)]
+    given = step.given(clients, examples, scales)
+    together, _ = step.stacked(given)
     return all(
-        are_close(
-            together.of(own), step.alone([t[own] for t in trained], one(x, own), one(y, own)), eps
-        )
-        for own in places
+        are_close(together.of(slice(place, place + 1)), step.alone(given.of(place)), eps)
+        for place in range(clients)
     )

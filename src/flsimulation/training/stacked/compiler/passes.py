@@ -13,6 +13,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
+from flsimulation.training.stacked.compiler.draws import is_draw
+
 aten = torch.ops.aten
 
 _SAME = {aten.detach.default, aten.alias.default}
@@ -91,12 +93,26 @@ def descend_in_place(graph: Graph, rates: tuple[float, ...]) -> bool:
     return True
 
 
-def draws_random_numbers(graph: Graph) -> bool:
-    """Whether a call depends on the state of a random generator."""
-    return any(
-        torch.Tag.nondeterministic_seeded in _tags(node) and not _drops_nothing(node)
-        for node in graph.nodes
-    )
+def draws_as_inputs(graph: Graph) -> list[torch.Tensor]:
+    """Let every call that draws random numbers be an input, in the order of the calls.
+
+    Returns
+    -------
+    list of Tensor
+        Example values of the new inputs, which come after all others.
+    """
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    values = list[torch.Tensor]()
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not is_draw(node.target, node.args, node.kwargs):
+            continue
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"draw{len(values)}")
+        last.meta["val"] = _value(node)
+        values.append(_value(node))
+        node.replace_all_uses_with(last)
+        graph.erase_node(node)
+    return values
 
 
 def writes_in_place(graph: Graph) -> bool:
@@ -235,21 +251,6 @@ def _is_mutable(node: Node) -> bool:
 
 def _has_effect(node: Node) -> bool:
     return node.op in ("placeholder", "output") or _is_mutable(node)
-
-
-def _tags(node: Node) -> Any:
-    return getattr(node.target, "tags", ()) if node.op == "call_function" else ()
-
-
-def _drops_nothing(node: Node) -> bool:
-    """Whether a call has a probability of dropout, and it is 0."""
-    names = [argument.name for argument in _schema(node).arguments]
-    if "dropout_p" not in names:
-        return False
-    place = names.index("dropout_p")
-    default = _schema(node).arguments[place].default_value
-    given = node.args[place] if len(node.args) > place else node.kwargs.get("dropout_p", default)
-    return bool(given == 0)
 
 
 def _frozen(value: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,26 +19,25 @@ import torch
 from torch import Tensor
 from torch.fx import Graph
 
-from flsimulation import seeds
-from flsimulation.data.leaves import Leaves, first, leaves, one, refilled
-from flsimulation.errors import describe_error
+from flsimulation.data.leaves import Leaves, first
 from flsimulation.training.form import PAIR, Form
-from flsimulation.training.logged import CannotTake, Log, Logged
+from flsimulation.training.logged import Log, Logged
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.comparison import are_close, exactly, has_moved
+from flsimulation.training.stacked.compiler.draws import Draw
 from flsimulation.training.stacked.compiler.eager import EagerStep, is_same_alone
 from flsimulation.training.stacked.compiler.step import (
+    Given,
     NotStackable,
     Step,
+    StepFails,
     WritesInPlace,
-    loss_of,
     stacked_step,
     watched,
 )
 from flsimulation.training.stacked.compiler.template import template_of, written
 from flsimulation.training.stacked.compiler.torchscript import compiled
-from flsimulation.training.stacked.compiler.trace import refusal, traced
-from flsimulation.training.stacked.effects import random_states
+from flsimulation.training.stacked.compiler.trace import traced
 from flsimulation.training.work import Tell, silent
 
 _TRACED = ((2, 11), (3, 13))
@@ -79,9 +78,8 @@ class StepPrograms:
     ) -> None:
         tell("tracing the training step")
         self._eager = EagerStep(module, x, y, form)
-        self._module = self._eager.module
-        self.trained, self.shared = self._eager.trained, self._eager.shared
-        """Names of the parameters that are stacked, tied ones once, and of all that is not."""
+        self.names = self._eager.names
+        """Names of the module's tensors, by what becomes of them."""
         self.how: list[Logged] = []
         """How the logged values are logged."""
         self._programs: dict[Any, Callable[..., Any]] = {}
@@ -97,7 +95,7 @@ class StepPrograms:
 
     def program(
         self, clients: int, examples: int, rates: tuple[float, ...] | None = None
-    ) -> Callable[[Sequence[Tensor], Sequence[Tensor], Leaves, Leaves], Step]:
+    ) -> Callable[[Given], Step]:
         """The program for a number of clients and of examples per batch.
 
         Parameters
@@ -110,7 +108,7 @@ class StepPrograms:
         Returns
         -------
         callable
-            Of the stacked parameters, the shared tensors, x [clients, examples, ...] and y.
+            Of what the step is taken from; with rates, its parameters are changed in place.
 
         Raises
         ------
@@ -129,29 +127,43 @@ class StepPrograms:
         with self._lock:
             return self._template(rates) is not None
 
-    def by_autograd(self, rates: tuple[float, ...] | None = None) -> Callable[..., Step]:
+    def by_autograd(self, rates: tuple[float, ...] | None = None) -> Callable[[Given], Step]:
         """What `program` returns, but for any size and without making a program."""
         return functools.partial(self._by_autograd, rates)
 
-    def eager(
-        self, trained: Sequence[Tensor], shared: Sequence[Tensor], x: Leaves, y: Leaves
-    ) -> Step:
+    def eager(self, given: Given) -> Step:
         """The same step by vmap and autograd, for any sizes. Raises `NotStackable`."""
         with self._lock:  # no two threads may be in vmap at once
-            step, how = self._eager.stacked(trained, shared, x, y)
-        self._check_same(how, first(x).shape[1])
+            step, how = self._eager.stacked(given)
+        self._check_same(how, first(given.x).shape[1])
         return step
 
-    def check_sizes(self, sizes: Iterable[int]) -> None:
-        """Raise `NotStackable` if the step fails, logs otherwise or draws for one of these sizes."""
-        for examples in sizes:
-            self._check_same(self._alone(examples), examples)
+    def draws(self, examples: int) -> list[Draw]:
+        """What one client's step draws, for a size of a batch. Raises `NotStackable`."""
+        with self._lock:
+            return self._eager.observed(examples).draws
 
-    def inputs(
-        self, clients: int, examples: int
-    ) -> tuple[list[Tensor], list[Tensor], Leaves, Leaves]:
-        """Arguments of a program: the module's own weights for all clients, real examples."""
-        return self._eager.inputs(clients, examples)
+    def check_sizes(self, sizes: Sequence[int]) -> None:
+        """Raise `NotStackable` if the step does something else for one of these sizes.
+
+        That it fails for one is the business of the clients with such a batch, unless it is the
+        last of the sizes.
+        """
+        for examples in sizes:
+            if self.failure(examples) is None or examples == sizes[-1]:
+                self._check_same(self._eager.observed(examples).how, examples)
+
+    def failure(self, examples: int) -> str | None:
+        """What a client's step raises for a size of a batch, in one line; None if it does not."""
+        try:
+            self.draws(examples)
+        except StepFails as failure:
+            return failure.error
+        return None
+
+    def given(self, clients: int, examples: int) -> Given:
+        """What a program takes: the module's own tensors for all clients, real examples."""
+        return self._eager.given(clients, examples)
 
     # --- from here on: how a program is made ---
 
@@ -165,31 +177,17 @@ class StepPrograms:
                 return run
         return self.by_autograd(rates)
 
-    def _run(
-        self,
-        run: Callable[..., Any],
-        trained: Sequence[Tensor],
-        shared: Sequence[Tensor],
-        x: Leaves,
-        y: Leaves,
-    ) -> Step:
-        return Step.taken(run(*trained, *shared, *leaves(x), *leaves(y)), len(self.how))
+    def _run(self, run: Callable[..., Any], given: Given) -> Step:
+        return Step.taken(run(*given.tensors()), len(self.how), len(self.names.moving))
 
-    def _by_autograd(
-        self,
-        rates: tuple[float, ...] | None,
-        trained: Sequence[Tensor],
-        shared: Sequence[Tensor],
-        x: Leaves,
-        y: Leaves,
-    ) -> Step:
-        step = self.eager(trained, shared, x, y)
+    def _by_autograd(self, rates: tuple[float, ...] | None, given: Given) -> Step:
+        step = self.eager(given)
         if rates is None:
             return step
-        for tensor, gradient, rate in zip(trained, step.gradients, rates, strict=True):
+        for tensor, gradient, rate in zip(given.trained, step.gradients, rates, strict=True):
             if gradient is not None:
                 tensor.sub_(gradient, alpha=rate)
-        return step._replace(gradients=[None] * len(trained))
+        return step._replace(gradients=[None] * len(given.trained))
 
     def _is_step(
         self,
@@ -204,17 +202,17 @@ class StepPrograms:
         A step may well do something else for other sizes than those it was traced for. Gradients
         are compared as such first: of a small one little is left to see in the parameter.
         """
-        trained, shared, x, y = self._eager.inputs(clients, examples, [scale] * clients)
-        moved = [tensor.clone() for tensor in trained]
+        given = self._eager.given(clients, examples, [scale] * clients)
+        trained, moved = given.trained, [tensor.clone() for tensor in given.trained]
         with exactly(), torch.no_grad():
-            theirs = self.eager(trained, shared, x, y)
+            theirs = self.eager(given)
             try:
-                ours = run(moved, shared, x, y)
+                ours = run(given._replace(trained=moved))
                 if (
                     rates is not None
                 ):  # it returns no gradients; the same calls without its steps do
                     plain = written(self._templates[None] or [], clients, examples)
-                    ours = self._run(plain, trained, shared, x, y)
+                    ours = self._run(plain, given)
             except Exception:  # numbers that no size but the traced ones allows
                 return False
         if not are_close(ours, theirs, self._eps):
@@ -231,54 +229,28 @@ class StepPrograms:
             self._templates[rates] = found
         return self._templates[rates]
 
-    def _alone(self, examples: int) -> list[Logged]:
-        """How one client's step logs, without vmap. Raises `NotStackable`."""
-        *_, x, y = self.inputs(1, examples)
-        log = Log(training=True)
-        with seeds.global_streams(0), torch.no_grad():
-            before = random_states()
-            try:
-                module = watched(copy.deepcopy(self._module), log)
-                loss_of(module, one(x, 0), one(y, 0), self._eager.form)
-            except (NotStackable, CannotTake) as reason:
-                raise refusal(reason) from None
-            except (Exception, SystemExit) as error:
-                text = f"fails for a batch of {examples} ({describe_error(error)})"
-                raise NotStackable(f"training_step {text}") from error
-            if random_states() != before:
-                raise NotStackable("training_step draws random numbers")
-        return log.how
-
     def _all_traced(self) -> list[Graph]:
         """The graphs for both sizes; a second time where the step writes into its own tensors."""
         try:
             return [self._traced(*sizes) for sizes in _TRACED]
         except WritesInPlace:
-            self._alone(_TRACED[0][1])  # raises if what it writes into is the module's
             self._eager.writes = True
             return [self._traced(*sizes) for sizes in _TRACED]
 
     def _traced(self, clients: int, examples: int) -> Graph:
-        trained, shared, x, y = self.inputs(clients, examples)
-        split, end = len(trained), len(trained) + len(shared)
-        log, given = Log(training=True), [*leaves(x), *leaves(y)]
-        module = watched(copy.deepcopy(self._module), log)
+        given = self._eager.given(clients, examples)
+        inputs = given._replace(draws=()).tensors()
+        log, split = Log(training=True), len(given.trained)
+        module = watched(copy.deepcopy(self._eager.module), log)
 
         def step(*tensors: Tensor) -> Any:
-            batch, inputs = list(tensors[end:]), len(leaves(x))
+            own = given.filled(tensors)
             return stacked_step(
-                module,
-                self.trained,
-                self.shared,
-                tensors[:split],
-                tensors[split:end],
-                refilled(x, batch[:inputs]),
-                refilled(y, batch[inputs:]),
-                self._eager.form,
-                writes=self._eager.writes,
+                module, self.names, own, self._eager.form, writes=self._eager.writes
             )
 
-        graph = traced(step, module, [*trained, *shared, *given], split)
+        draws = self._eager.observed(examples).draws
+        graph = traced(step, module, inputs, split, draws)
         if self.how:
             self._check_same(log.how, examples)
         else:

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flsimulation.training.stacked.compiler.normalization import batch_norm
+
 _DROPOUTS = (
     *(functional.dropout, functional.alpha_dropout, functional.feature_alpha_dropout),
     *(functional.dropout1d, functional.dropout2d, functional.dropout3d),
@@ -191,6 +193,11 @@ def _bag(
     return rows.mean(1) if mode == "mean" else rows.sum(1)
 
 
+def _permutation(n: int, **kwargs: Any) -> Tensor:
+    """What is drawn in its place is a permutation, too: only the shape matters here."""
+    return torch.randint(0, max(1, n), (n,), **kwargs)
+
+
 _WRITTEN: dict[Any, Callable[..., Any]] = {
     torch.gru_cell: _gru_cell,
     torch.lstm_cell: _lstm_cell,
@@ -198,4 +205,6 @@ _WRITTEN: dict[Any, Callable[..., Any]] = {
     torch.rnn_relu_cell: _rnn_cell(torch.relu),
     functional.scaled_dot_product_attention: _attention,
     functional.embedding_bag: _bag,
+    functional.batch_norm: batch_norm,
+    torch.randperm: _permutation,
 }

@@ -17,14 +17,21 @@ from flsimulation.errors import describe_error, place_of
 from flsimulation.training.logged import CannotTake
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.convolution import replacements
+from flsimulation.training.stacked.compiler.draws import Draw, require_shapes
 from flsimulation.training.stacked.compiler.step import NotStackable, WritesInPlace
-from flsimulation.training.stacked.effects import attributes, random_states
+from flsimulation.training.stacked.effects import attributes
 
 
 def traced(
-    step: Callable[..., Any], module: nn.Module, inputs: Sequence[Tensor], leaves: int
+    step: Callable[..., Any],
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    leaves: int,
+    draws: Sequence[Draw] = (),
 ) -> Graph:
     """The simplified graph of a step's ATen calls.
+
+    Its inputs are those of the step, and after them one for each of its draws.
 
     Parameters
     ----------
@@ -36,6 +43,8 @@ def traced(
         First the leaves, of which gradients are taken.
     leaves : int
         How many there are.
+    draws : sequence of Draw
+        What one client's step draws.
 
     Returns
     -------
@@ -45,12 +54,12 @@ def traced(
     Raises
     ------
     NotStackable
-        If the step cannot be traced, draws random numbers or changes its module.
+        If the step cannot be traced, draws in another way than one client's, or changes its module.
     """
     instead = replacements(inputs[0].device)
     tensors = [*(t.requires_grad_() for t in inputs[:leaves]), *inputs[leaves:]]
     with seeds.global_streams(0):
-        before, streams = attributes(module), random_states()
+        before = attributes(module)
         try:
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")
@@ -60,9 +69,8 @@ def traced(
                     found = make_fx(pure, instead)(*(t.detach() for t in tensors))
         except (Exception, SystemExit) as error:
             raise refusal(error) from error
-        drawn = random_states() != streams
-    if drawn or passes.draws_random_numbers(found.graph):
-        raise NotStackable("training_step draws random numbers")
+    numbers = passes.draws_as_inputs(found.graph)
+    require_shapes(draws, numbers, len(inputs[0]))
     if passes.writes_in_place(found.graph) or attributes(module) != before:
         raise NotStackable("training_step changes the module itself")
     passes.simplify(found.graph, leaves)
@@ -80,8 +88,6 @@ def refusal(error: BaseException) -> NotStackable:
     if isinstance(error, NotStackable | CannotTake):
         return NotStackable(f"training_step {text}")
     described, place = describe_error(error), place_of(error)
-    if "random operation" in text or "randomness" in text:
-        return NotStackable(f"training_step draws random numbers{place}")
     if _IN_PLACE.search(text):
         return WritesInPlace(f"training_step writes in place into a tensor that it made{place}")
     if found := _NO_FORM.search(text):
