@@ -28,6 +28,7 @@ from flsimulation.training import Batches, State
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked.compiler import torchscript as script_module
 from flsimulation.training.stacked.compiler.comparison import exactly
+from flsimulation.training.stacked.compiler.given import Given
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import StackedTrainer
@@ -139,8 +140,8 @@ def together(
     trainer: StackedTrainer, state: State, batches: list[Batches], **how: Any
 ) -> list[Result]:
     found = dict[int, Result]()
-    seeds = [functools.partial(int, place) for place in range(1, len(batches) + 1)]
-    for wave in trainer.fit(state, batches, seeds, **how):
+    how.setdefault("seeds", [functools.partial(int, 1 + place) for place in range(len(batches))])
+    for wave in trainer.fit(state, batches, **how):
         for place, client in enumerate(wave.clients):
             found[client] = wave.results[place], wave.state(place)
     assert sorted(found) == list(range(len(batches)))
@@ -908,12 +909,9 @@ def count(module: Any, x: Tensor, number: int) -> None:
     module.counter += 1
 
 
-def add_to_buffer(module: Any, x: Tensor, number: int) -> None:
-    module.buffer += 1
-
-
-def replace_buffer(module: Any, x: Tensor, number: int) -> None:
-    module.buffer = module.buffer + 1
+def clamp_parameter(module: Any, x: Tensor, number: int) -> None:
+    with torch.no_grad():
+        module.layer_1.weight.clamp_(-0.1, 0.1)
 
 
 def add_to_loose(module: Any, x: Tensor, number: int) -> Any:
@@ -940,11 +938,17 @@ REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "number times x": (lambda m, x, i: (x * i).sum(), {}, "training_step uses batch_idx"),
     "negative number": (lambda m, x, i: -i, {}, "training_step uses batch_idx"),
     "logged number": (lambda m, x, i: m.log("i", i), {}, "training_step logs 'i', which is no"),
-    "tensor of number": (lambda m, x, i: torch.tensor(i), {}, "uses batch_idx|cannot be traced"),
-    "dropout": (lambda m, x, i: functional.dropout(x).sum(), {}, "draws random numbers"),
-    "torch": (lambda m, x, i: torch.rand(3).sum(), {}, "draws random numbers"),
-    "python": (lambda m, x, i: random.random(), {}, "draws random numbers"),
-    "numpy": (lambda m, x, i: np.random.rand(), {}, "draws random numbers"),
+    "tensor of number": (lambda m, x, i: torch.tensor(i), {}, "uses batch_idx|fails"),
+    "drawn by values": (
+        lambda m, x, i: torch.multinomial(x.abs(), 1).sum(), {},
+        "training_step draws random numbers that depend on others .aten.multinomial",
+    ),
+    "own generator": (
+        lambda m, x, i: torch.rand(3, generator=m.kept["g"]).sum(), {"g": torch.Generator()},
+        "training_step draws from a random generator of its own",
+    ),
+    "python": (lambda m, x, i: random.random(), {}, "draws random numbers by Python's or NumPy's"),
+    "numpy": (lambda m, x, i: np.random.rand(), {}, "draws random numbers by Python's or NumPy's"),
     "own stream": (
         lambda m, x, i: m.kept["rng"].random(), {"rng": RNG}, "changes the module itself",
     ),
@@ -955,13 +959,12 @@ REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "counter": (count, {}, "changes the module itself"),
     "list": (lambda m, x, i: m.seen.append(1), {}, "changes the module itself"),
     "dictionary": (count_in_dictionary, {}, "changes the module itself"),
-    "buffer": (add_to_buffer, {}, "changes the module itself|changes buffers"),
-    "new buffer": (replace_buffer, {}, "changes buffers of the module"),
+    "parameter": (clamp_parameter, {}, "training_step changes the parameter layer_1.weight"),
     "loose tensor": (add_to_loose, {}, "changes"),
     "value": (by_value, {}, "training_step cannot be traced"),
     "item": (lambda m, x, i: x.sum().item(), {}, "training_step cannot be traced"),
     "mask": (lambda m, x, i: x[x > 0].sum(), {}, "training_step cannot be traced"),
-    "raises": (lambda m, x, i: [][1], {}, "training_step cannot be traced .IndexError"),
+    "raises": (lambda m, x, i: [][1], {}, "training_step fails for a batch of 11 .IndexError"),
     "metric": (
         lambda m, x, i: m.log("m", m.layer), {"layer": torchmetrics.MeanMetric()},
         "training_step logs 'm', a metric object",
@@ -972,19 +975,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     ),
     "other names": (
         lambda m, x, i: m.log(f"n{len(x)}", 1.0), {}, "logs something else for other sizes",
-    ),
-    "running statistics": (
-        lambda m, x, i: m.layer(x).sum(), {"layer": nn.BatchNorm1d(FEATURES)},
-        "BatchNorm1d keeps running statistics",
-    ),
-    "statistics of one example": (
-        lambda m, x, i: m.layer(x).sum(),
-        {"layer": nn.BatchNorm1d(FEATURES, track_running_stats=False)},
-        "training_step fails for a batch of 1 .ValueError: Expected more than 1 value",
-    ),
-    "instance statistics": (
-        lambda m, x, i: m.layer(x[:, None]).sum(),
-        {"layer": nn.InstanceNorm1d(1, track_running_stats=True)}, "changes buffers of the module",
     ),
     "spectral norm": (
         lambda m, x, i: m.layer(x).sum(),
@@ -1109,7 +1099,10 @@ def test_a_step_that_goes_by_the_size_is_right_or_refused(most: int) -> None:
             lambda m, loss: (m.log("large", loss), loss)[1],
             "logs something else for other sizes of a batch",
         ),
-        (lambda m, loss: loss * torch.rand(()), "draws random numbers"),
+        (
+            lambda m, loss: loss * torch.multinomial(loss.abs()[None], 1),
+            "draws random numbers that depend on others",
+        ),
         (lambda m, loss: 1 / 0, "fails for a batch of 20 .ZeroDivisionError"),
     ],
 )
@@ -1184,7 +1177,7 @@ def test_plain_sgd_takes_its_steps_in_place_as_torch_does() -> None:
         optimizer.step()
         expected.append(own)
     with torch.no_grad():
-        step = programs.program(2, 4, rates)(trained, [], x, y)
+        step = programs.program(2, 4, rates)(Given(trained, [], [], x, y))
     assert step.gradients == [None] * 6
     for leaf, one, two in zip(trained, *expected):
         torch.testing.assert_close(leaf, torch.stack([one, two]).detach())

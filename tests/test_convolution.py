@@ -59,36 +59,37 @@ def test_products_equal_the_convolution_and_its_gradients(how: dict[str, Any]) -
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
-    gradient, wanted = normal(*expected.shape), [True, True, False]
-    expected = aten.convolution_backward(gradient, x, weight, None, *rest, wanted)
-    found = ON_GPU[aten.convolution_backward.default](gradient, x, weight, None, *rest, wanted)
-    for one, other in zip(found[:2], expected[:2]):
+    bias, sizes = normal(len(weight)), [len(weight)]
+    expected = aten.convolution(x, weight, bias, *rest)
+    found = ON_GPU[aten.convolution.default](x, weight, bias, *rest)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+    gradient, wanted = normal(*expected.shape), [True, True, True]
+    expected = aten.convolution_backward(gradient, x, weight, sizes, *rest, wanted)
+    found = ON_GPU[aten.convolution_backward.default](gradient, x, weight, sizes, *rest, wanted)
+    for one, other in zip(found, expected):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("shape", "bias", "transposed", "groups"),
+    ("shape", "transposed", "groups"),
     [
-        ((2, 4, 6, 6), False, False, 1),
-        ((2, 4, 6, 6), True, False, 2),
-        ((2, 4, 6, 6), False, True, 2),
-        ((2, 4, 6), False, False, 2),
-        ((2, 4, 6, 6, 6), False, False, 2),
+        ((2, 4, 6, 6), False, 1),
+        ((2, 4, 6, 6), True, 2),
+        ((2, 4, 6), False, 2),
+        ((2, 4, 6, 6, 6), False, 2),
     ],
-    ids=["no groups", "bias", "transposed", "one dimension", "three dimensions"],
+    ids=["no groups", "transposed", "one dimension", "three dimensions"],
 )
-def test_others_stay_convolutions(
-    shape: tuple[int, ...], bias: bool, transposed: bool, groups: int
-) -> None:
+def test_others_stay_convolutions(shape: tuple[int, ...], transposed: bool, groups: int) -> None:
     x, sides = torch.ones(shape), len(shape) - 2
     weight = torch.ones(4, 4 // groups, *[2] * sides)
-    own = torch.ones(4) if bias else None
     rest = ([1] * sides, [0] * sides, [1] * sides, transposed, [0] * sides, groups)
-    assert ON_GPU[aten.convolution.default](x, weight, own, *rest) is NotImplemented
+    assert ON_GPU[aten.convolution.default](x, weight, None, *rest) is NotImplemented
     assert (
         ON_GPU[aten.convolution_backward.default](
-            aten.convolution(x, weight, own, *rest), x, weight, None, *rest, [True, True, bias]
+            aten.convolution(x, weight, None, *rest), x, weight, None, *rest, [True, True, False]
         )
         is NotImplemented
     )

@@ -30,7 +30,8 @@ from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable, named_tensors
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
-from flsimulation.training.stacked.wave import Stack, Wave, WaveFit, WaveTerms
+from flsimulation.training.stacked.stack import Stack, WaveTerms
+from flsimulation.training.stacked.wave import Wave, WaveFit
 from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.transforms import Draws, Transform
 from flsimulation.training.work import Calls, Tell, Work, silent

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flsimulation.training.stacked.compiler.step import Step
+from flsimulation.training.stacked.compiler.given import Step
 
 ROUNDINGS = 64
 """Relative difference that is allowed, in machine epsilons; see above."""

@@ -37,7 +37,7 @@ def _convolution(
     _output_padding: Sequence[int],
     groups: int,
 ) -> Any:
-    if not _has_form(x, bias is not None, transposed, groups):
+    if not _has_form(x, transposed, groups):
         return NotImplemented
     kernel = weight.shape[2:]
     columns = _columns(x, kernel, stride, padding, dilation, groups)
@@ -49,7 +49,8 @@ def _convolution(
     )
     product = torch.bmm(_rows(weight, groups), columns)  # [groups, out, batch x places]
     product = product.view(groups, -1, len(x), height, width).permute(2, 0, 1, 3, 4)
-    return product.reshape(len(x), len(weight), height, width)
+    result = product.reshape(len(x), len(weight), height, width)
+    return result if bias is None else result + bias.view(1, -1, 1, 1)
 
 
 def _convolution_backward(
@@ -65,7 +66,7 @@ def _convolution_backward(
     groups: int,
     wanted: Sequence[bool],
 ) -> Any:
-    if not _has_form(x, wanted[2], transposed, groups):
+    if not _has_form(x, transposed, groups):
         return NotImplemented
     kernel, batch = weight.shape[2:], len(x)
     rows = gradient.reshape(batch, groups, len(weight) // groups, -1).permute(1, 2, 0, 3)
@@ -79,12 +80,12 @@ def _convolution_backward(
     if wanted[1]:
         columns = _columns(x, kernel, stride, padding, dilation, groups)
         of_weight = torch.bmm(rows, columns.transpose(1, 2)).view(weight.shape)
-    return of_x, of_weight, None
+    return of_x, of_weight, gradient.sum((0, 2, 3)) if wanted[2] else None
 
 
-def _has_form(x: Tensor, biased: bool, transposed: bool, groups: int) -> bool:
+def _has_form(x: Tensor, transposed: bool, groups: int) -> bool:
     """Whether it is what vmap makes of convolutions in two dimensions."""
-    return x.ndim == 4 and groups > 1 and not biased and not transposed
+    return x.ndim == 4 and groups > 1 and not transposed
 
 
 def _rows(weight: Tensor, groups: int) -> Tensor:

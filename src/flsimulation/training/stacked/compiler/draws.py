@@ -7,6 +7,7 @@ equal those that the step alone makes from the global generator with the same se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from flsimulation.training.stacked.compiler.step import NotStackable
 
 aten = torch.ops.aten
 
-_OTHERWISE = "draws random numbers in another way for many clients at once"
+OTHERWISE = "draws random numbers in another way for many clients at once"
 _FILLS = {
     "rand": ("uniform_", (0.0, 1.0)),
     "rand_like": ("uniform_", (0.0, 1.0)),
@@ -110,7 +111,7 @@ class Served(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Parameters
     ----------
     numbers : sequence of Tensor
-        One for each draw of the step, in the shapes that the step expects.
+        One for each draw of the step, as many as it draws.
     """
 
     def __init__(self, numbers: Sequence[Tensor]) -> None:
@@ -129,18 +130,11 @@ class Served(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not is_draw(func, args, given):
             return func(*args, **given)
         numbers = next(self._numbers, None)
-        if numbers is None or numbers.shape != _size(args):
-            raise NotStackable(_OTHERWISE)
+        if numbers is None or numbers.numel() != math.prod(size := _size(args)):
+            raise NotStackable(OTHERWISE)
         if func._schema.is_mutable:  # type: ignore[attr-defined]
-            return args[0].copy_(numbers)
-        return numbers.clone()
-
-
-def require_shapes(draws: Sequence[Draw], found: Sequence[Tensor], clients: int) -> None:
-    """Raise `NotStackable` unless a step of many clients draws as each of them does alone."""
-    alone = [(clients, *draw.shape) for draw in draws]
-    if alone != [tuple(tensor.shape) for tensor in found]:
-        raise NotStackable(_OTHERWISE)
+            return args[0].copy_(numbers.view(size))
+        return numbers.view(size).clone()
 
 
 def _recorded(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Draw:

@@ -17,11 +17,9 @@ from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.stacked.compiler.comparison import are_close, is_half
 from flsimulation.training.stacked.compiler.draws import Draw, Recording, Served, drawn
+from flsimulation.training.stacked.compiler.given import Given, Names, Step
 from flsimulation.training.stacked.compiler.step import (
-    Given,
-    Names,
     NotStackable,
-    Step,
     StepFails,
     alone_step,
     changes,

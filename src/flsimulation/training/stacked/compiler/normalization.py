@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flsimulation.training.stacked.compiler.images import channels_last
+
 
 def batch_norm(
     input: Tensor,
@@ -73,8 +75,9 @@ class _Folded(torch.autograd.Function):
             many = tensor.expand(clients, -1) if dim is None else tensor.movedim(dim, 0)
             return many.reshape(-1)
 
+        whole = x.flatten(1, 2)
         result, mean, scale = torch.native_batch_norm(
-            x.flatten(1, 2),
+            channels_last(whole) if whole.ndim == 4 else whole,
             folded(weight, dims[1]),
             folded(bias, dims[2]),
             *(None, None, True, 0.0, eps),

@@ -6,7 +6,9 @@ losses, the logged values and then a gradient for each of those parameters (or N
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,26 +95,39 @@ def descend_in_place(graph: Graph, rates: tuple[float, ...]) -> bool:
     return True
 
 
-def draws_as_inputs(graph: Graph) -> list[torch.Tensor]:
+def draws_as_inputs(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> bool:
     """Let every call that draws random numbers be an input, in the order of the calls.
+
+    Parameters
+    ----------
+    graph : Graph
+        Its new inputs come after all others.
+    shapes : sequence of tuple of int
+        Of the new inputs.
 
     Returns
     -------
-    list of Tensor
-        Example values of the new inputs, which come after all others.
+    bool
+        False, and nothing is changed, if other calls draw, or others numbers.
     """
+    calls = [
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and is_draw(node.target, node.args, node.kwargs)
+    ]
+    if [_value(call).numel() for call in calls] != [math.prod(shape) for shape in shapes]:
+        return False
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    values = list[torch.Tensor]()
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not is_draw(node.target, node.args, node.kwargs):
-            continue
+    for number, (call, shape) in enumerate(zip(calls, shapes, strict=True)):
         with graph.inserting_after(last):
-            last = graph.placeholder(f"draw{len(values)}")
-        last.meta["val"] = _value(node)
-        values.append(_value(node))
-        node.replace_all_uses_with(last)
-        graph.erase_node(node)
-    return values
+            last = graph.placeholder(f"draw{number}")
+        last.meta["val"] = _value(call).new_empty(shape)
+        with graph.inserting_before(call):
+            own = graph.call_function(aten.view.default, (last, list(_value(call).shape)))
+        own.meta["val"] = _value(call).contiguous()
+        call.replace_all_uses_with(own)
+        graph.erase_node(call)
+    return True
 
 
 def writes_in_place(graph: Graph) -> bool:

@@ -26,10 +26,9 @@ from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.comparison import are_close, exactly, has_moved
 from flsimulation.training.stacked.compiler.draws import Draw
 from flsimulation.training.stacked.compiler.eager import EagerStep, is_same_alone
+from flsimulation.training.stacked.compiler.given import Given, Step
 from flsimulation.training.stacked.compiler.step import (
-    Given,
     NotStackable,
-    Step,
     StepFails,
     WritesInPlace,
     stacked_step,

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flsimulation.training.stacked.compiler import images
 from flsimulation.training.stacked.compiler.normalization import batch_norm
 
 _DROPOUTS = (
@@ -207,4 +208,5 @@ _WRITTEN: dict[Any, Callable[..., Any]] = {
     functional.embedding_bag: _bag,
     functional.batch_norm: batch_norm,
     torch.randperm: _permutation,
+    **images.WRITTEN,
 }

@@ -17,7 +17,7 @@ from flsimulation.errors import describe_error, place_of
 from flsimulation.training.logged import CannotTake
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.convolution import replacements
-from flsimulation.training.stacked.compiler.draws import Draw, require_shapes
+from flsimulation.training.stacked.compiler.draws import OTHERWISE, Draw
 from flsimulation.training.stacked.compiler.step import NotStackable, WritesInPlace
 from flsimulation.training.stacked.effects import attributes
 
@@ -69,8 +69,8 @@ def traced(
                     found = make_fx(pure, instead)(*(t.detach() for t in tensors))
         except (Exception, SystemExit) as error:
             raise refusal(error) from error
-    numbers = passes.draws_as_inputs(found.graph)
-    require_shapes(draws, numbers, len(inputs[0]))
+    if not passes.draws_as_inputs(found.graph, [(len(inputs[0]), *d.shape) for d in draws]):
+        raise NotStackable(f"training_step {OTHERWISE}")
     if passes.writes_in_place(found.graph) or attributes(module) != before:
         raise NotStackable("training_step changes the module itself")
     passes.simplify(found.graph, leaves)

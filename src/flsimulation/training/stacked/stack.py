@@ -1,0 +1,63 @@
+"""What all waves of a cohort share, and what a round requests of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from flsimulation.clock import Clock
+from flsimulation.data.leaves import Leaves
+from flsimulation.training.jobs import State
+from flsimulation.training.stacked.compiler.program import StepPrograms
+from flsimulation.training.stacked.eligible import Optimization
+from flsimulation.training.work import Work
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """What all waves of a cohort share."""
+
+    programs: StepPrograms
+    parameters: list[nn.Parameter]
+    """The module's own, in the order of ``programs.trained``."""
+    aliases: dict[str, str]
+    """For each name of a parameter the one that stands for it; a tied one has several."""
+    kinds: dict[str, torch.dtype]
+    """Type of each tensor of the module's state_dict, in its order."""
+    tensors: State
+    """The module's parameters and buffers, also those that are not in its state_dict."""
+    optimization: Callable[[int, int], Optimization]
+    """Returns a new optimizer over `parameters`, and its schedulers, for a number of batches an
+    epoch and the number of a round."""
+    epochs: int
+    gradient_clip: float
+    x: Leaves
+    y: Leaves
+    like: tuple[Leaves, Leaves]
+    """Inputs and labels of a batch as the programs were traced for, [examples, ...]."""
+    device: torch.device
+    clock: Clock
+    work: Work | None = None
+    """What the clients do in all rounds; None if a program is always worth it."""
+
+
+@dataclass(frozen=True)
+class WaveTerms:
+    """What one round requests of its clients."""
+
+    start: State
+    """The global model, on the stack's device."""
+    rates: tuple[float, ...] | None
+    """Learning rate of each parameter where the programs take plain SGD's steps themselves."""
+    proximal_mu: float
+    expires: float | None
+    """Unix time in seconds after which to give up."""
+    round: int
+    """Its number."""
+    rate_factor: float
+    """On the learning rates; 1 where the programs take the steps."""
+    waves: int
+    """Waves of the round; they share the programs."""
