@@ -4,7 +4,7 @@ All sides use the same partitions, cohorts, batches, initial weights and random 
 (loop.py) trains client after client on one thread, averages and evaluates by hand. A third side is the
 same loop in as many forked processes as there are cores. Rounds of the sides alternate in one process,
 so that all meet the same machine; FLSimulation writes its run directory meanwhile. The first two rounds
-of each side are left out. The command stops if the sides' models part. Every workload has a process of
+of each side are left out; the command stops if the sides' models part in them. Every workload has a process of
 its own, whose largest memory is told; that of forked processes is not in it.
 
     python benchmarks/rounds.py [W1 W2 ...] [--rounds 20] [--repeats 3] [--engine E] [--device D]
@@ -40,8 +40,8 @@ from flsimulation.host.usage import peak_memory_bytes
 from flsimulation.rundir.writer import RunDirectory
 
 SIDES = ("flsimulation", "bare", "processes")
-_LEFT_OUT = 2  # rounds, in which a side does things for the first time
-_APART = 2e-2  # from which on two models are not the same, as a share of what a round changed
+_LEFT_OUT = 2  # rounds, in which a side does things for the first time; their models are compared
+_APART = 1e-2  # from which on two models are not the same, as a share of what a round changed
 
 
 class Turns:
@@ -73,7 +73,10 @@ def compare(
     spec = experiment(workload, rounds, engine, device)
     space = Workspace.load(spec)
     turns = Turns()
-    with TemporaryDirectory() as folder, bare_sides(space, device, processes) as sides:
+    with (
+        TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        bare_sides(space, device, processes) as sides,
+    ):
         directory = RunDirectory(Path(folder), spec)
         federation = threading.Thread(
             target=run_in_process, args=(spec, [directory, turns], space), daemon=True
@@ -89,7 +92,7 @@ def compare(
                 began = time.perf_counter()
                 theirs = loop.round(state, turns.cohort, number, judge=turns.judged)
                 row[side] = time.perf_counter() - began
-                if number == 1:
+                if number <= _LEFT_OUT:
                     check_same(space.module, state, ours, theirs)
             state = ours
             yield row
