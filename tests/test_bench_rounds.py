@@ -108,7 +108,7 @@ def test_small_clients_train_the_same_model_on_the_same_data(modules: Any, name:
 
 @pytest.fixture
 def few(modules: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """W6, which has dropout and BatchNorm, with 3 of 6 clients of 20 examples."""
+    """W6, which has dropout and BatchNorm, with 3 of 6 clients of 20 examples; judged after each round."""
 
     def experiment(name: str, rounds: int, engine: str = "auto", device: str = "cpu") -> Any:
         spec = modules.workloads.experiment("W6", rounds, engine, device)
@@ -117,6 +117,7 @@ def few(modules: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
             "data": spec.data.model_copy(update=data),
             "strategy": spec.strategy.model_copy(update={"fraction_train": 0.5}),
             "train": spec.train.model_copy(update={"batch_size": 8}),
+            "evaluate": spec.evaluate.model_copy(update={"central_every": 1}),
         }
         return spec.model_copy(update=parts)
 
