@@ -44,7 +44,7 @@ docs: $(VENV)/installed  ## Generate the pages, dashboards and alerts that are m
 	$(BIN)/python monitoring/generate.py
 
 bench: $(VENV)/installed  ## Compare seconds per round with a plain PyTorch loop
-	$(BIN)/python benchmarks/rounds.py
+	$(BIN)/python benchmarks/rounds.py W1 W2 W3 W4
 
 bench-all: $(VENV)/installed  ## Run all benchmarks and write benchmarks/results; takes hours
 	for name in rounds peers engine overhead command network threads; do \

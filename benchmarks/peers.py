@@ -1,6 +1,6 @@
 """FLSimulation beside its peers: the same workloads in other simulators of federated learning.
 
-Workloads W1 and W2 of workloads.py. Each run is a program of its own; the peers alternate. ``bare``
+Workloads W1, W2 and W5 to W10 of workloads.py. Each run is a program of its own; the peers alternate. ``bare``
 is a plain PyTorch loop, the others run their own simulator as their documentation means it, with
 the settings that suit this many cores (each says which, in ``peers/<name>.py``); ``flsimulation``
 is ``flsim run`` with its evaluation, logs and run directory. Every peer has its own virtual
@@ -11,9 +11,10 @@ there is one, as seen from inside; the first two are left out. The command is al
 its imports; the peak is the memory of all its processes together. A peer that took another number
 of optimizer steps than the workload has, or whose model is not as good as that of the bare loop, is
 marked: it did other work. (With few rounds, while models still gain much in each, chance does so too.)
+What a peer cannot do of a workload is said.
 A run that fails is told and counted, and the others go on; the command ends with status 1 then.
 
-    python benchmarks/peers.py [W1 W2] [--peers bare flower ...] [--rounds 20] [--repeats 3]
+    python benchmarks/peers.py [W1 W2 ...] [--peers bare flower ...] [--rounds 20] [--repeats 3]
                                [--environments DIR] [--json FILE]
 """
 
@@ -25,15 +26,14 @@ import math
 import os
 import re
 import signal
-import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from compared import Run, compared, table
 from results import command_line, json_file, write
 from workloads import WORKLOADS, experiment
 
@@ -45,10 +45,9 @@ from flsimulation.rundir import RunRecord
 
 HERE = Path(__file__).resolve().parent / "peers"
 PEERS = ("bare", "flsimulation", "flower", "flower-lightning", "pfl", "fluke", "fedlab")
-COMPARED = ("W1", "W2")
+COMPARED = ("W1", "W2", "W5", "W6", "W7", "W8", "W9", "W10")
+SMALL = tuple(f"{name}s" for name in COMPARED[2:])  # only by name
 CACHE = Path.home() / ".cache" / "flsim-bench"
-BAND = 0.03  # of the final accuracy, around that of the bare loop
-_LEFT_OUT = 2  # rounds, in which things are done for the first time
 _LIMIT_SECONDS = 3600.0  # of one run
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -61,25 +60,6 @@ class FailedRun(Exception):
     """A run that gave no figures; the message is one line."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One peer, once."""
-
-    rounds: list[float]
-    """Seconds of each round."""
-    command_seconds: float
-    peak_bytes: int
-    accuracy: float
-    """Of the last model, on the test images."""
-    steps: int
-    """Of all clients' optimizers in all rounds."""
-    versions: dict[str, str]
-
-    @property
-    def round_seconds(self) -> float:
-        return statistics.median(self.rounds[_LEFT_OUT:] or self.rounds)
-
-
 def steps(spec: Experiment) -> int:
     """Optimizer steps that the workload has."""
     batches = math.ceil(60_000 // spec.data.clients / spec.train.batch_size)
@@ -88,8 +68,13 @@ def steps(spec: Experiment) -> int:
 
 def described(spec: Experiment, data: Path) -> dict[str, Any]:
     """The workload as peers/shared/peer.py reads it."""
-    model = {"optimizer": "adam", "learning_rate": 1e-3} | spec.model.args
+    name = spec.model.class_.rpartition(":")[2]
+    defaults = (
+        {"optimizer": "adam", "learning_rate": 1e-3} if name == "mlp" else {"optimizer": "sgd"}
+    )
+    model = defaults | spec.model.args
     return {
+        "model": name,
         "clients": spec.data.clients,
         "cohort": spec.cohort_size,
         "batch": spec.train.batch_size,
@@ -102,15 +87,30 @@ def described(spec: Experiment, data: Path) -> dict[str, Any]:
     }
 
 
-def write_data(path: Path) -> None:
-    """The shipped MNIST as bytes, for every peer."""
-    spec = experiment("W1", 1)
-    mnist = load_dataset(spec.data, spec.seed)
+def write_data(path: Path, spec: Experiment) -> None:
+    """The experiment's data for every peer, images as bytes."""
+    data = load_dataset(spec.data, spec.seed)
     parts = {
-        name: getattr(mnist, name).numpy() for name in ("x_train", "y_train", "x_test", "y_test")
+        name: getattr(data, name).numpy() for name in ("x_train", "y_train", "x_test", "y_test")
     }
-    images = {name: np.rint(255 * parts[name]).astype(np.uint8) for name in ("x_train", "x_test")}
-    np.savez(path, **(parts | images))
+    if parts["x_train"].dtype.kind == "f":
+        parts |= {
+            name: np.rint(255 * parts[name]).astype(np.uint8) for name in ("x_train", "x_test")
+        }
+    np.savez(path, **parts)
+
+
+def data_files(specs: Mapping[str, Experiment], folder: Path) -> dict[str, Path]:
+    """A file with each workload's data, by the workload's name; one for each data set."""
+    found: dict[str, Path] = {}
+    for name, spec in specs.items():
+        same = (other for other in found if specs[other].data.dataset == spec.data.dataset)
+        if (known := next(same, None)) is not None:
+            found[name] = found[known]
+            continue
+        found[name] = folder / f"{name}.npz"
+        write_data(found[name], spec)
+    return found
 
 
 def run_peer(peer: str, python: Path, spec: Experiment, data: Path) -> Run:
@@ -168,59 +168,6 @@ def _inside(folder: Path) -> dict[str, Any]:
     }
 
 
-def compared(
-    found: dict[str, list[Run]], expected_steps: int, repeats: int
-) -> list[dict[str, Any]]:
-    """A row for each peer that ran: medians over its runs, and what is odd about them.
-
-    ``ratio`` is the median round over that of the bare loop, None without one.
-    """
-    found = {peer: runs for peer, runs in found.items() if runs}
-    medians = {
-        peer: statistics.median(run.round_seconds for run in runs) for peer, runs in found.items()
-    }
-    good = [run.accuracy for run in found.get("bare", [])]
-    rows = []
-    for peer, runs in found.items():
-        accuracy = statistics.median(run.accuracy for run in runs)
-        odd = []
-        if got := [run.steps for run in runs if run.steps != expected_steps]:
-            odd.append(f"{got[0]} steps, not {expected_steps}")
-        if good and any(abs(run.accuracy - statistics.median(good)) > BAND for run in runs):
-            odd.append(f"accuracy not within {BAND} of bare's")
-        rows.append(
-            {
-                "peer": peer,
-                "versions": runs[0].versions,
-                "median-seconds": medians[peer],
-                "least-seconds": min(run.round_seconds for run in runs),
-                "ratio": medians[peer] / medians["bare"] if "bare" in medians else None,
-                "command-seconds": statistics.median(run.command_seconds for run in runs),
-                "peak-bytes": round(statistics.median(run.peak_bytes for run in runs)),
-                "accuracy": accuracy,
-                "steps": runs[0].steps,
-                "odd": "; ".join(odd),
-                "failed": repeats - len(runs),
-            }
-        )
-    return rows
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    heads = ("round, s", "least", "ratio", "command, s", "peak, MiB", "accuracy")
-    lines = [f"{'peer':18}" + "".join(f"{head:>12}" for head in heads)]
-    for row in rows:
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        lines.append(
-            f"{row['peer']:18}{row['median-seconds']:12.3f}{row['least-seconds']:12.3f}{ratio:>12}"
-            f"{row['command-seconds']:12.1f}{row['peak-bytes'] / 2**20:12.0f}"
-            f"{row['accuracy']:12.4f}"
-            + (f"  OTHER WORK: {row['odd']}" if row["odd"] else "")
-            + (f"  FAILED RUNS: {row['failed']}" if row["failed"] else "")
-        )
-    return "\n".join(lines)
-
-
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -246,7 +193,7 @@ def _terminated(*_: Any) -> NoReturn:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workloads", nargs="*", metavar="W", help=", ".join(COMPARED))
+    parser.add_argument("workloads", nargs="*", metavar="W", help=f"default: {', '.join(COMPARED)}")
     parser.add_argument("--peers", nargs="+", metavar="PEER", help=", ".join(PEERS))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
@@ -254,7 +201,7 @@ def main() -> None:
     parser.add_argument("--json", type=json_file, help="also write the figures here")
     options = parser.parse_args()
     names, peers = options.workloads or list(COMPARED), options.peers or list(PEERS)
-    for kind, given, known in (("workload", names, COMPARED), ("peer", peers, PEERS)):
+    for kind, given, known in (("workload", names, COMPARED + SMALL), ("peer", peers, PEERS)):
         if unknown := sorted(set(given) - set(known)):
             refuse(f"{unknown[0]} is no {kind}; choose from {', '.join(known)}")
     if options.rounds < 1 or options.repeats < 1:
@@ -289,14 +236,13 @@ def measure(
     found: dict[str, dict[str, list[Run]]] = {name: {peer: [] for peer in peers} for name in names}
     specs = {name: experiment(name, rounds) for name in names}
     with tempfile.TemporaryDirectory(prefix="flsim-peers-") as folder:
-        data = Path(folder) / "mnist.npz"
-        write_data(data)
+        data = data_files(specs, Path(folder))
         for repeat in range(1, repeats + 1):
             for name in names:
                 for peer in peers:
                     turn = f"{name} {peer}, {repeat} of {repeats}"
                     try:
-                        run = run_peer(peer, python[peer], specs[name], data)
+                        run = run_peer(peer, python[peer], specs[name], data[name])
                     except FailedRun as error:
                         say(f"{turn}: {error}")
                         continue
@@ -307,7 +253,7 @@ def measure(
                     )
     written = []
     for name in names:
-        rows = compared(found[name], steps(specs[name]), repeats)
+        rows = compared(name, found[name], steps(specs[name]), repeats)
         print(f"{name}: {WORKLOADS[name]['what']}\n{table(rows)}\n", flush=True)
         for row in rows:
             runs = [vars(run) for run in found[name][row["peer"]]]

@@ -14,6 +14,8 @@ from flsimulation.experiment import Experiment
 from flsimulation.models.supervised import Supervised
 
 HERE = Path(__file__).resolve()
+MODELS = HERE.parent / "peers" / "shared" / "models.py"
+_TEST = 1000  # examples of a generated test set
 
 
 class SmallCNN(Supervised):
@@ -47,6 +49,64 @@ def random_cifar(users: int = 1000, images: int = 50, seed: int = 0) -> dict[str
     }
 
 
+def markov_text(
+    sequences: int = 60_000, length: int = 80, vocabulary: int = 80, seed: int = 0
+) -> dict[str, Any]:
+    """Sequences of a Markov chain over characters, and the next character at each place.
+
+    Four characters may follow each; the first of them does so in six of ten cases.
+    """
+    rng = np.random.default_rng(seed)
+    followers = rng.integers(0, vocabulary, (vocabulary, 4))
+    text = np.empty((sequences + _TEST, length + 1), np.int64)
+    text[:, 0] = rng.integers(0, vocabulary, len(text))
+    for place in range(length):
+        chosen = rng.choice(4, len(text), p=(0.6, 0.2, 0.1, 0.1))
+        text[:, place + 1] = followers[text[:, place], chosen]
+    return _divided(text[:, :-1], text[:, 1:])
+
+
+def noisy_pictures(images: int = 60_000, seed: int = 0) -> dict[str, Any]:
+    """Images in the shape of CIFAR10: a picture of its own for each class, under noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, images + _TEST)
+    pictures = rng.integers(64, 192, (10, 3, 4, 4)).repeat(8, 2).repeat(8, 3).astype(np.uint8)
+    noise = rng.integers(0, 64, (len(labels), 3, 32, 32), np.uint8)
+    return _divided(pictures[labels] + noise, labels)
+
+
+def _divided(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """The last examples are the test set."""
+    return {
+        "x_train": x[:-_TEST],
+        "y_train": y[:-_TEST],
+        "x_test": x[-_TEST:],
+        "y_test": y[-_TEST:],
+    }
+
+
+def any_model(what: str, model: str, **data: Any) -> dict[str, Any]:
+    """W5 to W10: 10 of 100 clients with 600 examples, one of the models of peers/shared/models.py."""
+    return {
+        "what": f"10 of 100 clients, 600 examples, batch 32, SGD 0.05, {what}",
+        "data": {"clients": 100, **data},
+        "strategy": {"fraction-train": 0.1},
+        "model": {"class": f"{MODELS}:{model}", "args": {"learning_rate": 0.05}},
+        "evaluate": {"central-every": 5},
+    }
+
+
+def small_clients(workload: dict[str, Any]) -> dict[str, Any]:
+    """The same data and model with ten times as many clients: 100 of 1,000, 60 examples, batch 10."""
+    what = workload["what"].partition("batch 32, ")[2]
+    return {
+        **workload,
+        "what": f"100 of 1,000 clients, 60 examples, batch 10, {what}",
+        "data": workload["data"] | {"clients": 1000},
+        "train": {"batch-size": 10},
+    }
+
+
 WORKLOADS: dict[str, dict[str, Any]] = {
     "W1": {
         "what": "10 of 100 clients, 600 images, batch 32, Adam, 784-128-256-10",
@@ -77,6 +137,24 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "model": {"class": f"{HERE}:SmallCNN"},
         "evaluate": {"central-every": 5},
     },
+    "W5": any_model("784-128-256-10 with two dropouts", "DropoutPerceptron"),
+    "W6": any_model("conv16-BN-conv32-BN-dropout-fc", "NormalizedCNN"),
+    "W7": any_model("GRU of 64 over the rows of an image", "RowGRU"),
+    "W8": any_model("two encoder layers with dropout over the rows of an image", "RowTransformer"),
+    "W9": any_model(
+        "LSTM of 128 over 80 characters of generated text",
+        "CharacterLSTM",
+        dataset=f"{HERE}:markov_text",
+        task="language",
+    ),
+    "W10": any_model(
+        "ResNet-8 with BatchNorm, images of CIFAR10's shape",
+        "ResNet8",
+        dataset=f"{HERE}:noisy_pictures",
+    ),
+}
+WORKLOADS |= {
+    f"{name}s": small_clients(WORKLOADS[name]) for name in ("W5", "W6", "W7", "W8", "W9", "W10")
 }
 
 

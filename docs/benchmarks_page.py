@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import figure_tables
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
@@ -59,132 +61,6 @@ def source(record: dict[str, Any]) -> str:
     return f"`{record['command']}`, {record['date']}; {', '.join(filter(None, parts))}."
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown; columns after the first whose cells are numbers stand to the right."""
-    lines = [list(row) for row in rows]
-    right = [
-        bool(lines)
-        and all(row[column].replace(".", "", 1).isdigit() or not row[column] for row in lines)
-        for column in range(len(heads))
-    ]
-    rule = ["---:" if column and number else "---" for column, number in enumerate(right)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *lines))
-
-
-def _rounds(results: Any) -> str:
-    return table(
-        ("workload", "FLSimulation, s", "plain loop, s", "ratio", "rounds"),
-        [
-            (
-                f"{row['workload']}: {row['what']}",
-                seconds(row["median-seconds"]["flsimulation"]),
-                seconds(row["median-seconds"]["bare"]),
-                f"{row['median-ratio']:.2f}",
-                f"{row['rounds']}",
-            )
-            for row in results
-        ],
-    )
-
-
-def _peers(results: Any) -> str:
-    parts = []
-    for workload in dict.fromkeys(row["workload"] for row in results):
-        rows = [row for row in results if row["workload"] == workload]
-        heads = ("", "round, s", "least, s", "ratio to bare", "command, s", "peak, MiB", "accuracy")
-        cells = [
-            (
-                _peer(row),
-                seconds(row["median-seconds"]),
-                seconds(row["least-seconds"]),
-                "" if row["ratio"] is None else f"{row['ratio']:.2f}",
-                f"{row['command-seconds']:.1f}",
-                f"{row['peak-bytes'] / 2**20:.0f}",
-                f"{row['accuracy']:.3f}",
-            )
-            for row in rows
-        ]
-        number = f"runs of {rows[0]['rounds']} rounds, {rows[0]['repeats']} of each peer"
-        parts.append(f"{workload}, {number}:\n\n{table((workload, *heads[1:]), cells)}")
-    return "\n".join(parts)
-
-
-def _peer(row: dict[str, Any]) -> str:
-    versions = {name: text for name, text in row["versions"].items() if name != "torch"}
-    shown = row["peer"]
-    if versions and row["peer"] != "flsimulation":
-        shown += f" ({', '.join(f'{name} {text}' for name, text in versions.items())})"
-    shown += f"; **other work: {row['odd']}**" if row["odd"] else ""
-    return shown + (f"; {row['failed']} of its runs failed" if row["failed"] else "")
-
-
-def _engine(results: Any) -> str:
-    return f"{results['workload']}, medians of {results['repeats']}:\n\n" + table(
-        ("way", "seconds", "ratio"),
-        [
-            (row["way"], seconds(row["median-seconds"]), f"{row['ratio']:.2f}")
-            for row in results["ways"]
-        ],
-    )
-
-
-def _overhead(results: Any) -> str:
-    median, least = (results[name]["seconds"] for name in ("median", "least"))
-    rows = [
-        (cohort, f"{1e3 * median[cohort]:.2f}", f"{1e3 * least[cohort]:.2f}") for cohort in median
-    ]
-    lines = " and ".join(
-        f"{1e3 * results[name]['round']:.2f} ms per round and {1e6 * results[name]['client']:.0f} µs "
-        f"per client ({name})"
-        for name in ("median", "least")
-    )
-    heads = ("clients per round", "ms per round", "least, ms")
-    return table(heads, rows) + f"\nLinear fits: {lines}.\n"
-
-
-def _command(results: Any) -> str:
-    return table(
-        ("run", "command, s", "start-up, s", "round, s", "peak, MiB"),
-        [
-            (
-                row["run"],
-                f"{row['median']['command']:.1f}",
-                f"{row['median']['start-up']:.1f}",
-                seconds(row["median"]["round"]),
-                f"{row['median']['peak-bytes'] / 2**20:.0f}",
-            )
-            for row in results
-        ],
-    )
-
-
-def _network(results: Any) -> str:
-    return table(
-        ("clients", "side", "rounds", "round, s", "training, s", "overhead, s"),
-        [
-            (
-                f"{row['clients']}",
-                row["side"],
-                f"{len(row['rounds'])}",
-                *(f"{row['median'][key]:.2f}" for key in ("round", "training", "overhead")),
-            )
-            for row in results
-        ],
-    )
-
-
-def _threads(results: Any) -> str:
-    return table(
-        ("how they wait", "processes at once", "ms per epoch"),
-        [(row["policy"], f"{row['processes']}", f"{row['median-ms']:.1f}") for row in results],
-    )
-
-
-def seconds(value: float) -> str:
-    """To the millisecond, or to ten of them from a second on."""
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}"
-
-
 SECTIONS = (
     Section(
         "rounds",
@@ -194,11 +70,33 @@ SECTIONS = (
 $ make bench
 ```
 
-A plain loop trains client after client on one thread, and averages and evaluates itself: the same steps on the
-same batches from the same weights (the command stops if the models differ). Rounds of both alternate in one
-process. FLSimulation writes its run directory and uses both cores. Medians without the first two rounds:
+A plain loop takes the module's own training steps, client after client on one thread, and averages and
+evaluates itself: the same steps on the same batches from the same weights with the same dropout (the
+command stops if the models differ). A third side is the same loop in as many forked processes as there are
+cores (`--processes`). Rounds of all sides alternate in one process. FLSimulation writes its run directory
+and uses both cores. The command prints the largest memory for each workload.
+
+| workload | model | data |
+| --- | --- | --- |
+| W1, W2 | 784-128-256-10 | MNIST |
+| W3 | McMahan's CNN | MNIST |
+| W4 | conv32-conv64-pool-fc128 | random images, 3 x 32 x 32 |
+| W5 | 784-128-256-10, Dropout(0.2) after both hidden layers | MNIST |
+| W6 | conv16-BatchNorm-conv32-BatchNorm-Dropout(0.2)-fc | MNIST |
+| W7 | GRU(28, 64), fc | rows of MNIST's images |
+| W8 | two TransformerEncoderLayers (64, 4 heads, 128, dropout 0.1), fc | rows of MNIST's images |
+| W9 | Embedding(80, 64), LSTM(64, 128), fc | a Markov chain's text: 80 characters, sequences of 80, each position's next character |
+| W10 | ResNet-8 with BatchNorm | a pattern per class and noise, 3 x 32 x 32 |
+
+W5 to W10 are LightningModules as users write them, in
+[`benchmarks/peers/shared/models.py`](../benchmarks/peers/shared/models.py). Each trains 10 of 100 clients with 600
+examples, in batches of 32, with SGD and a learning rate of 0.05. `W5s` to `W10s` are the same with 100 of 1,000
+clients, 60 examples and batches of 10. `python benchmarks/rounds.py W5 W6 W7 W8 W9 W10 --rounds 8` and
+`python benchmarks/rounds.py W5s W6s W7s W8s W9s W10s --rounds 8` measure them.
+
+Medians without the first two rounds:
 """,
-        _rounds,
+        figure_tables.rounds,
         """\
 W1 evaluates after every round, the others after every fifth. [Decision 12](decisions/0012-stacked-programs.md) explains the difference. With `--engine sequential`, clients
 are trained one by one, as if [a model cannot be stacked](own-model.md#trained-with-many-others).
@@ -208,20 +106,23 @@ are trained one by one, as if [a model cannot be stacked](own-model.md#trained-w
         "peers",
         "Comparison with other simulators",
         """\
-`python benchmarks/peers.py` runs W1 and W2 in a plain PyTorch loop (`bare`), in `flsim run` with its evaluation, logs
-and run directory, and in other simulators of federated learning: Flower's simulation on Ray with a plain
-PyTorch client and with a Lightning Trainer in the client, pfl-research, fluke and FedLab. Each is used as
-its documentation recommends, in a separate environment with the versions of
+`python benchmarks/peers.py` runs W1, W2 and W5 to W10, and the forms for small clients if they are named,
+in a plain PyTorch loop (`bare`), in `flsim run` with its evaluation, logs and run directory, and in other
+simulators of federated learning: Flower's simulation on Ray with a plain PyTorch client and with a Lightning
+Trainer in the client, pfl-research, fluke and FedLab. Each is used as its documentation recommends, in a separate environment with the versions of
 [`benchmarks/peers`](../benchmarks/peers), and with settings for this number of cores, which are in the script
 of each. The model, the optimizer, the examples per client, the batches and the clients per round are the same,
 and so is the number of optimizer steps, which is counted.
+
+What a simulator cannot do is in its row: pfl-research and FedLab average parameters alone, so that the
+statistics of BatchNorm (W6, W10) remain those of each process.
 
 The simulators alternate. A round is measured inside the program, from the start of local training to the end of
 aggregation, and of the central evaluation if there is one; the first two are omitted. The command is
 the whole program, imports included, and the peak is the memory of all its processes together. The
 accuracy is that of the last model: it shows that the work was done.
 """,
-        _peers,
+        figure_tables.peers,
     ),
     Section(
         "engine",
@@ -231,7 +132,7 @@ accuracy is that of the last model: it shows that the work was done.
 client, stacked by vmap and autograd, and as the traced program, replayed by Python or by TorchScript, with
 SGD's steps outside or inside.
 """,
-        _engine,
+        figure_tables.engine,
         """\
 Both ways to replay are faster with a thread on each core, although Python's holds the interpreter lock between
 operations.
@@ -244,7 +145,7 @@ operations.
 `python benchmarks/overhead.py` runs rounds of FedAvg with clients that return the model at once, with
 messages, events and the run directory, for cohorts of several sizes.
 """,
-        _overhead,
+        figure_tables.overhead,
     ),
     Section(
         "command",
@@ -254,7 +155,7 @@ messages, events and the run directory, for cohorts of several sizes.
 thousand and of a million clients (`1k`, `1M`: 100 per round; `10k cohort`: 10,000 per round), and measures the
 seconds of the command, of its start-up and of a round, and the largest memory.
 """,
-        _command,
+        figure_tables.command,
     ),
     Section(
         "network",
@@ -268,7 +169,7 @@ evaluates the new model on them. The overhead is the time of a round minus that 
 longest training, or, if the clients share too few cores, minus the total divided by the cores. Medians
 without the first round:
 """,
-        _network,
+        figure_tables.network,
         """\
 Most of stock Flower's time is sleep and imports: a SuperNode requests a message every 3 s, a part that is not
 available yet is requested again after at least 1 s, and every message starts a process that imports PyTorch
@@ -283,7 +184,7 @@ available yet is requested again after at least 1 s, and every message starts a 
 `python benchmarks/threads.py` compares how PyTorch's threads wait, with one and with two processes;
 [decision 4](decisions/0004-waiting-threads.md) has the figures on which it is based.
 """,
-        _threads,
+        figure_tables.threads,
     ),
 )
 

@@ -21,7 +21,18 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 PEERS = BENCHMARKS / "peers"
 MODULES = (
-    *("results", "workloads", "environments", "process_tree", "peers", "overhead"),
+    *(
+        "results",
+        "workloads",
+        "environments",
+        "process_tree",
+        "compared",
+        "peers",
+        "overhead",
+        "loop",
+        "rounds",
+    ),
+    "figure_tables",
     "benchmarks_page",
     "fidelity_page",
 )
@@ -123,12 +134,15 @@ def test_steps_of_the_workloads(modules: Any) -> None:
     experiment, steps = modules.workloads.experiment, modules.peers.steps
     assert steps(experiment("W1", 20)) == 20 * 10 * 19  # 600 images in batches of 32
     assert steps(experiment("W2", 20)) == 20 * 100 * 6
+    assert steps(experiment("W10", 20)) == 20 * 10 * 19
+    assert steps(experiment("W10s", 20)) == 20 * 100 * 6
 
 
 def test_workloads_as_the_peers_read_them(modules: Any, tmp_path: Path) -> None:
     described, experiment = modules.peers.described, modules.workloads.experiment
     w1, w2 = (described(experiment(name, 20), tmp_path / "d.npz") for name in ("W1", "W2"))
     assert w1 == {
+        "model": "mlp",
         "clients": 100,
         "cohort": 10,
         "batch": 32,
@@ -141,6 +155,10 @@ def test_workloads_as_the_peers_read_them(modules: Any, tmp_path: Path) -> None:
     }
     other = {"clients": 1000, "cohort": 100, "batch": 10, "optimizer": "sgd"}
     assert w2 == w1 | other | {"learning_rate": 0.1, "evaluate_every": 5}
+    w9 = w2 | {"model": "CharacterLSTM", "learning_rate": 0.05}
+    assert described(experiment("W9s", 20), tmp_path / "d.npz") == w9
+    w9 |= {"clients": 100, "cohort": 10, "batch": 32}
+    assert described(experiment("W9", 20), tmp_path / "d.npz") == w9
 
 
 def test_a_run_leaves_out_its_first_two_rounds(modules: Any) -> None:
@@ -158,7 +176,7 @@ def test_peers_are_compared_by_the_medians_of_their_runs(modules: Any) -> None:
             a_run(peers, [9, 9, 7.5], command_seconds=70.0, peak_bytes=20),
         ],
     }
-    bare, other = peers.compared(found, 3800, 3)
+    bare, other = peers.compared("W1", found, 3800, 3)
     assert (bare["median-seconds"], bare["least-seconds"], bare["ratio"]) == (3.0, 2.0, 1.0)
     assert (other["median-seconds"], other["least-seconds"], other["ratio"]) == (6.0, 1.0, 2.0)
     assert (other["command-seconds"], other["peak-bytes"]) == (30.0, 20)
@@ -166,7 +184,7 @@ def test_peers_are_compared_by_the_medians_of_their_runs(modules: Any) -> None:
 
 
 def test_without_the_bare_loop_there_is_no_ratio(modules: Any) -> None:
-    (row,) = modules.peers.compared({"pfl": [a_run(modules.peers, [1, 1, 1])]}, 3800, 1)
+    (row,) = modules.peers.compared("W1", {"pfl": [a_run(modules.peers, [1, 1, 1])]}, 3800, 1)
     assert row["ratio"] is None
     assert row["odd"] == ""
     assert modules.peers.table([row]).splitlines()[1].split()[:4] == ["pfl", "1.000", "1.000", "-"]
@@ -185,13 +203,13 @@ def test_other_work_is_marked(modules: Any, changes: dict[str, Any], odd: str) -
     peers = modules.peers
     right = a_run(peers, [1, 1, 1])
     found = {"bare": [right], "pfl": [right, a_run(peers, [1, 1, 1], **changes), right]}
-    rows = peers.compared(found, 3800, 3)
+    rows = peers.compared("W1", found, 3800, 3)
     assert [row["odd"] for row in rows] == ["", odd]
     assert ("OTHER WORK" in peers.table(rows)) == bool(odd)
 
 
 def test_table_of_peers(modules: Any) -> None:
-    rows = modules.peers.compared({"bare": [a_run(modules.peers, [9, 9, 0.5])]}, 3800, 1)
+    rows = modules.peers.compared("W1", {"bare": [a_run(modules.peers, [9, 9, 0.5])]}, 3800, 1)
     assert modules.peers.table(rows).split("\n")[1].split() == [
         *("bare", "0.500", "0.500", "1.00", "10.0", "100", "0.9500")
     ]
@@ -212,7 +230,7 @@ def test_a_run_that_fails_does_not_take_the_others_figures_along(
 
     monkeypatch.setattr(peers, "run_peer", run_peer)
     monkeypatch.setattr(peers, "pythons", lambda *_: {"bare": None, "pfl": None})
-    monkeypatch.setattr(peers, "write_data", lambda _: None)
+    monkeypatch.setattr(peers, "write_data", lambda *_: None)
     command = ["peers.py", "W1", "--peers", "bare", "pfl", "--json", str(tmp_path / "f.json")]
     monkeypatch.setattr(sys, "argv", [*command, "--rounds", "20"])
     with pytest.raises(SystemExit) as caught:
@@ -272,7 +290,11 @@ def test_flsimulations_figures_are_those_of_its_run_directory(modules: Any, tmp_
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["W3"], "peers.py: W3 is no workload; choose from W1, W2\n"),
+        (
+            ["W3"],
+            "peers.py: W3 is no workload; choose from W1, W2, W5, W6, W7, W8, W9, W10, "
+            "W5s, W6s, W7s, W8s, W9s, W10s\n",
+        ),
         (
             ["--peers", "bare", "fedml"],
             "peers.py: fedml is no peer; choose from bare, flsimulation, flower, flower-lightning, "
@@ -316,13 +338,15 @@ def test_every_peer_has_a_script_and_exact_versions(modules: Any) -> None:
 
 
 @pytest.mark.seconds
-def test_the_bare_loop_does_the_workloads_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["mlp", "NormalizedCNN"])
+def test_the_bare_loop_does_the_workloads_steps(model: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {"x_train": 60, "x_test": 1000}
-    images = {name: rng.integers(0, 256, (n, 28, 28), np.uint8) for name, n in arrays.items()}
+    images = {name: rng.integers(0, 256, (n, 1, 28, 28), np.uint8) for name, n in arrays.items()}
     labels = {"y_train": np.arange(60) % 10, "y_test": np.arange(1000) % 10}
     np.savez(tmp_path / "data.npz", **images, **labels)
     workload = {
+        "model": model,
         "clients": 6,
         "cohort": 2,
         "batch": 4,
@@ -341,6 +365,45 @@ def test_the_bare_loop_does_the_workloads_steps(tmp_path: Path) -> None:
     assert len(result["rounds"]) == 3
     assert result["steps"] == 3 * 2 * 3  # ten images in batches of four
     assert 0 <= result["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("peer", "workload", "said"),
+    [("pfl", "W6", True), ("fedlab", "W10s", True), ("pfl", "W5", False), ("fluke", "W6", False)],
+)
+def test_what_a_peer_cannot_do_is_said(modules: Any, peer: str, workload: str, said: bool) -> None:
+    rows = modules.peers.compared(workload, {peer: [a_run(modules.peers, [1, 1, 1])]}, 3800, 1)
+    assert ("BatchNorm's statistics are not averaged" in modules.peers.table(rows)) == said
+
+
+def test_workloads_on_one_data_set_share_its_file(
+    modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(modules.peers, "write_data", lambda path, _: written.append(path))
+    specs = {name: modules.workloads.experiment(name, 1) for name in ("W5", "W9", "W6", "W9s")}
+    mnist, text = tmp_path / "W5.npz", tmp_path / "W9.npz"
+    found = modules.peers.data_files(specs, tmp_path)
+    assert found == {"W5": mnist, "W9": text, "W6": mnist, "W9s": text}
+    assert written == [mnist, text]
+
+
+@pytest.mark.parametrize(
+    ("workload", "arguments"), [("W9", {"sequences": 20}), ("W10", {"images": 20})]
+)
+def test_data_are_written_as_they_were_made(
+    modules: Any, workload: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    workloads = modules.workloads
+    made = getattr(workloads, {"W9": "markov_text", "W10": "noisy_pictures"}[workload])(**arguments)
+    spec = workloads.experiment(workload, 1)
+    data = spec.data.model_copy(update={"args": arguments})
+    modules.peers.write_data(tmp_path / "d.npz", spec.model_copy(update={"data": data}))
+    with np.load(tmp_path / "d.npz") as file:
+        assert {name: file[name].dtype for name in file.files} == {
+            name: array.dtype for name, array in made.items()
+        }
+        assert all(np.array_equal(file[name], array) for name, array in made.items())
 
 
 # environments.py
@@ -452,6 +515,27 @@ def test_page_shows_results_with_command_and_machine(modules: Any, tmp_path: Pat
     assert "`python benchmarks/rounds.py --json" not in page
 
 
+def test_page_shows_the_loop_in_processes_where_it_was_measured(modules: Any) -> None:
+    row = {
+        "workload": "W5",
+        "what": "dropout",
+        "rounds": 18,
+        "median-ratio": 0.4,
+        "median-seconds": {"flsimulation": 0.2, "bare": 0.5},
+    }
+    several = row | {
+        "processes": 2,
+        "processes-ratio": 0.8,
+        "median-seconds": row["median-seconds"] | {"processes": 0.25},
+    }
+    assert modules.figure_tables.rounds([row, several]).splitlines() == [
+        "| workload | FLSimulation, s | plain loop, s | ratio | in processes, s | ratio to these | rounds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| W5: dropout | 0.200 | 0.500 | 0.40 |  |  | 18 |",
+        "| W5: dropout | 0.200 | 0.500 | 0.40 | 0.250 | 0.80 | 18 |",
+    ]
+
+
 def test_page_shows_peers_and_what_is_odd(modules: Any) -> None:
     row = {
         "workload": "W2",
@@ -469,7 +553,7 @@ def test_page_shows_peers_and_what_is_odd(modules: Any) -> None:
         "accuracy": 0.8765,
     }
     alone = row | {"peer": "bare", "ratio": None, "versions": {"torch": "2"}, "odd": ""}
-    text = modules.benchmarks_page._peers(
+    text = modules.figure_tables.peers(
         [row, alone, row | {"workload": "W1", "odd": "", "failed": 2}]
     )
     assert text.split("\n")[:7] == [
@@ -484,6 +568,8 @@ def test_page_shows_peers_and_what_is_odd(modules: Any) -> None:
     ]
     assert "W1, runs of 20 rounds, 3 of each peer:" in text
     assert "\n| pfl (pfl 0.6.0); 2 of its runs failed | 1.25 |" in text
+    unlike = modules.figure_tables.peers([row | {"odd": "", "unlike": "no averages of buffers"}])
+    assert "\n| pfl (pfl 0.6.0); no averages of buffers | 1.25 |" in unlike
 
 
 def test_page_shows_what_a_round_costs(modules: Any) -> None:
@@ -491,7 +577,7 @@ def test_page_shows_what_a_round_costs(modules: Any) -> None:
         "median": {"seconds": {"10": 0.005, "100": 0.0109}, "round": 0.00436, "client": 65e-6},
         "least": {"seconds": {"10": 0.004, "100": 0.0085}, "round": 0.0035, "client": 5e-5},
     }
-    text = modules.benchmarks_page._overhead(results)
+    text = modules.figure_tables.overhead(results)
     assert "| 10 | 5.00 | 4.00 |\n| 100 | 10.90 | 8.50 |\n" in text
     assert text.endswith(
         "4.36 ms per round and 65 µs per client (median) and 3.50 ms per round and 50 µs per client (least).\n"

@@ -1,6 +1,6 @@
 """A round as anyone would write it in PyTorch: client after client, then the mean of the models.
 
-One thread: on a model of this size a second one gains little.
+One thread: on models of this size a second one gains little.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from peer import Batches, Rounds, Steps, accuracy, arguments, load, new_model, t
 
 workload, write = arguments()
 torch.set_num_threads(1)
-data, model, rounds, steps = load(workload), new_model(), Rounds(), Steps()
+data, model, rounds, steps = load(workload), new_model(workload), Rounds(), Steps()
 cohorts = random.Random(workload.seed)
 state = {name: value.clone() for name, value in model.state_dict().items()}
 for number in range(1, workload.rounds + 1):
@@ -27,7 +27,7 @@ for number in range(1, workload.rounds + 1):
         for name, value in model.state_dict().items():
             total[name] += value * len(y)
         examples += len(y)
-    state = {name: value / examples for name, value in total.items()}
+    state = {name: (total[name] / examples).to(value.dtype) for name, value in state.items()}
     model.load_state_dict(state)
     if workload.evaluates(number):
         accuracy(model, data)

@@ -68,7 +68,7 @@ def clients(port: int, rank: int, counts: Any) -> None:
     """A process with its share of the clients; it tells the steps they took."""
     steps = Steps()
     share = len(range(rank - 1, workload.clients, PROCESSES))
-    trainer = Trainer(new_model(), share)
+    trainer = Trainer(new_model(workload), share)
     trainer.setup_dataset(Parts())
     trainer.setup_optim(1, workload.batch, workload.learning_rate)
     PassiveClientManager(network(port, rank), trainer).run()
@@ -85,7 +85,7 @@ processes = [
 ]
 for process in processes:
     process.start()
-handler = Handler(new_model(), workload.rounds, workload.cohort / workload.clients)
+handler = Handler(new_model(workload), workload.rounds, workload.cohort / workload.clients)
 rounds.begin()
 SynchronousServerManager(network(port, 0), handler, "GLOBAL").run()
 steps = sum(counts.get() for _ in processes)

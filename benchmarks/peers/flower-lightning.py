@@ -43,7 +43,7 @@ def fit(message: Message, context: Context) -> Message:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     x, y = load(workload).client(int(context.node_config["partition-id"]))
-    layers = new_model()
+    layers = new_model(workload)
     layers.load_state_dict(message.content["arrays"].to_torch_state_dict())
     trainer = pl.Trainer(
         max_epochs=1,

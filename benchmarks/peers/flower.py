@@ -23,7 +23,7 @@ client_app = ClientApp()
 def fit(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     x, y = load(workload).client(int(context.node_config["partition-id"]))
-    model = new_model()
+    model = new_model(workload)
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     batches = Batches(x, y, workload.batch)
     train(model, batches, workload.new_optimizer(model))

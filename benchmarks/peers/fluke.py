@@ -38,16 +38,16 @@ environment.set_seed(workload.seed)
 environment.set_evaluator(
     ClassificationEval(
         eval_every=workload.evaluate_every,
-        n_classes=10,
-        accuracy=Accuracy(task="multiclass", num_classes=10),
+        n_classes=data.classes,
+        accuracy=Accuracy(task="multiclass", num_classes=data.classes),
     )
 )
-container = DataContainer(data.x_train, data.y_train, data.x_test, data.y_test, 10)
+container = DataContainer(data.x_train, data.y_train, data.x_test, data.y_test, data.classes)
 federation = FedAVG(
     workload.clients,
     DataSplitter(container, distribution="iid"),
     DDict(
-        model=new_model(),
+        model=new_model(workload),
         client={
             "batch_size": workload.batch,
             "local_epochs": 1,

@@ -28,7 +28,7 @@ def simulate(
 
     @server_app.main()
     def main(grid: Grid, _: Context) -> None:
-        data, model, rounds = load(workload), new_model(), Rounds()
+        data, model, rounds = load(workload), new_model(workload), Rounds()
 
         def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord | None:
             if number == 0:

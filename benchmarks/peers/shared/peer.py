@@ -2,7 +2,8 @@
 
 A script is started as ``python <name>.py WORKLOAD.json RESULT.json``, in its own environment. The
 names of the scripts are those of packages, so Python must not look for modules in their folder:
-``peers.py`` sets ``PYTHONSAFEPATH``, and ``PYTHONPATH`` to this one. NumPy and PyTorch only.
+``peers.py`` sets ``PYTHONSAFEPATH``, and ``PYTHONPATH`` to this one. NumPy and PyTorch only, and Lightning
+where it is.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import models
+
 
 @dataclass(frozen=True)
 class Workload:
+    model: str
+    """``mlp``, or a class of models.py."""
     clients: int
     cohort: int
     """Clients a round."""
@@ -56,8 +61,8 @@ class Workload:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    x_train: Tensor  # float32 [60000, 784], 0 to 1
-    y_train: Tensor  # int64 [60000]
+    x_train: Tensor  # float32 [60000, channels, height, width], 0 to 1, or int64 [60000, tokens]
+    y_train: Tensor  # int64 [60000], or [60000, tokens]
     x_test: Tensor
     y_test: Tensor
     parts: tuple[Tensor, ...]
@@ -65,6 +70,10 @@ class Data:
 
     def client(self, number: int) -> tuple[Tensor, Tensor]:
         return self.x_train[self.parts[number]], self.y_train[self.parts[number]]
+
+    @property
+    def classes(self) -> int:
+        return int(self.y_train.max()) + 1
 
 
 class Batches:
@@ -86,7 +95,8 @@ def load(workload: Workload) -> Data:
     """Read the data, once in a process."""
     with np.load(workload.data) as file:
         x_train, x_test = (
-            torch.from_numpy(file[name]).flatten(1).float() / 255 for name in ("x_train", "x_test")
+            inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
+            for inputs in (torch.from_numpy(file[name]) for name in ("x_train", "x_test"))
         )
         y_train, y_test = (torch.from_numpy(file[name]).long() for name in ("y_train", "y_test"))
     order = np.random.default_rng(workload.seed).permutation(len(y_train))
@@ -94,10 +104,14 @@ def load(workload: Workload) -> Data:
     return Data(x_train, y_train, x_test, y_test, parts)
 
 
-def new_model() -> nn.Sequential:
-    """784-128-256-10 with ReLU."""
+def new_model(workload: Workload) -> nn.Module:
+    """The workload's model; ``mlp`` is 784-128-256-10 with ReLU."""
+    if workload.model != "mlp":
+        model: nn.Module = getattr(models, workload.model)()
+        return model
     return nn.Sequential(
-        nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 10)
+        *(nn.Flatten(), nn.Linear(784, 128), nn.ReLU()),
+        *(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 10)),
     )
 
 
@@ -112,13 +126,13 @@ def train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizer:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: Data) -> float:
-    """Share of the test images that the model gets right."""
+    """Share of the test set's labels that the model gets right."""
     model.eval()
     right = sum(
         int((model(x).argmax(1) == y).sum())
         for x, y in zip(data.x_test.split(1000), data.y_test.split(1000), strict=True)
     )
-    return right / len(data.y_test)
+    return right / data.y_test.numel()
 
 
 class Steps:
