@@ -200,7 +200,7 @@ process. FLSimulation writes its run directory and uses both cores. Medians with
 """,
         _rounds,
         """\
-W1 evaluates after every round, the others after every fifth. [Decision 12](decisions/0012-stacked-programs.md) explains the difference. With `--engine sequential`, clients
+W1 evaluates after every round, the others after every fifth. [Decision 12](decisions/0012-stacked-programs.md) explains the difference. With `--engine lightning`, clients
 are trained one by one, as if [a model cannot be stacked](own-model.md#trained-with-many-others).
 """,
     ),

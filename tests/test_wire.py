@@ -66,7 +66,7 @@ def finished(number: int, loss: float = 0.5, cohort: tuple[int, ...] = (0, 1)) -
 EVENTS = (
     STARTED,
     ClientsConnected((0, 2), 3),
-    EngineReported("sequential", "BatchNorm1d keeps running statistics"),
+    EngineReported("lightning", "BatchNorm1d keeps running statistics"),
     PhaseStarted(1, "train", (0, 1)),
     ClientReplied(1, "train", 0, {"loss": 0.25, "num-examples": 3}),
     ClientReplied(1, "evaluate", 1, reason="lost", error="it went away"),

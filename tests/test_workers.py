@@ -88,14 +88,14 @@ def test_processes_give_what_one_process_gives(
     assert together.weights_sha256 == alone.weights_sha256
     (started,) = recorder.of(RunStarted)
     assert (started.engine, started.not_stacked) == (
-        "sequential",
+        "lightning",
         "BatchNorm1d keeps running statistics",
     )
     replies = [e for e in recorder.of(ClientReplied) if e.phase == "train"]
     assert len({e.metrics["process"] for e in replies}) == 2  # none of them this one
     assert [e.partition for e in replies] == [0, 1, 2, 3] * 3
     manifest = json.loads((tmp_path / "together" / "manifest.json").read_text())
-    assert manifest["engine"] == "sequential"
+    assert manifest["engine"] == "lightning"
     assert manifest["not-stacked"] == "BatchNorm1d keeps running statistics"
     assert multiprocessing.active_children() == []
 
@@ -163,7 +163,7 @@ def test_no_processes_where_they_are_of_no_use(make: Make, threads: Any) -> None
 def test_an_engine_that_the_model_does_not_allow_is_refused(make: Make, tmp_path: Path) -> None:
     text = (
         "train.engine is 'stacked', but BatchNorm1d keeps running statistics; "
-        "use 'auto' or 'sequential'"
+        "use 'auto' or 'lightning'"
     )
     with pytest.raises(ModelError, match=text):
         run(make(train={"engine": "stacked"}), tmp_path / "run")

@@ -35,7 +35,7 @@ def verify_command(
         from flsimulation.studies.verify import verify_engines
 
         compare = functools.partial(verify_engines, experiment)
-        _show(experiment, "stacked and sequential", "engines", compare)
+        _show(experiment, "stacked and lightning", "engines", compare)
         return
     with open_runtime(apart_from_here(experiment)) as there:
         from flsimulation.studies.verify import verify

@@ -1,8 +1,8 @@
 """Compares runtimes, or engines: partitions, cohorts, scores and weights must agree.
 
 Two runtimes use the same engine, so every round must agree up to rounding: they differ in how the
-messages travel, and perhaps in the number of threads. The stacked and the sequential engine are
-compared in one process.
+messages travel, and perhaps in the number of threads. Two engines are compared
+in one process.
 """
 
 from __future__ import annotations
@@ -85,16 +85,16 @@ def _with_one_engine(experiment: Experiment) -> Experiment:
     """The experiment with the engine that a network's clients use, unless it requests another."""
     if experiment.train.engine != "auto":
         return experiment
-    train = experiment.train.model_copy(update={"engine": "sequential"})
+    train = experiment.train.model_copy(update={"engine": "lightning"})
     return experiment.model_copy(update={"train": train})
 
 
 def verify_engines(
     experiment: Experiment, compared: Callable[[RoundComparison], None] | None = None
 ) -> list[str]:
-    """Run an experiment stacked, and each of its rounds again sequentially; returns differences.
+    """Run an experiment stacked, and each of its rounds again with the Trainer; returns differences.
 
-    Every sequential round begins with the same model and strategy state as the stacked one: rounding
+    Every such round begins with the same model and strategy state as the stacked one: rounding
     errors would grow over many rounds, which is not a difference of the engines.
 
     Parameters
@@ -113,7 +113,7 @@ def verify_engines(
     """
     space = Workspace.load(_changed(experiment, "stacked"))
     here, starts = _run_here(space)
-    again = space.under(_changed(experiment, "sequential"))
+    again = space.under(_changed(experiment, "lightning"))
     there = _each_again(here, starts, again, run_in_process)
     return compare(here, there, compared, BETWEEN_ENGINES, _probe(here, starts, again))
 

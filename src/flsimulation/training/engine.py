@@ -16,7 +16,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
 from flsimulation.training.lightning import require_device
 from flsimulation.training.preparation import PLAIN, Preparation
-from flsimulation.training.sequential import SequentialEngine
+from flsimulation.training.lightning_engine import LightningEngine
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.engine import StackedEngine
 from flsimulation.training.trainers import takes_gpu
@@ -32,7 +32,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """``stacked`` or ``sequential``, as in the manifest."""
+        """``stacked``, ``direct`` or ``lightning``, as in the manifest."""
 
     @property
     def why_not(self) -> str | None:
@@ -85,7 +85,7 @@ def engine_for(
     """The engine that trains an experiment's clients where this is called.
 
     Many clients are trained stacked where the module allows it, unless the experiment requests
-    ``sequential``. Where only one client ever is, on a node of a network, the Trainer starts sooner
+    ``lightning``. Where only one client ever is, on a node of a network, the Trainer starts sooner
     than a program is built: there the experiment has to request ``stacked``.
 
     Parameters
@@ -99,7 +99,7 @@ def engine_for(
     clients : int
         The most that may train or evaluate here at a time; 0 where there is only the test set.
     processes : int
-        The most that sequential clients may take.
+        The most in which clients train one by one.
     clock : Clock
         The clock to use.
     prepared : Preparation
@@ -118,16 +118,16 @@ def engine_for(
     """
     require_device(spec)
     least = 1 if spec.engine == "stacked" else 2
-    if spec.engine == "sequential" or clients < least:
-        return SequentialEngine(module, spec, x, y, processes, clock=clock, prepared=prepared)
+    if spec.engine in ("direct", "lightning") or clients < least:
+        return LightningEngine(module, spec, x, y, processes, clock=clock, prepared=prepared)
     try:
         return StackedEngine(module, spec, x, y, clock, prepared=prepared, work=work, tell=tell)
     except Exception as error:  # a user's module may do anything when it is copied and traced
         known = isinstance(error, NotStackable)
         reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
     if spec.engine == "stacked":
-        raise ModelError(f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'")
-    return SequentialEngine(module, spec, x, y, processes, reason, clock, prepared=prepared)
+        raise ModelError(f"train.engine is 'stacked', but {reason}; use 'auto' or 'lightning'")
+    return LightningEngine(module, spec, x, y, processes, reason, clock, prepared=prepared)
 
 
 def processes_for(spec: Train, clients: int) -> int:

@@ -16,7 +16,7 @@ from flsimulation.training.direct import DirectEvaluator
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.preparation import PLAIN, Preparation
-from flsimulation.training.sequential import evaluated_alone
+from flsimulation.training.lightning_engine import evaluated_alone
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.evaluation import StackedEvaluator
 from flsimulation.training.stacked.trainer import StackedTrainer
@@ -104,12 +104,12 @@ class StackedEngine:
             raise RunError(
                 f"the GPU's memory does not hold the clients that train together "
                 f"({describe_error(error)}); lower train.batch-size, or set train.engine = "
-                f"'sequential' or train.device = 'cpu'"
+                f"'lightning' or train.device = 'cpu'"
             ) from None
         except NotStackable as reason:
             raise RunError(
                 f"the clients cannot be trained together after all: {reason}; set train.engine = "
-                f"'sequential'"
+                f"'lightning'"
             ) from reason
 
     def evaluate(

@@ -21,7 +21,7 @@ from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.workers import Source, Workers
 
 
-class SequentialEngine:
+class LightningEngine:
     """Trains clients one by one, in this process or in several.
 
     Parameters
@@ -42,7 +42,7 @@ class SequentialEngine:
         How batches are prepared for the module.
     """
 
-    name, averages = "sequential", False
+    name, averages = "lightning", False
 
     def __init__(
         self,
