@@ -88,14 +88,14 @@ def test_processes_give_what_one_process_gives(
     assert together.weights_sha256 == alone.weights_sha256
     (started,) = recorder.of(RunStarted)
     assert (started.engine, started.not_stacked) == (
-        "lightning",
+        "direct",
         "BatchNorm1d keeps running statistics",
     )
     replies = [e for e in recorder.of(ClientReplied) if e.phase == "train"]
     assert len({e.metrics["process"] for e in replies}) == 2  # none of them this one
     assert [e.partition for e in replies] == [0, 1, 2, 3] * 3
     manifest = json.loads((tmp_path / "together" / "manifest.json").read_text())
-    assert manifest["engine"] == "lightning"
+    assert manifest["engine"] == "direct"
     assert manifest["not-stacked"] == "BatchNorm1d keeps running statistics"
     assert multiprocessing.active_children() == []
 
