@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -50,4 +51,4 @@ def first_diverged(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) ->
 
 def _is_finite(value: Tensor) -> bool:
     """Whether all numbers are; a finite sum says so soonest."""
-    return bool(value.sum().isfinite()) or bool(torch.isfinite(value).all())
+    return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())

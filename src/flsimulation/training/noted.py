@@ -28,7 +28,9 @@ class Noted:
         self._how: list[Logged] | None = None
         self._values: list[list[float]] = []
         self._sizes: list[list[int]] = []
-        self._losses: list[tuple[Tensor, int]] = []
+        self._losses: list[Tensor | float] = []
+        self._examples: list[int] = []
+        self._type: Any = np.float32
 
     def log(self, name: str, value: Any, *positional: Any, **how: Any) -> None:
         """``LightningModule.log``. Raises `NeedsTrainer` for what only a Trainer takes."""
@@ -45,13 +47,14 @@ class Noted:
 
     def begin_epoch(self) -> None:
         """Forget the epoch before."""
-        self._values, self._sizes, self._losses = [], [], []
+        self._values, self._sizes, self._losses, self._examples = [], [], [], []
 
     def begin_step(self) -> None:
         """Take what a training step logs."""
         self._active = self._step
-        self._step.how.clear()
-        self._step.values.clear()
+        if self._step.how:
+            self._step.how.clear()
+            self._step.values.clear()
 
     def end_step(self) -> None:
         """Take nothing more."""
@@ -68,7 +71,9 @@ class Noted:
             In the batch.
         """
         if loss is not None:
-            self._losses.append((loss, examples))
+            self._type = np.float64 if loss.dtype is torch.float64 else np.float32
+            self._losses.append(loss.item() if loss.is_cpu else loss.detach().clone())
+            self._examples.append(examples)
         how = self._step.how
         if how or self._how is None or self._how:
             self._keep(how, examples)
@@ -99,12 +104,11 @@ class Noted:
         """Mean over the last epoch's examples; None where no batch returned a loss."""
         if not self._losses:
             return None
-        total: Tensor | float = 0.0
-        losses = torch.stack([loss.reshape(()) for loss, _ in self._losses]).cpu()
-        losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
-        for loss, (_, examples) in zip(losses, self._losses, strict=True):
+        losses = np.array([float(loss) for loss in self._losses], self._type)
+        total: Any = 0.0
+        for loss, examples in zip(losses, self._examples, strict=True):  # as the Trainer's callback
             total = total + loss * (examples * self._progress.accumulate)
-        return float(total) / sum(examples for _, examples in self._losses)
+        return float(total) / sum(self._examples)
 
     def logged(self) -> dict[str, float]:
         """All that was logged, by the names that Lightning gives it."""
@@ -112,6 +116,8 @@ class Noted:
         if self._how and self._values:
             values, sizes = np.array(self._values), np.array(self._sizes)
             found = reduced(self._how, values, sizes)
+        if not self._end.how:
+            return found
         ends = np.array([[value.item() for value in self._end.values]])
         if found.keys() & {one.name for one in self._end.how}:
             self._progress.miss(

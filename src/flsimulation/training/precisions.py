@@ -27,22 +27,22 @@ class Precision:
 
     def __init__(self, name: str, device: str) -> None:
         self.plugin = _plugin(name, device)
-        self._is_plain = type(self.plugin) is plugins.Precision
+        self.is_plain = type(self.plugin) is plugins.Precision
         self.scaler: Any = getattr(self.plugin, "scaler", None)
         """Scales losses up against underflow; it adapts to the client's gradients."""
 
     def convert(self, module: pl.LightningModule) -> None:
         """Convert the parameters, in place."""
-        if not self._is_plain:
+        if not self.is_plain:
             self.plugin.convert_module(module)
 
     def converted(self, batch: Any) -> Any:
         """The batch as the module takes it."""
-        return batch if self._is_plain else self.plugin.convert_input(batch)
+        return batch if self.is_plain else self.plugin.convert_input(batch)
 
     def step(self) -> Any:
         """A context for a training step."""
-        return _PLAIN if self._is_plain else self.plugin.train_step_context()
+        return _PLAIN if self.is_plain else self.plugin.train_step_context()
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss to differentiate."""
