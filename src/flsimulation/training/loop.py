@@ -153,9 +153,10 @@ class Loop:
     def _train_plainly(self) -> None:
         """Train an epoch of a module without hooks around its step: the same, in fewer calls."""
         progress, last, by_step = self.progress, len(self._batches) - 1, self._schedulers[0]
-        check, closure, step = self._around.check_time, self._plain_closure(), self._optimizer.step
-        for index, self._batch in enumerate(self._batches):
-            self._index, progress.is_last = index, index == last
+        check, closure = self._around.check_time, self._plain_closure()
+        step: Any = self._optimizer.step
+        for index, batch in enumerate(self._batches):
+            self._batch, self._index, progress.is_last = batch, index, index == last
             if check is not None:
                 check()
             step(closure)
