@@ -425,6 +425,16 @@ def test_verify_says_which_round_differs_and_how() -> None:
     assert "round 2" in compare(here, missing)[0]
 
 
+def test_the_direct_engine_agrees_bit_for_bit(make_experiment: Any) -> None:
+    seen: list[Any] = []
+    experiment = make_experiment(strategy={"rounds": 2}, evaluate={"clients": 2})
+    assert verify_engines(experiment, seen.append, "direct") == []
+    assert [(round.round, round.weights, round.identical) for round in seen] == [
+        (1, 0.0, True),
+        (2, 0.0, True),
+    ]
+
+
 @pytest.mark.parametrize(
     "strategy", [{"name": "fedavg"}, {"name": "fedavgm", "server-momentum": 0.9}]
 )
