@@ -346,7 +346,7 @@ def test_many_clients_are_evaluated_together_as_alone(lines: Any) -> None:
     for partition, scores in one.items():
         assert scores == pytest.approx(other[partition], rel=1e-5)
     assert evaluated(made[0]) == one, "nothing is random in an evaluation"
-    assert made[0].engine._together._can, "they were evaluated alone"  # type: ignore[attr-defined]
+    assert made[0].engine._evaluating._together._can, "they were evaluated alone"  # type: ignore[attr-defined]
 
 
 @pytest.mark.seconds

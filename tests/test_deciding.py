@@ -205,7 +205,7 @@ def test_a_tiny_run_is_not_traced_and_says_so(make_experiment: Any) -> None:
     told = Told()
     short = make_experiment(strategy={"rounds": 1}, train={"batch-size": 64})
     space = Workspace.load(short, sinks=[told])
-    assert (space.engine.name, told.doing) == ("lightning", [])
+    assert (space.engine.name, told.doing) == ("direct", [])
     assert str(space.engine.why_not).startswith("4 training steps in all are too few")
     assert Workspace.load(make_experiment(strategy={"rounds": 60})).engine.name == "stacked"
     asked = make_experiment(strategy={"rounds": 1}, train={"engine": "stacked"})

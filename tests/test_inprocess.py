@@ -196,7 +196,7 @@ def test_many_clients_are_evaluated_together_also_where_one_trains(make_experime
     assert make_experiment(strategy=one).cohort_size == 1
     one["rounds"] = 200  # so that they are worth a trace
     assert Workspace.load(make_experiment(strategy=one)).engine.name == "stacked"
-    assert Workspace.load(make_experiment(strategy=one), clients=1).engine.name == "lightning"
+    assert Workspace.load(make_experiment(strategy=one), clients=1).engine.name == "direct"
 
 
 @pytest.mark.parametrize("engine", ["stacked", "lightning"])

@@ -321,7 +321,7 @@ def test_the_manifest_has_the_engine_that_the_clients_chose(network: Network, en
     done = network.run("--set=strategy.rounds=1", f"--set=train.engine={engine}")
     assert done.returncode == 0, done.stderr
     manifest = json.loads((last_run(network) / "manifest.json").read_text())
-    chosen = {"auto": "lightning", "stacked": "stacked"}[engine]
+    chosen = {"auto": "direct", "stacked": "stacked"}[engine]
     assert (manifest["engine"], manifest["not-stacked"]) == (chosen, None)
 
 
