@@ -209,6 +209,8 @@ class LocalTrainer:
                     trainer.fit(module, batches, validation)
                 else:
                     getattr(trainer, stage)(module, batches, verbose=False)
+        except ClientError:
+            raise
         except (Exception, SystemExit) as error:
             raise client_error(error) from error
         self._trainer = kept
@@ -217,8 +219,6 @@ class LocalTrainer:
 
 def client_error(error: BaseException) -> ClientError:
     """What a module raised, as its client's error. Raises `KeyboardInterrupt` if it was that."""
-    if isinstance(error, ClientError):
-        return error
     if _was_interrupted(error):
         raise KeyboardInterrupt from None
     return ClientError("error", _explained(error))
