@@ -238,9 +238,9 @@ def test_the_garbage_collector_passes_over_imports_during_a_run_only(make_experi
     [
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB."),
-            "the GPU's memory does not hold the clients that train together (OutOfMemoryError: "
+            "there is not enough memory to train a single client stacked (OutOfMemoryError: "
             "CUDA out of memory. Tried to allocate 3 GiB.); lower train.batch-size, or set "
-            "train.engine = 'sequential' or train.device = 'cpu'",
+            "train.engine = 'sequential'",
         ),
         (
             NotStackable("training_step uses batch_idx"),
@@ -257,7 +257,7 @@ def test_a_wave_that_fails_as_a_whole_ends_the_run_with_a_sentence(
         yield
 
     monkeypatch.setattr(StackedTrainer, "fit", failing)
-    spec = make_experiment(train={"engine": "stacked"})
+    spec = make_experiment(train={"engine": "stacked", "device": "cpu"})
     with pytest.raises(RunError) as caught:
         run_in_process(spec)
     assert re.sub(r" \(\w+\.py:\d+\)", "", str(caught.value)) == message

@@ -17,6 +17,7 @@ from flsimulation.experiment import Experiment
 from flsimulation.training import Batches, State
 from flsimulation.training.alone import evaluation_step
 from flsimulation.training.diagnosis import why_diverged
+from flsimulation.training.memory import TOO_SMALL
 from flsimulation.training.preparation import Preparation
 from flsimulation.training.probe import Finding, few, is_cheap, is_whole, tried
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from flsimulation.client.workspace import Workspace
 
 _RAW = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b")  # an exception's text, none of ours
-_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _AS_IT_IS = "32-true"  # the precision with which Lightning converts nothing
 _ONE = re.compile("Expected more than 1 value per channel")
 _LOOKED_AT = 1000  # clients, for the size of a batch that suits them
@@ -165,7 +165,7 @@ class Causes:
 
     def _found(self, step: str, partition: int | None, error: str) -> str | None:
         space, training = self._space, step == "training_step"
-        if _MEMORY.search(error):
+        if TOO_SMALL.search(error):
             size = space.experiment.train.batch_size if training else space.evaluation_batch
             key = "train.batch-size" if training else "evaluate.batch-size"
             return f"there is not enough memory for {step}; lower {key} ({size})"

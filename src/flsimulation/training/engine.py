@@ -15,6 +15,7 @@ from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
 from flsimulation.training.lightning import require_device
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.sequential import SequentialEngine
 from flsimulation.training.stacked.compiler.step import NotStackable
@@ -123,11 +124,23 @@ def engine_for(
     try:
         return StackedEngine(module, spec, x, y, clock, prepared=prepared, work=work, tell=tell)
     except Exception as error:  # a user's module may do anything when it is copied and traced
-        known = isinstance(error, NotStackable)
-        reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
+        reason = _reason(error)
     if spec.engine == "stacked":
         raise ModelError(f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'")
     return SequentialEngine(module, spec, x, y, processes, reason, clock, prepared=prepared)
+
+
+def _reason(error: Exception) -> str:
+    """Why clients cannot be trained stacked, as the end of a sentence."""
+    if isinstance(error, NotStackable):
+        return str(error)
+    described = describe_error(error)
+    if is_out_of_memory(error):
+        return (
+            f"there is not enough memory to prepare its step for many clients at once "
+            f"({described}); lower train.batch-size"
+        )
+    return f"it cannot be traced ({described})"
 
 
 def processes_for(spec: Train, clients: int) -> int:

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 
 import pytorch_lightning as pl
-import torch
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves
@@ -15,6 +14,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.direct import DirectEvaluator
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.sequential import evaluated_alone
 from flsimulation.training.stacked.compiler.step import NotStackable
@@ -100,17 +100,15 @@ class StackedEngine:
             with contextlib.closing(waves):
                 for wave in waves:
                     yield _fitted(wave, jobs, average=terms.average)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"the GPU's memory does not hold the clients that train together "
-                f"({describe_error(error)}); lower train.batch-size, or set train.engine = "
-                f"'sequential' or train.device = 'cpu'"
-            ) from None
         except NotStackable as reason:
             raise RunError(
                 f"the clients cannot be trained together after all: {reason}; set train.engine = "
                 f"'sequential'"
             ) from reason
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _too_little(error, gpu=self._lightning.uses_gpu) from None
 
     def evaluate(
         self, model: State, jobs: Sequence[Job], expires: float | None = None
@@ -148,6 +146,15 @@ class StackedEngine:
             except NotStackable:  # its step needs a Trainer after all
                 self._direct = self._together = None
         return evaluated_alone(self._lightning, model, job, expires)
+
+
+def _too_little(error: Exception, *, gpu: bool) -> RunError:
+    """The end of a run whose waves were halved until one client was left."""
+    cpu = " or train.device = 'cpu'" if gpu else ""
+    return RunError(
+        f"there is not enough memory to train a single client stacked ({describe_error(error)}); "
+        f"lower train.batch-size, or set train.engine = 'sequential'{cpu}"
+    )
 
 
 def _fitted(wave: Wave, jobs: Sequence[Job], *, average: bool) -> Fitted:

@@ -30,6 +30,7 @@ from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
+from flsimulation.training.stacked.halving import Halving
 from flsimulation.training.stacked.wave import Stack, Wave, WaveFit, WaveTerms
 from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.transforms import Draws, Transform
@@ -127,6 +128,7 @@ class StackedTrainer:
         self._step_bytes = self._bytes_of_step(largest) if gpu else 0
         self._room = torch.cuda.mem_get_info(device)[0] // _GPU_SHARE if gpu else _WAVE_BYTES
         self._pool: ThreadPoolExecutor | None = None
+        self._halving = Halving()
 
     def fit(
         self,
@@ -164,30 +166,32 @@ class StackedTrainer:
         terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, len(waves))
 
         def train(places: list[int]) -> Wave:
-            fit = WaveFit(self._stack, terms, [clients[place] for place in places])
+            fit = WaveFit(self._stack, terms, [clients[place].again() for place in places])
             wave = fit.run(tuple(places))
             return (wave.averaged() if average else wave).on_cpu()
 
+        fitting = functools.partial(self._halving.run, train)
         if threads == 1 or len(waves) == 1:
-            yield from map(train, waves)
+            for places in waves:
+                yield from fitting(places)
         else:
-            yield from self._on_threads(train, waves, threads)
+            yield from self._on_threads(fitting, waves, threads)
 
     def _on_threads(
-        self, train: Callable[[list[int]], Wave], waves: list[list[int]], threads: int
+        self, train: Callable[[list[int]], list[Wave]], waves: list[list[int]], threads: int
     ) -> Iterator[Wave]:
         """Waves in order; not many more than there are threads exist at once."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, "cohort", lambda: torch.set_num_threads(1))
-        running = deque[Future[Wave]]()
+        running = deque[Future[list[Wave]]]()
         torch.set_num_threads(1)
         try:
             for places in waves:
                 running.append(self._pool.submit(train, places))
                 if len(running) > threads:
-                    yield running.popleft().result()
+                    yield from running.popleft().result()
             while running:
-                yield running.popleft().result()
+                yield from running.popleft().result()
         finally:
             for future in running:
                 future.cancel()

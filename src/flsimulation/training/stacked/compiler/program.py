@@ -24,6 +24,7 @@ from flsimulation.data.leaves import Leaves, first, leaves, one, refilled
 from flsimulation.errors import describe_error
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.comparison import are_close, exactly, has_moved
 from flsimulation.training.stacked.compiler.eager import EagerStep, is_same_alone
@@ -215,8 +216,10 @@ class StepPrograms:
                 ):  # it returns no gradients; the same calls without its steps do
                     plain = written(self._templates[None] or [], clients, examples)
                     ours = self._run(plain, trained, shared, x, y)
-            except Exception:  # numbers that no size but the traced ones allows
-                return False
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                return False  # numbers that no size but the traced ones allows
         if not are_close(ours, theirs, self._eps):
             return False
         eps = self._eps[-len(trained) :]
@@ -243,6 +246,8 @@ class StepPrograms:
             except (NotStackable, CannotTake) as reason:
                 raise refusal(reason) from None
             except (Exception, SystemExit) as error:
+                if is_out_of_memory(error):
+                    raise
                 text = f"fails for a batch of {examples} ({describe_error(error)})"
                 raise NotStackable(f"training_step {text}") from error
             if random_states() != before:
