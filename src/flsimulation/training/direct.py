@@ -134,11 +134,14 @@ class DirectEvaluator:
         if state is self._state and round == self._round and self.is_new:
             self._metrics.clear()
             return
+        has_changed = not self.is_new
         self._module.load_state_dict(state)
-        self._module.federated_round = round  # type: ignore[assignment]
-        self._round = round
-        self._used = copy.deepcopy(self._module, dict(self._tensors))
-        self._log.metrics = self._metrics = MetricObjects(self._used)
+        if has_changed:
+            self._used = copy.deepcopy(self._module, dict(self._tensors))
+            self._log.metrics = self._metrics = MetricObjects(self._used)
+        else:
+            self._metrics.clear()
+        self._used.federated_round = self._round = round  # type: ignore[assignment]
         self._state, self._new = state, self._attributes()
 
     @property
