@@ -30,6 +30,7 @@ from flsimulation.training.stacked.compiler import torchscript as script_module
 from flsimulation.training.stacked.compiler.comparison import exactly
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.room import Room
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.stacked.wave import Trained, Wave
 
@@ -1262,7 +1263,7 @@ def test_a_wave_fits_its_room_with_what_a_step_takes(
     module = built(Net, OPTIMIZERS[optimizer])
     trainer = StackedTrainer(module, Train(batch_size=4), X32, Y)
     size = sum(4 * p.numel() for p in module.parameters())  # 212 bytes; Adam's moments beside them
-    trainer._room, trainer._step_bytes = 10 * size, step_bytes
+    trainer._room = Room(10 * size, 0, step_bytes)
     waves = list(trainer.fit(module.state_dict(), Clients([4] * 20).batches()))
     assert {len(wave.clients) for wave in waves} == {clients}
 

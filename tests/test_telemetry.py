@@ -30,12 +30,15 @@ from flsimulation.events import (
     RunStarted,
 )
 from flsimulation.host.files import write_atomic
+from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.metrics.exporter import served
 from flsimulation.metrics.server import PrometheusMetrics
 from flsimulation.metrics.table import METRICS
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.checkpoint import (
+    pickled,
     read_checkpoint,
+    safetensors_of,
     write_checkpoint,
 )
 from flsimulation.rundir.jsonlines import JsonLines

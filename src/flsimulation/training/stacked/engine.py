@@ -16,6 +16,7 @@ from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Traine
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.products import takes_tf32
 from flsimulation.training.sequential import evaluated_alone
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.evaluation import StackedEvaluator
@@ -69,9 +70,9 @@ class StackedEngine:
         )
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
-        self._direct = self._evaluator(module, clock)
+        self._direct = self._evaluator(module, clock, tf32=takes_tf32(spec))
         self._together = (
-            StackedEvaluator(self._direct, x, y, prepared)
+            StackedEvaluator(self._direct, *self._trainer.data, prepared)
             if self._direct is not None and not self._direct.has_end
             else None
         )
@@ -130,10 +131,13 @@ class StackedEngine:
         if self._waves is not None:
             self._waves.close()
 
-    def _evaluator(self, module: pl.LightningModule, clock: Clock) -> DirectEvaluator | None:
+    def _evaluator(
+        self, module: pl.LightningModule, clock: Clock, *, tf32: bool
+    ) -> DirectEvaluator | None:
         """What evaluates without a Trainer, if the module allows it."""
         try:
-            return DirectEvaluator(module, gpu=self._lightning.uses_gpu, clock=clock)
+            gpu = self._lightning.uses_gpu
+            return DirectEvaluator(module, gpu=gpu, clock=clock, tf32=tf32)
         except NotStackable:
             return None
 

@@ -22,6 +22,7 @@ from flsimulation.training.jobs import State
 from flsimulation.training.measured import Arrays
 from flsimulation.training.memory import free_unused, is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.products import in_tf32
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.comparison import exactly, is_close
 from flsimulation.training.stacked.compiler.passes import epsilon
@@ -154,7 +155,7 @@ class StackedEvaluator:
         size = first(x).shape[1]
         known = size in self._most
         self._direct.load(state, self._round)
-        with seeds.global_streams(0), torch.inference_mode():
+        with seeds.global_streams(0), torch.inference_mode(), in_tf32(self._direct.tf32):
             streams = random_states()
             values, most = (vmap(step)(x, y), 0) if known else _compared(step, x, y)
             if random_states() != streams or not self._direct.is_new:
