@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,17 @@ def precision() -> tuple[str, str, str]:
     return *kinds, torch.get_float32_matmul_precision()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As for a GPU: waves one after the other, also on the CPU that stands for it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.seconds
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("engine", ["stacked", "sequential"])
 @pytest.mark.parametrize(("tf32", "gpu"), [(True, True), (True, False), (False, True)])
 def test_products_are_rounded_to_tf32_on_a_gpu_if_asked_and_as_before_afterwards(
