@@ -201,9 +201,9 @@ def test_the_test_set_is_moved_to_a_gpu_once(
         return x, y
 
     monkeypatch.setattr("flsimulation.client.workspace.kept_on", kept)
-    for gpu, device in ((None, "cpu"), ("a GPU", "cuda")):
+    for gpu, device in ((False, "cpu"), (True, "cuda")):
         space = Workspace.load(make_experiment())
-        monkeypatch.setattr(type(space.engine), "gpu", property(lambda _, gpu=gpu: gpu))
+        monkeypatch.setattr("flsimulation.client.workspace.takes_gpu", lambda _, gpu=gpu: gpu)
         moved.clear()
         scores = [space.test_scores(space.initial_state(), round) for round in (1, 2)]
         assert scores[0] == scores[1]

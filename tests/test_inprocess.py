@@ -178,7 +178,7 @@ def test_a_fit_that_is_not_read_to_its_end_leaves_pytorch_its_threads(
     make_experiment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "_WAVE_BYTES", 1)  # many waves
-    space = Workspace.load(make_experiment(train={"engine": "stacked"}))
+    space = Workspace.load(make_experiment(train={"engine": "stacked", "device": "cpu"}))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -212,7 +212,7 @@ def test_a_run_that_breaks_off_leaves_pytorch_its_threads(
     torch.set_num_threads(2)
     try:
         with pytest.raises(ValueError, match="a sink that fails") as caught:
-            run_in_process(make_experiment(train={"engine": engine}), [broken])
+            run_in_process(make_experiment(train={"engine": engine, "device": "cpu"}), [broken])
         assert caught.value.__traceback__ is not None  # and with it all that was at work
         assert torch.get_num_threads() == 2
     finally:

@@ -193,7 +193,7 @@ def test_clients_that_memory_does_not_hold_are_evaluated_one_by_one_and_then_few
         return direct.evaluate(state, held[place])
 
     def evaluated(most: int) -> list[dict[str, float]]:
-        direct._module.most = most  # type: ignore[assignment]
+        direct._module.most = direct._used.most = most  # type: ignore[assignment]
         by_one.clear()
         found = dict[int, Any]()
         for scored in together.evaluate(dict(state), held, alone):

@@ -25,6 +25,7 @@ from flsimulation.training import Batches, Engine, Job, State, engine_for, proce
 from flsimulation.training.footprint import examples_within_budget
 from flsimulation.training.preparation import PLAIN, Preparation, preparation
 from flsimulation.training.stacked.room import kept_on
+from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.work import Tell, Work, silent
 
 _MEASURED = 2  # examples of the test set, on which an evaluation's memory is measured
@@ -165,8 +166,8 @@ class Workspace:
     def _test_set(self) -> tuple[Leaves, Leaves]:
         """Inputs and targets of the test set; where clients train on a GPU, there, if it has room."""
         dataset = self.data.dataset
-        stays = self.engine.gpu is None or self.prepared.evaluation is not None  # on the CPU
-        device = torch.device("cpu" if stays else "cuda")
+        moves = takes_gpu(self.experiment.train) and self.prepared.evaluation is None
+        device = torch.device("cuda" if moves else "cpu")  # a transform works on the CPU
         return kept_on(device, _TEST_SHARE, dataset.x_test, dataset.y_test)
 
     def _evaluated(self, x: Leaves, y: Leaves, indices: np.ndarray) -> Batches:
