@@ -11,6 +11,8 @@ from flsimulation.training.jobs import State
 
 def mean_of_rows(rows: Tensor, shares: Tensor) -> Tensor:
     """The weighted mean of rows; of equal ones that row, which a sum would round."""
+    if len(rows) == 1:
+        return rows[0]
     if torch.equal(rows[0], rows[-1]) and bool((rows == rows[0]).all()):
         return rows[0]
     return shares.to(rows.device, rows.dtype) @ rows
