@@ -18,6 +18,7 @@ from flsimulation.training.facts import NeedsTrainer
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
 from flsimulation.training.lightning import require_device
 from flsimulation.training.lightning_engine import LightningEngine
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.engine import StackedEngine
@@ -126,8 +127,7 @@ def engine_for(
         try:
             return StackedEngine(module, spec, x, y, clock, prepared=prepared, work=work, tell=tell)
         except Exception as error:  # a user's module may do anything when it is copied and traced
-            known = isinstance(error, NotStackable)
-            why_not = str(error) if known else f"it cannot be traced ({describe_error(error)})"
+            why_not = _reason(error)
         _refuse(spec, "stacked", why_not)
     if spec.engine != "lightning":
         try:
@@ -144,6 +144,19 @@ def _refuse(spec: Train, engine: str, reason: str) -> None:
     """Raise `ModelError` if the experiment requests an engine that the module does not allow."""
     if spec.engine == engine:
         raise ModelError(f"train.engine is {engine!r}, but {reason}; use 'auto' or 'lightning'")
+
+
+def _reason(error: Exception) -> str:
+    """Why clients cannot be trained stacked, as the end of a sentence."""
+    if isinstance(error, NotStackable):
+        return str(error)
+    described = describe_error(error)
+    if is_out_of_memory(error):
+        return (
+            f"there is not enough memory to prepare its step for many clients at once "
+            f"({described}); lower train.batch-size"
+        )
+    return f"it cannot be traced ({described})"
 
 
 def processes_for(spec: Train, clients: int) -> int:

@@ -30,6 +30,7 @@ from flsimulation.training.failures import (
 )
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.measured import Measured, keep_undefined
+from flsimulation.training.products import in_tf32, takes_tf32
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.scores import scores
 from flsimulation.training.trainers import KeptTrainer, require_own_steps, takes_gpu
@@ -204,7 +205,7 @@ class LocalTrainer:
         kept, self._trainer = self._trainer or KeptTrainer(self._spec, type(module)), None
         trainer = kept.rewound(extra)
         try:
-            with seeds.global_streams(seed):
+            with seeds.global_streams(seed), in_tf32(takes_tf32(self._spec)):
                 if stage == "fit":
                     trainer.fit(module, batches, validation)
                 else:

@@ -7,6 +7,7 @@ import pickle
 import random
 import types
 import warnings
+from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 _BY_IDENTITY = (nn.Module, type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
+_PLAIN = {bool, int, str, type(None)}
+"""Types whose values cannot change."""
+_CONTAINERS = {dict, list, set, OrderedDict}
 
 
 def random_states() -> list[Any]:
@@ -75,6 +79,8 @@ class _Pickler(pickle.Pickler):
 
 
 def _form(value: Any, known: set[int] | None) -> Any:
+    if type(value) in _PLAIN or (type(value) in _CONTAINERS and not value):  # as most are
+        return type(value), value if type(value) in _PLAIN else None
     written = io.BytesIO()
     try:
         _Pickler(written, known).dump(value)

@@ -13,6 +13,7 @@ from flsimulation import seeds
 from flsimulation.data.leaves import Leaves
 from flsimulation.training.form import Form
 from flsimulation.training.logged import Log
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler.step import loss_of, named_tensors, watched
 from flsimulation.training.work import Calls
 
@@ -34,7 +35,9 @@ def calls_of(module: pl.LightningModule, x: Leaves, y: Leaves, form: Form) -> Ca
             with counting:
                 loss, _ = loss_of(own, x, y, form, [*named_tensors(own)])
                 loss.backward()  # type: ignore[no-untyped-call]
-        except (Exception, SystemExit):
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
             return None
     return Calls(counting.calls, counting.writes)
 

@@ -15,6 +15,7 @@ from flsimulation.data.leaves import Leaves, each, first, one
 from flsimulation.errors import describe_error
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler.comparison import are_close, is_half
 from flsimulation.training.stacked.compiler.draws import Draw, Recording, Served, drawn
 from flsimulation.training.stacked.compiler.given import Given, Names, Step
@@ -113,6 +114,8 @@ class EagerStep:
                         writes=self.writes,
                     )
             except (Exception, SystemExit) as error:
+                if is_out_of_memory(error):
+                    raise
                 raise refusal(error) from error
         return Step.taken(values, len(log.how), len(self.names.moving)), log.how
 
@@ -173,6 +176,8 @@ class EagerStep:
             except (NotStackable, CannotTake) as reason:
                 raise refusal(reason) from None
             except (Exception, SystemExit) as error:
+                if is_out_of_memory(error):
+                    raise
                 text = describe_error(error)
                 fails = f"training_step fails for a batch of {examples} ({text})"
                 raise StepFails(fails, text) from error
@@ -217,8 +222,10 @@ def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[fl
         return True
     try:
         exact = _agrees(step.in_double(), clients, examples, [0.0] * len(eps), 0)
-    except (NotStackable, RuntimeError, TypeError):  # the step insists on its own types
-        return False
+    except (NotStackable, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False  # the step insists on its own types
     return exact and (is_half(max(eps)) or _agrees(step, clients, examples, eps, 1))
 
 

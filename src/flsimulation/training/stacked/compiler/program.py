@@ -22,6 +22,7 @@ from torch.fx import Graph
 from flsimulation.data.leaves import Leaves, first
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import Log, Logged
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.comparison import are_close, exactly, has_moved
 from flsimulation.training.stacked.compiler.draws import Draw
@@ -212,8 +213,10 @@ class StepPrograms:
                 ):  # it returns no gradients; the same calls without its steps do
                     plain = written(self._templates[None] or [], clients, examples)
                     ours = self._run(plain, given)
-            except Exception:  # numbers that no size but the traced ones allows
-                return False
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                return False  # numbers that no size but the traced ones allows
         if not are_close(ours, theirs, self._eps):
             return False
         eps = self._eps[-len(trained) :]

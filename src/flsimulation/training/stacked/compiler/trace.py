@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from flsimulation import seeds
 from flsimulation.errors import describe_error, place_of
 from flsimulation.training.logged import CannotTake
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.convolution import replacements
 from flsimulation.training.stacked.compiler.draws import OTHERWISE, Draw
@@ -68,6 +69,8 @@ def traced(
                     pure = torch.func.functionalize(found, remove="mutations")
                     found = make_fx(pure, instead)(*(t.detach() for t in tensors))
         except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
             raise refusal(error) from error
     if not passes.draws_as_inputs(found.graph, [(len(inputs[0]), *d.shape) for d in draws]):
         raise NotStackable(f"training_step {OTHERWISE}")
