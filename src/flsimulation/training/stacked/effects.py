@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_DERIVED = ("_flat_weights", "_flat_weight_refs")
+"""What recurrent layers make of their parameters, again whenever these are replaced."""
 _BY_IDENTITY = (nn.Module, type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
 
 
@@ -49,6 +51,7 @@ def attributes(
             for place, part in enumerate(parts)
             if id(part) not in aside
             for name, value in vars(part).items()
+            if name not in _DERIVED
         ]
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flsimulation.training.stacked.compiler.layers import recurrent
+
 _DROPOUTS = (
     *(functional.dropout, functional.alpha_dropout, functional.feature_alpha_dropout),
     *(functional.dropout1d, functional.dropout2d, functional.dropout3d),
@@ -196,6 +198,10 @@ _WRITTEN: dict[Any, Callable[..., Any]] = {
     torch.lstm_cell: _lstm_cell,
     torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
     torch.rnn_relu_cell: _rnn_cell(torch.relu),
+    torch.gru: recurrent("gru"),
+    torch.lstm: recurrent("lstm"),
+    torch.rnn_tanh: recurrent("tanh"),
+    torch.rnn_relu: recurrent("relu"),
     functional.scaled_dot_product_attention: _attention,
     functional.embedding_bag: _bag,
 }

@@ -17,6 +17,7 @@ from flsimulation.errors import describe_error, place_of
 from flsimulation.training.logged import CannotTake
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.convolution import replacements
+from flsimulation.training.stacked.compiler.layers import NoForm
 from flsimulation.training.stacked.compiler.step import NotStackable, WritesInPlace
 from flsimulation.training.stacked.effects import attributes, random_states
 
@@ -82,6 +83,8 @@ def refusal(error: BaseException) -> NotStackable:
     described, place = describe_error(error), place_of(error)
     if "random operation" in text or "randomness" in text:
         return NotStackable(f"training_step draws random numbers{place}")
+    if isinstance(error, NoForm):
+        return NotStackable(f"{text} cannot be trained for many clients at once{place}")
     if _IN_PLACE.search(text):
         return WritesInPlace(f"training_step writes in place into a tensor that it made{place}")
     if found := _NO_FORM.search(text):
