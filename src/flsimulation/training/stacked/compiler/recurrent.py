@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flsimulation.training.stacked.compiler import loops
+from flsimulation.training.stacked.compiler import loops, onednn
 
 _NEAR = 3 * 2**19
 """Bytes of weights that are read in turns, step by step: what a core's second cache holds."""
@@ -96,6 +96,8 @@ class _Layer(torch.autograd.Function):
 @torch.library.custom_op("flsimulation::recurrent", mutates_args=())
 def _forward(kind: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Results of a layer, then what its gradients are made of."""
+    if kind == "lstm" and onednn.takes(tensors):
+        return onednn.lstm(tensors)
     x, units = tensors[0], tensors[1].shape[-1]
     made = [x.new_empty(*x.shape[:3], width * units) for width in _KEPT[kind]]
     biases = _biases(kind, tensors[_BEFORE_BIASES[kind] :])
@@ -114,6 +116,8 @@ def _backward(
     kept: Sequence[Tensor],
 ) -> list[Tensor]:
     """Gradients of a layer's tensors; an empty tensor for those of ``x`` that nobody needs."""
+    if kind == "lstm" and len(kept) == 1:
+        return onednn.lstm_backward(gradients, tensors)
     count = _BEFORE_BIASES[kind]
     shapes = [t.shape if t.ndim < 4 or needs_x else (0,) for t in tensors]
     found = [t.new_zeros(shape) for t, shape in zip(tensors, shapes, strict=True)]
