@@ -13,6 +13,7 @@ from flsimulation import seeds
 from flsimulation.data.leaves import Leaves
 from flsimulation.training.form import Form
 from flsimulation.training.logged import Log
+from flsimulation.training.stacked.compiler.rewritten import Rewritten
 from flsimulation.training.stacked.compiler.step import loss_of, watched
 from flsimulation.training.work import Calls
 
@@ -31,7 +32,7 @@ def calls_of(module: pl.LightningModule, x: Leaves, y: Leaves, form: Form) -> Ca
     with seeds.global_streams(0):
         try:
             own = watched(copy.deepcopy(module), Log(training=True))
-            with counting:
+            with counting, Rewritten():  # as it is traced: a recurrent layer is a few calls
                 loss_of(own, x, y, form).backward()  # type: ignore[no-untyped-call]
         except (Exception, SystemExit):
             return None

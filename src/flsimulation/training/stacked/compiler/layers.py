@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flsimulation.training.stacked.compiler.inside import (
+    NoForm,
+    constant,
+    is_clients_own,
+    values_of,
+)
 from flsimulation.training.stacked.compiler.recurrent import states_of
-
-
-class NoForm(Exception):  # noqa: N818 - no error: the module is trained client by client
-    """What a call asks for that many clients at once cannot have."""
 
 
 def recurrent(kind: str) -> Callable[..., Any]:
@@ -38,8 +40,35 @@ def _packed(kind: str, data: Tensor, sizes: Tensor, *rest: Any) -> Any:
     steps, most = len(sizes), data.shape[0] // len(sizes)
     if data.shape[0] != steps * most:
         raise NoForm("packed sequences of several lengths")
-    found, *last = _layers(kind, data.unflatten(0, (steps, most)), *rest)
+    found, *last = _layers(kind, data.reshape(steps, most, -1), *rest)
     return found.flatten(0, 1), *last
+
+
+def pack(input: Tensor, lengths: Tensor, batch_first: bool) -> Any:
+    """As `torch.nn.utils.rnn.pack_padded_sequence`, for sequences of one length."""
+    if is_clients_own(lengths) or len(set(values_of(lengths))) > 1:
+        raise NoForm("packed sequences of several lengths")
+    x = input.transpose(0, 1) if batch_first else input
+    length = values_of(lengths)[0]
+    return x[:length].flatten(0, 1), constant(length, x.shape[1])
+
+
+def zeros(*sizes: Any, **named: Any) -> Any:
+    """As `torch.zeros` is documented, also for a size that is a tensor, as packed sequences have it."""
+    if not any(isinstance(size, Tensor) for size in sizes):
+        return NotImplemented
+    whole = (values_of(size) if isinstance(size, Tensor) else size for size in sizes)
+    return torch.zeros(*whole, **named)
+
+
+def unpack(
+    data: Tensor, sizes: Tensor, batch_first: bool, padding: float, total: int = 0
+) -> tuple[Tensor, Tensor]:
+    """As `torch.nn.utils.rnn.pad_packed_sequence`, of what `pack` packs."""
+    x = data.reshape(len(sizes), -1, *data.shape[1:])
+    lengths = constant(x.shape[1], len(sizes))
+    x = functional.pad(x, [0] * (2 * x.ndim - 1) + [max(0, total - len(sizes))], value=padding)
+    return x.transpose(0, 1) if batch_first else x, lengths
 
 
 def _layers(
@@ -73,3 +102,60 @@ def _layers(
             found.append(states.flip(0) if way else states)
         x = torch.cat(found, -1) if both_ways else found[0]
     return x, *(torch.stack(each) for each in zip(*ends, strict=True))
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,  # noqa: ARG001
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    """As `torch.nn.functional.embedding` is documented; the row of padding has no gradient."""
+    wanted = {"max_norm": max_norm is not None, "scale_grad_by_freq": scale_grad_by_freq}
+    for name, is_wanted in {**wanted, "sparse": sparse}.items():
+        if is_wanted:
+            raise NoForm(f"embedding with {name}")
+    rows = functional.embedding(input, weight)
+    if padding_idx is None:
+        return rows
+    padding = input == padding_idx % len(weight)
+    return torch.where(padding.unsqueeze(-1), rows.detach(), rows)
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """As `torch._weight_norm`: the rows of v along a dimension, of the lengths g."""
+    others = [other for other in range(v.ndim) if other != dim % v.ndim or dim == -1]
+    lengths: Tensor = torch.linalg.vector_norm(v, dim=others, keepdim=True)
+    return v * (g / lengths)
+
+
+def normalize(
+    input: Tensor,
+    p: float = 2.0,
+    dim: int = 1,
+    eps: float = 1e-12,
+    out: Tensor | None = None,
+) -> Tensor:
+    """As `torch.nn.functional.normalize` is documented."""
+    result = functional.normalize(input, p, dim, eps)
+    return result if out is None else out.copy_(result)
+
+
+def normal(mean: Any, std: Any = 1.0, *sizes: Any, **named: Any) -> Any:
+    """As `torch.normal` is documented, for a tensor of means or of deviations."""
+    like = [value for value in (mean, std) if isinstance(value, Tensor)]
+    if not like or sizes or named:
+        return NotImplemented
+    shape = (mean + std).shape
+    return mean + std * torch.randn(shape, dtype=like[0].dtype, device=like[0].device)
+
+
+def bernoulli(input: Tensor, *probability: Any, **named: Any) -> Any:
+    """As `torch.bernoulli` is documented, for a tensor of probabilities."""
+    if probability or named:
+        return NotImplemented
+    drawn = torch.rand(input.shape, dtype=input.dtype, device=input.device)
+    return (drawn < input).to(input.dtype)

@@ -70,8 +70,22 @@ def _forward(
     for k in range(x.size(0)):
         begin = h[k : k + 1], c[k : k + 1]
         found, _, cell, _ = torch.ops.aten.mkldnn_rnn_layer(
-            x[k], w[k], u[k], b[k], d[k], begin[0], begin[1], False, [], 2, h.size(2), 1,
-            True, False, False, False
+            x[k],
+            w[k],
+            u[k],
+            b[k],
+            d[k],
+            begin[0],
+            begin[1],
+            False,
+            [],
+            2,
+            h.size(2),
+            1,
+            True,
+            False,
+            False,
+            False,
         )
         states[k].copy_(found)
         last[k].copy_(cell[0])
@@ -97,13 +111,47 @@ def _backward(
     for k in range(x.size(0)):
         begin = h[k : k + 1], c[k : k + 1]
         states, end, cell, kept = torch.ops.aten.mkldnn_rnn_layer(
-            x[k], w[k], u[k], b[k], d[k], begin[0], begin[1], False, [], 2, h.size(2), 1,
-            True, False, False, True
+            x[k],
+            w[k],
+            u[k],
+            b[k],
+            d[k],
+            begin[0],
+            begin[1],
+            False,
+            [],
+            2,
+            h.size(2),
+            1,
+            True,
+            False,
+            False,
+            True,
         )
         found = torch.ops.aten.mkldnn_rnn_layer_backward(
-            x[k], w[k], u[k], b[k], d[k], begin[0], begin[1], states, end, cell,
-            of_states[k], None, of_last[k : k + 1],
-            False, 2, h.size(2), 1, True, True, False, [], False, kept
+            x[k],
+            w[k],
+            u[k],
+            b[k],
+            d[k],
+            begin[0],
+            begin[1],
+            states,
+            end,
+            cell,
+            of_states[k],
+            None,
+            of_last[k : k + 1],
+            False,
+            2,
+            h.size(2),
+            1,
+            True,
+            True,
+            False,
+            [],
+            False,
+            kept,
         )
         of_x[k].copy_(found[0])
         of_w[k].copy_(found[1])

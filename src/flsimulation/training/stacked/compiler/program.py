@@ -235,7 +235,7 @@ class StepPrograms:
         """How one client's step logs, without vmap. Raises `NotStackable`."""
         *_, x, y = self.inputs(1, examples)
         log = Log(training=True)
-        with seeds.global_streams(0), torch.no_grad():
+        with seeds.global_streams(0), torch.enable_grad():
             before = random_states()
             try:
                 module = watched(copy.deepcopy(self._module), log)
