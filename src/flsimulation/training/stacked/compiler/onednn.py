@@ -7,12 +7,13 @@ that memory costs more than to compute it again, client by client. docs/decision
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flsimulation.training.stacked.compiler.torchscript import scripted
 
 
 def takes(tensors: Sequence[Tensor]) -> bool:
@@ -37,7 +38,7 @@ def lstm(tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     states = tensors[0].new_empty(*tensors[0].shape[:3], tensors[1].shape[-1])
     last = torch.empty_like(tensors[2])
-    _scripted(_forward)(*_with_biases(tensors), states, last)
+    scripted(_forward)(*_with_biases(tensors), states, last)
     return [states, last]
 
 
@@ -46,7 +47,7 @@ def lstm_backward(gradients: Sequence[Tensor], tensors: Sequence[Tensor]) -> lis
     given = _with_biases(tensors)
     found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in given[:6]]
     with torch.enable_grad():  # without, it keeps nothing for a gradient
-        _scripted(_backward)(*(g.contiguous() for g in gradients), *given, *found)
+        scripted(_backward)(*(g.contiguous() for g in gradients), *given, *found)
     return [*found, found[-1].clone()][: len(tensors)]
 
 
@@ -159,9 +160,3 @@ def _backward(
         of_b[k].copy_(found[3])
         of_h[k].copy_(found[5].view_as(of_h[k]))
         of_c[k].copy_(found[6].view_as(of_h[k]))
-
-
-@functools.cache
-def _scripted(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """A loop in TorchScript, which runs without holding Python's lock."""
-    return torch.jit.script(loop)  # type: ignore[no-any-return]

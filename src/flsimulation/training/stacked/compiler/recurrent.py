@@ -6,7 +6,6 @@ loops over time are those of `loops`, so that a trace has two calls for it and n
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from flsimulation.training.stacked.compiler import loops, onednn
+from flsimulation.training.stacked.compiler.inside import NoForm
+from flsimulation.training.stacked.compiler.torchscript import scripted
 
 _NEAR = 3 * 2**19
 """Bytes of weights that are read in turns, step by step: what a core's second cache holds."""
@@ -103,7 +104,7 @@ def _forward(kind: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     biases = _biases(kind, tensors[_BEFORE_BIASES[kind] :])
     for own in _parts(tensors):
         given = [*tensors[: _BEFORE_BIASES[kind]], *biases, *made]
-        _scripted(_LOOPS[kind][0])(*_FLAGS[kind], *_of(own, given))
+        scripted(_LOOPS[kind][0])(*_FLAGS[kind], *_of(own, given))
     return [made[0], made[1][:, -1].clone(), *made[1:]] if kind == "lstm" else made
 
 
@@ -125,11 +126,17 @@ def _backward(
     for own in _parts(tensors):
         given = [*gradients, *tensors[:count], *kept]
         made = [found[0] if needs_x else None, *found[1:count], *biases]
-        _scripted(_LOOPS[kind][1])(*_FLAGS[kind], *_of(own, [*given, *made]))
+        scripted(_LOOPS[kind][1])(*_FLAGS[kind], *_of(own, [*given, *made]))
     if kind != "gru" and len(tensors) > count:  # both biases have one gradient
         found[-1].copy_(found[-2])
     return found
 
+
+def _no_second(*_: Any) -> Any:
+    raise NoForm("the gradient of a recurrent layer's gradient")
+
+
+_backward.register_autograd(_no_second)
 
 _LOOPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "tanh": (loops.rnn, loops.rnn_backward),
@@ -137,12 +144,6 @@ _LOOPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "gru": (loops.gru, loops.gru_backward),
     "lstm": (loops.lstm, loops.lstm_backward),
 }
-
-
-@functools.cache
-def _scripted(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """A loop in TorchScript, which runs without holding Python's lock."""
-    return torch.jit.script(loop)  # type: ignore[no-any-return]
 
 
 def _biases(kind: str, biases: Sequence[Tensor]) -> list[Tensor | None]:
