@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.work import Work
 
-pytestmark = [pytest.mark.seconds, pytest.mark.usefixtures("one_trace")]
+pytestmark = pytest.mark.seconds
 
 LENGTH, WIDTH, UNITS, CLASSES, EXAMPLES = 4, 6, 5, 3, 48
 RNG = np.random.default_rng(0)
@@ -158,6 +159,7 @@ def test_recurrent_layers_equal_the_trainer(kind: str, dtype: torch.dtype) -> No
     check(RECURRENT[kind], dtype)
 
 
+@pytest.mark.usefixtures("one_trace")
 @pytest.mark.parametrize("kind", ["gru", "lstm", "tanh"])
 @pytest.mark.parametrize(
     ("optimizer", "mu", "clip"),
@@ -170,6 +172,7 @@ def test_recurrent_layers_with_any_optimizer(
     check(RECURRENT[kind], torch.float32, optimizer, mu=mu, gradient_clip=clip, epochs=1)
 
 
+@pytest.mark.usefixtures("one_trace")
 @pytest.mark.parametrize(("epochs", "batch"), [(1, 1), (3, 5), (2, 17), (1, 40)])
 def test_recurrent_layers_with_every_remainder(epochs: int, batch: int) -> None:
     check(RECURRENT["gru"], epochs=epochs, batch=batch)
@@ -429,7 +432,7 @@ REFUSED: dict[str, tuple[Callable[[], Reader], Tensor, str]] = {
     "lengths in data": (
         lambda: Reader(of_lengths_in_data, layer=cell(GRU)),
         X,
-        r"^packed sequences of several lengths cannot be trained .*_layers\.py:\d+\)$",
+        r"^sizes and lengths in tensors cannot be trained .*_layers\.py:\d+\)$",
     ),
     "max_norm": (
         lambda: Reader(lambda m, x: m.layer(x).mean(1), layer=nn.Embedding(7, 5, max_norm=1.0)),
@@ -465,16 +468,19 @@ def test_what_has_no_form_is_refused_with_its_line(kind: str) -> None:
         StackedTrainer(module, Train(batch_size=4), x, Y)
 
 
-def test_a_branch_on_the_data_is_still_refused() -> None:
+def test_a_branch_on_data_or_draws_is_still_refused() -> None:
     def read(module: Any, x: Tensor) -> Tensor:
         return x.mean(1) if bool((x > 0).all()) else -x.mean(1)
 
     def by_buffer(module: Any, x: Tensor) -> Tensor:
         return x.mean(1) if module.layer.steps > 0 else -x.mean(1)
 
+    def by_draw(module: Any, x: Tensor) -> Tensor:
+        return x.mean(1) if bool(torch.rand(()) < 0.5) else -x.mean(1)
+
     counting = nn.Module()
     counting.register_buffer("steps", torch.zeros(()))
-    for make in (lambda: Reader(read), lambda: Reader(by_buffer, layer=counting)):
-        module, x = made(make, torch.float32)
+    for way, layers in ((read, {}), (by_buffer, {"layer": counting}), (by_draw, {})):
+        module, x = made(functools.partial(Reader, way, **layers), torch.float32)
         with pytest.raises(NotStackable):
             StackedTrainer(module, Train(batch_size=4), x, Y)

@@ -27,11 +27,19 @@ def is_clients_own(tensor: Tensor) -> bool:
     return bool(_functorch.is_batchedtensor(tensor))
 
 
-def values_of(tensor: Tensor) -> list[Any]:
-    """Numbers of a tensor that is the same for all clients, also inside of a trace."""
+def values_of(tensor: Tensor) -> Any:
+    """Numbers of a tensor that the step made of constants, also inside of a trace.
+
+    Raises
+    ------
+    NoForm
+        If it follows from what the step is given.
+    """
+    mode = proxy_tensor.get_proxy_mode()
+    if is_clients_own(tensor) or not (mode is None or _is_made(tensor, mode.tracer)):
+        raise NoForm("sizes and lengths in tensors")
     with proxy_tensor.disable_proxy_modes_tracing():
-        found: list[Any] = tensor.tolist()
-    return found
+        return tensor.tolist()
 
 
 def constant(count: int, value: int) -> Tensor:
@@ -54,13 +62,14 @@ def _number(question: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_made(tensor: Tensor, tracer: Any) -> bool:
-    """Whether nothing of what the step is given has a part in it."""
+    """Whether nothing that the step is given or draws has a part in it."""
     proxy: Any = proxy_tensor.get_proxy_slot(tensor, tracer, None, lambda found: found.proxy)
     nodes: list[Node] = [] if proxy is None else [proxy.node]
     seen = set[Node]()
     while nodes:
         node = nodes.pop()
-        if node.op == "placeholder":
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if node.op == "placeholder" or drawn:
             return False
         if node not in seen:
             seen.add(node)

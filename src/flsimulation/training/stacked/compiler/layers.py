@@ -12,7 +12,6 @@ from torch.nn import functional
 from flsimulation.training.stacked.compiler.inside import (
     NoForm,
     constant,
-    is_clients_own,
     values_of,
 )
 from flsimulation.training.stacked.compiler.recurrent import states_of
@@ -46,10 +45,10 @@ def _packed(kind: str, data: Tensor, sizes: Tensor, *rest: Any) -> Any:
 
 def pack(input: Tensor, lengths: Tensor, batch_first: bool) -> Any:
     """As `torch.nn.utils.rnn.pack_padded_sequence`, for sequences of one length."""
-    if is_clients_own(lengths) or len(set(values_of(lengths))) > 1:
+    if len(found := set(values_of(lengths))) > 1:
         raise NoForm("packed sequences of several lengths")
     x = input.transpose(0, 1) if batch_first else input
-    length = values_of(lengths)[0]
+    length = found.pop()
     return x[:length].flatten(0, 1), constant(length, x.shape[1])
 
 
