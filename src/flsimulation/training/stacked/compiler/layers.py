@@ -65,7 +65,7 @@ def unpack(
 ) -> tuple[Tensor, Tensor]:
     """As `torch.nn.utils.rnn.pad_packed_sequence`, of what `pack` packs."""
     x = data.reshape(len(sizes), -1, *data.shape[1:])
-    lengths = constant(x.shape[1], len(sizes))
+    lengths = torch.full((x.shape[1],), len(sizes))
     x = functional.pad(x, [0] * (2 * x.ndim - 1) + [max(0, total - len(sizes))], value=padding)
     return x.transpose(0, 1) if batch_first else x, lengths
 
