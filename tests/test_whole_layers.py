@@ -239,7 +239,11 @@ def attended(**named: Any) -> Callable[[], Reader]:
     def read(module: Any, x: Tensor) -> Tensor:
         given = {name: value(x) if callable(value) else value for name, value in named.items()}
         found, weights = module.layer(x, x, x, **given)
-        return found.mean(1) if weights is None else found.mean(1) + weights.std()
+        return (
+            found.mean(1)
+            if weights is None
+            else found.mean(1) + weights.pow(2).mean((1, 2))[:, None]
+        )
 
     return lambda: Reader(read, layer=nn.MultiheadAttention(WIDTH, 2, batch_first=True))
 
