@@ -144,14 +144,15 @@ def _overhead(results: Any) -> str:
 
 def _command(results: Any) -> str:
     return table(
-        ("run", "command, s", "start-up, s", "round, s", "peak, MiB"),
+        ("run", "command, s", "first round after, s", "start-up, s", "round, s", "peak, MiB"),
         [
             (
                 row["run"],
                 f"{row['median']['command']:.1f}",
-                f"{row['median']['start-up']:.1f}",
-                seconds(row["median"]["round"]),
-                f"{row['median']['peak-bytes'] / 2**20:.0f}",
+                f"{row['median']['first-round']:.1f}" if "first-round" in row["median"] else "-",
+                f"{row['median']['start-up']:.1f}" if "start-up" in row["median"] else "-",
+                seconds(row["median"]["round"]) if "round" in row["median"] else "-",
+                f"{row['median']['peak-bytes'] / 2**20:.0f}" if "round" in row["median"] else "-",
             )
             for row in results
         ],
@@ -250,9 +251,10 @@ messages, events and the run directory, for cohorts of several sizes.
         "command",
         "The whole command",
         """\
-`python benchmarks/command.py` runs the command `flsim run` for W1, W2 and for populations of a
-thousand and of a million clients (`1k`, `1M`: 100 per round; `10k cohort`: 10,000 per round), and measures the
-seconds of the command, of its start-up and of a round, and the largest memory.
+`python benchmarks/command.py` runs the command `flsim run` for the default experiment, W1, W2 and for populations of
+a thousand and of a million clients (`1k`, `1M`: 100 per round; `10k cohort`: 10,000 per round), and measures the
+seconds of the command, until its first round, of its start-up (the command less the run) and of a round, and the
+largest memory. In turn with them it runs a program that only imports PyTorch.
 """,
         _command,
     ),
