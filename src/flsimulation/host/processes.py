@@ -103,21 +103,6 @@ def compact() -> None:
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Collect no garbage while modules are imported: they stay, and are looked through for nothing.
-
-    Of the five seconds that PyTorch, Lightning and Flower take, it is one.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@contextlib.contextmanager
 def imports_kept() -> Iterator[None]:
     """Let the garbage collector pass over what is there already: it stays, and is much.
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment
 from flsimulation.experiment.importing import refuse_run_of_import
-from flsimulation.host.processes import imports_kept, uncollected
+from flsimulation.host.processes import imports_kept
+from flsimulation.internals.deferred import uncollected
 from flsimulation.rundir import RunResult
 from flsimulation.rundir.reader import can_resume
 from flsimulation.runtimes.resuming import resume_command
