@@ -144,10 +144,14 @@ def normalize(
 
 
 def normal(mean: Any, std: Any = 1.0, *sizes: Any, **named: Any) -> Any:
-    """As `torch.normal` is documented, for a tensor of means or of deviations."""
+    """As `torch.normal` is documented, for a tensor of means or of deviations.
+
+    As in PyTorch, it has no gradient.
+    """
     like = [value for value in (mean, std) if isinstance(value, Tensor)]
     if not like or sizes or named:
         return NotImplemented
+    mean, std = (v.detach() if isinstance(v, Tensor) else v for v in (mean, std))
     shape = (mean + std).shape
     return mean + std * torch.randn(shape, dtype=like[0].dtype, device=like[0].device)
 
