@@ -156,8 +156,12 @@ class Workers:
             pass_.done[place] = (too_late() if late else lost), []
         pass_.waiting.extendleft(place for place, _ in reversed(worker.running))
 
+    def _slot(self) -> Slot:
+        memory = self._layout.shared()
+        return Slot(Room(self._room), memory, self._layout.views(memory))
+
     def _started(self) -> _Worker:
-        slots = tuple(Slot(Room(self._room), self._layout.shared()) for _ in range(QUEUE))
+        slots = tuple(self._slot() for _ in range(QUEUE))
         held = Held(self._fit, self._views, self._source, self._layout, slots)
         return _Worker(held, [worker.connection for worker in self._all])
 
