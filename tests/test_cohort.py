@@ -754,7 +754,7 @@ def test_a_client_that_is_done_stays_as_it_is(name: str) -> None:
 def test_company_and_threads_change_nothing_but_roundings(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flsimulation.training.stacked.trainer._WAVE_BYTES", 2_000)  # small waves
+    monkeypatch.setattr("flsimulation.training.stacked.room._WAVE_BYTES", 2_000)  # small waves
     module = built(Net, OPTIMIZERS["adam"])
     spec = Train(batch_size=4, epochs=2, device="cpu")
     trainer = StackedTrainer(module, spec, X32, Y)

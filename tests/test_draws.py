@@ -298,3 +298,18 @@ def test_a_step_that_draws_otherwise_for_many_clients_is_refused() -> None:
 def _unlike(x: Tensor) -> Tensor:
     many = torch._C._functorch.is_batchedtensor(x)
     return x + (torch.rand(2, *x.shape)[0] if many else torch.rand(x.shape))
+
+
+@pytest.mark.seconds
+def test_clients_of_large_steps_train_in_smaller_waves(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, clients = built(Images), Clients([4] * 12, x=IMAGES.float())
+
+    def waves() -> list[int]:
+        trainer = StackedTrainer(module, Train(batch_size=4, engine="stacked"), clients.x, Y)
+        found = _one_thread(lambda: list(trainer.fit(module.state_dict(), clients.batches())))
+        return [len(wave.clients) for wave in found]
+
+    assert waves() == [12]
+    written = StackedTrainer(module, Train(), clients.x, Y)._stack.programs.written_bytes
+    monkeypatch.setattr("flsimulation.training.stacked.room._STEP_BYTES", 5 * 4 * written + 1)
+    assert waves() == [4, 4, 4]  # of at most five, alike

@@ -23,7 +23,7 @@ from flsimulation.messages.codec import message_of, reply_of
 from flsimulation.runtimes.inprocess import InProcessGrid, run_in_process
 from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.training import Terms
-from flsimulation.training.stacked import trainer
+from flsimulation.training.stacked import room
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import StackedTrainer
 
@@ -177,7 +177,7 @@ def test_flower_is_quiet_inside_a_run_and_as_before_after_it(
 def test_a_fit_that_is_not_read_to_its_end_leaves_pytorch_its_threads(
     make_experiment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_WAVE_BYTES", 1)  # many waves
+    monkeypatch.setattr(room, "_WAVE_BYTES", 1)  # many waves
     space = Workspace.load(make_experiment(train={"engine": "stacked", "device": "cpu"}))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -207,7 +207,7 @@ def test_a_run_that_breaks_off_leaves_pytorch_its_threads(
         if isinstance(event, ClientReplied):
             raise ValueError("a sink that fails while others still train")
 
-    monkeypatch.setattr(trainer, "_WAVE_BYTES", 1)  # many waves
+    monkeypatch.setattr(room, "_WAVE_BYTES", 1)  # many waves
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from flsimulation.data.leaves import Leaves, each, nbytes
 from flsimulation.training.stacked.compiler.program import StepPrograms
 
+_WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
+_STEP_BYTES = 128 * 2**20  # of all that a step writes: more clients at once are no faster
 _GPU_SHARE = 2  # of a GPU's free memory for a wave: the rest is for evaluations, and for gaps
 _MEASURED = (2, 6)  # clients: the difference tells what each takes from what any number does
 
@@ -22,10 +25,26 @@ class Room(NamedTuple):
     """Bytes that a step takes for any number of clients, such as a library's workspace."""
     each: int = 0
     """Bytes that a step takes for each client beside its parameters."""
+    most: int = sys.maxsize
+    """Clients, whatever their parameters take."""
 
     def clients(self, parameters: int) -> int:
         """How many clients have room, at least 1, with so many bytes of parameters each."""
-        return max(1, (self.bytes - self.fixed) // max(1, parameters + self.each))
+        room = (self.bytes - self.fixed) // max(1, parameters + self.each)
+        return max(1, min(room, self.most))
+
+
+def room_on_cpu(programs: StepPrograms, examples: int) -> Room:
+    """The room in a core's caches for parameters, and for a moderate part of memory in a step.
+
+    Parameters
+    ----------
+    programs : StepPrograms
+        Of the step.
+    examples : int
+        Of the largest batch.
+    """
+    return Room(_WAVE_BYTES, most=_STEP_BYTES // max(1, programs.written_bytes * examples))
 
 
 def room_on_gpu(

@@ -32,14 +32,13 @@ from flsimulation.training.stacked.compiler.step import NotStackable, named_tens
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.halving import Halving
-from flsimulation.training.stacked.room import Room, kept_on, room_on_gpu
+from flsimulation.training.stacked.room import kept_on, room_on_cpu, room_on_gpu
 from flsimulation.training.stacked.stack import Stack, WaveTerms
 from flsimulation.training.stacked.wave import Wave, WaveFit
 from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.transforms import Draws, Transform
 from flsimulation.training.work import Calls, Tell, Work, silent
 
-_WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
 _DATA_SHARE = 2  # of a GPU's free memory for the data set: 1 / 2
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
 _POWERS = 10  # of 2, sizes of a batch
@@ -127,7 +126,9 @@ class StackedTrainer:
         self._rates = None if changing else self._in_place(optimizer)
         self._rate_factor = functools.partial(rate_factor, spec)
         self._room = (
-            room_on_gpu(programs, largest, self._rates, device) if gpu else Room(_WAVE_BYTES)
+            room_on_gpu(programs, largest, self._rates, device)
+            if gpu
+            else room_on_cpu(programs, largest)
         )
         self._pool: ThreadPoolExecutor | None = None
         self._halving = Halving()

@@ -149,6 +149,13 @@ def coarsest(graph: Graph) -> list[float]:
     return [0.0 if result is None else found[result] for result in results]
 
 
+def written(graph: Graph) -> int:
+    """Bytes of all that the graph's calls write."""
+    calls = (n for n in graph.nodes if n.op == "call_function" and not _may_alias(n))
+    values = (leaf for node in calls for leaf in tree_leaves(node.meta.get("val")))
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
 def epsilon(value: Any) -> float:
     """The machine epsilon of the coarsest of the tensors in a nested value; 0 without real numbers."""
     values = [v for v in tree_leaves(value) if isinstance(v, torch.Tensor)]

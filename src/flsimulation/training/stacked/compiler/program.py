@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -87,6 +88,8 @@ class StepPrograms:
         self._templates: dict[tuple[float, ...] | None, list[Any] | None] = {}
         self._graphs = self._all_traced()
         self._template(None)  # or NotStackable, now
+        self.written_bytes = passes.written(self._graphs[0]) // math.prod(_TRACED[0])
+        """Bytes that a step writes for each example."""
         self._eps = passes.coarsest(self._graphs[0])
         tell("comparing many clients' step with one client's")
         with exactly():
