@@ -34,7 +34,10 @@ from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import StackedTrainer
 
-DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+DTYPES = [
+    (torch.float64, 1e-12),
+    pytest.param(torch.float32, 1e-5, marks=pytest.mark.slow),
+]
 
 
 class Between(Net):

@@ -28,6 +28,7 @@ from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.work import Work
 
 pytestmark = pytest.mark.seconds
+DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
 
 LENGTH, WIDTH, UNITS, CLASSES, EXAMPLES = 4, 6, 5, 3, 48
 RNG = np.random.default_rng(0)
@@ -153,12 +154,13 @@ RECURRENT: dict[str, Callable[[], Reader]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", RECURRENT)
 def test_recurrent_layers_equal_the_trainer(kind: str, dtype: torch.dtype) -> None:
     check(RECURRENT[kind], dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_trace")
 @pytest.mark.parametrize("kind", ["gru", "lstm", "tanh"])
 @pytest.mark.parametrize(
@@ -172,12 +174,14 @@ def test_recurrent_layers_with_any_optimizer(
     check(RECURRENT[kind], torch.float32, optimizer, mu=mu, gradient_clip=clip, epochs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_trace")
 @pytest.mark.parametrize(("epochs", "batch"), [(1, 1), (3, 5), (2, 17), (1, 40)])
 def test_recurrent_layers_with_every_remainder(epochs: int, batch: int) -> None:
     check(RECURRENT["gru"], epochs=epochs, batch=batch)
 
 
+@pytest.mark.slow
 def test_rounds_of_recurrent_layers_stay_equal() -> None:
     check(RECURRENT["two lstm both ways"], rounds=5, epochs=1)
 
@@ -329,7 +333,7 @@ OTHERS: dict[str, tuple[Callable[[], Reader], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_layers_equal_the_trainer(kind: str, dtype: torch.dtype) -> None:
     make, x = OTHERS[kind]
@@ -347,6 +351,7 @@ class Penalised(Reader):
         return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_gradient_penalties_equal_the_trainer(optimizer: str) -> None:
     check(lambda: Penalised(last), optimizer=optimizer)

@@ -115,18 +115,27 @@ def _apart(one: State, other: State) -> float:
 
 
 CASES = [
-    *((name, "sgd", 1) for name in DATA),
-    *(("DropoutPerceptron", optimizer, 3) for optimizer in OPTIMIZERS),
-    *(("NormalizedCNN", "momentum", 2), ("RowGRU", "adam", 2), ("RowTransformer", "adamw", 2)),
-    *(("CharacterLSTM", "warm-up", 2), ("ResNet8", "momentum", 2)),
+    *((name, "sgd", 1, torch.float32) for name in DATA),
+    *(
+        pytest.param(*case, dtype, marks=pytest.mark.slow)
+        for case in (
+            *((name, "sgd", 1) for name in DATA),
+            *(("DropoutPerceptron", optimizer, 3) for optimizer in OPTIMIZERS),
+            *(("NormalizedCNN", "momentum", 2), ("RowGRU", "adam", 2)),
+            *(("RowTransformer", "adamw", 2), ("CharacterLSTM", "warm-up", 2)),
+            ("ResNet8", "momentum", 2),
+        )
+        for dtype in (torch.float64, torch.float32)
+        if case[2] > 1 or dtype == torch.float64
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "optimizer", "epochs"), CASES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("name", "optimizer", "epochs", "dtype"), CASES)
 def test_engines_learn_the_same(
-    models: Any, name: str, optimizer: str, epochs: int, dtype: torch.dtype, tolerance: float
+    models: Any, name: str, optimizer: str, epochs: int, dtype: torch.dtype
 ) -> None:
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     module = _made(models, name, optimizer, dtype)
     reference = _fitted(module, name, "lightning", epochs, dtype)
     if "norm" in str(module).lower() and epochs > 1 and dtype == torch.float32:
