@@ -23,6 +23,8 @@ class Configuring:
         The model; as it was after each call.
     epochs : int
         Local epochs.
+    accumulate : int
+        Batches for each step of the optimizer.
 
     Raises
     ------
@@ -30,8 +32,8 @@ class Configuring:
         As a call; or if the module keeps an optimizer from one call to the next.
     """
 
-    def __init__(self, module: pl.LightningModule, epochs: int) -> None:
-        self._module, self._epochs = module, epochs
+    def __init__(self, module: pl.LightningModule, epochs: int, accumulate: int = 1) -> None:
+        self._module, self._epochs, self._accumulate = module, epochs, accumulate
         self._lock = threading.Lock()  # waves on several threads call the user's module
         self.by_batches = False
         """Whether the number of a client's batches was asked for."""
@@ -57,7 +59,7 @@ class Configuring:
             self.by_round = True
             return round
 
-        trainer = _FitToCome(self, self._epochs, batches)
+        trainer = _FitToCome(self, self._epochs, batches, self._accumulate)
         names: dict[str, Any] = {
             "trainer": property(lambda _: trainer),
             "federated_round": property(number),
@@ -77,11 +79,12 @@ class _FitToCome:
     """What a Trainer knows before a client's fit on one device; nothing else of it is there."""
 
     global_step = current_epoch = global_rank = local_rank = node_rank = 0
-    accumulate_grad_batches = num_devices = num_nodes = world_size = 1
+    num_devices = num_nodes = world_size = 1
     max_steps, datamodule, is_global_zero = -1, None, True
     logger, loggers = SILENT, (SILENT,)
 
-    def __init__(self, asked: Configuring, epochs: int, batches: int) -> None:
+    def __init__(self, asked: Configuring, epochs: int, batches: int, accumulate: int) -> None:
+        self.accumulate_grad_batches = accumulate
         self._asked, self.max_epochs, self._batches = asked, epochs, batches
 
     @property
@@ -93,4 +96,4 @@ class _FitToCome:
     @property
     def estimated_stepping_batches(self) -> int:
         """Optimizer steps of the fit."""
-        return self.num_training_batches * self.max_epochs
+        return -(-self.num_training_batches // self.accumulate_grad_batches) * self.max_epochs

@@ -47,8 +47,6 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     """Raise `NotStackable` if a fit of the module is more than its step and its optimizer's."""
     if spec.validate_:
         raise NotStackable("train.validate evaluates between the epochs")
-    if spec.accumulate > 1:
-        raise NotStackable(f"train.accumulate = {spec.accumulate} adds up gradients over batches")
     if spec.precision != "32-true":
         raise NotStackable(f"train.precision = {spec.precision!r} is Lightning's Trainer's work")
     if not module.automatic_optimization:

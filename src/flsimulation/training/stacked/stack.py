@@ -33,6 +33,8 @@ class Stack:
     """Returns a new optimizer over `parameters`, and its schedulers, for a number of batches an
     epoch and the number of a round."""
     epochs: int
+    accumulate: int
+    """Batches for each step of the optimizer."""
     gradient_clip: float
     x: Leaves
     y: Leaves

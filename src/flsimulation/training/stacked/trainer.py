@@ -89,7 +89,7 @@ class StackedTrainer:
         gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
         module = copy.deepcopy(module).to(device)
-        configuring = Configuring(module, spec.epochs)
+        configuring = Configuring(module, spec.epochs, spec.accumulate)
         like = _some(x, y, prepared.transform)
         few = [each(lambda t: t.to(device), part) for part in like]
         if work is not None and spec.engine != "stacked":
@@ -111,6 +111,7 @@ class StackedTrainer:
             tensors={name: t.detach() for name, t in named_tensors(module).items()},
             optimization=configuring,
             epochs=spec.epochs,
+            accumulate=spec.accumulate,
             gradient_clip=spec.gradient_clip,
             x=x,
             y=y,
@@ -230,7 +231,7 @@ class StackedTrainer:
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
         """The learning rates, if programs can take the steps themselves."""
-        if self._goes_by_epochs or self._stack.gradient_clip > 0:
+        if self._goes_by_epochs or self._stack.gradient_clip > 0 or self._stack.accumulate > 1:
             return None
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)

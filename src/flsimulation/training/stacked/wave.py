@@ -105,7 +105,7 @@ class WaveFit:
     ) -> None:
         self._stack, self._terms, self._clients, self._seeds = stack, terms, clients, seeds
         self._programs = stack.programs
-        self._plan = Plan(clients, stack.epochs)
+        self._plan = Plan(clients, stack.epochs, stack.accumulate)
         self._rare = self._plan.rare(stack.work, terms.waves)
         count = len(clients)
         names = stack.programs.names
@@ -169,11 +169,11 @@ class WaveFit:
 
     def _take_steps(self) -> None:
         plan, expires = self._plan, self._terms.expires
+        gradients = self._no_gradients()
         for step in range(plan.steps):
             if expires is not None and self._stack.clock.time() > expires:
                 self._late = plan.lasts > step
                 return
-            gradients: list[Tensor | None] = [None] * len(self._leaves)
             for first, last, rows in plan.runs(step):
                 if (text := self._programs.failure(rows.shape[1])) is not None:
                     self._failed |= {p: ClientError("error", text) for p in range(first, last)}
@@ -184,8 +184,9 @@ class WaveFit:
                     self._values[index, step, first:last] = value
                 if self._optimizer is not None:
                     self._gather(gradients, taken.gradients, first, last)
-            if self._optimizer is not None:
+            if self._optimizer is not None and plan.moves(step):
                 self._descend(self._optimizer, gradients, step)
+                gradients = self._no_gradients()
                 for place in plan.ending(step):  # the others' steps move it too
                     self._ended[place] = [leaf[place].clone() for leaf in self._leaves]
 
@@ -218,18 +219,23 @@ class WaveFit:
             self._generators = [torch.Generator(device).manual_seed(seed()) for seed in self._seeds]
         return drawn(draws, self._generators[first:last], device)
 
+    def _no_gradients(self) -> list[Tensor | None]:
+        return [None] * len(self._leaves)
+
     def _gather(
         self, into: list[Tensor | None], gradients: list[Tensor | None], first: int, last: int
     ) -> None:
         for index, gradient in enumerate(gradients):
             if gradient is None:
                 continue
-            if last - first == len(self._clients):
+            if self._stack.accumulate > 1:
+                gradient = gradient / self._stack.accumulate
+            if last - first == len(self._clients) and into[index] is None:
                 into[index] = gradient.contiguous()  # PyTorch's fused optimizers go by the memory
                 continue
             if (whole := into[index]) is None:
                 whole = into[index] = torch.zeros_like(self._leaves[index])
-            whole[first:last] = gradient
+            whole[first:last] += gradient
 
     def _descend(self, optimizer: Optimizer, gradients: list[Tensor | None], step: int) -> None:
         """One step of the optimizer, for all clients that are not done."""
@@ -284,4 +290,4 @@ class WaveFit:
         batches = np.flatnonzero(weights)
         values = self._values.numpy()[1:, batches, place].T
         logged = reduced(self._programs.how, values, weights[batches])
-        return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds, {})
+        return Trained(scores(logged, {"loss": loss}), int(self._plan.taken[place]), seconds, {})
