@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.test_cohort import (
@@ -17,14 +18,21 @@ from tests.test_cohort import (
     assert_equal,
     built,
     of,
+    refusal,
     scheduled,
     threads,
     together,
 )
+from tests.test_draws import Between, _part
 from torch import nn
+from torch.nn import functional
 from torch.optim import lr_scheduler
 
 from flsimulation.experiment.spec import Train
+from flsimulation.training import Batches
+from flsimulation.training.jobs import Job
+from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.stacked.engine import StackedEngine
 from flsimulation.training.stacked.trainer import StackedTrainer
 
 __all__ = ["threads"]  # one thread for every test here
@@ -102,3 +110,60 @@ class Shared(Net):
 
 def test_gradients_that_two_share_and_none_are_added_up() -> None:
     assert_equal(built(Shared), Clients((17, 8, 9)), epochs=2, accumulate=2)
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+BUFFERED = {
+    "dropout": nn.Dropout(0.3),
+    "batch norm": nn.BatchNorm1d(5),
+    "layer norm": nn.LayerNorm(5),
+}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "momentum"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_other_precisions_equal_the_trainers(precision: Any, name: str) -> None:
+    tolerance = 1e-7 if precision == "64-true" else 2e-2
+    trainer = assert_equal(built(Net, OPTIMIZERS[name]), tolerance=tolerance, precision=precision)
+    (wave,) = trainer.fit(built(Net).state_dict(), Clients().batches())
+    assert {value.dtype for value in wave.weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("part", BUFFERED)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_parts_in_other_precisions_equal_the_trainers(precision: Any, part: str) -> None:
+    tolerance = 1e-7 if precision == "64-true" else 2e-2
+    module = built(Between, _part, part=BUFFERED[part])
+    assert_equal(module, Clients((11, 4, 7, 8)), tolerance, precision=precision, epochs=1)
+
+
+def test_a_scaled_loss_is_each_clients_own() -> None:
+    reason = refusal(built(Net), precision="16-mixed")
+    assert reason == "train.precision = '16-mixed' scales each client's loss by its gradients"
+
+
+class Evaluated(Net):
+    """Logs the type of what it computes, as a number."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        logits = self(batch[0])
+        self.log("bits", float(torch.finfo(logits.dtype).bits))
+        self.log("val_loss", functional.cross_entropy(logits, batch[1]))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_evaluations_are_in_the_precision_of_the_training(precision: Any) -> None:
+    module, spec = built(Evaluated), Train(batch_size=4, precision=precision)
+    parts = [np.arange(12), np.arange(20, 32), np.arange(40, 45)]
+    jobs = [Job(number, Batches(X32, Y, part, 4), seed=int) for number, part in enumerate(parts)]
+    engine = StackedEngine(module, spec, X32, Y)
+    found: dict[int, Any] = {}
+    for scored in engine.evaluate(module.state_dict(), jobs):
+        found |= scored
+    for job in jobs:
+        alone = LocalTrainer(module, spec).evaluate(module.state_dict(), job.batches)
+        assert alone["bits"] == (64 if precision == "64-true" else 16)
+        assert found[job.partition] == pytest.approx(
+            alone, rel=1e-6 if alone["bits"] > 16 else 1e-2
+        )

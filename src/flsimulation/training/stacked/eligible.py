@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from flsimulation.errors import describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.models.lightning_modules import base_of
+from flsimulation.training.precision import FUSED
 from flsimulation.training.stacked.compiler.step import NotStackable
 
 _ELEMENTWISE = (
@@ -47,8 +48,10 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     """Raise `NotStackable` if a fit of the module is more than its step and its optimizer's."""
     if spec.validate_:
         raise NotStackable("train.validate evaluates between the epochs")
-    if spec.precision != "32-true":
-        raise NotStackable(f"train.precision = {spec.precision!r} is Lightning's Trainer's work")
+    if spec.precision == "16-mixed":
+        raise NotStackable(
+            "train.precision = '16-mixed' scales each client's loss by its gradients"
+        )
     if not module.automatic_optimization:
         raise NotStackable("the module optimizes by itself")
     for name in sorted(overridden(type(module)) - _OWN):
@@ -127,7 +130,7 @@ def stack_optimizer(optimizer: Optimizer, stacked: Mapping[int, nn.Parameter]) -
         on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
         fused = type(optimizer) in (_FUSED_ON_CPU if on_cpu else _FUSED)
         if fused and not chosen and not group.get("differentiable"):
-            group["fused"] = all(p.is_floating_point() for p in group["params"])
+            group["fused"] = all(p.dtype in FUSED for p in group["params"])
 
 
 def clipped(gradients: list[Tensor | None], most: float) -> list[Tensor | None]:

@@ -15,6 +15,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.direct import DirectEvaluator
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.precision import in_precision
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.sequential import evaluated_alone
 from flsimulation.training.stacked.compiler.step import NotStackable
@@ -69,7 +70,7 @@ class StackedEngine:
         )
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
-        self._direct = self._evaluator(module, clock)
+        self._direct = self._evaluator(in_precision(module, spec.precision), clock)
         self._together = (
             StackedEvaluator(self._direct, x, y, prepared)
             if self._direct is not None and not self._direct.has_end

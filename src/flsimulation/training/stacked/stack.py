@@ -27,6 +27,8 @@ class Stack:
     """For each name of a parameter the one that stands for it; a tied one has several."""
     kinds: dict[str, torch.dtype]
     """Type of each tensor of the module's state_dict, in its order."""
+    own_kinds: dict[str, torch.dtype]
+    """The same in the precision of the training."""
     tensors: State
     """The module's parameters and buffers, also those that are not in its state_dict."""
     optimization: Callable[[int, int], Optimization]

@@ -7,7 +7,6 @@ equal those of `LocalTrainer` for the same batches, to rounding; tests/test_coho
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,6 +22,7 @@ from flsimulation.data.leaves import Leaves, each, examples, nbytes, one
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
+from flsimulation.training.precision import in_precision
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.calls import calls_of
@@ -88,7 +88,8 @@ class StackedTrainer:
         check_stackable(module, spec)
         gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
-        module = copy.deepcopy(module).to(device)
+        kinds = {name: value.dtype for name, value in module.state_dict().items()}
+        module = in_precision(module, spec.precision).to(device)
         configuring = Configuring(module, spec.epochs, spec.accumulate)
         like = _some(x, y, prepared.transform)
         few = [each(lambda t: t.to(device), part) for part in like]
@@ -107,7 +108,8 @@ class StackedTrainer:
             programs=programs,
             parameters=[named[name] for name in programs.names.trained],
             aliases=_aliases(module),
-            kinds={name: value.dtype for name, value in module.state_dict().items()},
+            kinds=kinds,
+            own_kinds={name: value.dtype for name, value in module.state_dict().items()},
             tensors={name: t.detach() for name, t in named_tensors(module).items()},
             optimization=configuring,
             epochs=spec.epochs,
@@ -161,7 +163,7 @@ class StackedTrainer:
             Number of the round.
         """
         device = self._stack.device
-        start = {n: state[n].to(device, dtype) for n, dtype in self._stack.kinds.items()}
+        start = {n: state[n].to(device, dtype) for n, dtype in self._stack.own_kinds.items()}
         rates = self._rates if proximal_mu == 0 else None
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         waves = self._waves(clients, threads, in_place=rates is not None)

@@ -149,7 +149,7 @@ class WaveFit:
             )
             stands = {name: self._stack.aliases.get(name, name) for name in self._terms.start}
             weights = {
-                name: own.get(stands[name], value).detach()
+                name: own.get(stands[name], value).detach().to(self._stack.kinds[name])
                 for name, value in self._terms.start.items()
             }
             self._values = self._values.cpu()  # a GPU's work is done here
