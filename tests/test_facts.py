@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.test_cohort import (
     Net,
     X,
     Y,
+    alone,
+    assert_alike,
     assert_equal,
     built,
     of,
@@ -167,3 +170,122 @@ def test_evaluations_are_in_the_precision_of_the_training(precision: Any) -> Non
         assert found[job.partition] == pytest.approx(
             alone, rel=1e-6 if alone["bits"] > 16 else 1e-2
         )
+
+
+# --- numbers of the fit ---------------------------------------------------------------------------
+
+
+class Knowing(Net):
+    """Its loss has a term of what it knows of the fit."""
+
+    def __init__(self, act: Callable[..., Any], optimizer: Any = None) -> None:
+        super().__init__(optimizer)
+        self.act = act
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return self.act(self, loss, self(batch[0]).square().mean(), batch_idx)
+
+
+def logs(module: Any, loss: torch.Tensor, size: torch.Tensor, number: int) -> torch.Tensor:
+    module.log("step", module.global_step, on_epoch=True, reduce_fx="sum")
+    module.log("share", (module.global_step + 1) / 3, on_epoch=True)
+    module.log("epoch", module.current_epoch)
+    return loss + torch.tensor(0.1 * module.current_epoch)
+
+
+def with_integers(module: Any, loss: torch.Tensor, size: torch.Tensor, number: int) -> torch.Tensor:
+    places = torch.arange(3) + number
+    return loss + (places * 0.1 * number).sum() * size + (places % (number + 2)).sum() * size
+
+
+KNOWN: dict[str, Callable[..., Any]] = {
+    "epoch": lambda m, v, s, i: v + 0.1 * m.current_epoch * s,
+    "step": lambda m, v, s, i: v + s * 0.9 ** m.global_step,
+    "round": lambda m, v, s, i: v / (m.federated_round + 1) + s * (1 - m.federated_round),
+    "number": lambda m, v, s, i: v * (i + 1) - s * (-i // 3) + s * i % 2,
+    "annealed": lambda m, v, s, i: (
+        v + s * torch.clamp(torch.tensor(m.global_step / 4), max=1.0)
+    ),
+    "of the trainer": lambda m, v, s, i: (
+        v + s * m.trainer.global_step / m.trainer.estimated_stepping_batches
+        + s * (m.trainer.current_epoch + i / m.trainer.num_training_batches) / m.trainer.max_epochs
+    ),
+    "in a function": lambda m, v, s, i: torch.where(torch.tensor(m.current_epoch > 0), v, v + s),
+    "in place": lambda m, v, s, i: s.mul(m.global_step).add_(m.current_epoch).mul(0.1) + v,
+    "truths": lambda m, v, s, i: (
+        v + s * ((i > 0) + (m.global_step > 2) + (i != 2) * (i <= m.current_epoch))
+    ),
+    "powers": lambda m, v, s, i: v + s * (1 + m.global_step) ** -0.5 + s * (2**i) / 7,
+    "logged": logs,
+    "integers": with_integers,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:You called `self.log:UserWarning")
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("kind", KNOWN)
+def test_numbers_of_the_fit_equal_the_trainers(
+    kind: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    clients = Clients((17, 4, 9, 1), x=X.to(dtype))
+    module = built(Knowing, KNOWN[kind], of(torch.optim.SGD, lr=0.05), dtype=dtype)
+    assert_equal(module, clients, tolerance, epochs=3, rounds=2)
+
+
+@pytest.mark.parametrize("kind", ["step", "of the trainer"])
+def test_numbers_of_the_fit_count_the_optimizers_steps(kind: str) -> None:
+    module = built(Knowing, KNOWN[kind], OPTIMIZERS["adam"])
+    assert_equal(module, Clients((17, 4, 9, 1)), epochs=3, accumulate=2)
+
+
+def test_the_round_of_a_fit_is_its_number() -> None:
+    module, clients = built(Knowing, KNOWN["round"]), Clients((9, 4))
+    spec = Train(batch_size=4, epochs=2)
+    one = together(
+        StackedTrainer(module, spec, X32, Y), module.state_dict(), clients.batches(), round=4
+    )
+    two = alone(LocalTrainer(module, spec), module.state_dict(), clients.batches(), round=4)
+    for own, other in zip(one, two):
+        assert_alike(own, other, 1e-5)
+
+
+def test_only_what_is_computed_with_is_an_input() -> None:
+    trainer = StackedTrainer(built(Knowing, KNOWN["step"]), Train(), X32, Y)
+    assert trainer._stack.programs.names.facts == ["global_step"]
+    assert not trainer._goes_by_epochs
+    assert StackedTrainer(built(Net), Train(), X32, Y)._stack.programs.names.facts == []
+
+
+NEEDED: dict[str, tuple[Callable[..., Any], str]] = {
+    "if": (lambda m, v, s, i: v if m.current_epoch > 1 else s, r"uses self.current_epoch"),
+    "number": (lambda m, v, s, i: v if i == 0 else s, r"uses batch_idx"),
+    "min": (lambda m, v, s, i: v * min(1.0, m.global_step / 9), r"uses self.global_step"),
+    "range": (lambda m, v, s, i: sum((v for _ in range(i)), v), r"uses batch_idx"),
+    "format": (
+        lambda m, v, s, i: (m.log(f"at {m.federated_round}", v), v)[1],
+        "uses self.federated_round",
+    ),
+    "index": (lambda m, v, s, i: v + m.layer_2.bias[m.global_step % 3], "uses self.global_step"),
+    "total": (
+        lambda m, v, s, i: v if m.trainer.num_training_batches > 2 else s,
+        r"uses self.trainer.num_training_batches",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NEEDED)
+def test_a_step_that_must_know_a_number_is_refused_with_its_line(kind: str) -> None:
+    act, reason = NEEDED[kind]
+    text = refusal(built(Knowing, act))
+    assert re.match(rf"training_step {reason} otherwise than in sums", text), text
+    assert re.search(r"\(test_facts.py:\d+\)$", text), text
+
+
+def test_what_only_a_number_has_is_refused() -> None:
+    act: Any = lambda m, v, s, i: v * "abc".find("c", m.global_step)  # noqa: E731
+    assert "uses self.global_step otherwise" in refusal(built(Knowing, act))
+    act = lambda m, v, s, i: v + s.expand(m.global_step + 1).sum()  # noqa: E731
+    assert "uses global_step as what only a number is (test_facts" in refusal(built(Knowing, act))
+    text = refusal(built(Knowing, lambda m, v, s, i: v * len(m.trainer.callbacks)))
+    assert text.startswith("training_step uses self.trainer.callbacks (test_facts.py:")

@@ -26,7 +26,7 @@ class Plan:
 
     def __init__(self, clients: Sequence[Batches], epochs: int, accumulate: int = 1) -> None:
         self._per_epoch = [len(client) for client in clients]
-        self._accumulate = accumulate
+        self._epochs, self._accumulate = epochs, accumulate
         parts = [
             [part for _ in range(epochs) for part in _parts(client.index_batches(), accumulate)]
             for client in clients
@@ -46,6 +46,8 @@ class Plan:
         ]
         self.lasts = self._ends[self.taken]
         """Turns until the last optimizer step of each client is taken, int64 [clients]."""
+        self.batches = self._per_epoch[0]
+        """Batches in an epoch of the first client."""
         self.steps = int(self._ends[-1])
         """Turns of the client that has most."""
         self.last_epoch = self._of_last_epoch(epochs)
@@ -106,6 +108,19 @@ class Plan:
     def moves(self, step: int) -> bool:
         """Whether the optimizer takes a step after this turn."""
         return step + 1 in self._ends
+
+    def facts(self, step: int) -> dict[str, int]:
+        """What a Trainer knows of the fit in this turn; some only where all clients have as many
+        batches.
+        """
+        size, epochs = self._per_epoch[0], self._epochs
+        return {
+            "batch_idx": step % size,
+            "global_step": int(np.searchsorted(self._ends, step, "right")) - 1,
+            "current_epoch": step // size,
+            "num_training_batches": size,
+            "estimated_stepping_batches": -(-size // self._accumulate) * epochs,
+        }
 
     def ending(self, step: int) -> list[int]:
         """Clients whose last step this is, while others have more."""

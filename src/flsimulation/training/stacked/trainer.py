@@ -26,6 +26,7 @@ from flsimulation.training.precision import in_precision
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.calls import calls_of
+from flsimulation.training.stacked.compiler.facts import BY_BATCHES
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable, named_tensors
 from flsimulation.training.stacked.configuring import Configuring
@@ -93,10 +94,11 @@ class StackedTrainer:
         configuring = Configuring(module, spec.epochs, spec.accumulate)
         like = _some(x, y, prepared.transform)
         few = [each(lambda t: t.to(device), part) for part in like]
+        constants = {"max_epochs": spec.epochs, "accumulate_grad_batches": spec.accumulate}
         if work is not None and spec.engine != "stacked":
             batch = [each(lambda t: t[:_COUNTED], part) for part in few]
-            _check_worth(work, calls_of(module, batch[0], batch[1], prepared.form))
-        programs = StepPrograms(module, few[0], few[1], prepared.form, tell)
+            _check_worth(work, calls_of(module, batch[0], batch[1], prepared.form, constants))
+        programs = StepPrograms(module, few[0], few[1], prepared.form, tell, constants)
         largest = min(spec.batch_size, examples(x))
         tell("trying sizes of a batch")
         programs.check_sizes(_probed(largest))
@@ -123,9 +125,10 @@ class StackedTrainer:
             work=work,
         )
         optimizer, schedulers = configuring()
-        self._goes_by_epochs = bool(schedulers) or configuring.by_batches
-        changing = configuring.by_round or spec.learning_rate_decay != 1
-        self._rates = None if changing else self._in_place(optimizer)
+        changes = bool(schedulers) or configuring.by_batches
+        self._goes_by_epochs = changes or not BY_BATCHES.isdisjoint(programs.names.facts)
+        changes |= configuring.by_round or spec.learning_rate_decay != 1
+        self._rates = None if changes else self._in_place(optimizer)
         self._rate_factor = functools.partial(rate_factor, spec)
         self._step_bytes = self._bytes_of_step(largest) if gpu else 0
         self._room = torch.cuda.mem_get_info(device)[0] // _GPU_SHARE if gpu else _WAVE_BYTES
@@ -233,7 +236,7 @@ class StackedTrainer:
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
         """The learning rates, if programs can take the steps themselves."""
-        if self._goes_by_epochs or self._stack.gradient_clip > 0 or self._stack.accumulate > 1:
+        if self._stack.gradient_clip > 0 or self._stack.accumulate > 1:
             return None
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from flsimulation.training.stacked.compiler import images
+from flsimulation.training.stacked.compiler.facts import Fact
 from flsimulation.training.stacked.compiler.normalization import batch_norm
 
 _DROPOUTS = (
@@ -47,6 +48,8 @@ class Undropped(TorchFunctionMode):
         given = dict(kwargs or {})
         if func in _DROPOUTS and _argument(args, given, 1, "p", 0.5) == 0:
             return args[0] if args else given["input"]
+        if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], Fact):
+            return args[0].tensor(given.get("dtype"))
         return self.called(func, args, given)
 
     def called(

@@ -18,6 +18,7 @@ from flsimulation.training.logged import CannotTake
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.convolution import replacements
 from flsimulation.training.stacked.compiler.draws import OTHERWISE, Draw
+from flsimulation.training.stacked.compiler.facts import NeedsValue
 from flsimulation.training.stacked.compiler.step import NotStackable, WritesInPlace
 from flsimulation.training.stacked.effects import attributes
 
@@ -87,6 +88,8 @@ def refusal(error: BaseException) -> NotStackable:
     text = str(error)
     if isinstance(error, NotStackable | CannotTake):
         return NotStackable(f"training_step {text}")
+    if isinstance(error, NeedsValue):
+        return NotStackable(f"training_step {text}{place_of(error)}")
     described, place = describe_error(error), place_of(error)
     if _IN_PLACE.search(text):
         return WritesInPlace(f"training_step writes in place into a tensor that it made{place}")
