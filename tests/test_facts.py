@@ -289,3 +289,138 @@ def test_what_only_a_number_has_is_refused() -> None:
     assert "uses global_step as what only a number is (test_facts" in refusal(built(Knowing, act))
     text = refusal(built(Knowing, lambda m, v, s, i: v * len(m.trainer.callbacks)))
     assert text.startswith("training_step uses self.trainer.callbacks (test_facts.py:")
+
+
+# --- hooks ----------------------------------------------------------------------------------------
+
+
+class Quiet(Net):
+    """Has hooks that do nothing to a client."""
+
+    def setup(self, stage: str) -> None:
+        assert stage == "fit"
+
+    def on_train_start(self) -> None:
+        self.print("begins", self.trainer.max_epochs)
+
+    def on_train_epoch_end(self) -> None:
+        self.logger.experiment.add_scalar("epoch", 1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        assert len(batch[0]) == len(batch[1])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        _ = outputs["loss"] * (batch_idx + 1)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        _ = [p.grad.norm() for group in optimizer.param_groups for p in group["params"]]
+
+    def train_dataloader(self) -> Any:
+        raise AssertionError("not used")
+
+    def on_save_checkpoint(self, checkpoint: Any) -> None:
+        checkpoint["own"] = 1
+
+
+def test_hooks_that_change_nothing_are_left_out() -> None:
+    assert_equal(built(Quiet), Clients((9, 4, 7)))
+
+
+def hooked(name: str, act: Callable[..., Any]) -> Any:
+    """A module with one hook of its own."""
+    return type("Hooked", (Net,), {name: lambda self, *args, **_: act(self, *args)})
+
+
+def _scale(module: Any, *_: Any) -> None:
+    for p in module.parameters():
+        p.grad.mul_(0.5)
+
+
+def _through_data(module: Any, *_: Any) -> None:
+    module.layer_1.weight.data.clamp_(-0.01, 0.01)
+
+
+CHANGING: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "attribute": ("on_train_epoch_end", lambda m: setattr(m, "n", 1), "changes something"),
+    "list": ("on_train_batch_end", lambda m, o, *_: m.__dict__.setdefault("k", []).append(o), "ch"),
+    "gradients": ("on_after_backward", _scale, "changes something"),
+    "weights": ("on_train_batch_start", _through_data, "changes something"),
+    "frozen": ("on_train_start", lambda m: m.layer_1.requires_grad_(False) and None, "changes"),
+    "mode": ("on_train_epoch_start", lambda m: m.layer_1.eval() and None, "changes something"),
+    "log": ("on_train_epoch_end", lambda m: m.log("epoch", 1.0), "changes something"),
+    "rates": (
+        "on_before_optimizer_step", lambda m, o: o.param_groups[0].update(lr=0.1), "changes some",
+    ),
+    "drawn": ("on_fit_start", lambda m: torch.rand(1) and None, "changes something"),
+    "stops": ("on_train_batch_start", lambda *_: -1, "changes something"),
+    "trainer": (
+        "on_train_epoch_end", lambda m: setattr(m.trainer, "should_stop", True),
+        "changes self.trainer.should_stop",
+    ),
+    "epoch": (
+        "on_train_epoch_start", lambda m: _scale(m) if m.current_epoch > 5 else None,
+        "uses self.current_epoch otherwise",
+    ),
+    "number": (
+        "on_train_batch_end", lambda m, o, b, i: _scale(m) if i == 9 else None, "uses batch_idx",
+    ),
+    "value": (
+        "on_before_backward", lambda m, loss: _scale(m) if loss > 100 else None, "reads values",
+    ),
+    "listed": ("on_before_backward", lambda m, loss: loss.tolist() and None, "reads values"),
+    "raises": ("on_train_end", lambda m: [][1], "IndexError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CHANGING)
+def test_hooks_that_may_change_something_are_refused_by_name(kind: str) -> None:
+    name, act, reason = CHANGING[kind]
+    text = refusal(built(hooked(name, act)))
+    assert re.match(rf"the module has a {name} of its own, which .*({reason})", text), text
+
+
+def clipping(act: Callable[..., Any]) -> Any:
+    """A module that clips its gradients itself."""
+
+    class Clipping(Net):
+        def configure_gradient_clipping(
+            self,
+            optimizer: Any,
+            gradient_clip_val: Any = None,
+            gradient_clip_algorithm: Any = None,
+        ) -> None:
+            act(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    return Clipping
+
+
+CLIPPING: dict[str, tuple[Callable[..., Any], float]] = {
+    "norm": (
+        lambda m, o, v, a: m.clip_gradients(o, gradient_clip_val=0.05, gradient_clip_algorithm="norm"), 0,
+    ),
+    "value": (
+        lambda m, o, v, a: m.clip_gradients(o, gradient_clip_val=0.02, gradient_clip_algorithm="value"), 0,
+    ),
+    "both": (
+        lambda m, o, v, a: (m.clip_gradients(o, 0.02, "value"), m.clip_gradients(o, 0.05, "norm")), 0,
+    ),
+    "as set": (lambda m, o, v, a: m.clip_gradients(o, v, "value"), 0.03),
+    "none": (lambda m, o, v, a: None, 0.01),
+    "by default": (lambda m, o, v, a: m.clip_gradients(o), 0.05),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLIPPING)
+@pytest.mark.parametrize(("mu", "accumulate"), [(0.0, 1), (0.5, 2)])
+def test_own_clipping_equals_the_trainers(kind: str, mu: float, accumulate: int) -> None:
+    act, most = CLIPPING[kind]
+    module, clients = built(clipping(act), dtype=torch.float64), Clients((17, 8, 9), x=X)
+    assert_equal(module, clients, 1e-12, mu=mu, gradient_clip=most, accumulate=accumulate)
+
+
+def test_clipping_that_cannot_be_followed_is_refused() -> None:
+    act: Any = lambda m, o, v, a: m.clip_gradients(o, 1.0 / (m.current_epoch + 1))  # noqa: E731
+    assert "uses self.current_epoch otherwise" in refusal(built(clipping(act)))
+    act = lambda m, o, v, a: nn.utils.clip_grad_norm_(m.parameters(), 0.01) and None  # noqa: E731
+    text = refusal(built(clipping(act)))
+    assert text.startswith("the module has a configure_gradient_clipping of its own, which ")

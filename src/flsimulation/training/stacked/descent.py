@@ -85,8 +85,12 @@ class Descent:
         ]
 
     def _clipped(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        if (most := self._stack.gradient_clip) == 0:
+        if not self._stack.clips:
             return gradients
         moved = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        own = [g if id(p) in moved else None for p, g in zip(self.leaves, gradients, strict=True)]
-        return clipped(own, most)
+        own: list[Tensor | None] = [
+            g if id(p) in moved else None for p, g in zip(self.leaves, gradients, strict=True)
+        ]
+        for clip in self._stack.clips:
+            own = clipped(own, clip)
+        return own

@@ -28,7 +28,26 @@ _LARGEST = torch.finfo(torch.float32).max
 _OWN = {"training_step", "validation_step", "test_step", "predict_step", "forward"} | {
     "configure_optimizers"
 }
+_UNUSED = {"train_dataloader", "test_dataloader", "predict_dataloader"} | {
+    *("on_save_checkpoint", "on_load_checkpoint")
+}  # what no client's fit calls
+TRIED = (
+    *("setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start"),
+    *("on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "configure_gradient_clipping", "on_train_batch_end"),
+    *("on_train_epoch_end", "on_train_end", "on_fit_end", "teardown"),
+)
+"""Hooks that may be there if they change nothing, in the order in which a Trainer calls them."""
 _ELSEWHERE = ("on_validation_", "on_test_", "on_predict_", "_")  # hooks that no fit calls
+
+
+class Clip(NamedTuple):
+    """How gradients are clipped."""
+
+    most: float
+    """Above 0."""
+    how: str
+    """``norm``, of all gradients of a client, or ``value``, of each number."""
 
 
 class Scheduler(NamedTuple):
@@ -54,7 +73,7 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
         )
     if not module.automatic_optimization:
         raise NotStackable("the module optimizes by itself")
-    for name in sorted(overridden(type(module)) - _OWN):
+    for name in sorted(overridden(type(module)) - _OWN - _UNUSED - {*TRIED}):
         if not name.startswith(_ELSEWHERE):
             raise NotStackable(f"the module has a {name} of its own")
 
@@ -133,20 +152,22 @@ def stack_optimizer(optimizer: Optimizer, stacked: Mapping[int, nn.Parameter]) -
             group["fused"] = all(p.dtype in FUSED for p in group["params"])
 
 
-def clipped(gradients: list[Tensor | None], most: float) -> list[Tensor | None]:
-    """Each client's gradient with a norm of at most ``most``, as ``clip_grad_norm_`` does it.
+def clipped(gradients: list[Tensor | None], clip: Clip) -> list[Tensor | None]:
+    """Each client's gradients as ``clip_grad_norm_`` or ``clip_grad_value_`` make them.
 
     Parameters
     ----------
     gradients : list of Tensor or None
         [clients, ...] for each parameter; all of them make the norm.
-    most : float
-        Largest norm.
+    clip : Clip
+        The largest norm, or number.
     """
+    if clip.how == "value":
+        return [None if g is None else g.clamp(-clip.most, clip.most) for g in gradients]
     norms = torch.stack(
         [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients if g is not None]
     )
-    share = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    share = (clip.most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     return [
         None if g is None else g * share.to(g.dtype).view(-1, *[1] * (g.ndim - 1))
         for g in gradients

@@ -12,7 +12,7 @@ from flsimulation.clock import Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.training.jobs import State
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.eligible import Optimization
+from flsimulation.training.stacked.eligible import Clip, Optimization
 from flsimulation.training.work import Work
 
 
@@ -37,7 +37,8 @@ class Stack:
     epochs: int
     accumulate: int
     """Batches for each step of the optimizer."""
-    gradient_clip: float
+    clips: tuple[Clip, ...]
+    """Of each client's gradients, one after the other."""
     x: Leaves
     y: Leaves
     like: tuple[Leaves, Leaves]

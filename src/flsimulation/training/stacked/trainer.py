@@ -31,6 +31,7 @@ from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable, named_tensors
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
+from flsimulation.training.stacked.hooks import Fit, clips_of
 from flsimulation.training.stacked.stack import Stack, WaveTerms
 from flsimulation.training.stacked.wave import Wave, WaveFit
 from flsimulation.training.trainers import takes_gpu
@@ -94,10 +95,21 @@ class StackedTrainer:
         configuring = Configuring(module, spec.epochs, spec.accumulate)
         like = _some(x, y, prepared.transform)
         few = [each(lambda t: t.to(device), part) for part in like]
-        constants = {"max_epochs": spec.epochs, "accumulate_grad_batches": spec.accumulate}
+        constants = {
+            "max_epochs": spec.epochs,
+            "accumulate_grad_batches": spec.accumulate,
+            "gradient_clip_val": spec.gradient_clip or None,
+            "gradient_clip_algorithm": None,
+        }
         if work is not None and spec.engine != "stacked":
             batch = [each(lambda t: t[:_COUNTED], part) for part in few]
             _check_worth(work, calls_of(module, batch[0], batch[1], prepared.form, constants))
+        sample = [one(part, slice(_COUNTED)) for part in few]
+        fit = Fit(
+            *(sample[0], sample[1], prepared.form, spec.epochs, spec.accumulate),
+            *(spec.gradient_clip, constants),
+        )
+        clips = clips_of(module, fit)
         programs = StepPrograms(module, few[0], few[1], prepared.form, tell, constants)
         largest = min(spec.batch_size, examples(x))
         tell("trying sizes of a batch")
@@ -116,7 +128,7 @@ class StackedTrainer:
             optimization=configuring,
             epochs=spec.epochs,
             accumulate=spec.accumulate,
-            gradient_clip=spec.gradient_clip,
+            clips=clips,
             x=x,
             y=y,
             like=like,
@@ -236,7 +248,7 @@ class StackedTrainer:
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
         """The learning rates, if programs can take the steps themselves."""
-        if self._stack.gradient_clip > 0 or self._stack.accumulate > 1:
+        if self._stack.clips or self._stack.accumulate > 1:
             return None
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)

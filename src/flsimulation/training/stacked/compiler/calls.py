@@ -24,7 +24,7 @@ def calls_of(
     x: Leaves,
     y: Leaves,
     form: Form,
-    constants: Mapping[str, int] = MappingProxyType({}),
+    constants: Mapping[str, Any] = MappingProxyType({}),
 ) -> Calls | None:
     """ATen's calls of one client's step and its gradients; None if it fails, as its trace does.
 

@@ -76,7 +76,7 @@ class EagerStep:
         *,
         names: Names | None = None,
         writes: bool = False,
-        constants: Mapping[str, int] = MappingProxyType({}),
+        constants: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.constants, self.writes = constants, writes
         """Whether the step writes into tensors that it makes."""

@@ -67,7 +67,7 @@ class Facts:
         Numbers of the Trainer that are the same in all fits, beside those that always are.
     """
 
-    def __init__(self, values: Mapping[str, Any], constants: Mapping[str, int]) -> None:
+    def __init__(self, values: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
         self.values, self.constants = values, constants
         self.read = set[str]()
         """Names of the tensors that were computed with."""
@@ -84,6 +84,11 @@ class _Trainer:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "_facts":
+            raise NeedsValue(f"changes self.trainer.{name}")
+        super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_TRAINER and (found := self._facts.get(name)) is not None:

@@ -76,7 +76,7 @@ class StepPrograms:
         y: Leaves,
         form: Form = PAIR,
         tell: Tell = silent,
-        constants: Mapping[str, int] = MappingProxyType({}),
+        constants: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         tell("tracing the training step")
         self._eager = EagerStep(module, x, y, form, constants=constants)
