@@ -21,6 +21,7 @@ from tests.test_cohort import (
     assert_equal,
     built,
     of,
+    one_trace,
     refusal,
     scheduled,
     threads,
@@ -38,7 +39,7 @@ from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.stacked.engine import StackedEngine
 from flsimulation.training.stacked.trainer import StackedTrainer
 
-__all__ = ["threads"]  # one thread for every test here
+__all__ = ["one_trace", "threads"]  # one thread for every test here
 
 pytestmark = pytest.mark.seconds
 
@@ -351,7 +352,7 @@ CHANGING: dict[str, tuple[str, Callable[..., Any], str]] = {
     "rates": (
         "on_before_optimizer_step", lambda m, o: o.param_groups[0].update(lr=0.1), "changes some",
     ),
-    "drawn": ("on_fit_start", lambda m: torch.rand(1) and None, "changes something"),
+    "drawn": ("on_fit_start", lambda m: (torch.rand(1), None)[1], "changes something"),
     "stops": ("on_train_batch_start", lambda *_: -1, "changes something"),
     "trainer": (
         "on_train_epoch_end", lambda m: setattr(m.trainer, "should_stop", True),
@@ -424,3 +425,92 @@ def test_clipping_that_cannot_be_followed_is_refused() -> None:
     act = lambda m, o, v, a: nn.utils.clip_grad_norm_(m.parameters(), 0.01) and None  # noqa: E731
     text = refusal(built(clipping(act)))
     assert text.startswith("the module has a configure_gradient_clipping of its own, which ")
+
+
+# --- optimizers -----------------------------------------------------------------------------------
+
+
+def grouped(
+    cls: Callable[..., Any], scheduler: Callable[..., Any] | None = None, **args: Any
+) -> Any:
+    """An optimizer with a group for each layer, and a third for the second layer's bias."""
+
+    def configure(module: Any) -> Any:
+        groups = [
+            {"params": module.layer_1.parameters(), "lr": 0.02, **args},
+            {"params": [module.layer_2.weight]},
+            {"params": [module.layer_2.bias], "weight_decay": 0.0, "lr": 0.05},
+        ]
+        optimizer = cls(groups, lr=0.01, weight_decay=0.1)
+        return optimizer if scheduler is None else ([optimizer], [scheduler(module, optimizer)])
+
+    return configure
+
+
+def by_step(scheduler: Any) -> dict[str, Any]:
+    return {"scheduler": scheduler, "interval": "step"}
+
+
+def one_cycle(module: Any, optimizer: Any) -> Any:
+    total = module.trainer.estimated_stepping_batches
+    return by_step(lr_scheduler.OneCycleLR(optimizer, [0.05, 0.1, 0.2], total_steps=total))
+
+
+LAMBDAS = [lambda step: 0.9**step, lambda step: 1 / (step + 1), lambda step: 1.0]
+Adam, AdamW, SGD = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
+CONFIGURED: dict[str, Any] = {
+    "groups": grouped(AdamW, betas=(0.8, 0.9)),
+    "groups, SGD": grouped(SGD, momentum=0.9, nesterov=True),
+    "groups, cycle": grouped(Adam, one_cycle),
+    "groups, lambdas": grouped(
+        SGD, lambda m, o: by_step(lr_scheduler.LambdaLR(o, LAMBDAS)), momentum=0.5
+    ),
+    "groups, lambdas by epoch": grouped(Adam, lambda m, o: lr_scheduler.LambdaLR(o, LAMBDAS)),
+    "linear": scheduled(lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=4), interval="step"),
+    "linear by epoch": scheduled(lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=2)),
+    "warm-up, then cosine": scheduled(
+        lambda o: lr_scheduler.SequentialLR(
+            o,
+            [lr_scheduler.LinearLR(o, 0.1, total_iters=3), lr_scheduler.CosineAnnealingLR(o, 9)],
+            [3],
+        ),
+        interval="step",
+    ),
+    "chained": scheduled(
+        lambda o: lr_scheduler.ChainedScheduler(
+            [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.9)]
+        )
+    ),
+    "restarts": scheduled(
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3, 2), interval="step"
+    ),
+    "cyclic": scheduled(lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.3, 3), interval="step"),
+    "two schedulers": lambda m: (
+        [o := SGD(m.parameters(), lr=0.3, momentum=0.5)],
+        [by_step(lr_scheduler.ExponentialLR(o, 0.97)), lr_scheduler.StepLR(o, 1, 0.5)],
+    ),
+    "amsgrad": of(AdamW, lr=0.02, amsgrad=True, weight_decay=0.1, maximize=False),
+    "adam, one by one": of(Adam, lr=0.02, foreach=False),
+    "adam, fused": of(Adam, lr=0.02, fused=True, weight_decay=0.1),
+    "sgd, fused": of(SGD, lr=0.1, fused=True, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "sgd, foreach": of(SGD, lr=0.1, foreach=True, momentum=0.9),
+    "rmsprop, foreach": of(torch.optim.RMSprop, lr=0.01, foreach=True, weight_decay=0.1),
+    "nadam": of(torch.optim.NAdam, lr=0.02, decoupled_weight_decay=True, weight_decay=0.1),
+    "tensor rate": of(Adam, lr=torch.tensor(0.02)),
+}
+
+
+@pytest.mark.usefixtures("one_trace")
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("kind", CONFIGURED)
+def test_groups_schedulers_and_options_equal_the_trainers(
+    kind: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    clients = Clients((17, 4, 9, 18), x=X.to(dtype))
+    assert_equal(built(Net, CONFIGURED[kind], dtype=dtype), clients, tolerance, epochs=3)
+
+
+def test_a_scheduler_that_goes_by_a_metric_is_refused() -> None:
+    reduce = scheduled(lambda o: lr_scheduler.ReduceLROnPlateau(o), monitor="loss")
+    assert refusal(built(Net, reduce)) == "its scheduler goes by a metric"

@@ -146,6 +146,7 @@ def stack_optimizer(optimizer: Optimizer, stacked: Mapping[int, nn.Parameter]) -
                 }
         group["params"] = [stacked[id(parameter)] for parameter in alone]
         chosen = group.get("fused") is not None or group.get("foreach") is not None
+        chosen |= isinstance(group["lr"], Tensor)  # whose type the others compute in
         on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
         fused = type(optimizer) in (_FUSED_ON_CPU if on_cpu else _FUSED)
         if fused and not chosen and not group.get("differentiable"):
