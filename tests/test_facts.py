@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.conftest import TickingClock
 from tests.test_cohort import (
     OPTIMIZERS,
     X32,
@@ -64,6 +65,16 @@ def test_steps_are_those_of_the_optimizer() -> None:
     trainer = StackedTrainer(module, Train(batch_size=4, epochs=2, accumulate=3), X32, Y)
     found = together(trainer, module.state_dict(), clients.batches())
     assert [result.steps for result, _ in found] == [6, 4, 2, 2, 2]
+
+
+def test_a_client_whose_step_is_not_taken_in_time_is_late() -> None:
+    module, clients = built(Net), Clients((12, 4, 8))  # 3, 1 and 2 batches of one step each
+    spec = Train(batch_size=4, accumulate=3)
+    trainer = StackedTrainer(module, spec, X32, Y, TickingClock())
+    found = together(trainer, module.state_dict(), clients.batches(), expires=1.5)
+    assert [getattr(result, "reason", "") for result, _ in found] == ["deadline"] * 3
+    found = together(trainer, module.state_dict(), clients.batches(), expires=1e9)
+    assert [result.steps for result, _ in found] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("mu", "clip"), [(2.0, 0.0), (0.0, 0.05), (2.0, 0.05)])
@@ -140,6 +151,39 @@ def test_parts_in_other_precisions_equal_the_trainers(precision: Any, part: str)
     tolerance = 1e-7 if precision == "64-true" else 2e-2
     module = built(Between, _part, part=BUFFERED[part])
     assert_equal(module, Clients((11, 4, 7, 8)), tolerance, precision=precision, epochs=1)
+
+
+class Typed(Net):
+    """Logs in what types it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(1, 2, 3), nn.LayerNorm(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        features = self.norm(self.conv(batch[0][:, None]))
+        attended, _ = self.attention(features, features, features, need_weights=False)
+        loss = super().training_step(batch, batch_idx) + functional.mse_loss(attended, features)
+        values = [batch[0], self(batch[0]), self.layer_1.weight, torch.ones(1), features, attended]
+        for place, value in enumerate([*values, loss]):
+            self.log(f"bits_{place}", float(torch.finfo(value.dtype).bits))
+        return loss
+
+
+TYPES = {
+    "bf16-mixed": [32, 16, 32, 32, 16, 16, 32],
+    "bf16-true": [16] * 7,
+    "64-true": [64] * 7,
+}
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_steps_compute_in_the_types_of_the_trainers(precision: Any) -> None:
+    module, clients = built(Typed), Clients((9, 4))
+    trainer = assert_equal(module, clients, 2e-2, precision=precision, epochs=1)
+    for result, _ in together(trainer, module.state_dict(), clients.batches()):
+        assert [result.scores[f"bits_{place}"] for place in range(7)] == TYPES[precision]
 
 
 def test_a_scaled_loss_is_each_clients_own() -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from flsimulation.training.stacked.compiler import images
+from flsimulation.training.stacked.compiler.autocast import cast, kept
 from flsimulation.training.stacked.compiler.facts import Fact
 from flsimulation.training.stacked.compiler.normalization import batch_norm
 
@@ -77,6 +78,12 @@ class Rewritten(Undropped):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function, or what stands for it."""
+        args, kwargs = cast(func, args, kwargs)
+        return kept(func, self._called(func, args, kwargs), args)
+
+    def _called(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if (written := _WRITTEN.get(func)) is not None:
             result = written(*args, **kwargs)
             return func(*args, **kwargs) if result is NotImplemented else result
