@@ -236,6 +236,8 @@ def logs(module: Any, loss: torch.Tensor, size: torch.Tensor, number: int) -> to
     module.log("step", module.global_step, on_epoch=True, reduce_fx="sum")
     module.log("share", (module.global_step + 1) / 3, on_epoch=True)
     module.log("epoch", module.current_epoch)
+    scaled = loss * (module.global_step + 0.5)
+    module.log("bits", float(torch.finfo(scaled.dtype).bits))
     return loss + torch.tensor(0.1 * module.current_epoch)
 
 
