@@ -928,15 +928,9 @@ def by_value(module: Any, x: Tensor, number: int) -> Any:
 
 RNG = np.random.default_rng(5)
 REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
-    "trainer": (lambda m, x, i: m.trainer.max_epochs, {}, "training_step uses self.trainer"),
-    "epoch": (lambda m, x, i: m.current_epoch, {}, "training_step uses self.current_epoch"),
-    "step": (lambda m, x, i: m.global_step, {}, "training_step uses self.global_step"),
+    "trainer": (lambda m, x, i: m.trainer.callbacks, {}, "training_step uses self.trainer"),
     "optimizers": (lambda m, x, i: m.optimizers(), {}, "training_step uses self.optimizers"),
     "number": (lambda m, x, i: 0.0 if i == 0 else 1.0, {}, "training_step uses batch_idx"),
-    "number times x": (lambda m, x, i: (x * i).sum(), {}, "training_step uses batch_idx"),
-    "negative number": (lambda m, x, i: -i, {}, "training_step uses batch_idx"),
-    "logged number": (lambda m, x, i: m.log("i", i), {}, "training_step logs 'i', which is no"),
-    "tensor of number": (lambda m, x, i: torch.tensor(i), {}, "uses batch_idx|fails"),
     "drawn by values": (
         lambda m, x, i: torch.multinomial(x.abs(), 1).sum(), {},
         "training_step draws random numbers that depend on others .aten.multinomial",
@@ -999,7 +993,7 @@ class Manual(Net):
 
 class Hooked(Net):
     def on_train_epoch_end(self) -> None:
-        pass
+        self.epochs = 1
 
 
 class Stepping(Net):

@@ -197,14 +197,20 @@ def test_a_module_knows_the_round(trained: Any, kind: str, method: str) -> None:
 
 
 @pytest.mark.seconds
-def test_a_step_that_reads_the_round_is_trained_in_each_round(trained: Any) -> None:
-    step = """
+@pytest.mark.parametrize(
+    ("logged", "kind"),
+    [("float(self.federated_round)", "lightning"), ("self.federated_round", "stacked")],
+)
+def test_a_step_that_reads_the_round_is_trained_in_each_round(
+    trained: Any, logged: str, kind: str
+) -> None:
+    step = f"""
 def training_step(self, batch, batch_idx):
-    self.log("now", float(self.federated_round))
+    self.log("now", {logged})
     return self.loss(batch) * self.federated_round
 """
-    experiment, out = trained(with_methods(step), rounds=2)
-    assert engine(out) == ("direct", "training_step uses self.federated_round")
+    experiment, out = trained(with_methods(step), rounds=2, engine=kind)
+    assert engine(out)[0] == kind
     assert {(c["round"], c["now"]) for c in clients(out) if c["phase"] == "train"} == {
         (1, 1.0),
         (2, 2.0),
@@ -215,11 +221,12 @@ def training_step(self, batch, batch_idx):
 
 
 @pytest.mark.seconds
-def test_accumulated_batches_are_one_larger_batch(trained: Any) -> None:
+@pytest.mark.parametrize("kind", ["stacked", "lightning"])
+def test_accumulated_batches_are_one_larger_batch(trained: Any, kind: str) -> None:
     # 54 examples of each client: two batches of 27, or six of 9
     _, whole = trained(NET, engine="lightning", epochs=2, **{"batch-size": 27})
-    _, parts = trained(NET, epochs=2, **{"batch-size": 9, "accumulate": 3})
-    assert engine(parts)[1] == "train.accumulate = 3 adds up gradients over batches"
+    _, parts = trained(NET, engine=kind, epochs=2, **{"batch-size": 9, "accumulate": 3})
+    assert engine(parts)[0] == kind
     assert_close(whole, parts)
     fits = [[c for c in clients(out) if c["phase"] == "train"] for out in (whole, parts)]
     for one, other in zip(*fits, strict=True):
@@ -228,8 +235,10 @@ def test_accumulated_batches_are_one_larger_batch(trained: Any) -> None:
 
 
 @pytest.mark.seconds
-def test_the_last_batches_of_an_epoch_are_a_step_too(trained: Any) -> None:
-    experiment, out = trained(NET, rounds=1, **{"batch-size": 54, "accumulate": 4})
+@pytest.mark.parametrize("kind", ["stacked", "lightning"])
+def test_the_last_batches_of_an_epoch_are_a_step_too(trained: Any, kind: str) -> None:
+    own = {"batch-size": 54, "accumulate": 4}
+    experiment, out = trained(NET, engine=kind, rounds=1, **own)
     # Lightning divides by what was to be added up: one batch of four moves a quarter as far
     expected = by_hand(experiment, initial(experiment), [LR / 4])
     for name, value in weights(out).items():
@@ -238,12 +247,13 @@ def test_the_last_batches_of_an_epoch_are_a_step_too(trained: Any) -> None:
 
 
 @pytest.mark.seconds
+@pytest.mark.parametrize("kind", ["stacked", "lightning"])
 @pytest.mark.parametrize(
     ("precision", "most", "least"),
     [("64-true", 1e-6, 0), ("bf16-true", 0.02, 1e-6), ("bf16-mixed", 0.02, 1e-6)],
 )
 def test_a_model_is_exchanged_in_its_own_type_whatever_it_is_trained_in(
-    trained: Any, precision: str, most: float, least: float
+    trained: Any, precision: str, most: float, least: float, kind: str
 ) -> None:
     step = """
 def training_step(self, batch, batch_idx):
@@ -251,8 +261,8 @@ def training_step(self, batch, batch_idx):
     self.log("bits", float(self.layer.weight.dtype.itemsize * 8))
     return loss
 """
-    experiment, out = trained(with_methods(step), precision=precision)
-    assert engine(out)[1] == f"train.precision = {precision!r} is Lightning's Trainer's work"
+    experiment, out = trained(with_methods(step), precision=precision, engine=kind)
+    assert engine(out)[0] == kind
     bits = {"64-true": 64, "bf16-true": 16, "bf16-mixed": 32}[precision]
     assert {c["bits"] for c in clients(out) if c["phase"] == "train"} == {bits}
     expected, found = by_hand(experiment, initial(experiment), [LR] * 3), weights(out)

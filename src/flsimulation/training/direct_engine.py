@@ -68,7 +68,10 @@ class DirectEngine(LightningEngine):
             raise NeedsTrainer(reason)
         super().__init__(module, spec, x, y, processes, why_not, clock, prepared=prepared)
         self._evaluating = Evaluating(
-            *(module, self._trainer, x, y, clock), prepared=prepared, tf32=self._tf32
+            *(module, self._trainer, x, y, clock),
+            prepared=prepared,
+            precision=spec.precision,
+            tf32=self._tf32,
         )
 
     def evaluate(

@@ -16,6 +16,7 @@ from flsimulation.training.direct import DirectEvaluator
 from flsimulation.training.jobs import Job, Scored, State
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.measured import Measured
+from flsimulation.training.precision import in_precision
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.evaluation import StackedEvaluator
@@ -51,6 +52,8 @@ class Evaluating:
         The clock to use.
     prepared : Preparation
         How batches are prepared for the module.
+    precision : str
+        As ``train.precision``.
     tf32 : bool
         Multiply matrices in TF32, if that is on the GPU.
     """
@@ -64,11 +67,16 @@ class Evaluating:
         clock: Clock = SYSTEM,
         *,
         prepared: Preparation = PLAIN,
+        precision: str = "32-true",
         tf32: bool = False,
     ) -> None:
         self._lightning = lightning
         self._direct: DirectEvaluator | None = None
         self._together: StackedEvaluator | None = None
+        if precision == "16-mixed":
+            return
+        if precision != "32-true":
+            module = in_precision(module, precision)
         try:
             self._direct = DirectEvaluator(module, gpu=lightning.uses_gpu, clock=clock, tf32=tf32)
         except NotStackable:

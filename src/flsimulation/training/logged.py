@@ -19,6 +19,7 @@ from torchmetrics import Metric, MetricCollection
 
 from flsimulation.training.measured import several_numbers
 from flsimulation.training.objects import MetricObjects
+from flsimulation.training.stacked.compiler.facts import Fact
 
 _REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": np.mean,
@@ -98,6 +99,8 @@ class Log:
             raise CannotTake(f"logs {name!r}, a metric object")
         if positional or metric_attribute or others.keys() - _WITHOUT_EFFECT:
             raise CannotTake(f"logs {name!r} in a way of its own")
+        if isinstance(value, Fact):
+            value = value.tensor()
         if isinstance(value, int | float):
             value = torch.full((), float(value))  # a call, so that a graph has the number
         if isinstance(value, Tensor) and value.numel() != 1 and not self.training:

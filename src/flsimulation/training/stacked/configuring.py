@@ -24,6 +24,8 @@ class Configuring:
         The model; as it was after each call.
     epochs : int
         Local epochs.
+    accumulate : int
+        Batches for each step of the optimizer.
 
     Raises
     ------
@@ -31,8 +33,8 @@ class Configuring:
         As a call; or if the module keeps an optimizer from one call to the next.
     """
 
-    def __init__(self, module: pl.LightningModule, epochs: int) -> None:
-        self._module, self._epochs = module, epochs
+    def __init__(self, module: pl.LightningModule, epochs: int, accumulate: int = 1) -> None:
+        self._module, self._epochs, self._accumulate = module, epochs, accumulate
         self._lock = threading.Lock()  # waves on several threads call the user's module
         self.by_batches = False
         """Whether the number of a client's batches was asked for."""
@@ -58,7 +60,7 @@ class Configuring:
             self.by_round = True
             return round
 
-        trainer = _FitToCome(self, self._epochs, batches)
+        trainer = _FitToCome(self, self._epochs, batches, self._accumulate)
         names: dict[str, Any] = {
             "trainer": property(lambda _: trainer),
             "federated_round": property(number),
@@ -78,9 +80,9 @@ class _FitToCome(OneDevice):
     """What a Trainer knows before a client's fit; nothing else of it is there."""
 
     global_step = current_epoch = 0
-    accumulate_grad_batches = 1
 
-    def __init__(self, asked: Configuring, epochs: int, batches: int) -> None:
+    def __init__(self, asked: Configuring, epochs: int, batches: int, accumulate: int) -> None:
+        self.accumulate_grad_batches = accumulate
         self._asked, self.max_epochs, self._batches = asked, epochs, batches
 
     @property
@@ -92,4 +94,4 @@ class _FitToCome(OneDevice):
     @property
     def estimated_stepping_batches(self) -> int:
         """Optimizer steps of the fit."""
-        return self.num_training_batches * self.max_epochs
+        return -(-self.num_training_batches // self.accumulate_grad_batches) * self.max_epochs

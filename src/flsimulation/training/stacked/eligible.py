@@ -15,6 +15,7 @@ from flsimulation.errors import describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.models.lightning_modules import base_of
 from flsimulation.training.memory import is_out_of_memory
+from flsimulation.training.precision import FUSED
 from flsimulation.training.stacked.compiler.step import NotStackable
 
 _ELEMENTWISE = (
@@ -28,7 +29,26 @@ _LARGEST = torch.finfo(torch.float32).max
 _OWN = {"training_step", "validation_step", "test_step", "predict_step", "forward"} | {
     "configure_optimizers"
 }
+_UNUSED = {"train_dataloader", "test_dataloader", "predict_dataloader"} | {
+    *("on_save_checkpoint", "on_load_checkpoint")
+}  # what no client's fit calls
+TRIED = (
+    *("setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start"),
+    *("on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "configure_gradient_clipping", "on_train_batch_end"),
+    *("on_train_epoch_end", "on_train_end", "on_fit_end", "teardown"),
+)
+"""Hooks that may be there if they change nothing, in the order in which a Trainer calls them."""
 _ELSEWHERE = ("on_validation_", "on_test_", "on_predict_", "_")  # hooks that no fit calls
+
+
+class Clip(NamedTuple):
+    """How gradients are clipped."""
+
+    most: float
+    """Above 0."""
+    how: str
+    """``norm``, of all gradients of a client, or ``value``, of each number."""
 
 
 class Scheduler(NamedTuple):
@@ -48,13 +68,13 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     """Raise `NotStackable` if a fit of the module is more than its step and its optimizer's."""
     if spec.validate_:
         raise NotStackable("train.validate evaluates between the epochs")
-    if spec.accumulate > 1:
-        raise NotStackable(f"train.accumulate = {spec.accumulate} adds up gradients over batches")
-    if spec.precision != "32-true":
-        raise NotStackable(f"train.precision = {spec.precision!r} is Lightning's Trainer's work")
+    if spec.precision == "16-mixed":
+        raise NotStackable(
+            "train.precision = '16-mixed' scales each client's loss by its gradients"
+        )
     if not module.automatic_optimization:
         raise NotStackable("the module optimizes by itself")
-    for name in sorted(overridden(type(module)) - _OWN):
+    for name in sorted(overridden(type(module)) - _OWN - _UNUSED - {*TRIED}):
         if not name.startswith(_ELSEWHERE):
             raise NotStackable(f"the module has a {name} of its own")
 
@@ -129,26 +149,29 @@ def stack_optimizer(optimizer: Optimizer, stacked: Mapping[int, nn.Parameter]) -
                 }
         group["params"] = [stacked[id(parameter)] for parameter in alone]
         chosen = group.get("fused") is not None or group.get("foreach") is not None
+        chosen |= isinstance(group["lr"], Tensor)  # whose type the others compute in
         on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
         fused = type(optimizer) in (_FUSED_ON_CPU if on_cpu else _FUSED)
         if fused and not chosen and not group.get("differentiable"):
-            group["fused"] = all(p.is_floating_point() for p in group["params"])
+            group["fused"] = all(p.dtype in FUSED for p in group["params"])
 
 
-def clipped(gradients: list[Tensor | None], most: float) -> list[Tensor | None]:
-    """Each client's gradient with a norm of at most ``most``, as ``clip_grad_norm_`` does it.
+def clipped(gradients: list[Tensor | None], clip: Clip) -> list[Tensor | None]:
+    """Each client's gradients as ``clip_grad_norm_`` or ``clip_grad_value_`` make them.
 
     Parameters
     ----------
     gradients : list of Tensor or None
         [clients, ...] for each parameter; all of them make the norm.
-    most : float
-        Largest norm.
+    clip : Clip
+        The largest norm, or number.
     """
+    if clip.how == "value":
+        return [None if g is None else g.clamp(-clip.most, clip.most) for g in gradients]
     norms = torch.stack(
         [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients if g is not None]
     )
-    share = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    share = (clip.most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     return [
         None if g is None else g * share.to(g.dtype).view(-1, *[1] * (g.ndim - 1))
         for g in gradients

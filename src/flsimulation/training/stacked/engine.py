@@ -71,6 +71,7 @@ class StackedEngine:
         self._evaluating = Evaluating(
             *(module, self._lightning, *self._trainer.data, clock),
             prepared=prepared,
+            precision=spec.precision,
             tf32=takes_tf32(spec),
         )
 

@@ -1,4 +1,4 @@
-"""Which examples each client of a wave takes in each step."""
+"""Which examples each client of a wave takes in each turn: in each step, unless gradients are added up."""
 
 from __future__ import annotations
 
@@ -19,22 +19,39 @@ class Plan:
         Their training parts; each has its own order in each epoch.
     epochs : int
         Local epochs.
+    accumulate : int
+        Batches for each step of the optimizer; the rest of an epoch has a step, too. The clients'
+        optimizer steps are aligned: who has fewer batches for one has none in its last turns.
     """
 
-    def __init__(self, clients: Sequence[Batches], epochs: int) -> None:
-        self._batches = [
-            [batch for _ in range(epochs) for batch in client.index_batches()] for client in clients
-        ]
+    def __init__(self, clients: Sequence[Batches], epochs: int, accumulate: int = 1) -> None:
         self._per_epoch = [len(client) for client in clients]
-        self.lasts = np.array([len(batches) for batches in self._batches])
-        """Steps of each client, int64 [clients]."""
-        self.steps = int(self.lasts.max(initial=0))
-        """Steps of the client that has most."""
-        self.last_epoch = np.zeros((self.steps, len(clients)))
-        """Examples of each batch of a client's last epoch, 0 in others, [steps, clients]."""
-        for place, batches in enumerate(self._batches):
-            for step in range(len(batches) - self._per_epoch[place], len(batches)):
-                self.last_epoch[step, place] = len(batches[step])
+        self._epochs, self._accumulate = epochs, accumulate
+        parts = [
+            [part for _ in range(epochs) for part in _parts(client.index_batches(), accumulate)]
+            for client in clients
+        ]
+        self.taken = np.array([len(own) for own in parts])
+        """Optimizer steps of each client, int64 [clients]."""
+        most = int(self.taken.max(initial=0))
+        turns = [max(len(own[i]) for own in parts if len(own) > i) for i in range(most)]
+        self._ends = np.cumsum([0, *turns])
+        self._batches = [
+            [
+                batch
+                for part, length in zip(own, turns, strict=False)
+                for batch in _filled(part, length)
+            ]
+            for own in parts
+        ]
+        self.lasts = self._ends[self.taken]
+        """Turns until the last optimizer step of each client is taken, int64 [clients]."""
+        self.batches = self._per_epoch[0]
+        """Batches in an epoch of the first client."""
+        self.steps = int(self._ends[-1])
+        """Turns of the client that has most."""
+        self.last_epoch = self._of_last_epoch(epochs)
+        """Examples of each batch of a client's last epoch, 0 in others, [turns, clients]."""
 
     def runs(self, step: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Neighbouring clients whose batches are of one size, in one step.
@@ -88,6 +105,23 @@ class Plan:
             if size
         }
 
+    def moves(self, step: int) -> bool:
+        """Whether the optimizer takes a step after this turn."""
+        return step + 1 in self._ends
+
+    def facts(self, step: int) -> dict[str, int]:
+        """What a Trainer knows of the fit in this turn; some only where all clients have as many
+        batches.
+        """
+        size, epochs = self._per_epoch[0], self._epochs
+        return {
+            "batch_idx": step % size,
+            "global_step": int(np.searchsorted(self._ends, step, "right")) - 1,
+            "current_epoch": step // size,
+            "num_training_batches": size,
+            "estimated_stepping_batches": -(-size // self._accumulate) * epochs,
+        }
+
     def ending(self, step: int) -> list[int]:
         """Clients whose last step this is, while others have more."""
         if step == self.steps - 1:
@@ -102,3 +136,20 @@ class Plan:
         size = self._per_epoch[0]
         batch = step % size + 1
         return batch, (step + 1) // size if batch == size else 0
+
+    def _of_last_epoch(self, epochs: int) -> np.ndarray:
+        sizes = np.zeros((self.steps, len(self._batches)))
+        for place, batches in enumerate(self._batches):
+            begin = self._ends[self.taken[place] - self.taken[place] // epochs]
+            sizes[begin : len(batches), place] = [len(batch) for batch in batches[begin:]]
+        return sizes
+
+
+def _parts(batches: list[np.ndarray], size: int) -> list[list[np.ndarray]]:
+    """An epoch's batches by the steps of the optimizer that they are for."""
+    return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+
+def _filled(batches: list[np.ndarray], length: int) -> list[np.ndarray]:
+    """The batches, and empty ones after them."""
+    return [*batches, *([np.empty(0, np.int64)] * (length - len(batches)))]

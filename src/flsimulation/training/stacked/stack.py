@@ -12,7 +12,7 @@ from flsimulation.clock import Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.training.jobs import State
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.eligible import Optimization
+from flsimulation.training.stacked.eligible import Clip, Optimization
 from flsimulation.training.work import Work
 
 
@@ -27,13 +27,18 @@ class Stack:
     """For each name of a parameter the one that stands for it; a tied one has several."""
     kinds: dict[str, torch.dtype]
     """Type of each tensor of the module's state_dict, in its order."""
+    own_kinds: dict[str, torch.dtype]
+    """The same in the precision of the training."""
     tensors: State
     """The module's parameters and buffers, also those that are not in its state_dict."""
     optimization: Callable[[int, int], Optimization]
     """Returns a new optimizer over `parameters`, and its schedulers, for a number of batches an
     epoch and the number of a round."""
     epochs: int
-    gradient_clip: float
+    accumulate: int
+    """Batches for each step of the optimizer."""
+    clips: tuple[Clip, ...]
+    """Of each client's gradients, one after the other."""
     x: Leaves
     y: Leaves
     like: tuple[Leaves, Leaves]

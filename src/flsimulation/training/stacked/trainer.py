@@ -7,7 +7,6 @@ equal those of `LocalTrainer` for the same batches, to rounding; tests/test_coho
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,15 +22,18 @@ from flsimulation.data.leaves import Leaves, each, examples, one
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
+from flsimulation.training.precision import in_precision
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.products import in_tf32, takes_tf32
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.calls import calls_of
+from flsimulation.training.stacked.compiler.facts import BY_BATCHES
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable, named_tensors
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.halving import Halving
+from flsimulation.training.stacked.hooks import Fit, clips_of
 from flsimulation.training.stacked.room import kept_on, room_on_cpu, room_on_gpu
 from flsimulation.training.stacked.stack import Stack, WaveTerms
 from flsimulation.training.stacked.wave import Wave, WaveFit
@@ -90,14 +92,27 @@ class StackedTrainer:
         check_stackable(module, spec)
         gpu = takes_gpu(spec)
         device = torch.device("cuda" if gpu else "cpu")
-        module = copy.deepcopy(module).to(device)
-        configuring = Configuring(module, spec.epochs)
+        kinds = {name: value.dtype for name, value in module.state_dict().items()}
+        module = in_precision(module, spec.precision).to(device)
+        configuring = Configuring(module, spec.epochs, spec.accumulate)
         like = _some(x, y, prepared.transform)
         few = [each(lambda t: t.to(device), part) for part in like]
+        constants = {
+            "max_epochs": spec.epochs,
+            "accumulate_grad_batches": spec.accumulate,
+            "gradient_clip_val": spec.gradient_clip or None,
+            "gradient_clip_algorithm": None,
+        }
         if work is not None and spec.engine != "stacked":
             batch = [each(lambda t: t[:_COUNTED], part) for part in few]
-            _check_worth(work, calls_of(module, batch[0], batch[1], prepared.form))
-        programs = StepPrograms(module, few[0], few[1], prepared.form, tell)
+            _check_worth(work, calls_of(module, batch[0], batch[1], prepared.form, constants))
+        sample = [one(part, slice(_COUNTED)) for part in few]
+        fit = Fit(
+            *(sample[0], sample[1], prepared.form, spec.epochs, spec.accumulate),
+            *(spec.gradient_clip, constants),
+        )
+        clips = clips_of(module, fit)
+        programs = StepPrograms(module, few[0], few[1], prepared.form, tell, constants)
         largest = min(spec.batch_size, examples(x))
         tell("trying sizes of a batch")
         programs.check_sizes(_probed(largest))
@@ -108,11 +123,13 @@ class StackedTrainer:
             programs=programs,
             parameters=[named[name] for name in programs.names.trained],
             aliases=_aliases(module),
-            kinds={name: value.dtype for name, value in module.state_dict().items()},
+            kinds=kinds,
+            own_kinds={name: value.dtype for name, value in module.state_dict().items()},
             tensors={name: t.detach() for name, t in named_tensors(module).items()},
             optimization=configuring,
             epochs=spec.epochs,
-            gradient_clip=spec.gradient_clip,
+            accumulate=spec.accumulate,
+            clips=clips,
             x=x,
             y=y,
             like=like,
@@ -121,9 +138,10 @@ class StackedTrainer:
             work=work,
         )
         optimizer, schedulers = configuring()
-        self._goes_by_epochs = bool(schedulers) or configuring.by_batches
-        changing = configuring.by_round or spec.learning_rate_decay != 1
-        self._rates = None if changing else self._in_place(optimizer)
+        changes = bool(schedulers) or configuring.by_batches
+        self._goes_by_epochs = changes or not BY_BATCHES.isdisjoint(programs.names.facts)
+        changes |= configuring.by_round or spec.learning_rate_decay != 1
+        self._rates = None if changes else self._in_place(optimizer)
         self._rate_factor = functools.partial(rate_factor, spec)
         self._room = (
             room_on_gpu(programs, largest, self._rates, device)
@@ -171,7 +189,7 @@ class StackedTrainer:
             Number of the round.
         """
         device = self._stack.device
-        start = {n: state[n].to(device, dtype) for n, dtype in self._stack.kinds.items()}
+        start = {n: state[n].to(device, dtype) for n, dtype in self._stack.own_kinds.items()}
         rates = self._rates if proximal_mu == 0 else None
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         waves = self._waves(clients, threads, in_place=rates is not None)
@@ -235,7 +253,7 @@ class StackedTrainer:
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
         """The learning rates, if programs can take the steps themselves."""
-        if self._goes_by_epochs or self._stack.gradient_clip > 0:
+        if self._stack.clips or self._stack.accumulate > 1:
             return None
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches
@@ -20,11 +19,10 @@ from flsimulation.training.failures import (
 )
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.logged import reduced
-from flsimulation.training.rates import scale_rates
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.draws import drawn
 from flsimulation.training.stacked.compiler.given import Given, Step
-from flsimulation.training.stacked.eligible import Scheduler, clipped, stack_optimizer
+from flsimulation.training.stacked.descent import Descent
 from flsimulation.training.stacked.inputs import WaveInputs
 from flsimulation.training.stacked.plan import Plan
 from flsimulation.training.stacked.rows import diverged_clients, mean_of_rows
@@ -105,12 +103,13 @@ class WaveFit:
     ) -> None:
         self._stack, self._terms, self._clients, self._seeds = stack, terms, clients, seeds
         self._programs = stack.programs
-        self._plan = Plan(clients, stack.epochs)
+        self._plan = Plan(clients, stack.epochs, stack.accumulate)
         self._rare = self._plan.rare(stack.work, terms.waves)
         count = len(clients)
         names = stack.programs.names
         self._origin, moving, self._shared = (
-            [terms.start.get(name, stack.tensors[name]) for name in own] for own in names
+            [terms.start.get(name, stack.tensors[name]) for name in own]
+            for own in (names.trained, names.moving, names.shared)
         )
         self._leaves, self._moving = (
             [
@@ -130,15 +129,16 @@ class WaveFit:
         self._failed: dict[int, ClientError] = {}
         self._inputs = WaveInputs((stack.x, stack.y), stack.like, clients, stack.device)
         self._generators: list[torch.Generator] | None = None
-        self._optimizer: Optimizer | None = None
-        self._schedulers: list[Scheduler] = []
+        self._descent: Descent | None = None
 
     def run(self, places: tuple[int, ...]) -> Wave:
         """Train the wave's clients, which have these places in their cohort."""
         began = self._stack.clock.monotonic()
         with torch.no_grad():
             if self._terms.rates is None:
-                self._make_optimizer()
+                parts = self._stack, self._terms, self._plan, self._leaves, self._origin
+                self._descent = Descent(*parts)
+                self._leaves = [leaf.detach() for leaf in self._descent.leaves]
             self._take_steps()
             for place, rows in self._ended.items():
                 for leaf, row in zip(self._leaves, rows, strict=True):
@@ -149,7 +149,7 @@ class WaveFit:
             )
             stands = {name: self._stack.aliases.get(name, name) for name in self._terms.start}
             weights = {
-                name: own.get(stands[name], value).detach()
+                name: own.get(stands[name], value).detach().to(self._stack.kinds[name])
                 for name, value in self._terms.start.items()
             }
             self._values = self._values.cpu()  # a GPU's work is done here
@@ -159,37 +159,36 @@ class WaveFit:
         examples = np.array([client.examples for client in self._clients])
         return Wave(places, results, weights, mine, examples)
 
-    def _make_optimizer(self) -> None:
-        terms, batches = self._terms, len(self._clients[0])
-        self._optimizer, self._schedulers = self._stack.optimization(batches, terms.round)
-        self._leaves = [nn.Parameter(leaf, requires_grad=False) for leaf in self._leaves]
-        pairs = zip(self._stack.parameters, self._leaves, strict=True)
-        stack_optimizer(self._optimizer, {id(parameter): leaf for parameter, leaf in pairs})  # type: ignore[misc]
-        scale_rates(self._optimizer, terms.rate_factor)
-
     def _take_steps(self) -> None:
         plan, expires = self._plan, self._terms.expires
         for step in range(plan.steps):
             if expires is not None and self._stack.clock.time() > expires:
                 self._late = plan.lasts > step
                 return
-            gradients: list[Tensor | None] = [None] * len(self._leaves)
+            facts = self._facts(step)
             for first, last, rows in plan.runs(step):
                 if (text := self._programs.failure(rows.shape[1])) is not None:
                     self._failed |= {p: ClientError("error", text) for p in range(first, last)}
                     continue
-                taken = self._take_step(first, last, rows)
+                taken = self._take_step(first, last, rows, facts)
                 self._values[0, step, first:last] = taken.losses
                 for index, value in enumerate(taken.logged, 1):
                     self._values[index, step, first:last] = value
-                if self._optimizer is not None:
-                    self._gather(gradients, taken.gradients, first, last)
-            if self._optimizer is not None:
-                self._descend(self._optimizer, gradients, step)
+                if self._descent is not None:
+                    self._descent.add(taken.gradients, first, last)
+            if self._descent is not None and plan.moves(step):
+                self._descent.step(step)
                 for place in plan.ending(step):  # the others' steps move it too
                     self._ended[place] = [leaf[place].clone() for leaf in self._leaves]
 
-    def _take_step(self, first: int, last: int, rows: np.ndarray) -> Step:
+    def _facts(self, step: int) -> list[Tensor]:
+        """Numbers of the fit that a step computes with."""
+        if not (names := self._programs.names.facts):
+            return []
+        known = {**self._plan.facts(step), "federated_round": self._terms.round}
+        return [torch.tensor(known[name], device=self._stack.device) for name in names]
+
+    def _take_step(self, first: int, last: int, rows: np.ndarray, facts: list[Tensor]) -> Step:
         """Losses and gradients of neighbouring clients; without an optimizer also their step."""
         x, y = self._inputs.of(first, rows)
         whole = last - first == len(self._clients)
@@ -203,7 +202,7 @@ class WaveFit:
         program = (
             self._programs.by_autograd(rates) if rare else self._programs.program(*size, rates)
         )
-        taken = program(Given(trained, moving, self._shared, x, y, draws))
+        taken = program(Given(trained, moving, self._shared, x, y, facts, draws))
         for tensor, moved in zip(moving, taken.moved, strict=True):
             tensor.copy_(moved)
         return taken
@@ -217,46 +216,6 @@ class WaveFit:
         if self._generators is None:
             self._generators = [torch.Generator(device).manual_seed(seed()) for seed in self._seeds]
         return drawn(draws, self._generators[first:last], device)
-
-    def _gather(
-        self, into: list[Tensor | None], gradients: list[Tensor | None], first: int, last: int
-    ) -> None:
-        for index, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
-            if last - first == len(self._clients):
-                into[index] = gradient.contiguous()  # PyTorch's fused optimizers go by the memory
-                continue
-            if (whole := into[index]) is None:
-                whole = into[index] = torch.zeros_like(self._leaves[index])
-            whole[first:last] = gradient
-
-    def _descend(self, optimizer: Optimizer, gradients: list[Tensor | None], step: int) -> None:
-        """One step of the optimizer, for all clients that are not done."""
-        if (mu := self._terms.proximal_mu) > 0:
-            gradients = [  # a new list: two parameters may share a gradient
-                None if gradient is None else gradient.add(leaf - origin, alpha=mu)
-                for gradient, leaf, origin in zip(
-                    gradients, self._leaves, self._origin, strict=True
-                )
-            ]
-        if (most := self._stack.gradient_clip) > 0:
-            moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            gradients = clipped(
-                [
-                    g if id(p) in moved else None
-                    for p, g in zip(self._leaves, gradients, strict=True)
-                ],
-                most,
-            )
-        for leaf, gradient in zip(self._leaves, gradients, strict=True):
-            leaf.grad = gradient
-        optimizer.step()
-        batch, ends = self._plan.place_in_epoch(step)
-        for scheduler, interval, frequency in self._schedulers:
-            number = batch if interval == "step" else ends
-            if number and number % frequency == 0:
-                scheduler.step()
 
     def _results(self, own: State, seconds: float) -> list[Trained | ClientError]:
         values, weights = self._values.numpy(), self._plan.last_epoch
@@ -284,4 +243,4 @@ class WaveFit:
         batches = np.flatnonzero(weights)
         values = self._values.numpy()[1:, batches, place].T
         logged = reduced(self._programs.how, values, weights[batches])
-        return Trained(scores(logged, {"loss": loss}), int(self._plan.lasts[place]), seconds, {})
+        return Trained(scores(logged, {"loss": loss}), int(self._plan.taken[place]), seconds, {})

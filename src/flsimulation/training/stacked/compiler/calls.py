@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,12 +15,19 @@ from flsimulation.data.leaves import Leaves
 from flsimulation.training.form import Form
 from flsimulation.training.logged import Log
 from flsimulation.training.memory import is_out_of_memory
+from flsimulation.training.stacked.compiler.facts import TYPICAL, Facts
 from flsimulation.training.stacked.compiler.rewritten import Rewritten
 from flsimulation.training.stacked.compiler.step import loss_of, named_tensors, watched
 from flsimulation.training.work import Calls
 
 
-def calls_of(module: pl.LightningModule, x: Leaves, y: Leaves, form: Form) -> Calls | None:
+def calls_of(
+    module: pl.LightningModule,
+    x: Leaves,
+    y: Leaves,
+    form: Form,
+    constants: Mapping[str, Any] = MappingProxyType({}),
+) -> Calls | None:
     """ATen's calls of one client's step and its gradients; None if it fails, as its trace does.
 
     Parameters
@@ -28,11 +36,13 @@ def calls_of(module: pl.LightningModule, x: Leaves, y: Leaves, form: Form) -> Ca
         The model; not changed.
     x, y, form
         A batch, and what the step receives.
+    constants
+        Numbers of the Trainer.
     """
     counting = _Counting()
     with seeds.global_streams(0):
         try:
-            own = watched(copy.deepcopy(module), Log(training=True))
+            own = watched(copy.deepcopy(module), Log(training=True), Facts(TYPICAL, constants))
             with counting, Rewritten():  # as it is traced: a recurrent layer is a few calls
                 loss, _ = loss_of(own, x, y, form, [*named_tensors(own)])
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -12,18 +13,20 @@ from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.data.leaves import Leaves, each, first, one
-from flsimulation.errors import describe_error
+from flsimulation.errors import describe_error, place_of
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler.comparison import are_alike, are_close, is_half
 from flsimulation.training.stacked.compiler.draws import Draw, Recording, Served, drawn
+from flsimulation.training.stacked.compiler.facts import FIRST, TYPICAL, Facts, NeedsValue
 from flsimulation.training.stacked.compiler.given import Given, Names, Step
 from flsimulation.training.stacked.compiler.step import (
     NotStackable,
     StepFails,
     alone_step,
     changes,
+    facts_of,
     loss_of,
     named_tensors,
     stacked_step,
@@ -74,8 +77,9 @@ class EagerStep:
         *,
         names: Names | None = None,
         writes: bool = False,
+        constants: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.writes = writes
+        self.constants, self.writes = constants, writes
         """Whether the step writes into tensors that it makes."""
         self.module = copy.deepcopy(module)
         self.data, self.form = (x, y), form
@@ -99,14 +103,15 @@ class EagerStep:
         x, y = self._batches(clients, examples)
         draws, device = self.observed(examples).draws, first(x).device
         generators = [torch.Generator(device).manual_seed(place) for place in range(clients)]
-        return Given(trained, moving, shared, x, y, drawn(draws, generators, device))
+        facts = [torch.tensor(TYPICAL[name], device=device) for name in self.names.facts]
+        return Given(trained, moving, shared, x, y, facts, drawn(draws, generators, device))
 
     def stacked(self, given: Given) -> tuple[Step, list[Logged]]:
         """All clients' step by vmap, and how its values are logged. Raises `NotStackable`."""
         log = Log(training=True)
         with torch.enable_grad():
             trained = [tensor.detach().requires_grad_() for tensor in given.trained]
-            module = watched(copy.deepcopy(self.module), log)
+            module = self.watched(log)
             try:
                 with Served(given.draws):
                     values = stacked_step(
@@ -122,7 +127,7 @@ class EagerStep:
     def alone(self, given: Given) -> Step:
         """One client's step without vmap, as one of many; the client is the first of those given."""
         log = Log(training=True)
-        module = watched(copy.deepcopy(self.module), log)
+        module = self.watched(log)
         try:
             with Served([tensor[0] for tensor in given.draws]):
                 values = alone_step(module, self.names, given, self.form)
@@ -137,13 +142,22 @@ class EagerStep:
             known = self._observed[examples] = self._observe(examples)
         return known
 
+    def watched(self, log: Log, facts: Mapping[str, Any] = TYPICAL) -> pl.LightningModule:
+        """A copy of the module whose step logs to ``log`` and knows these numbers of a fit."""
+        return watched(copy.deepcopy(self.module), log, Facts(facts, self.constants))
+
     def in_double(self) -> EagerStep:
         """The same step in float64."""
         x, y = (
             each(lambda t: t.double() if t.is_floating_point() else t, part) for part in self.data
         )
         module = copy.deepcopy(self.module).double()
-        return EagerStep(module, x, y, self.form, names=self.names, writes=self.writes)
+        return EagerStep(
+            *(module, x, y, self.form),
+            names=self.names,
+            writes=self.writes,
+            constants=self.constants,
+        )
 
     def _found(self) -> Names:
         parameters = dict(self.module.named_parameters())
@@ -153,7 +167,22 @@ class EagerStep:
             if name in trained:
                 raise NotStackable(f"training_step changes the parameter {name}")
         rest = named_tensors(self.module).keys() - {*trained, *moving}
-        return Names(trained, moving, [n for n in named_tensors(self.module) if n in rest])
+        shared = [name for name in named_tensors(self.module) if name in rest]
+        return Names(trained, moving, shared, self._facts_read())
+
+    def _facts_read(self) -> list[str]:
+        """Numbers of the fit that the step computes with."""
+        x, y = self._batches(1, min(_LOOKED_AT, len(first(self.data[0]))))
+        device = first(x).device
+        values = {name: torch.tensor(value, device=device) for name, value in TYPICAL.items()}
+        module = self.watched(Log(training=True), values)
+        read = facts_of(module).read
+        with seeds.global_streams(0):
+            try:
+                loss_of(module, one(x, 0), one(y, 0), self.form, [*named_tensors(module)])
+            except (Exception, SystemExit) as error:
+                raise _unlike_number(error, read) from error
+        return [name for name in TYPICAL if name in read]
 
     def _batches(self, clients: int, examples: int) -> list[Leaves]:
         rows = torch.arange(clients * examples) % len(first(self.data[0]))
@@ -165,15 +194,16 @@ class EagerStep:
 
     def _observe(self, examples: int) -> Observed:
         x, y = self._batches(1, examples)
-        log, module = Log(training=True), copy.deepcopy(self.module)
+        log = Log(training=True)
+        module = self.watched(log, FIRST)
         before, recording = tensors_of(module), Recording()
         values = {name: tensor.detach().clone() for name, tensor in named_tensors(module).items()}
         with seeds.global_streams(0), torch.enable_grad():
             foreign = foreign_random_states()
             try:
                 with recording:
-                    loss_of(watched(module, log), one(x, 0), one(y, 0), self.form, [*before])
-            except (NotStackable, CannotTake) as reason:
+                    loss_of(module, one(x, 0), one(y, 0), self.form, [*before])
+            except (NotStackable, CannotTake, NeedsValue) as reason:
                 raise refusal(reason) from None
             except (Exception, SystemExit) as error:
                 if is_out_of_memory(error):
@@ -189,6 +219,14 @@ class EagerStep:
         after = named_tensors(module)  # PyTorch writes into some without saying so
         changed += [n for n, v in values.items() if n not in changed and _differ(v, after[n])]
         return Observed(log.how, recording.draws, changed)
+
+
+def _unlike_number(error: BaseException, read: Collection[str]) -> NotStackable:
+    """Why a step that fails with facts in place of numbers cannot have them."""
+    if isinstance(error, NotStackable | CannotTake | NeedsValue) or not read:
+        return refusal(error)
+    said = " and ".join(name for name in TYPICAL if name in read)
+    return NotStackable(f"training_step uses {said} as what only a number is{place_of(error)}")
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

@@ -51,6 +51,8 @@ class Given(NamedTuple):
     """[clients, examples, ...]"""
     y: Leaves
     """[clients, examples, ...]"""
+    facts: Sequence[Tensor] = ()
+    """Numbers of the fit that are the same for all clients, without an axis."""
     draws: Sequence[Tensor] = ()
     """Random numbers in the order in which the step draws them, [clients, ...]."""
 
@@ -58,7 +60,7 @@ class Given(NamedTuple):
         """All of them, in the order of the fields."""
         return [
             *(*self.trained, *self.moving, *self.shared),
-            *(*leaves(self.x), *leaves(self.y), *self.draws),
+            *(*leaves(self.x), *leaves(self.y), *self.facts, *self.draws),
         ]
 
     def filled(self, tensors: Sequence[Tensor]) -> Given:
@@ -72,7 +74,7 @@ class Given(NamedTuple):
             taken(len(part)) for part in (self.trained, self.moving, self.shared)
         )
         x, y = (refilled(part, taken(len(leaves(part)))) for part in (self.x, self.y))
-        return Given(trained, moving, shared, x, y)
+        return Given(trained, moving, shared, x, y, taken(len(self.facts)))
 
     def of(self, place: int) -> Given:
         """What one client's step is taken from, as one of many."""
@@ -80,7 +82,8 @@ class Given(NamedTuple):
         trained, moving, draws = (
             [tensor[own] for tensor in part] for part in (self.trained, self.moving, self.draws)
         )
-        return Given(trained, moving, self.shared, one(self.x, own), one(self.y, own), draws)
+        x, y = one(self.x, own), one(self.y, own)
+        return Given(trained, moving, self.shared, x, y, self.facts, draws)
 
 
 class Names(NamedTuple):
@@ -92,3 +95,5 @@ class Names(NamedTuple):
     """Buffers (and frozen parameters) that a step changes, which are stacked, too."""
     shared: list[str]
     """All others, which no client changes."""
+    facts: Sequence[str] = ()
+    """Numbers of the fit that the step computes with."""

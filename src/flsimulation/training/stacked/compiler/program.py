@@ -12,7 +12,8 @@ import copy
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,7 +35,6 @@ from flsimulation.training.stacked.compiler.step import (
     StepFails,
     WritesInPlace,
     stacked_step,
-    watched,
 )
 from flsimulation.training.stacked.compiler.template import template_of, written
 from flsimulation.training.stacked.compiler.torchscript import compiled
@@ -62,6 +62,8 @@ class StepPrograms:
         What the step receives.
     tell : callable
         Called with what is done now.
+    constants : mapping
+        Numbers of the Trainer that are the same in all fits.
 
     Raises
     ------
@@ -76,9 +78,10 @@ class StepPrograms:
         y: Leaves,
         form: Form = PAIR,
         tell: Tell = silent,
+        constants: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         tell("tracing the training step")
-        self._eager = EagerStep(module, x, y, form)
+        self._eager = EagerStep(module, x, y, form, constants=constants)
         self.names = self._eager.names
         """Names of the module's tensors, by what becomes of them."""
         self.how: list[Logged] = []
@@ -249,7 +252,7 @@ class StepPrograms:
         given = self._eager.given(clients, examples)
         inputs = given._replace(draws=()).tensors()
         log, split = Log(training=True), len(given.trained)
-        module = watched(copy.deepcopy(self._eager.module), log)
+        module = self._eager.watched(log)
 
         def step(*tensors: Tensor) -> Any:
             own = given.filled(tensors)

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from flsimulation.training.stacked.compiler import images
 from flsimulation.training.stacked.compiler.attention import attention, multi_head_attention
+from flsimulation.training.stacked.compiler.autocast import cast, kept
+from flsimulation.training.stacked.compiler.facts import Fact
 from flsimulation.training.stacked.compiler.inside import ASKED
 from flsimulation.training.stacked.compiler.layers import (
     bernoulli,
@@ -58,6 +60,8 @@ class Undropped(TorchFunctionMode):
         given = dict(kwargs or {})
         if func in _DROPOUTS and _argument(args, given, 1, "p", 0.5) == 0:
             return args[0] if args else given["input"]
+        if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], Fact):
+            return args[0].tensor(given.get("dtype"))
         return self.called(func, args, given)
 
     def called(
@@ -85,6 +89,12 @@ class Rewritten(Undropped):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function, or what stands for it."""
+        args, kwargs = cast(func, args, kwargs)
+        return kept(func, self._called(func, args, kwargs), args)
+
+    def _called(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if (written := _WRITTEN.get(func)) is not None:
             result = written(*args, **kwargs)
             if result is not NotImplemented:

@@ -15,6 +15,7 @@ from flsimulation.data.leaves import Leaves, first, one
 from flsimulation.models.lightning_modules import SILENT, defines
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import Log
+from flsimulation.training.stacked.compiler.facts import OF_MODULE, Facts
 from flsimulation.training.stacked.compiler.given import Given, Names
 from flsimulation.training.stacked.compiler.rewritten import (
     Rewritten,
@@ -48,8 +49,18 @@ class WritesInPlace(NotStackable):
     """The step writes into a tensor of all clients what differs between them."""
 
 
-def watched(module: pl.LightningModule, log: Log) -> pl.LightningModule:
-    """The module, made to log to ``log`` and to refuse access to what only a Trainer has."""
+def watched(module: pl.LightningModule, log: Log, facts: Facts | None = None) -> pl.LightningModule:
+    """The module, made to log to ``log`` and to refuse access to what only a Trainer has.
+
+    Parameters
+    ----------
+    module : LightningModule
+        Changed.
+    log : Log
+        Takes what it logs.
+    facts : Facts, optional
+        What it knows of the fit around a training step.
+    """
     names: dict[str, Any] = {
         name: property(_refusing(name))
         for name in (
@@ -58,6 +69,9 @@ def watched(module: pl.LightningModule, log: Log) -> pl.LightningModule:
             *(("federated_round",) if log.training else ()),  # a program is for all rounds
         )
     }
+    if facts is not None:
+        names |= {name: property(_known(facts, name)) for name in OF_MODULE}
+        names |= {"trainer": property(lambda _: facts.trainer), "_facts": facts}
     names |= {"logger": property(lambda _: SILENT), "loggers": property(lambda _: [SILENT])}
     if not defines("print", module):
         names["print"] = staticmethod(lambda *_, **__: None)
@@ -84,13 +98,13 @@ class _Whole(nn.Module):
         takes = inspect.signature(module.training_step).parameters
         if "dataloader_iter" in takes:
             raise NotStackable("takes a dataloader_iter")
-        self._also: tuple[Any, ...] = (_BatchIndex(),) if len(takes) > 1 else ()
+        self._takes_number = len(takes) > 1
 
     def forward(self, x: Leaves, y: Leaves) -> tuple[Tensor, list[Tensor]]:
         """The loss, a scalar, and the buffers that the step changes, as they are afterwards."""
         before = tensors_of(self.module, self._moving)
         with Undropped() if self._mode is None else self._mode(first(x)):
-            output: Any = self.module.training_step(self._form.batch(x, y), *self._also)
+            output: Any = self.module.training_step(self._form.batch(x, y), *self._also())
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise NotStackable("returns no loss")
@@ -100,6 +114,17 @@ class _Whole(nn.Module):
             raise NotStackable(f"changes tensors of the module ({changed[0]}{more})")
         named = named_tensors(self.module)
         return loss.reshape(()), [named[name] for name in self._moving]
+
+    def _also(self) -> tuple[Any, ...]:
+        """The batch's number, where the step takes it."""
+        number = facts_of(self.module).get("batch_idx")
+        return (_BatchIndex() if number is None else number,) if self._takes_number else ()
+
+
+def facts_of(module: Any) -> Facts:
+    """What a `watched` module knows of the fit around its training step."""
+    found: Facts = module._facts
+    return found
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -145,6 +170,15 @@ def _refusing(name: str) -> Callable[[Any], Any]:
     return refuse
 
 
+def _known(facts: Facts, name: str) -> Callable[[Any], Any]:
+    def get(_: Any) -> Any:
+        if (found := facts.get(name)) is None:
+            raise NotStackable(f"uses self.{name}")
+        return found
+
+    return get
+
+
 def stacked_step(
     module: pl.LightningModule,
     names: Names,
@@ -170,6 +204,7 @@ def stacked_step(
     """
     whole = _Whole(module, form, lambda x: Rewritten(zero_of(x) if writes else None), names.moving)
     log: Log = module.log.__self__  # type: ignore[attr-defined]
+    facts_of(module).values = dict(zip(names.facts, given.facts, strict=True))
     fixed = _prefixed(names.shared, given.shared)
 
     def one(
@@ -221,6 +256,7 @@ def alone_step(
         What the step receives.
     """
     log: Log = module.log.__self__  # type: ignore[attr-defined]
+    facts_of(module).values = {n: int(f) for n, f in zip(names.facts, given.facts, strict=True)}
     named = named_tensors(module)
     leaves = [named[name] for name in names.trained]
     moving = [named[name] for name in names.moving]

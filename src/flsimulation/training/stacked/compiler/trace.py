@@ -19,6 +19,7 @@ from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.convolution import replacements
 from flsimulation.training.stacked.compiler.draws import OTHERWISE, Draw
+from flsimulation.training.stacked.compiler.facts import NeedsValue
 from flsimulation.training.stacked.compiler.inside import NoForm
 from flsimulation.training.stacked.compiler.step import NotStackable, WritesInPlace
 from flsimulation.training.stacked.effects import attributes
@@ -123,6 +124,8 @@ def refusal(error: BaseException) -> NotStackable:
     text = str(error)
     if isinstance(error, NotStackable | CannotTake):
         return NotStackable(f"training_step {text}")
+    if isinstance(error, NeedsValue):
+        return NotStackable(f"training_step {text}{place_of(error)}")
     described, place = describe_error(error), place_of(error)
     if isinstance(error, NoForm):
         return NotStackable(f"{text} cannot be trained for many clients at once{place}")
