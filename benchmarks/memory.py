@@ -35,7 +35,7 @@ class = "unet"
 args = { width = 32 }
 [train]
 batch-size = 4
-engine = "sequential"
+engine = "lightning"
 [strategy]
 rounds = 1
 """

@@ -98,7 +98,7 @@ Medians without the first two rounds:
 """,
         figure_tables.rounds,
         """\
-W1 evaluates after every round, the others after every fifth. [Decision 12](decisions/0012-stacked-programs.md) explains the difference. With `--engine sequential`, clients
+W1 evaluates after every round, the others after every fifth. [Decision 12](decisions/0012-stacked-programs.md) explains the difference. With `--engine lightning`, clients
 are trained one by one, as if [a model cannot be stacked](own-model.md#trained-with-many-others).
 """,
     ),

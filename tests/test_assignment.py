@@ -207,7 +207,7 @@ def network_of(spec: Any, names: Iterable[str]) -> Network:
 def test_a_network_gives_what_one_process_gives() -> None:
     from flsimulation.runtimes.inprocess import run_in_process
 
-    spec = experiment("data.clients=4", "strategy.fraction-train=0.5", "train.engine=sequential")
+    spec = experiment("data.clients=4", "strategy.fraction-train=0.5", "train.engine=lightning")
     here: list[Any] = []
     there: list[Any] = []
     threads = torch.get_num_threads()

@@ -115,13 +115,13 @@ def told(outcome: Outcome) -> tuple[Any, ...]:
 def test_a_reply_is_read_as_it_was_written(packed: bool) -> None:
     message = message_of(Batch(model(0.0), TASKS), 2)
     vars(message.metadata)["_message_id"] = "m1"
-    answer = reply_to(message, Reply(OUTCOMES, None, "sequential", "BatchNorm1d"))
+    answer = reply_to(message, Reply(OUTCOMES, None, "lightning", "BatchNorm1d"))
     if packed:
         answer.content = unpack(pack(answer.content))
     reply = reply_of(answer)
     assert isinstance(reply, Reply)
     assert sorted(map(told, reply.outcomes), key=str) == sorted(map(told, OUTCOMES), key=str)
-    assert (reply.mean, reply.engine, reply.why_not) == (None, "sequential", "BatchNorm1d")
+    assert (reply.mean, reply.engine, reply.why_not) == (None, "lightning", "BatchNorm1d")
     assert answer.metadata.reply_to_message_id == "m1"
 
 
@@ -195,7 +195,7 @@ def test_a_message_of_flowers_own_round_loop_is_a_batch_of_one(kind: str, phase:
 
 def test_flowers_own_round_loop_gets_the_answers_that_it_knows() -> None:
     message = plain("train")
-    answer = reply_to(message, Reply([OUTCOMES[4]], None, "sequential"))
+    answer = reply_to(message, Reply([OUTCOMES[4]], None, "lightning"))
     assert list(answer.content) == ["metrics", "arrays"]
     assert dict(answer.content["metrics"]) == OUTCOMES[4].metrics  # type: ignore[call-overload]
     failed = reply_to(message, Reply([OUTCOMES[6]]))

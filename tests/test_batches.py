@@ -144,9 +144,9 @@ def test_several_inputs_train_and_score_the_same_together_and_alone(
             tokens(tmp_path, f"data.batch={form}", f"train.engine={engine}", "train.epochs=2"),
             processes=processes,
         )
-        for engine in ("stacked", "sequential")
+        for engine in ("stacked", "lightning")
     ]
-    assert [space.engine.name for space in made] == ["stacked", "sequential"]
+    assert [space.engine.name for space in made] == ["stacked", "lightning"]
     assert_same(*map(fitted, made))
     one, other = map(evaluated, made)
     assert one == {p: pytest.approx(scores, rel=1e-5) for p, scores in other.items()}
@@ -261,13 +261,13 @@ def test_a_transform_trains_the_same_in_every_engine(lines: Any, text: str, per:
     sets = [f"data.transform-per={per}"]
     stacked, alone, forked = (
         Workspace.load(lines(text, *sets, f"train.engine={engine}"), processes=processes)
-        for engine, processes in (("stacked", 1), ("sequential", 1), ("sequential", 2))
+        for engine, processes in (("stacked", 1), ("lightning", 1), ("lightning", 2))
     )
     assert stacked.engine.name == "stacked"
     one = fitted(alone)
     assert_same(fitted(stacked), one)
     assert_same(fitted(forked), one, 0)
-    plain = fitted(Workspace.load(lines(text, "data.transform=", "train.engine=sequential")))
+    plain = fitted(Workspace.load(lines(text, "data.transform=", "train.engine=lightning")))
     assert one[0].scores["loss"] != pytest.approx(plain[0].scores["loss"], rel=1e-3)
 
 
@@ -293,7 +293,7 @@ def test_batches_are_those_of_the_function_and_the_seed_alone(lines: Any) -> Non
 
 def test_the_global_streams_are_seeded_anew_for_each_batch_round_and_client(lines: Any) -> None:
     text = "def change(x):\n    x[:] = torch.tensor([random.random(), np.random.rand()])\n    return x\n"
-    space = Workspace.load(lines(text, "train.engine=sequential"))
+    space = Workspace.load(lines(text, "train.engine=lightning"))
     parts = [(round, client) for round in (1, 2) for client in (0, 1)]
     drawn = [tuple(x[0].tolist()) for part in parts for x in seen(space, *part)]
     assert len({one for one, _ in drawn}) == len({two for _, two in drawn}) == len(drawn) > 12
@@ -302,7 +302,7 @@ def test_the_global_streams_are_seeded_anew_for_each_batch_round_and_client(line
 
 def test_a_function_may_change_its_batch_in_place_and_the_data_set_stays(lines: Any) -> None:
     both = 'evaluation-transform = "aug.py:change"'
-    space = Workspace.load(lines(SHIFTED, "train.engine=sequential", data=both))
+    space = Workspace.load(lines(SHIFTED, "train.engine=lightning", data=both))
     data = space.data.dataset
     before = data.x_train.clone(), data.x_test.clone()
     trained = torch.cat([x for x, _ in space.train_batches(0, 1)])
@@ -316,7 +316,7 @@ def test_a_function_may_change_its_batch_in_place_and_the_data_set_stays(lines: 
 
 
 def test_a_transform_of_training_leaves_evaluations_alone(lines: Any) -> None:
-    space = Workspace.load(lines(SHIFTED, "train.engine=sequential"))
+    space = Workspace.load(lines(SHIFTED, "train.engine=lightning"))
     scores = space.test_scores(space.initial_state())
     assert scores["mean_input"] == pytest.approx(float(space.data.dataset.x_test.mean()))
 
@@ -339,14 +339,14 @@ def test_many_clients_are_evaluated_together_as_alone(lines: Any) -> None:
     sets = ("data.clients=6", "data.validation-fraction=0.5")
     made = [
         Workspace.load(lines(RANDOM, *sets, f"train.engine={engine}", data=more))
-        for engine in ("stacked", "sequential")
+        for engine in ("stacked", "lightning")
     ]
     one, other = map(evaluated, made)
     assert sorted(one) == sorted(other) == list(range(6))
     for partition, scores in one.items():
         assert scores == pytest.approx(other[partition], rel=1e-5)
     assert evaluated(made[0]) == one, "nothing is random in an evaluation"
-    assert made[0].engine._together._can, "they were evaluated alone"  # type: ignore[attr-defined]
+    assert made[0].engine._evaluating._together._can, "they were evaluated alone"  # type: ignore[attr-defined]
 
 
 @pytest.mark.seconds
@@ -364,9 +364,9 @@ def test_a_transform_of_several_inputs_takes_and_returns_a_dict(
     sets = (f"data.transform={path}:drop", f"data.batch={form}")
     made = [
         Workspace.load(tokens(tmp_path, *sets, f"train.engine={engine}"), processes=1)
-        for engine in ("stacked", "sequential")
+        for engine in ("stacked", "lightning")
     ]
-    assert [space.engine.name for space in made] == ["stacked", "sequential"]
+    assert [space.engine.name for space in made] == ["stacked", "lightning"]
     assert_same(*map(fitted, made))
 
 
@@ -377,7 +377,7 @@ def test_a_client_whose_examples_a_transform_refuses_fails_alone(lines: Any) -> 
         "    return x\n"
     )
     found = []
-    for engine in ("stacked", "sequential"):
+    for engine in ("stacked", "lightning"):
         space = Workspace.load(lines(text, f"train.engine={engine}", "data.args.n=60"))
         assert space.engine.name == engine
         found.append(fitted(space))
@@ -455,7 +455,7 @@ def test_shapes_that_differ_between_batches_are_one_line(lines: Any) -> None:
     assert re.fullmatch(
         r"the clients cannot be trained together after all: data.transform '.*' returned inputs of "
         r"shape \(2,\) float32 for one batch and \(4,\) float32 for another; set train.engine = "
-        r"'sequential'",
+        r"'lightning'",
         str(caught.value),
     )
 
@@ -510,7 +510,7 @@ def test_the_transform_of_the_documentation_flips_and_shifts(
     )
     made = [
         Workspace.load(load_experiment(file, [f"train.engine={engine}"]), processes=1)
-        for engine in ("stacked", "sequential")
+        for engine in ("stacked", "lightning")
     ]
     assert_same(*map(fitted, made))
     plain = Workspace.load(load_experiment(file, ["data.transform="]), processes=1)

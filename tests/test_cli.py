@@ -391,7 +391,7 @@ def test_the_reason_that_clients_report_is_said_as_the_one_that_was_known(
 
     view = PlainView(Console(), make_experiment())
     view(EngineReported("stacked"))
-    view(EngineReported("sequential", "BatchNorm1d keeps running statistics"))
+    view(EngineReported("lightning", "BatchNorm1d keeps running statistics"))
     assert capsys.readouterr().out == (
         "  clients train one by one: BatchNorm1d keeps running statistics\n"
     )

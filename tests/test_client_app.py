@@ -43,7 +43,7 @@ def by_task(reply: Reply) -> dict[tuple[int, str], Outcome]:
 
 @pytest.fixture
 def space(make_experiment: Callable[..., Any]) -> Workspace:
-    return Workspace.load(make_experiment(train={"engine": "sequential"}), processes=1)
+    return Workspace.load(make_experiment(train={"engine": "lightning"}), processes=1)
 
 
 def batch_for(space: Workspace, *tasks: tuple[int, Any], average: bool = False) -> Batch:
@@ -66,7 +66,7 @@ def test_a_message_with_many_tasks_has_one_answer(space: Workspace, packed: bool
     reply = reply_from(answer)
     outcomes = by_task(reply)
     assert {*outcomes} == {(1, "evaluate"), (1, "train"), (3, "train")}
-    assert (reply.engine, reply.why_not) == ("sequential", None)
+    assert (reply.engine, reply.why_not) == ("lightning", None)
     evaluated, trained = outcomes[1, "evaluate"], outcomes[1, "train"]
     assert (evaluated.metrics["num-examples"], trained.metrics["num-examples"]) == (6, 54)
     assert trained.model is not None

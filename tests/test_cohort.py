@@ -170,7 +170,7 @@ def mean_of(results: list[Result], weights: Sequence[int]) -> State:
 
 
 def assert_alike(one: Result, other: Result, tolerance: float) -> None:
-    """A client's stacked and its sequential training: the same in every way."""
+    """A client's stacked and its own training: the same in every way."""
     if isinstance(other[0], ClientError):
         assert isinstance(one[0], ClientError)
         assert (one[0].reason, str(one[0])) == (other[0].reason, str(other[0]))
@@ -190,10 +190,10 @@ def assert_equal(
     mu: float = 0.0,
     **train: Any,
 ) -> StackedTrainer:
-    """Stacked equals sequential; each takes its own chain of rounds."""
+    """Stacked equals one by one; each takes its own chain of rounds."""
     clients = clients or Clients()
     spec = Train(**{"epochs": 2, "batch_size": clients.batch, **train})
-    stacked, sequential = (
+    stacked, lightning = (
         StackedTrainer(module, spec, clients.x, clients.y),
         LocalTrainer(module, spec),
     )
@@ -201,7 +201,7 @@ def assert_equal(
     sizes = [len(part) for part in clients.parts]
     for round in range(rounds):
         one = together(stacked, ours, clients.batches(round), proximal_mu=mu)
-        two = alone(sequential, theirs, clients.batches(round), proximal_mu=mu)
+        two = alone(lightning, theirs, clients.batches(round), proximal_mu=mu)
         for own, other in zip(one, two):
             assert_alike(own, other, tolerance)
         if rounds > 1:

@@ -191,7 +191,7 @@ def test_a_tiny_run_is_not_traced_and_says_so(make_experiment: Any) -> None:
     told = Told()
     short = make_experiment(strategy={"rounds": 1}, train={"batch-size": 64})
     space = Workspace.load(short, sinks=[told])
-    assert (space.engine.name, told.doing) == ("sequential", [])
+    assert (space.engine.name, told.doing) == ("direct", [])
     assert str(space.engine.why_not).startswith("4 training steps in all are too few")
     assert Workspace.load(make_experiment(strategy={"rounds": 60})).engine.name == "stacked"
     asked = make_experiment(strategy={"rounds": 1}, train={"engine": "stacked"})
@@ -224,7 +224,7 @@ def test_seconds_begin_with_the_choice(make_experiment: Any) -> None:
             self.sleep(1.0)
             return super().monotonic()
 
-    spec, told = make_experiment(strategy={"rounds": 1}, train={"engine": "sequential"}), Told()
+    spec, told = make_experiment(strategy={"rounds": 1}, train={"engine": "lightning"}), Told()
     space = Workspace.load(spec, clock=Slow())
     assert space.choosing == 1.0
     import dataclasses

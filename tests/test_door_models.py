@@ -121,7 +121,7 @@ def configure_optimizers(self):
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("kind", ["stacked", "sequential"])
+@pytest.mark.parametrize("kind", ["stacked", "lightning"])
 @pytest.mark.parametrize("by", ["key", "round"])
 def test_learning_rates_fall_from_round_to_round(trained: Any, kind: str, by: str) -> None:
     if by == "key":
@@ -161,7 +161,7 @@ def test_one_cycle_over_each_clients_own_number_of_steps(
 ) -> None:
     file = own_modules(with_methods(CYCLE))
     runs = {}
-    for kind in ("stacked", "sequential"):
+    for kind in ("stacked", "lightning"):
         experiment = make_experiment(
             data={"clients": 6, "partition": "linear"},
             model={"class": f"{file}:Net", "args": {}},
@@ -172,7 +172,7 @@ def test_one_cycle_over_each_clients_own_number_of_steps(
     assert len({-(-size // 8) for size in sizes}) > 2
     steps = {c["partition"]: c["steps"] for c in clients(runs["stacked"]) if c["phase"] == "train"}
     assert len({*steps.values()}) > 2
-    assert_close(runs["stacked"], runs["sequential"])
+    assert_close(runs["stacked"], runs["lightning"])
 
 
 def clients(run_dir: Path) -> list[dict[str, Any]]:
@@ -184,8 +184,8 @@ def clients(run_dir: Path) -> list[dict[str, Any]]:
     ("kind", "method"),
     [
         ("stacked", "def validation_step(self, batch, i):"),
-        ("sequential", "def validation_step(self, batch, i):"),
-        ("sequential", "def on_validation_epoch_end(self):"),
+        ("lightning", "def validation_step(self, batch, i):"),
+        ("lightning", "def on_validation_epoch_end(self):"),
     ],
 )
 def test_a_module_knows_the_round(trained: Any, kind: str, method: str) -> None:
@@ -204,7 +204,7 @@ def training_step(self, batch, batch_idx):
     return self.loss(batch) * self.federated_round
 """
     experiment, out = trained(with_methods(step), rounds=2)
-    assert engine(out) == ("sequential", "training_step uses self.federated_round")
+    assert engine(out) == ("direct", "training_step uses self.federated_round")
     assert {(c["round"], c["now"]) for c in clients(out) if c["phase"] == "train"} == {
         (1, 1.0),
         (2, 2.0),
@@ -217,7 +217,7 @@ def training_step(self, batch, batch_idx):
 @pytest.mark.seconds
 def test_accumulated_batches_are_one_larger_batch(trained: Any) -> None:
     # 54 examples of each client: two batches of 27, or six of 9
-    _, whole = trained(NET, engine="sequential", epochs=2, **{"batch-size": 27})
+    _, whole = trained(NET, engine="lightning", epochs=2, **{"batch-size": 27})
     _, parts = trained(NET, epochs=2, **{"batch-size": 9, "accumulate": 3})
     assert engine(parts)[1] == "train.accumulate = 3 adds up gradients over batches"
     assert_close(whole, parts)
@@ -321,7 +321,7 @@ def configure_optimizers(self):
 def test_loggers_and_prints_do_nothing_in_both_engines(
     trained: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [trained(with_methods(WORDY), engine=kind)[1] for kind in ("stacked", "sequential")]
+    runs = [trained(with_methods(WORDY), engine=kind)[1] for kind in ("stacked", "lightning")]
     plain = trained(NET)[1]
     for out in runs:
         assert_close(out, plain)
@@ -377,7 +377,7 @@ def test_steps_find_what_they_use_of_the_trainer(trained: Any) -> None:
     assert [(c["seen"], c["steps"]) for c in fits] == [(54.0, 4)] * 12
     assert len(RunRecord(out).rounds) == 3
     assert load_model(out).hparams.lr == LR
-    plain = trained(NET, epochs=2, engine="sequential", **{"batch-size": 30})[1]
+    plain = trained(NET, epochs=2, engine="lightning", **{"batch-size": 30})[1]
     assert_close(out, plain)
 
 
@@ -500,7 +500,7 @@ def other_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("kind", ["stacked", "sequential"])
+@pytest.mark.parametrize("kind", ["stacked", "lightning"])
 def test_modules_of_lightning_pytorch_train_the_same(
     other_package: Path, trained: Any, make_experiment: Make, tmp_path: Path, kind: str
 ) -> None:

@@ -85,7 +85,7 @@ def settings(folder: Path, blobs: Path, gate: Path) -> list[str]:
         f"model.args={{gate = '{gate}'}}",
         f"strategy.rounds={ROUNDS}",
         "train.device=cpu",
-        "train.engine=sequential",
+        "train.engine=lightning",
         f"runtime.client-wait={PATIENCE:g}",
     ]
 

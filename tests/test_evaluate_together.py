@@ -311,7 +311,7 @@ class OneByOne:
         return getattr(self._engine, name)
 
 
-@pytest.mark.parametrize("engine", ["auto", "sequential"])
+@pytest.mark.parametrize("engine", ["auto", "lightning"])
 def test_a_federation_that_evaluates_together_tells_what_one_does_client_by_client(
     make_experiment: Any,
     own_modules: Any,

@@ -157,9 +157,9 @@ def outputs(model: dict[str, torch.Tensor], x: np.ndarray) -> np.ndarray:
     ("kind", "engine", "start"),
     [
         ("OnStep", "stacked", run_in_process),
-        ("OnStep", "sequential", run_in_process),
+        ("OnStep", "lightning", run_in_process),
         ("AtEnd", "stacked", run_in_process),
-        ("AtEnd", "sequential", run_in_process),
+        ("AtEnd", "lightning", run_in_process),
         ("OnStep", "stacked", run_packed),
     ],
 )
@@ -221,7 +221,7 @@ def some(experiment: Experiment) -> Experiment:
 
 
 @pytest.mark.parametrize("thresholds", [None, 300])
-@pytest.mark.parametrize("engine", ["auto", "sequential"])
+@pytest.mark.parametrize("engine", ["auto", "lightning"])
 def test_a_curve_of_one_class_is_left_out_and_the_federated_one_is_whole(
     make: Any, recorder: Any, thresholds: int | None, engine: str
 ) -> None:
@@ -254,7 +254,7 @@ def test_a_curve_of_one_class_is_left_out_and_the_federated_one_is_whole(
     ]
 
 
-@pytest.mark.parametrize("engine", ["auto", "sequential"])
+@pytest.mark.parametrize("engine", ["auto", "lightning"])
 def test_numbers_that_a_client_cannot_have_count_nowhere(
     make: Any, recorder: Any, engine: str
 ) -> None:
@@ -305,13 +305,13 @@ class Called(Base):
 """
 
 
-@pytest.mark.parametrize("engine", ["stacked", "sequential"])
+@pytest.mark.parametrize("engine", ["stacked", "lightning"])
 @pytest.mark.parametrize("validate", [False, True])
 def test_a_metric_that_is_called_for_one_example_is_left_out(
     make: Any, recorder: Any, engine: str, validate: bool
 ) -> None:
     data = {"clients": 4, "partition": "exponential", "min-examples": 4, "validation-fraction": 0.1}
-    train = {"engine": "sequential" if validate else engine, "validate": validate}
+    train = {"engine": "lightning" if validate else engine, "validate": validate}
     experiment = make("Called", data=data, train=train)
     Path(experiment.model.class_.partition(":")[0]).write_text(OWN + CALLED)
     space = Workspace.load(experiment)

@@ -233,12 +233,12 @@ def test_means_and_single_models_are_averaged_by_examples(recorder: Any) -> None
 
 def test_an_engine_that_was_not_known_is_reported_once(clients: Clients, recorder: Any) -> None:
     batchnorm = "BatchNorm1d keeps running statistics"
-    clients.engine = {1: ("stacked", None), 2: ("sequential", batchnorm)}
+    clients.engine = {1: ("stacked", None), 2: ("lightning", batchnorm)}
     exchange = exchange_of(clients, recorder, engine="stacked")
     for round in (1, 2):
         exchange.post(round, "train", [Batch(model(0.0), tasks("train", 0, 1, 2, round=round))])
         list(exchange.outcomes())
-    assert recorder.of(EngineReported) == [EngineReported("sequential", batchnorm)]
+    assert recorder.of(EngineReported) == [EngineReported("lightning", batchnorm)]
     names = [type(event).__name__ for event in recorder.events]
     assert names[:5] == ["PhaseStarted", *["ClientReplied"] * 2, "EngineReported", "ClientReplied"]
 

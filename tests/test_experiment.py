@@ -31,6 +31,14 @@ def test_default_is_the_tutorials_federation() -> None:
     assert (default.strategy.name, default.strategy.rounds) == ("fedavg", 3)
 
 
+def test_the_old_name_of_an_engine_is_accepted() -> None:
+    spec = load_experiment(None, ["train.engine=sequential"])
+    assert spec == load_experiment(None, ["train.engine=lightning"])
+    assert spec != load_experiment(None, ["train.engine=direct"])
+    assert 'engine = "lightning"' in dump_toml(spec)
+    assert "got 'serial'" in complaint("train.engine=serial")
+
+
 def test_default_file_in_the_package_is_the_one_in_experiments() -> None:
     assert load_experiment() == load_experiment(ROOT / "experiments" / "default.toml")
 

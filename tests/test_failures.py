@@ -352,13 +352,13 @@ def test_no_model_that_trains_is_refused(own: Any, tmp_path: Path, name: str) ->
 def test_what_a_step_alone_cannot_tell_is_left_to_the_clients(
     own: Any, name: str, precision: str
 ) -> None:
-    experiment = own(name, train={"precision": precision, "engine": "sequential"})
+    experiment = own(name, train={"precision": precision, "engine": "lightning"})
     assert Workspace.load(experiment).notices == ()
 
 
 @pytest.mark.parametrize("name", ["Sized", "Skips", "Retries"])
 def test_a_failure_of_two_examples_alone_refuses_no_model(own: Any, name: str) -> None:
-    assert Workspace.load(own(name, train={"engine": "sequential"})).notices == ()
+    assert Workspace.load(own(name, train={"engine": "lightning"})).notices == ()
 
 
 def test_a_last_batch_of_one_example_is_named_with_the_size_that_suits_all_clients(
@@ -431,7 +431,7 @@ def failed(experiment: Experiment, out: Path) -> str:
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("engine", ["auto", "sequential"])
+@pytest.mark.parametrize("engine", ["auto", "lightning"])
 def test_a_layer_that_went_wrong_is_named(own: Any, tmp_path: Path, engine: str) -> None:
     text = failed(own("Deep", train={"engine": engine}), tmp_path / "run")
     assert text.startswith(
@@ -469,7 +469,7 @@ def test_the_advice_fits_the_cause(
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize(("strategy", "engine"), [("fedavg", "auto"), ("krum", "sequential")])
+@pytest.mark.parametrize(("strategy", "engine"), [("fedavg", "auto"), ("krum", "lightning")])
 def test_infinities_that_were_there_before_are_no_divergence(
     own: Any, tmp_path: Path, recorder: Any, strategy: str, engine: str
 ) -> None:
@@ -509,7 +509,7 @@ def test_too_little_memory_is_one_line_with_the_key(own: Any, tmp_path: Path) ->
 
 
 def test_steps_that_stay_finite_in_float32_point_to_the_precision(own: Any) -> None:
-    space = Workspace.load(own("Base", train={"engine": "sequential"}))
+    space = Workspace.load(own("Base", train={"engine": "lightning"}))
     for precision, part in (("16-mixed", "train.precision"), ("32-true", "is not known; lower")):
         spec = Train(precision=precision)
         job = functools.partial(space.train_job, 0, 1)

@@ -63,7 +63,7 @@ def large(own_modules: Any, make_experiment: Any) -> Callable[..., Experiment]:
 
     def make(name: str = "Large", **tables: Any) -> Experiment:
         model = {"class": f"{path}:{name}", "args": {}}
-        tables["train"] = {"engine": "sequential", **tables.get("train", {})}
+        tables["train"] = {"engine": "lightning", **tables.get("train", {})}
         tables["data"] = {"validation-fraction": 0.0}
         return Experiment.model_validate(make_experiment(model=model, **tables))
 
@@ -79,7 +79,7 @@ def test_a_batch_of_an_evaluation_holds_what_the_budget_allows(large: Any) -> No
 def test_small_models_are_evaluated_in_batches_of_a_thousand(make_experiment: Any) -> None:
     for name in ("mlp", "logistic", "2nn"):
         model = {"class": name, "args": {}}
-        experiment = make_experiment(model=model, train={"engine": "sequential"})
+        experiment = make_experiment(model=model, train={"engine": "lightning"})
         assert Workspace.load(experiment).evaluation_batch == 1000
 
 

@@ -58,7 +58,7 @@ Trained = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 def trained(make_experiment: Any, own_modules: Any, tmp_path: Path) -> Callable[..., Trained]:
     """The model before and after three rounds."""
 
-    def call(name: str = "fedavg", cls: str = "Net", engine: str = "sequential") -> Trained:
+    def call(name: str = "fedavg", cls: str = "Net", engine: str = "lightning") -> Trained:
         file = own_modules(MODULE + THAWED)
         weights: list[dict[str, np.ndarray]] = []
         for rounds in (1, 3):
@@ -80,7 +80,7 @@ def trained(make_experiment: Any, own_modules: Any, tmp_path: Path) -> Callable[
 @pytest.mark.seconds
 @pytest.mark.parametrize(
     ("name", "engine"),
-    [*((name, "sequential") for name in STRATEGIES), ("fedavg", "stacked"), ("fedadam", "stacked")],
+    [*((name, "lightning") for name in STRATEGIES), ("fedavg", "stacked"), ("fedadam", "stacked")],
 )
 def test_what_no_client_trains_stays_bit_for_bit(
     trained: Callable[..., Trained], name: str, engine: str

@@ -196,10 +196,10 @@ def test_many_clients_are_evaluated_together_also_where_one_trains(make_experime
     assert make_experiment(strategy=one).cohort_size == 1
     one["rounds"] = 200  # so that they are worth a trace
     assert Workspace.load(make_experiment(strategy=one)).engine.name == "stacked"
-    assert Workspace.load(make_experiment(strategy=one), clients=1).engine.name == "sequential"
+    assert Workspace.load(make_experiment(strategy=one), clients=1).engine.name == "direct"
 
 
-@pytest.mark.parametrize("engine", ["stacked", "sequential"])
+@pytest.mark.parametrize("engine", ["stacked", "lightning"])
 def test_a_run_that_breaks_off_leaves_pytorch_its_threads(
     make_experiment: Any, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
@@ -240,12 +240,12 @@ def test_the_garbage_collector_passes_over_imports_during_a_run_only(make_experi
             torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB."),
             "the GPU's memory does not hold the clients that train together (OutOfMemoryError: "
             "CUDA out of memory. Tried to allocate 3 GiB.); lower train.batch-size, or set "
-            "train.engine = 'sequential' or train.device = 'cpu'",
+            "train.engine = 'lightning' or train.device = 'cpu'",
         ),
         (
             NotStackable("training_step uses batch_idx"),
             "the clients cannot be trained together after all: training_step uses batch_idx; set "
-            "train.engine = 'sequential'",
+            "train.engine = 'lightning'",
         ),
     ],
 )

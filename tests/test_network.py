@@ -191,7 +191,7 @@ def last_run(network: Network) -> Path:
 def run_one_by_one(out: Path, monkeypatch: pytest.MonkeyPatch) -> RunResult:
     """The small experiment in this process, its clients trained as those of a network are."""
     monkeypatch.setattr("flsimulation.client.workspace.processes_for", lambda *_: 1)
-    return run(load_experiment(None, [*SMALL, "train.engine=sequential"]), out)
+    return run(load_experiment(None, [*SMALL, "train.engine=lightning"]), out)
 
 
 def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(
@@ -299,7 +299,7 @@ def test_transforms_draw_the_same_on_a_network_as_in_one_process(network: Networ
         "    return x + torch.randn(x.shape, generator=generator) * torch.rand(())\n"
     )
     sets = [f"--set={item}" for item in (*SMALL, "strategy.rounds=1")]
-    sets += ["--set=data.transform=noise.py:train", "--set=train.engine=sequential"]
+    sets += ["--set=data.transform=noise.py:train", "--set=train.engine=lightning"]
     done = flsim("verify", f"--superlink={network.address}", *sets, cwd=network.folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("agree: 1 rounds, ")
@@ -321,7 +321,7 @@ def test_the_manifest_has_the_engine_that_the_clients_chose(network: Network, en
     done = network.run("--set=strategy.rounds=1", f"--set=train.engine={engine}")
     assert done.returncode == 0, done.stderr
     manifest = json.loads((last_run(network) / "manifest.json").read_text())
-    chosen = {"auto": "sequential", "stacked": "stacked"}[engine]
+    chosen = {"auto": "direct", "stacked": "stacked"}[engine]
     assert (manifest["engine"], manifest["not-stacked"]) == (chosen, None)
 
 

@@ -521,7 +521,7 @@ def test_a_signal_between_clients_ends_the_run_cleanly(
         f"        return super().load_state_dict(*args, **how)\n"
     )
     file = experiment_file(
-        f'[model]\nclass = "{own_modules(text)}:Net"\n[train]\nengine = "sequential"\n'
+        f'[model]\nclass = "{own_modules(text)}:Net"\n[train]\nengine = "lightning"\n'
     )
     command = [
         sys.executable,

@@ -253,8 +253,8 @@ BATCHNORM = "BatchNorm1d keeps running statistics"
     [
         (None, [], None, None),
         (None, [("stacked", None)], "stacked", None),
-        (None, [("sequential", BATCHNORM), ("sequential", "it")], "sequential", f"{BATCHNORM}; it"),
-        ("stacked", [("sequential", BATCHNORM)], "sequential, stacked", BATCHNORM),
+        (None, [("lightning", BATCHNORM), ("lightning", "it")], "lightning", f"{BATCHNORM}; it"),
+        ("stacked", [("lightning", BATCHNORM)], "lightning, stacked", BATCHNORM),
     ],
 )
 def test_the_manifest_names_every_engine_that_clients_report(

@@ -66,7 +66,7 @@ def finished(number: int, loss: float = 0.5, cohort: tuple[int, ...] = (0, 1)) -
 EVENTS = (
     STARTED,
     ClientsConnected((0, 2), 3),
-    EngineReported("sequential", "BatchNorm1d keeps running statistics"),
+    EngineReported("lightning", "BatchNorm1d keeps running statistics"),
     PhaseStarted(1, "train", (0, 1)),
     ClientReplied(1, "train", 0, {"loss": 0.25, "num-examples": 3}),
     ClientReplied(1, "evaluate", 1, reason="lost", error="it went away"),
@@ -423,6 +423,16 @@ def test_verify_says_which_round_differs_and_how() -> None:
     assert compare(here, unseen)[0].startswith("the run in the other runtime did not report")
     missing = record(finished(1), finished(2), m1=[1, 1])
     assert "round 2" in compare(here, missing)[0]
+
+
+def test_the_direct_engine_agrees_bit_for_bit(make_experiment: Any) -> None:
+    seen: list[Any] = []
+    experiment = make_experiment(strategy={"rounds": 2}, evaluate={"clients": 2})
+    assert verify_engines(experiment, seen.append, "direct") == []
+    assert [(round.round, round.weights, round.identical) for round in seen] == [
+        (1, 0.0, True),
+        (2, 0.0, True),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
+import os
 import pickle
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from flsimulation import run
@@ -18,8 +23,9 @@ from flsimulation.clock import SystemClock
 from flsimulation.errors import ClientError, ModelError
 from flsimulation.events import ClientReplied, RunStarted
 from flsimulation.experiment import Experiment
+from flsimulation.experiment.spec import Train
 from flsimulation.runtimes.inprocess import run_in_process
-from flsimulation.training import processes_for
+from flsimulation.training import Batches, Job, Terms, engine_for, processes_for
 
 pytestmark = pytest.mark.seconds
 
@@ -88,14 +94,14 @@ def test_processes_give_what_one_process_gives(
     assert together.weights_sha256 == alone.weights_sha256
     (started,) = recorder.of(RunStarted)
     assert (started.engine, started.not_stacked) == (
-        "sequential",
+        "direct",
         "BatchNorm1d keeps running statistics",
     )
     replies = [e for e in recorder.of(ClientReplied) if e.phase == "train"]
     assert len({e.metrics["process"] for e in replies}) == 2  # none of them this one
     assert [e.partition for e in replies] == [0, 1, 2, 3] * 3
     manifest = json.loads((tmp_path / "together" / "manifest.json").read_text())
-    assert manifest["engine"] == "sequential"
+    assert manifest["engine"] == "direct"
     assert manifest["not-stacked"] == "BatchNorm1d keeps running statistics"
     assert multiprocessing.active_children() == []
 
@@ -126,6 +132,42 @@ def test_a_process_that_is_killed_is_lost_and_there_are_new_ones(make: Make, thr
     ):
         run(make("killed", strategy={"rounds": 1}))
     assert multiprocessing.active_children() == []
+
+
+class Deadly(pl.LightningModule):
+    """Its process is killed for batches of a size; two examples are only for practice."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.layer, self.sizes = torch.nn.Linear(1, 1), sizes
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if len(batch[0]) in self.sizes:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.layer(batch[0]).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("kind", ["direct", "lightning"])
+def test_only_the_client_whose_process_is_killed_is_lost_however_many_examples(kind: str) -> None:
+    x, y = torch.ones(40_000, 1), torch.zeros(40_000)
+    engine = engine_for(Deadly(5_000), Train(engine=kind), x, y, 6, 2)
+    sizes = (5_000, 20_000, 12_000, 39_000, 5_000, 9)  # indices of up to 320 kB
+    jobs = [
+        Job(place, Batches(x, y, np.arange(size), 7_000), functools.partial(int, 1), round=1)
+        for place, size in enumerate(sizes)
+    ]
+    for _ in range(2):
+        fitted = list(engine.fit(STATE, jobs, Terms()))
+        reasons = [getattr(one.results[place], "reason", "") for place, one in enumerate(fitted)]
+        assert reasons == ["lost", "", "lost", "", "lost", ""]
+    engine.close()
+    assert multiprocessing.active_children() == []
+
+
+STATE = {"layer.weight": torch.ones(1, 1), "layer.bias": torch.zeros(1)}
 
 
 class Patient(SystemClock):
@@ -163,7 +205,7 @@ def test_no_processes_where_they_are_of_no_use(make: Make, threads: Any) -> None
 def test_an_engine_that_the_model_does_not_allow_is_refused(make: Make, tmp_path: Path) -> None:
     text = (
         "train.engine is 'stacked', but BatchNorm1d keeps running statistics; "
-        "use 'auto' or 'sequential'"
+        "use 'auto' or 'lightning'"
     )
     with pytest.raises(ModelError, match=text):
         run(make(train={"engine": "stacked"}), tmp_path / "run")

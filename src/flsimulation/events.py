@@ -73,7 +73,7 @@ class RunStarted:
     """Training examples that the clients hold together, held-out parts included."""
     test_examples: int
     engine: str | None = None
-    """``stacked`` where many clients train as one program, ``sequential`` where one by one; None
+    """``stacked`` where many clients train as one program, ``direct`` or ``lightning``; None
     where the clients choose, and report it with their first reply."""
     not_stacked: str | None = None
     """Why the clients are not trained stacked, where that was tried."""

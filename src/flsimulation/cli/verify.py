@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import typer
 
-from flsimulation.errors import InputError, RunError
+from flsimulation.errors import InputError, ModelError, RunError
 from flsimulation.experiment import Experiment, load_experiment
 from flsimulation.runtimes import apart_from_here, open_runtime
 
@@ -32,16 +32,34 @@ def verify_command(
     kind = [f"runtime.kind={runtime}"] if runtime is not None else []
     experiment = load_experiment(file, [*overrides, *kind])
     if engines:
-        from flsimulation.studies.verify import verify_engines
-
-        compare = functools.partial(verify_engines, experiment)
-        _show(experiment, "stacked and sequential", "engines", compare)
+        _compare_engines(experiment)
         return
     with open_runtime(apart_from_here(experiment)) as there:
         from flsimulation.studies.verify import verify
 
         ways = f"in one process and on {there.place}"
         _show(experiment, ways, "runtimes", functools.partial(verify, there))
+
+
+def _compare_engines(experiment: Experiment) -> None:
+    """Compare the engines that the model allows with Lightning's Trainer. Raises `ModelError`."""
+    from flsimulation.studies.verify import verify_engines
+
+    requested = experiment.train.engine
+    engines = (requested,) if requested in _ENGINES else _ENGINES
+    refused: list[ModelError] = []
+    for engine in engines:
+        compare = functools.partial(verify_engines, experiment, engine=engine)
+        try:
+            _show(experiment, f"{engine} and lightning", "engines", compare)
+        except ModelError as error:
+            refused.append(error)
+            typer.echo(f"not compared: {error}")
+    if len(refused) == len(engines):
+        raise refused[0]
+
+
+_ENGINES = ("stacked", "direct")
 
 
 def _show(experiment: Experiment, ways: str, what: str, compare: Compare) -> None:

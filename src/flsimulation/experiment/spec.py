@@ -49,12 +49,18 @@ class Train(Section):
     validate_: bool = False
     """Also run the module's validation loop on the held-out part after each local epoch, for
     schedulers and callbacks that monitor what it logs."""
-    engine: Literal["auto", "stacked", "sequential"] = "auto"
-    """How the clients of one process train. `stacked`: many at once, as one program.
-    `sequential`: one after the other, with Lightning's Trainer. `auto`: stacked if the results are
-    the same, else sequential."""
+    engine: Literal["auto", "stacked", "direct", "lightning"] = "auto"
+    """How the clients of one process train. `stacked`: many at once, as one program. `direct`: one by
+    one, in a plain PyTorch loop. `lightning`: one by one, with Lightning's Trainer. `auto`: the first
+    of them with which the results are the Trainer's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` uses a GPU if there is one."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _renamed(cls, engine: object) -> object:
+        """Accept the name that ``lightning`` had before."""
+        return "lightning" if engine == "sequential" else engine
 
 
 class Strategy(Section):

@@ -1,8 +1,8 @@
 """Compares runtimes, or engines: partitions, cohorts, scores and weights must agree.
 
 Two runtimes use the same engine, so every round must agree up to rounding: they differ in how the
-messages travel, and perhaps in the number of threads. The stacked and the sequential engine are
-compared in one process.
+messages travel, and perhaps in the number of threads. Two engines are compared
+in one process.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from flsimulation.studies.agreement import (
     compare,
 )
 from flsimulation.studies.apart import Model
+from flsimulation.training import processes_for
 
 __all__ = ["Observed", "RoundComparison", "compare", "verify", "verify_engines"]
 
@@ -58,7 +59,9 @@ def verify(there: Runtime, compared: Callable[[RoundComparison], None] | None = 
     if there.federate is not None:
         return _round_by_round(there.experiment, there.federate, compared)
     here, other = Observed(), Observed()
-    space = Workspace.load(_with_one_engine(there.experiment))
+    experiment = there.experiment
+    processes = processes_for(experiment.train, experiment.cohort_size)
+    space = Workspace.load(experiment, clients=1, processes=processes)  # with a network's engine
     here.models[0] = arrays_of(record_of(space.initial_state()))
     run_in_process(space.experiment, [here], space)
     there.run(sinks=[other], checkpoints=True)
@@ -81,20 +84,14 @@ def _round_by_round(
     return compare(here, there, compared, probe=_probe(here, starts, space))
 
 
-def _with_one_engine(experiment: Experiment) -> Experiment:
-    """The experiment with the engine that a network's clients use, unless it requests another."""
-    if experiment.train.engine != "auto":
-        return experiment
-    train = experiment.train.model_copy(update={"engine": "sequential"})
-    return experiment.model_copy(update={"train": train})
-
-
 def verify_engines(
-    experiment: Experiment, compared: Callable[[RoundComparison], None] | None = None
+    experiment: Experiment,
+    compared: Callable[[RoundComparison], None] | None = None,
+    engine: str = "stacked",
 ) -> list[str]:
-    """Run an experiment stacked, and each of its rounds again sequentially; returns differences.
+    """Run an experiment, and each of its rounds again with the Trainer; returns differences.
 
-    Every sequential round begins with the same model and strategy state as the stacked one: rounding
+    Every such round begins with the same model and strategy state as the other one: rounding
     errors would grow over many rounds, which is not a difference of the engines.
 
     Parameters
@@ -103,17 +100,19 @@ def verify_engines(
         It is run in this process; its ``runtime`` is ignored.
     compared : callable, optional
         Called with each round's comparison.
+    engine : str
+        The engine of the run: ``stacked`` or ``direct``.
 
     Raises
     ------
     InputError
-        If the experiment cannot be run, or its model cannot be trained stacked.
+        If the experiment cannot be run, or its model does not allow the engine.
     RunError
         If a run could not continue.
     """
-    space = Workspace.load(_changed(experiment, "stacked"))
+    space = Workspace.load(_changed(experiment, engine))
     here, starts = _run_here(space)
-    again = space.under(_changed(experiment, "sequential"))
+    again = space.under(_changed(experiment, "lightning"))
     there = _each_again(here, starts, again, run_in_process)
     return compare(here, there, compared, BETWEEN_ENGINES, _probe(here, starts, again))
 

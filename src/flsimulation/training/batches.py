@@ -62,6 +62,10 @@ class Batches:
         """What these are made of beside the data set, in the order of the parameters."""
         return self._indices, self._size, self._rng, self._seed
 
+    def again(self) -> Batches:
+        """The same from their beginning, whatever was drawn so far."""
+        return Batches(self._x, self._y, *self.parts, prepared=self._prepared)
+
     @property
     def transform(self) -> Transform | None:
         """What changes these batches."""

@@ -61,10 +61,14 @@ class Proximal(pl.Callback):
         self._mu = mu
         self._start = {parameter: parameter.detach().clone() for parameter in module.parameters()}
 
-    @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Add the term's gradient to the others."""
+        self.add_to(optimizer)
+
+    @torch.no_grad()
+    def add_to(self, optimizer: torch.optim.Optimizer) -> None:
         """Add the term's gradient to every parameter that the optimizer is about to move."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -13,10 +13,12 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment.spec import Train
+from flsimulation.training.direct_engine import DirectEngine
+from flsimulation.training.facts import NeedsTrainer
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
 from flsimulation.training.lightning import require_device
+from flsimulation.training.lightning_engine import LightningEngine
 from flsimulation.training.preparation import PLAIN, Preparation
-from flsimulation.training.sequential import SequentialEngine
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.engine import StackedEngine
 from flsimulation.training.trainers import takes_gpu
@@ -32,7 +34,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """``stacked`` or ``sequential``, as in the manifest."""
+        """``stacked``, ``direct`` or ``lightning``, as in the manifest."""
 
     @property
     def why_not(self) -> str | None:
@@ -84,9 +86,10 @@ def engine_for(
 ) -> Engine:
     """The engine that trains an experiment's clients where this is called.
 
-    Many clients are trained stacked where the module allows it, unless the experiment requests
-    ``sequential``. Where only one client ever is, on a node of a network, the Trainer starts sooner
-    than a program is built: there the experiment has to request ``stacked``.
+    Unless the experiment requests one: ``stacked`` where the module allows it, else ``direct``, and
+    where a fit needs Lightning's Trainer, ``lightning``. Where only one client ever is, on a node of
+    a network, a loop starts sooner than a program is built: there the experiment has to request
+    ``stacked``.
 
     Parameters
     ----------
@@ -99,7 +102,7 @@ def engine_for(
     clients : int
         The most that may train or evaluate here at a time; 0 where there is only the test set.
     processes : int
-        The most that sequential clients may take.
+        The most in which clients train one by one.
     clock : Clock
         The clock to use.
     prepared : Preparation
@@ -114,20 +117,33 @@ def engine_for(
     InputError
         If the experiment requests a device that is not available.
     ModelError
-        If the experiment requests the stacked engine, and the module does not allow it.
+        If the experiment requests an engine that the module does not allow.
     """
     require_device(spec)
     least = 1 if spec.engine == "stacked" else 2
-    if spec.engine == "sequential" or clients < least:
-        return SequentialEngine(module, spec, x, y, processes, clock=clock, prepared=prepared)
-    try:
-        return StackedEngine(module, spec, x, y, clock, prepared=prepared, work=work, tell=tell)
-    except Exception as error:  # a user's module may do anything when it is copied and traced
-        known = isinstance(error, NotStackable)
-        reason = str(error) if known else f"it cannot be traced ({describe_error(error)})"
-    if spec.engine == "stacked":
-        raise ModelError(f"train.engine is 'stacked', but {reason}; use 'auto' or 'sequential'")
-    return SequentialEngine(module, spec, x, y, processes, reason, clock, prepared=prepared)
+    why_not = None
+    if spec.engine in ("auto", "stacked") and clients >= least:
+        try:
+            return StackedEngine(module, spec, x, y, clock, prepared=prepared, work=work, tell=tell)
+        except Exception as error:  # a user's module may do anything when it is copied and traced
+            known = isinstance(error, NotStackable)
+            why_not = str(error) if known else f"it cannot be traced ({describe_error(error)})"
+        _refuse(spec, "stacked", why_not)
+    if spec.engine != "lightning":
+        try:
+            return DirectEngine(module, spec, x, y, processes, why_not, clock, prepared=prepared)
+        except Exception as error:
+            known = isinstance(error, NeedsTrainer)
+            reason = str(error) if known else f"it cannot be tried ({describe_error(error)})"
+        _refuse(spec, "direct", reason)
+        why_not = reason if why_not in (None, reason) else f"{why_not}; {reason}"
+    return LightningEngine(module, spec, x, y, processes, why_not, clock, prepared=prepared)
+
+
+def _refuse(spec: Train, engine: str, reason: str) -> None:
+    """Raise `ModelError` if the experiment requests an engine that the module does not allow."""
+    if spec.engine == engine:
+        raise ModelError(f"train.engine is {engine!r}, but {reason}; use 'auto' or 'lightning'")
 
 
 def processes_for(spec: Train, clients: int) -> int:

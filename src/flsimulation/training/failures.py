@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -41,8 +42,13 @@ def diverged(after: Tensor, before: Tensor) -> Tensor:
 def first_diverged(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor that training made NaN or infinite somewhere; None without one."""
     for name, value in after.items():
-        if not value.is_floating_point() or bool(torch.isfinite(value).all()):
+        if not value.is_floating_point() or _is_finite(value):
             continue
         if bool(diverged(value, before[name].to(value.device)).any()):
             return name
     return None
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all numbers are; a finite sum says so soonest."""
+    return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())

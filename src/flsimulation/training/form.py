@@ -35,6 +35,8 @@ PAIR = Form()
 
 def examples_of(batch: Any) -> int:
     """Number of examples of a batch of any form: the length of its last tensor."""
+    if type(batch) is tuple and type(batch[-1]) is Tensor:  # a pair, sooner
+        return int(batch[-1].shape[0])
     while not isinstance(batch, Tensor):
         batch = [*batch.values()][-1] if isinstance(batch, Mapping) else batch[-1]
     return len(batch)

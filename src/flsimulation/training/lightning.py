@@ -139,7 +139,7 @@ class LocalTrainer:
         trainer = self._run("fit", module, batches, validation, extra, seed)
         if module.automatic_optimization and loss.mean is None:
             raise no_step()
-        result = _exchanged(module, kinds)
+        result = exchanged(module, kinds)
         logged = scores(trainer.callback_metrics, {} if loss.mean is None else {"loss": loss.mean})
         if not np.isfinite(mean := logged.get("loss", 0.0)):
             raise loss_not_finite(mean)
@@ -188,7 +188,7 @@ class LocalTrainer:
         module.load_state_dict(state)
         module.federated_round = round
         if not defines("print", module):  # a line of each client of each round
-            module.print = _silent
+            module.print = silent
         return cast(pl.LightningModule, module)
 
     def _run(
@@ -209,14 +209,19 @@ class LocalTrainer:
                     trainer.fit(module, batches, validation)
                 else:
                     getattr(trainer, stage)(module, batches, verbose=False)
-        except ClientError:
-            raise
         except (Exception, SystemExit) as error:
-            if _was_interrupted(error):
-                raise KeyboardInterrupt from None
-            raise ClientError("error", _explained(error)) from error
+            raise client_error(error) from error
         self._trainer = kept
         return trainer
+
+
+def client_error(error: BaseException) -> ClientError:
+    """What a module raised, as its client's error. Raises `KeyboardInterrupt` if it was that."""
+    if isinstance(error, ClientError):
+        return error
+    if _was_interrupted(error):
+        raise KeyboardInterrupt from None
+    return ClientError("error", _explained(error))
 
 
 def _explained(error: BaseException) -> str:
@@ -234,7 +239,7 @@ def _was_interrupted(error: BaseException) -> bool:
     )
 
 
-def _exchanged(module: pl.LightningModule, kinds: Mapping[str, torch.dtype]) -> State:
+def exchanged(module: pl.LightningModule, kinds: Mapping[str, torch.dtype]) -> State:
     """Parameters and buffers on the CPU, in the types that they had before the fit."""
     return {
         name: value.detach().to("cpu", kinds.get(name, value.dtype))
@@ -242,5 +247,5 @@ def _exchanged(module: pl.LightningModule, kinds: Mapping[str, torch.dtype]) -> 
     }
 
 
-def _silent(*_: Any, **__: Any) -> None:
-    pass
+def silent(*_: Any, **__: Any) -> None:
+    """Print nothing."""

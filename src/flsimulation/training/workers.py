@@ -1,86 +1,39 @@
 """Clients that train one by one, in as many processes as there are cores.
 
-They are forked from this one: they have its data and model already, and keep their Trainer from one
-client to the next.
+They are forked from this one: they have its data and model already, and keep what they made for one
+client for the next.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, TypeAlias
-
-import numpy as np
-import torch
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from typing import Any
 
 from flsimulation.clock import Clock
-from flsimulation.data.leaves import Leaves
-from flsimulation.errors import ClientError, describe_error
-from flsimulation.host.processes import end_with_parent
-from flsimulation.host.warned import Warned, begin_sending, pass_on, taken
-from flsimulation.training.batches import Batches
+from flsimulation.errors import ClientError
+from flsimulation.host.warned import pass_on
 from flsimulation.training.failures import too_late
 from flsimulation.training.jobs import Job, State, Terms, Trained
-from flsimulation.training.preparation import Preparation
+from flsimulation.training.rooms import Layout, Room
+from flsimulation.training.worker import (
+    QUEUE,
+    Answer,
+    FitOne,
+    Held,
+    JobParts,
+    Request,
+    Slot,
+    Source,
+    serve,
+)
 
-FitOne: TypeAlias = Callable[[State, Job, Terms], Trained | ClientError]
-"""Trains one client from a model."""
+__all__ = ["FitOne", "Source", "Workers"]
 
-
-class Source(NamedTuple):
-    """What all clients' batches are made of."""
-
-    x: Leaves
-    """Inputs of the data set, [n, ...]."""
-    y: Leaves
-    prepared: Preparation
-
-
-class _Held(NamedTuple):
-    """What a forked process has from the one that forked it."""
-
-    fit: FitOne
-    model: State
-    """In shared memory."""
-    source: Source
-
-
-class _JobParts(NamedTuple):
-    """A `Job` as it goes to a process that has the data set."""
-
-    partition: int
-    batches: tuple[Any, ...]
-    """What its `Batches` are made of beside the data set."""
-    seed: Callable[[], int]
-    validation: tuple[Any, ...] | None
-    round: int
-
-    @classmethod
-    def of(cls, job: Job) -> _JobParts:
-        validation = job.validation.parts if job.validation is not None else None
-        return cls(job.partition, job.batches.parts, job.seed, validation, job.round)
-
-    def on(self, source: Source) -> Job:
-        """The job on this process's data set."""
-        x, y, prepared = source
-
-        def batches(parts: tuple[Any, ...]) -> Batches:
-            return Batches(x, y, *parts, prepared=prepared)
-
-        validation = batches(self.validation) if self.validation is not None else None
-        return Job(self.partition, batches(self.batches), self.seed, validation, self.round)
-
-
-_held: _Held | None = None
-"""Of a forked process."""
-
-_Arrays: TypeAlias = dict[str, np.ndarray]
-_Answer: TypeAlias = tuple[tuple[Trained, _Arrays] | ClientError, list[Warned]]
-"""A client's result, and the warnings of its process."""
+_LEAST_ROOM = 1 << 16  # bytes for the indices of a client
 
 
 class Workers:
@@ -101,92 +54,186 @@ class Workers:
     """
 
     def __init__(self, fit: FitOne, model: State, source: Source, count: int, clock: Clock) -> None:
-        self._count, self._clock = count, clock
-        self._held = _Held(fit, {n: value.detach().clone() for n, value in model.items()}, source)
-        for tensor in self._held.model.values():
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
-        self._pool: ProcessPoolExecutor | None = None
-        self._others: list[Any] = []  # processes that are not ours
+        self._fit, self._source, self._count, self._clock = fit, source, count, clock
+        self._layout = Layout(model)
+        self._model = self._layout.shared()
+        self._views = self._layout.views(self._model)
+        self._version = 0
+        self._room = _LEAST_ROOM
+        self._all: list[_Worker] = []
 
     def fit(
         self, model: State, jobs: Sequence[Job], terms: Terms
     ) -> Iterator[Trained | ClientError]:
         """Train clients from the same model; yields the results in the order of the jobs."""
         for name, value in model.items():
-            self._held.model[name].copy_(value)
-        pool = self._started()
-        running: list[Future[_Answer]] = []
+            self._views[name].copy_(value)
+        self._version += 1
+        self._make_room(jobs)
+        pass_ = _Pass(jobs, terms, self._version)
         try:
-            running = [pool.submit(_fit, _JobParts.of(job), terms) for job in jobs]
-            yield from (self._result(future, terms.expires) for future in running)
+            for place in range(len(jobs)):
+                while place not in pass_.done:
+                    self._advance(pass_)
+                yield pass_.done.pop(place)
         finally:
-            for future in running:
-                future.cancel()
+            if any(worker.running for worker in self._all):  # nobody waits for their results
+                self.close()
 
     def close(self) -> None:
         """End the processes, also in the middle of a fit."""
-        pool, self._pool = self._pool, None
-        if pool is None:
+        workers, self._all = self._all, []
+        for worker in workers:
+            worker.end()
+
+    def _make_room(self, jobs: Sequence[Job]) -> None:
+        """Have room for the indices of each of the clients: for more than before, in new processes."""
+        most = max((_bytes_of(job) for job in jobs), default=0)
+        if most > self._room:
+            self.close()
+            self._room = most
+
+    def _advance(self, pass_: _Pass) -> None:
+        """Give the workers clients, and take the results that are there; wait for one of them."""
+        self._assign(pass_)
+        left = None
+        if pass_.terms.expires is not None:
+            left = max(0.0, pass_.terms.expires - self._clock.time())
+        busy = {worker.connection: worker for worker in self._all if worker.running}
+        ended = {worker.process.sentinel: worker for worker in busy.values()}
+        if not busy:  # those that had ended are not there any more
             return
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            if process not in self._others:
-                process.kill()
-                process.join()
-                while process.is_alive():  # the pool's thread waited for it, and has yet to say so
-                    os.sched_yield()
-
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            self._others = multiprocessing.active_children()
-            context = multiprocessing.get_context("fork")
-            given = (self._held, os.getpid())
-            self._pool = ProcessPoolExecutor(self._count, context, _begin, given)
-        return self._pool
-
-    def _result(self, future: Future[_Answer], expires: float | None) -> Trained | ClientError:
-        left = None if expires is None else max(0.0, expires - self._clock.time())
-        try:
-            found, warned = future.result(left)
-        except (TimeoutError, BrokenProcessPool, CancelledError):
+        ready: list[Any] = wait([*busy, *ended], left)
+        if not ready:
             self.close()  # a client that hangs is not waited for; the next ones get new processes
-            if expires is not None and self._clock.time() >= expires:
-                return too_late()
-            return ClientError("lost", "its process was killed, most likely out of memory")
-        pass_on(warned)
-        if isinstance(found, ClientError):
-            return found
-        trained, arrays = found
-        state = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return trained._replace(state=state)
+            pass_.fail_rest(too_late())
+        for one in ready:
+            if (worker := busy.get(one)) is not None:
+                self._take(worker, pass_)
+            elif (worker := ended[one]) in self._all and not worker.has_answered:
+                self._lose(worker, pass_)
+
+    def _assign(self, pass_: _Pass) -> None:
+        """Give each worker a client, and another one while it trains, if there are many."""
+        while len(self._all) < min(self._count, len(pass_.waiting)):
+            self._all.append(self._started())
+        for most in range(1, QUEUE + 1):
+            for worker in list(self._all):
+                enough = most == 1 or len(pass_.waiting) > self._count
+                if pass_.waiting and enough and len(worker.running) < most:
+                    self._give(worker, pass_)
+
+    def _give(self, worker: _Worker, pass_: _Pass) -> None:
+        """Give a worker the next client; one that has ended is replaced."""
+        place = pass_.waiting.popleft()
+        if not worker.send(place, pass_):
+            pass_.waiting.appendleft(place)
+            self._lose(worker, pass_)
+
+    def _take(self, worker: _Worker, pass_: _Pass) -> None:
+        """Take one result, if the worker has not ended instead."""
+        try:
+            answer: Answer = worker.connection.recv()
+        except (EOFError, OSError):
+            self._lose(worker, pass_)
+            return
+        place, slot = worker.running.popleft()
+        pass_on(answer.warned)
+        pass_.done[place] = answer.result(slot, self._layout)
+
+    def _lose(self, worker: _Worker, pass_: _Pass) -> None:
+        """Give up the client that a worker trained when it was killed; others train the next one."""
+        self._all.remove(worker)
+        worker.end()
+        if worker.running:
+            place, _ = worker.running.popleft()
+            late = pass_.is_over(self._clock)
+            lost = ClientError("lost", "its process was killed, most likely out of memory")
+            pass_.done[place] = too_late() if late else lost
+        pass_.waiting.extendleft(place for place, _ in reversed(worker.running))
+
+    def _started(self) -> _Worker:
+        slots = tuple(Slot(Room(self._room), self._layout.shared()) for _ in range(QUEUE))
+        held = Held(self._fit, self._views, self._source, self._layout, slots)
+        return _Worker(held, [worker.connection for worker in self._all])
 
 
-def _begin(held: _Held, parent: int) -> None:
-    """Make a forked process ready: one thread, deaf to Ctrl-C, ending with its parent."""
-    global _held
-    torch.set_num_threads(1)  # a fork waits for ever for threads that its parent had
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    _held = held
-    begin_sending()
+class _Pass:
+    """One call of `Workers.fit`."""
+
+    def __init__(self, jobs: Sequence[Job], terms: Terms, version: int) -> None:
+        self.jobs, self.terms, self.version = jobs, terms, version
+        self.waiting = deque(range(len(jobs)))
+        """Places of the jobs that no worker has."""
+        self.done: dict[int, Trained | ClientError] = {}
+        """Results that were not yielded yet, by place."""
+
+    def is_over(self, clock: Clock) -> bool:
+        """Whether results are too late."""
+        return self.terms.expires is not None and clock.time() >= self.terms.expires
+
+    def fail_rest(self, error: ClientError) -> None:
+        """Make the error the result of all jobs that have none."""
+        self.waiting.clear()
+        self.done = _Otherwise(self.done, error)
 
 
-def _fit(parts: _JobParts, terms: Terms) -> _Answer:
-    """Train a client in a forked process; return its warnings, too."""
-    return _fitted(parts, terms), taken()
+class _Otherwise(dict[int, Trained | ClientError]):
+    """Results, and one error for all others."""
+
+    def __init__(self, known: dict[int, Trained | ClientError], error: ClientError) -> None:
+        super().__init__(known)
+        self._error = error
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def pop(self, place: int, *_: Any) -> Trained | ClientError:
+        return super().pop(place, self._error)
 
 
-def _fitted(parts: _JobParts, terms: Terms) -> tuple[Trained, _Arrays] | ClientError:
-    """Train a client in a forked process; its model as arrays, which need no open file."""
-    assert _held is not None  # noqa: S101 - `_begin` has set it
-    try:
-        result = _held.fit(dict(_held.model), parts.on(_held.source), terms)
-    except Exception as error:
-        return ClientError("error", describe_error(error))
-    if isinstance(result, ClientError):
-        return result
-    arrays = {name: tensor.numpy() for name, tensor in result.state.items()}
-    return result._replace(state={}), arrays
+class _Worker:
+    """One process, and the clients that it has."""
+
+    def __init__(self, held: Held, others: list[Any]) -> None:
+        context = multiprocessing.get_context("fork")
+        self.connection, theirs = context.Pipe()
+        self._slots = held.slots
+        self.running = deque[tuple[int, Slot]]()
+        """Places of the jobs that it was given, and where their data lies; the first one trains."""
+        self._next = 0
+        closing = [*others, self.connection]  # ends of other pipes, which a fork has too
+        self.process = context.Process(
+            target=serve, args=(held, theirs, closing, os.getpid()), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def send(self, place: int, pass_: _Pass) -> bool:
+        """Give it a job; False if it has ended."""
+        number, job = self._next % QUEUE, pass_.jobs[place]
+        slot = self._slots[number]
+        packed = slot.room.pack((JobParts.of(job), pass_.terms))
+        try:
+            self.connection.send(Request(number, pass_.version, packed))
+        except OSError:
+            return False
+        self._next += 1
+        self.running.append((place, slot))
+        return True
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether an answer is there that was not taken."""
+        return bool(self.connection.poll())
+
+    def end(self) -> None:
+        """Kill the process."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _bytes_of(job: Job) -> int:
+    parts = [job.batches] if job.validation is None else [job.batches, job.validation]
+    return sum(batches.parts[0].nbytes + 64 for batches in parts)

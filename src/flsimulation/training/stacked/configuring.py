@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from flsimulation.models.lightning_modules import SILENT
+from flsimulation.training.facts import OneDevice
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.eligible import Optimization, optimization
 
@@ -73,13 +74,11 @@ class Configuring:
             self._module.__class__ = cls
 
 
-class _FitToCome:
-    """What a Trainer knows before a client's fit on one device; nothing else of it is there."""
+class _FitToCome(OneDevice):
+    """What a Trainer knows before a client's fit; nothing else of it is there."""
 
-    global_step = current_epoch = global_rank = local_rank = node_rank = 0
-    accumulate_grad_batches = num_devices = num_nodes = world_size = 1
-    max_steps, datamodule, is_global_zero = -1, None, True
-    logger, loggers = SILENT, (SILENT,)
+    global_step = current_epoch = 0
+    accumulate_grad_batches = 1
 
     def __init__(self, asked: Configuring, epochs: int, batches: int) -> None:
         self._asked, self.max_epochs, self._batches = asked, epochs, batches

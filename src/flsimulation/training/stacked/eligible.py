@@ -76,7 +76,7 @@ def optimization(module: pl.LightningModule) -> Optimization:
         raise NotStackable(
             f"configure_optimizers needs a Trainer ({describe_error(error)})"
         ) from None
-    optimizer, schedulers = _parsed(configured)
+    optimizer, schedulers = parsed(configured)
     if type(optimizer) not in _ELEMENTWISE:
         raise NotStackable(f"{type(optimizer).__name__} does not work element by element")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
@@ -152,8 +152,8 @@ def clipped(gradients: list[Tensor | None], most: float) -> list[Tensor | None]:
     ]
 
 
-def _parsed(configured: Any) -> Optimization:
-    """What ``configure_optimizers`` may return, as Lightning documents it."""
+def parsed(configured: Any) -> Optimization:
+    """What ``configure_optimizers`` may return, as Lightning documents it. Raises `NotStackable`."""
     schedulers: Any = []
     if (
         isinstance(configured, list | tuple)

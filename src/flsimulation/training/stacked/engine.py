@@ -12,13 +12,11 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, RunError, describe_error
 from flsimulation.experiment.spec import Train
-from flsimulation.training.direct import DirectEvaluator
+from flsimulation.training.evaluating import Evaluating
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.preparation import PLAIN, Preparation
-from flsimulation.training.sequential import evaluated_alone
 from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.evaluation import StackedEvaluator
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.stacked.wave import Wave
 from flsimulation.training.work import Tell, Work, silent
@@ -69,12 +67,7 @@ class StackedEngine:
         )
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
-        self._direct = self._evaluator(module, clock)
-        self._together = (
-            StackedEvaluator(self._direct, x, y, prepared)
-            if self._direct is not None and not self._direct.has_end
-            else None
-        )
+        self._evaluating = Evaluating(module, self._lightning, x, y, clock, prepared=prepared)
 
     @property
     def gpu(self) -> str | None:
@@ -105,50 +98,24 @@ class StackedEngine:
             raise RunError(
                 f"the GPU's memory does not hold the clients that train together "
                 f"({describe_error(error)}); lower train.batch-size, or set train.engine = "
-                f"'sequential' or train.device = 'cpu'"
+                f"'lightning' or train.device = 'cpu'"
             ) from None
         except NotStackable as reason:
             raise RunError(
                 f"the clients cannot be trained together after all: {reason}; set train.engine = "
-                f"'sequential'"
+                f"'lightning'"
             ) from reason
 
     def evaluate(
         self, model: State, jobs: Sequence[Job], expires: float | None = None
     ) -> Iterator[Scored]:
         """Score the model on each job's batches, those of one size together."""
-
-        def alone(place: int) -> dict[str, float] | ClientError:
-            return self._alone(model, jobs[place], expires)
-
-        if len(jobs) < 2 or self._together is None:
-            yield from ({job.partition: alone(place)} for place, job in enumerate(jobs))
-            return
-        parts = [job.batches for job in jobs]
-        for found in self._together.evaluate(model, parts, alone, expires, round=jobs[0].round):
-            yield {jobs[place].partition: scored for place, scored in found.items()}
+        yield from self._evaluating.evaluate(model, jobs, expires)
 
     def close(self) -> None:
         """End a fit that was not iterated to its end: it holds PyTorch to one thread."""
         if self._waves is not None:
             self._waves.close()
-
-    def _evaluator(self, module: pl.LightningModule, clock: Clock) -> DirectEvaluator | None:
-        """What evaluates without a Trainer, if the module allows it."""
-        try:
-            return DirectEvaluator(module, gpu=self._lightning.uses_gpu, clock=clock)
-        except NotStackable:
-            return None
-
-    def _alone(
-        self, model: State, job: Job, expires: float | None
-    ) -> dict[str, float] | ClientError:
-        if self._direct is not None:
-            try:
-                return evaluated_alone(self._direct, model, job, expires)
-            except NotStackable:  # its step needs a Trainer after all
-                self._direct = self._together = None
-        return evaluated_alone(self._lightning, model, job, expires)
 
 
 def _fitted(wave: Wave, jobs: Sequence[Job], *, average: bool) -> Fitted:

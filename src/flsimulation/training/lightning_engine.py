@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import pytorch_lightning as pl
 
@@ -12,16 +11,14 @@ from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.host.warned import of_client
-from flsimulation.training.batches import Batches
+from flsimulation.training.evaluating import evaluated_alone
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
-from flsimulation.training.measured import Measured
 from flsimulation.training.preparation import PLAIN, Preparation
-from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.workers import Source, Workers
 
 
-class SequentialEngine:
+class LightningEngine:
     """Trains clients one by one, in this process or in several.
 
     Parameters
@@ -42,7 +39,8 @@ class SequentialEngine:
         How batches are prepared for the module.
     """
 
-    name, averages = "sequential", False
+    name: str = "lightning"
+    averages = False
 
     def __init__(
         self,
@@ -97,48 +95,20 @@ class SequentialEngine:
     def _fit_one(self, model: State, job: Job, terms: Terms) -> Trained | ClientError:
         try:
             with of_client(job.partition):
-                return self._trainer.fit(
-                    model,
-                    job.batches,
-                    seed=job.seed(),
-                    validation=job.validation,
-                    proximal_mu=terms.proximal_mu,
-                    expires=terms.expires,
-                    round=job.round,
-                )
+                return self._fitted(model, job, terms)
         except ClientError as error:
             return error
         except Exception as error:
             return ClientError("error", describe_error(error))
 
-
-class Evaluates(Protocol):
-    """A `LocalTrainer` or a `DirectEvaluator`."""
-
-    def evaluate(
-        self,
-        state: State,
-        batches: Batches,
-        *,
-        seed: int = 0,
-        expires: float | None = None,
-        round: int = 0,
-    ) -> Measured:
-        """Scores of a model. Raises `ClientError`."""
-
-
-def evaluated_alone(
-    by: Evaluates, model: State, job: Job, expires: float | None
-) -> dict[str, float] | ClientError:
-    """One client's scores, or why there are none. Raises `NotStackable`."""
-    try:
-        with of_client(job.partition):
-            return by.evaluate(
-                model, job.batches, seed=job.seed(), expires=expires, round=job.round
-            )
-    except NotStackable:
-        raise
-    except ClientError as error:
-        return error
-    except Exception as error:
-        return ClientError("error", describe_error(error))
+    def _fitted(self, model: State, job: Job, terms: Terms) -> Trained:
+        """Train one client. Raises `ClientError`."""
+        return self._trainer.fit(
+            model,
+            job.batches,
+            seed=job.seed(),
+            validation=job.validation,
+            proximal_mu=terms.proximal_mu,
+            expires=terms.expires,
+            round=job.round,
+        )
