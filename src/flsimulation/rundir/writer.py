@@ -234,6 +234,7 @@ def _description(event: RunStarted) -> dict[str, Any]:
         },
         "engine": None,
         "not-stacked": None,
+        "step-seconds": dict(event.step_seconds) or None,
         "gpu": event.gpu,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,7 @@ from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.stacked.wave import Wave
+from flsimulation.training.timing import one_thread, raise_first
 from flsimulation.training.work import Tell, Work, silent
 
 
@@ -65,9 +66,14 @@ class StackedEngine:
         self._trainer = StackedTrainer(
             module, spec, x, y, clock, prepared=prepared, work=work, tell=tell
         )
+        self.step_seconds: Mapping[str, float] = {}
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
         self._evaluating = Evaluating(module, self._lightning, x, y, clock, prepared=prepared)
+
+    def at_once(self, cohort: int) -> int:
+        """The most clients of a cohort that train together, on one core or on the GPU."""
+        return self._trainer.at_once(cohort)
 
     @property
     def gpu(self) -> str | None:
@@ -105,6 +111,12 @@ class StackedEngine:
                 f"the clients cannot be trained together after all: {reason}; set train.engine = "
                 f"'lightning'"
             ) from reason
+
+    def practise(self, model: State, jobs: Sequence[Job], terms: Terms) -> None:
+        """Train clients in this thread and drop the results. Raises `ClientError`, `RunError`."""
+        with one_thread():
+            for fitted in self.fit(model, jobs, terms):
+                raise_first(fitted.results)
 
     def evaluate(
         self, model: State, jobs: Sequence[Job], expires: float | None = None

@@ -178,6 +178,11 @@ class StackedTrainer:
         else:
             yield from self._on_threads(train, waves, threads)
 
+    def at_once(self, cohort: int) -> int:
+        """The most clients of a cohort that train together, on one core or on the GPU."""
+        threads = torch.get_num_threads() if self._stack.device.type == "cpu" else 1
+        return min(cohort, self._most(cohort, threads, in_place=self._rates is not None))
+
     def _on_threads(
         self, train: Callable[[list[int]], Wave], waves: list[list[int]], threads: int
     ) -> Iterator[Wave]:
@@ -204,10 +209,7 @@ class StackedTrainer:
         """Clients that train together: as many as there is room for, of like length."""
         if not clients:
             return []
-        size = sum(p.nbytes for p in self._stack.parameters) * (1 if in_place else _COPIES)
-        most = max(1, self._room // max(1, size + self._step_bytes))
-        turns = -(-len(clients) // (most * threads))
-        most = -(-len(clients) // (turns * threads))
+        most = self._most(len(clients), threads, in_place=in_place)
         order = sorted(range(len(clients)), key=lambda place: -clients[place].examples)
         if not self._goes_by_epochs:
             return [order[i : i + most] for i in range(0, len(order), most)]
@@ -218,6 +220,13 @@ class StackedTrainer:
                 waves.append([])
             waves[-1].append(place)
         return waves
+
+    def _most(self, clients: int, threads: int, *, in_place: bool) -> int:
+        """The most clients of so many in a wave: all threads have as many waves."""
+        size = sum(p.nbytes for p in self._stack.parameters) * (1 if in_place else _COPIES)
+        most = max(1, self._room // max(1, size + self._step_bytes))
+        turns = -(-clients // (most * threads))
+        return -(-clients // (turns * threads))
 
     def _bytes_of_step(self, examples: int) -> int:
         """Most of the GPU's memory that one client's step takes beside its parameters."""
