@@ -22,6 +22,7 @@ from flsimulation.clock import SYSTEM, Clock, VirtualClock
 from flsimulation.events import NOT_DIRECT, EngineReported, Event, PhaseStarted, RoundFinished
 from flsimulation.experiment.spec import Train
 from flsimulation.training.engine import NOT_FASTER, Before, Engine, engine_for
+from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.timing import one_thread
 from flsimulation.training.work import Work
 
@@ -147,6 +148,17 @@ def test_a_client_of_practice_that_fails_leaves_the_choice_as_it_was() -> None:
 
     engine = chosen(Broken())
     assert (engine.name, engine.step_seconds) == ("stacked", {})
+
+
+def test_what_is_measured_is_the_program_although_few_steps_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def by_autograd(*_: Any) -> Any:
+        raise AssertionError("a step that stands for many was taken by autograd")
+
+    monkeypatch.setattr(StepPrograms, "by_autograd", by_autograd)
+    short = Work(rounds=1, fits=4, steps=1600, examples=1600.0)  # a round of one wave
+    assert chosen(Costs(4.0, 4.0), work=short).step_seconds
 
 
 @pytest.mark.parametrize(("kind", "measured"), [("inprocess", True), ("ray", False)])

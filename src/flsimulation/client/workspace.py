@@ -207,14 +207,14 @@ def _chosen(
     return engine_for(
         *(module, spec, x, y, clients, processes, clock),
         prepared=prepared,
-        work=_work(experiment, data),
+        work=work_of(experiment, data),
         tell=tell,
         measures=alone,
         before=before if alone else None,
     )
 
 
-def _work(experiment: Experiment, data: FederatedData) -> Work:
+def work_of(experiment: Experiment, data: FederatedData) -> Work:
     """What the clients do in all rounds, as if all had as many examples."""
     spec, rounds = experiment.train, experiment.strategy.rounds
     fits = rounds * experiment.cohort_size

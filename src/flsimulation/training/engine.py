@@ -160,7 +160,8 @@ def engine_for(
             direct.step_seconds = kept.step_seconds
             return direct
         _refuse(spec, "direct", direct)
-        why_not = direct if why_not in (None, direct) else f"{why_not}{NOT_DIRECT}{direct}"
+        if not (why_not or "").startswith(direct):  # which may lack the line in the user's file
+            why_not = direct if why_not is None else f"{why_not}{NOT_DIRECT}{direct}"
     return own.lightning(why_not)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -150,8 +150,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def raise_first(results: Mapping[int, object]) -> None:
+def raise_first(results: Iterable[object]) -> None:
     """Raise the error of a client that failed, if one did."""
-    for result in results.values():
+    for result in results:
         if isinstance(result, ClientError):
             raise result

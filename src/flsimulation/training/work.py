@@ -52,6 +52,10 @@ class Work(NamedTuple):
         """Trainings of one client in one round."""
         return max(1, self.fits // max(1, self.rounds))
 
+    def repeated(self, times: int) -> Work:
+        """The same in so many times the rounds."""
+        return Work(self.rounds * times, self.fits * times, self.steps * times, self.examples)
+
     def is_worth_tracing(self, calls: Calls) -> bool:
         """Whether tracing such a step takes no more than a third of the clients' training."""
         spent = _TRACED * calls.made * (_TRACED_AGAIN if calls.writes else 1)

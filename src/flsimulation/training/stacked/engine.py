@@ -113,10 +113,13 @@ class StackedEngine:
             ) from reason
 
     def practise(self, model: State, jobs: Sequence[Job], terms: Terms) -> None:
-        """Train clients in this thread and drop the results. Raises `ClientError`, `RunError`."""
+        """Train clients in this thread and drop the results. Raises `ClientError`."""
+        clients, seeds = [job.batches for job in jobs], [job.seed for job in jobs]
         with one_thread():
-            for fitted in self.fit(model, jobs, terms):
-                raise_first(fitted.results)
+            for wave in self._trainer.fit(
+                model, clients, seeds, average=terms.average, practice=True
+            ):
+                raise_first(wave.results)
 
     def evaluate(
         self, model: State, jobs: Sequence[Job], expires: float | None = None

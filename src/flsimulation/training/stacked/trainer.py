@@ -39,6 +39,7 @@ from flsimulation.training.work import Calls, Tell, Work, silent
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
 _GPU_SHARE = 4  # of a GPU's free memory for a wave: a new program is compared with another
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
+_MANY = 10**6  # waves of a round: each size of a batch is worth a program
 _POWERS = 10  # of 2, sizes of a batch
 _COUNTED = 4  # examples of a batch whose step's calls are counted
 _EXAMPLES = 32  # of the data set, enough to trace a step
@@ -138,6 +139,7 @@ class StackedTrainer:
         expires: float | None = None,
         average: bool = False,
         round: int = 0,
+        practice: bool = False,
     ) -> Generator[Wave, None, None]:
         """Train every client from the same global model; yields wave by wave.
 
@@ -158,6 +160,9 @@ class StackedTrainer:
             Give each wave's mean model only.
         round : int
             Number of the round.
+        practice : bool
+            Whether these steps stand for many more: no size of a batch is then too rare for a
+            program.
         """
         device = self._stack.device
         start = {n: state[n].to(device, dtype) for n, dtype in self._stack.kinds.items()}
@@ -165,7 +170,8 @@ class StackedTrainer:
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         waves = self._waves(clients, threads, in_place=rates is not None)
         factor, seeds = self._rate_factor(round), seeds or [int] * len(clients)
-        terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, len(waves))
+        alike = _MANY if practice else len(waves)
+        terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, alike)
 
         def train(places: list[int]) -> Wave:
             own = [clients[place] for place in places]

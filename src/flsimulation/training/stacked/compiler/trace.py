@@ -86,7 +86,7 @@ def refusal(error: BaseException) -> NotStackable:
         return error
     text = str(error)
     if isinstance(error, NotStackable | CannotTake):
-        return NotStackable(f"training_step {text}")
+        return NotStackable(f"training_step {text}{place_of(error)}")
     described, place = describe_error(error), place_of(error)
     if _IN_PLACE.search(text):
         return WritesInPlace(f"training_step writes in place into a tensor that it made{place}")
