@@ -1,29 +1,31 @@
 """The whole command: seconds, start-up and memory of ``flsim run``, and rounds of large populations.
 
 Each run is a program of its own, as a user starts it, with evaluation, the run directory and the
-report; the runs alternate. W1 and W2 are those of workloads.py; ``1k`` and ``1M`` are W2's clients,
-100 a round, of populations of a thousand and of a million that draw their examples; ``10k cohort``
-is a round of 10,000 clients of ten examples. Start-up is the command less the run itself.
+report; the runs alternate, with a program that only imports PyTorch. ``default`` is the default
+experiment, W1 and W2 are those of workloads.py; ``1k`` and ``1M`` are W2's clients, 100 a round, of
+populations of a thousand and of a million that draw their examples; ``10k cohort`` is a round of
+10,000 clients of ten examples. The first round begins as many seconds after the command as its line
+is printed, less the round itself; start-up is the command less the run.
 
-    python benchmarks/command.py [W1 W2 1k 1M "10k cohort"] [--repeats 3] [--json FILE]
+    python benchmarks/command.py [default W1 W2 1k 1M "10k cohort"] [--repeats 3] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from results import command_line, json_file, write
 from workloads import experiment
 
-from flsimulation.experiment import Experiment, dump_toml
+from flsimulation.experiment import Experiment, dump_toml, load_experiment
 from flsimulation.rundir import RunRecord
 
 
@@ -45,7 +47,10 @@ def drawn(clients: int, cohort: int, examples: int, rounds: int) -> Experiment:
     )
 
 
+ALONE = "import torch"
+"""The program that each run is compared with."""
 RUNS = {
+    "default": lambda: load_experiment(None),
     "W1": lambda: experiment("W1", 20),
     "W2": lambda: experiment("W2", 20),
     "1k": lambda: drawn(1000, 100, 60, 20),
@@ -58,20 +63,43 @@ def measured(spec: Experiment) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "experiment.toml"
         file.write_text(dump_toml(spec))
-        command = [sys.executable, "-m", "flsimulation", "run", str(file), "--json", "--quiet"]
         began = time.perf_counter()
-        done = subprocess.run(
-            [*command, "--out", "run"], cwd=folder, check=True, capture_output=True, text=True
-        )
+        printed = first_round_printed([*FLSIM, "run", str(file), "--out", "run"], folder)
         whole = time.perf_counter() - began
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        rounds = [line["seconds"]["total"] for line in RunRecord(Path(folder) / "run").rounds]
+        record = RunRecord(Path(folder) / "run")
+        manifest = record.manifest
+        rounds = [line["seconds"]["total"] for line in record.rounds]
     return {
         "command": whole,
-        "start-up": whole - result["seconds"],
+        "first-round": printed - began - rounds[0],
+        "start-up": whole - manifest["seconds"],
         "round": statistics.median(rounds[2:] or rounds),
-        "peak-bytes": result["peak_memory_bytes"],
+        "peak-bytes": manifest["peak-memory-bytes"],
     }
+
+
+FLSIM = [sys.executable, "-m", "flsimulation"]
+
+
+def first_round_printed(command: list[str], folder: str) -> float:
+    """Run a command to its end; the time at which it printed the line of the first round."""
+    found, at_once = 0.0, os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=folder, env=at_once, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if not found and re.match(r"\s*1/\d", line):
+                found = time.perf_counter()
+    if running.returncode or not found:
+        raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
+    return found
+
+
+def imported_alone() -> dict[str, float]:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", ALONE], check=True)
+    return {"command": time.perf_counter() - began}
 
 
 def main() -> None:
@@ -83,19 +111,27 @@ def main() -> None:
     chosen = options.runs or list(RUNS)
     if unknown := sorted(set(chosen) - RUNS.keys()):
         parser.error(f"{unknown[0]} is none of {', '.join(RUNS)}")
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in [ALONE, *chosen]}
     for _ in range(options.repeats):
         for name in chosen:
+            found[ALONE].append(imported_alone())
             found[name].append(measured(RUNS[name]()))
     results = []
-    print(f"{'run':12}{'command, s':>12}{'start-up, s':>12}{'a round, s':>12}{'peak, MiB':>12}")
+    print(
+        "run             command  first round  of import torch   start-up  a round, s   peak, MiB"
+    )
     for name, rows in found.items():
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         results.append({"run": name, "median": middle, "all": rows})
-        print(
-            f"{name:12}{middle['command']:12.1f}{middle['start-up']:12.1f}{middle['round']:12.3f}"
-            f"{middle['peak-bytes'] / 2**20:12.0f}"
-        )
+        print(f"{name:12}{middle['command']:9.2f} s", end="")
+        if name != ALONE:
+            ratio = middle["first-round"] / results[0]["median"]["command"]
+            print(
+                f"{middle['first-round']:11.2f} s{ratio:16.2f} x{middle['start-up']:9.2f} s"
+                f"{middle['round']:12.3f}{middle['peak-bytes'] / 2**20:12.0f}",
+                end="",
+            )
+        print()
     if options.json:
         write(options.json, command_line(), results)
 

@@ -151,9 +151,10 @@ messages, events and the run directory, for cohorts of several sizes.
         "command",
         "The whole command",
         """\
-`python benchmarks/command.py` runs the command `flsim run` for W1, W2 and for populations of a
-thousand and of a million clients (`1k`, `1M`: 100 per round; `10k cohort`: 10,000 per round), and measures the
-seconds of the command, of its start-up and of a round, and the largest memory.
+`python benchmarks/command.py` runs the command `flsim run` for the default experiment, W1, W2 and for populations of
+a thousand and of a million clients (`1k`, `1M`: 100 per round; `10k cohort`: 10,000 per round), and measures the
+seconds of the command, until its first round, of its start-up (the command less the run) and of a round, and the
+largest memory. In turn with them it runs a program that only imports PyTorch.
 """,
         figure_tables.command,
     ),

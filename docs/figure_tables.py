@@ -104,14 +104,15 @@ def overhead(results: Any) -> str:
 def command(results: Any) -> str:
     """The seconds of whole commands, and their memory."""
     return table(
-        ("run", "command, s", "start-up, s", "round, s", "peak, MiB"),
+        ("run", "command, s", "first round after, s", "start-up, s", "round, s", "peak, MiB"),
         [
             (
                 row["run"],
                 f"{row['median']['command']:.1f}",
-                f"{row['median']['start-up']:.1f}",
-                seconds(row["median"]["round"]),
-                f"{row['median']['peak-bytes'] / 2**20:.0f}",
+                f"{row['median']['first-round']:.1f}" if "first-round" in row["median"] else "-",
+                f"{row['median']['start-up']:.1f}" if "start-up" in row["median"] else "-",
+                seconds(row["median"]["round"]) if "round" in row["median"] else "-",
+                f"{row['median']['peak-bytes'] / 2**20:.0f}" if "round" in row["median"] else "-",
             )
             for row in results
         ],

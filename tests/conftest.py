@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -23,6 +24,9 @@ from flsimulation.data import Dataset
 from flsimulation.events import Event
 from flsimulation.experiment import Experiment
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+"""Figures, waves and processes are those of CPUs, also on a machine with a GPU; tests about a GPU have
+stand-ins for it. With CUDA_VISIBLE_DEVICES=0 they use the first one."""
 PATIENCE = 600.0
 """Seconds until a test that waits for what never comes fails: no machine needs as many."""
 

@@ -395,3 +395,40 @@ def test_the_reason_that_clients_report_is_said_as_the_one_that_was_known(
     assert capsys.readouterr().out == (
         "  engine: stacked\n  engine: lightning (BatchNorm1d keeps running statistics)\n"
     )
+
+
+STEPPED = """
+import torch, pytorch_lightning as pl
+
+class Net(pl.LightningModule):
+    def __init__(self, manual=False):
+        super().__init__()
+        self.layer = torch.nn.Linear(784, 10)
+        self.automatic_optimization = not manual
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = torch.nn.functional.cross_entropy(self.layer(x.flatten(1)), y)
+        return loss * (1 + self.global_step)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+"""
+
+
+@pytest.mark.parametrize(("manual", "status"), [("false", 0), ("true", 2)])
+def test_engines_that_a_model_does_not_allow_are_named(
+    flsim: Any, own_modules: Any, manual: str, status: int
+) -> None:
+    sets = ["data.clients=2", "data.examples-per-client=50", "strategy.rounds=1"]
+    sets += [f"model.class={own_modules(STEPPED)}:Net", f"model.args.manual={manual}"]
+    code, out, err = flsim("verify", "--engines", *[f"--set={one}" for one in sets])
+    refused = [line for line in out.splitlines() if line.startswith("not compared: ")]
+    assert code == status, err
+    if status == 0:
+        assert out.splitlines()[-1] == "agree: 1 rounds, bit for bit"
+        (line,) = refused
+        assert "train.engine is 'stacked', but training_step uses self.global_step" in line
+    else:
+        assert [line.split("'")[1] for line in refused] == ["stacked", "direct"]
+        assert "the module optimizes by itself" in err

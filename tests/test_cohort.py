@@ -31,6 +31,7 @@ from flsimulation.training.stacked.compiler.comparison import exactly
 from flsimulation.training.stacked.compiler.given import Given
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.room import Room
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.stacked.wave import Trained, Wave
 
@@ -726,13 +727,9 @@ class Regression(Net):
 WORDS = torch.tensor(np.random.default_rng(4).integers(11, size=(EXAMPLES, 5)))
 
 
-def test_padding_which_vmap_forgets_for_all_clients_but_one_is_refused() -> None:
-    with pytest.raises(NotStackable, match="something else for many clients at once"):
-        StackedTrainer(built(Words, 0), Train(), WORDS, Y)
-
-
 def test_integer_inputs_and_real_targets() -> None:
     assert_equal(built(Words), Clients(x=WORDS))
+    assert_equal(built(Words, 0), Clients(x=WORDS))  # whose padding vmap forgets for all but one
     assert_equal(built(Regression), Clients(y=X[:, 0].float()))
     assert_equal(built(Regression), Clients(y=X[:, :CLASSES].float()))
 
@@ -759,7 +756,8 @@ def test_company_and_threads_change_nothing_but_roundings(
 ) -> None:
     monkeypatch.setattr("flsimulation.training.stacked.trainer._WAVE_BYTES", 2_000)  # small waves
     module = built(Net, OPTIMIZERS["adam"])
-    trainer = StackedTrainer(module, Train(batch_size=4, epochs=2), X32, Y)
+    spec = Train(batch_size=4, epochs=2, device="cpu")
+    trainer = StackedTrainer(module, spec, X32, Y)
     clients = Clients((5, 9, 2, 7, 9, 4, 11, 3))
     waves = list(trainer.fit(module.state_dict(), clients.batches()))
     assert len(waves) > 2
@@ -1254,9 +1252,9 @@ def test_a_wave_fits_its_room_with_what_a_step_takes(
     optimizer: str, step_bytes: int, clients: int
 ) -> None:
     module = built(Net, OPTIMIZERS[optimizer])
-    trainer = StackedTrainer(module, Train(batch_size=4), X32, Y)
+    trainer = StackedTrainer(module, Train(batch_size=4, device="cpu"), X32, Y)
     size = sum(4 * p.numel() for p in module.parameters())  # 212 bytes; Adam's moments beside them
-    trainer._room, trainer._step_bytes = 10 * size, step_bytes
+    trainer._room = Room(10 * size, 0, step_bytes)
     waves = list(trainer.fit(module.state_dict(), Clients([4] * 20).batches()))
     assert {len(wave.clients) for wave in waves} == {clients}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -383,6 +385,18 @@ def test_the_module_and_the_global_model_stay_as_they_are() -> None:
     assert module.own["seen"] == []
     for name, value in module.state_dict().items():
         assert torch.equal(value, state[name])
+
+
+def test_a_clients_module_is_gone_with_its_fit() -> None:
+    seen: list[Any] = []
+    module = Net(step=lambda m, loss, *_: (seen.append(weakref.ref(m)), loss)[1])
+    trainer = DirectTrainer(module, Train())
+    gc.disable()
+    try:
+        trainer.fit(module.state_dict(), batches(), seed=1)
+        assert {ref() for ref in seen} == {None}
+    finally:
+        gc.enable()
 
 
 class Shared(Net):

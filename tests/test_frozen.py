@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord
 from safetensors.numpy import load_file
 
 from flsimulation import run
 from flsimulation.experiment.strategy import STRATEGIES
 from flsimulation.messages.weights import mean_of
+from flsimulation.training.stacked.rows import mean_of_rows
 
 MODULE = """
 import pytorch_lightning as pl
@@ -113,3 +115,10 @@ def test_the_mean_of_equal_arrays_is_that_array() -> None:
     assert mean.tobytes() == odd.tobytes()
     other = mean_of([model(odd), model(odd + np.float32(1)), model(odd)], weights)["w"].numpy()
     assert other[0] == pytest.approx(0.19 + 11 / 31)
+
+
+def test_the_mean_of_one_is_that_one_and_no_copy() -> None:
+    only = model(np.ones(3, np.float32))
+    assert mean_of([only], [7])["w"] is only["w"]
+    rows = torch.rand(1, 5)
+    assert mean_of_rows(rows, torch.tensor([1.0])).data_ptr() == rows.data_ptr()

@@ -178,7 +178,7 @@ def test_a_fit_that_is_not_read_to_its_end_leaves_pytorch_its_threads(
     make_experiment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "_WAVE_BYTES", 1)  # many waves
-    space = Workspace.load(make_experiment(train={"engine": "stacked"}))
+    space = Workspace.load(make_experiment(train={"engine": "stacked", "device": "cpu"}))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -212,7 +212,7 @@ def test_a_run_that_breaks_off_leaves_pytorch_its_threads(
     torch.set_num_threads(2)
     try:
         with pytest.raises(ValueError, match="a sink that fails") as caught:
-            run_in_process(make_experiment(train={"engine": engine}), [broken])
+            run_in_process(make_experiment(train={"engine": engine, "device": "cpu"}), [broken])
         assert caught.value.__traceback__ is not None  # and with it all that was at work
         assert torch.get_num_threads() == 2
     finally:
@@ -238,9 +238,9 @@ def test_the_garbage_collector_passes_over_imports_during_a_run_only(make_experi
     [
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 3 GiB."),
-            "the GPU's memory does not hold the clients that train together (OutOfMemoryError: "
+            "there is not enough memory to train a single client stacked (OutOfMemoryError: "
             "CUDA out of memory. Tried to allocate 3 GiB.); lower train.batch-size, or set "
-            "train.engine = 'lightning' or train.device = 'cpu'",
+            "train.engine = 'lightning'",
         ),
         (
             NotStackable("training_step uses batch_idx"),
@@ -257,7 +257,7 @@ def test_a_wave_that_fails_as_a_whole_ends_the_run_with_a_sentence(
         yield
 
     monkeypatch.setattr(StackedTrainer, "fit", failing)
-    spec = make_experiment(train={"engine": "stacked"})
+    spec = make_experiment(train={"engine": "stacked", "device": "cpu"})
     with pytest.raises(RunError) as caught:
         run_in_process(spec)
     assert re.sub(r" \(\w+\.py:\d+\)", "", str(caught.value)) == message

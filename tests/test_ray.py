@@ -232,7 +232,7 @@ def test_one_by_one_where_a_module_cannot_be_stacked_and_one_that_raises_is_name
     here, there = Observed(), Observed()
     run_in_process(spec, [here], Workspace.load(spec, processes=1))
     on_ray(pool, spec, there, recorder)
-    assert [e.engine for e in recorder.of(RunStarted)] == ["lightning"]
+    assert [e.engine for e in recorder.of(RunStarted)] == ["direct"]
     assert compare(here, there) == []
     assert [e.failures for e in there.rounds] == [{"error": 1}] * 2
     failed = [e for e in recorder.of(ClientReplied) if e.reason]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,8 @@ from PIL import Image
 from flsimulation.data import load_dataset
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.idx import read_idx
-from flsimulation.data.shipped import load_mnist
+from flsimulation.data.shipped import FASHION_VARIABLE, load_mnist
+from flsimulation.data.sources import read_ahead
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
@@ -176,6 +178,48 @@ def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(data.classes) == 10
     assert data.classes[0] == "T-shirt/top"
     assert data.classes[9] == "Ankle boot"
+
+
+def test_a_data_set_that_is_read_ahead_is_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, spec = idx_folder(tmp_path / "data"), Data(dataset="fashion-mnist")
+    monkeypatch.setenv(FASHION_VARIABLE, str(folder))
+    expected, before = load_dataset(spec, 0), set(threading.enumerate())
+    with read_ahead(spec, 0):
+        other = load_dataset(spec, 1)  # of another seed: it is read now
+        for thread in set(threading.enumerate()) - before:
+            thread.join()
+        shutil.rmtree(folder)
+        ahead = load_dataset(spec, 0)
+        with pytest.raises(DataError, match="there is no copy in"):
+            load_dataset(spec, 0)
+    assert other is not ahead
+    assert ahead.digest == expected.digest == other.digest
+
+
+def test_a_data_set_that_is_read_ahead_and_not_taken_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Data(dataset="fashion-mnist")
+    monkeypatch.setenv(FASHION_VARIABLE, str(idx_folder(tmp_path / "data")))
+    with read_ahead(spec, 0):
+        pass
+    monkeypatch.setenv(FASHION_VARIABLE, str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="there is no copy in"):
+        load_dataset(spec, 0)
+
+
+def test_what_fails_when_it_is_read_ahead_fails_where_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Data(dataset="fashion-mnist")
+    monkeypatch.setenv(FASHION_VARIABLE, str(tmp_path / "absent"))
+    with read_ahead(spec, 0), pytest.raises(DataError) as caught:
+        load_dataset(spec, 0)
+    with pytest.raises(DataError) as expected:
+        load_dataset(spec, 0)
+    assert str(caught.value) == str(expected.value)
 
 
 def test_fashion_mnist_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import PATIENCE
 
 from flsimulation import InputError, RunError, RunResult, resume, run
-from flsimulation.events import EngineReported, Event, RoundFinished, RunFinished, RunStarted
+from flsimulation.events import (
+    EngineReported,
+    Event,
+    Judged,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+)
 from flsimulation.experiment import dump_toml
 from flsimulation.host.files import write_atomic
 from flsimulation.rundir import RunRecord
-from flsimulation.rundir.jsonlines import JsonLines, read_lines
+from flsimulation.rundir.checkpoint import write_checkpoint
+from flsimulation.rundir.jsonlines import JsonLines, last_round, read_lines
 from flsimulation.rundir.manifest import KILLED, settle
 from flsimulation.rundir.storage import claimed, is_claimed, storing
 from flsimulation.rundir.writer import RunDirectory
@@ -273,3 +284,44 @@ def test_the_manifest_names_every_engine_that_clients_report(
     written = manifest(tmp_path)
     assert (written["engine"], written["not-stacked"]) == (engine, not_stacked)
     assert written["data"]["digest"] == "d"
+
+
+def of_kind(kind: type[Event], what: Callable[[], object]) -> Callable[[Event], None]:
+    """A sink that does something at each event of a kind."""
+    return lambda event: what() if isinstance(event, kind) else None
+
+
+def test_a_checkpoint_is_written_while_the_model_is_evaluated_and_its_line_follows(
+    make_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, judged, written = tmp_path / "run", threading.Event(), list[tuple[int, int]]()
+
+    def when_judged(folder: Path, round: int, *rest: Any) -> None:
+        assert judged.wait(PATIENCE)  # for ever, if the round waited for its checkpoint
+        judged.clear()
+        write_checkpoint(folder, round, *rest)
+        written.append((round, last_round(path / "rounds.jsonl")))
+
+    monkeypatch.setattr("flsimulation.rundir.writer.write_checkpoint", when_judged)
+    seen = list[int]()
+    look = of_kind(RoundFinished, lambda: seen.append(len(written)))
+    run(make_experiment(strategy={"rounds": 3}), path, [of_kind(Judged, judged.set), look])
+    assert written == [(1, 0), (2, 1), (3, 2)]
+    assert seen == [1, 2, 3]
+
+
+def test_of_two_errors_of_the_disk_the_first_is_told(
+    make_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "first"))
+
+    def fail_too(self: JsonLines, line: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error", "second")
+
+    path = tmp_path / "run"
+    monkeypatch.setattr("flsimulation.rundir.writer.write_checkpoint", fail)
+    spoil = of_kind(Judged, lambda: monkeypatch.setattr(JsonLines, "append", fail_too))
+    with pytest.raises(RunError, match=f"^{path}/checkpoint/first: {FULL}$"):
+        run(make_experiment(), path, [spoil])
+    assert (manifest(path)["state"], manifest(path)["rounds"]) == ("failed", 0)

@@ -14,6 +14,7 @@ import pytest
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from prometheus_client.parser import text_string_to_metric_families
+from safetensors.numpy import load
 from tests.conftest import PATIENCE
 
 from flsimulation import run
@@ -29,11 +30,17 @@ from flsimulation.events import (
     RunStarted,
 )
 from flsimulation.host.files import write_atomic
+from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.metrics.exporter import served
 from flsimulation.metrics.server import PrometheusMetrics
 from flsimulation.metrics.table import METRICS
 from flsimulation.rundir import RunRecord
-from flsimulation.rundir.checkpoint import read_checkpoint, write_checkpoint
+from flsimulation.rundir.checkpoint import (
+    pickled,
+    read_checkpoint,
+    safetensors_of,
+    write_checkpoint,
+)
 from flsimulation.rundir.jsonlines import JsonLines
 
 
@@ -328,7 +335,9 @@ def checkpoint(round: int) -> Checkpoint:
 def test_the_last_two_checkpoints_are_kept_and_read_back(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     for round in (1, 2, 3):
-        write_checkpoint(folder, checkpoint(round))
+        saved_now = checkpoint(round)
+        model, strategy = safetensors_of(saved_now.arrays), pickled(saved_now.strategy)
+        write_checkpoint(folder, round, model, strategy)
     assert len(list(folder.iterdir())) == 4
     saved = read_checkpoint(folder, rounds=3)
     assert (saved.round, saved.strategy["momentum"]) == (3, 3)
@@ -337,6 +346,28 @@ def test_the_last_two_checkpoints_are_kept_and_read_back(tmp_path: Path) -> None
     assert read_checkpoint(folder, rounds=2).round == 2
     with pytest.raises(InputError, match="no checkpoint"):
         read_checkpoint(folder, rounds=1)
+
+
+KINDS = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16"]
+
+
+def test_a_model_of_any_type_shape_and_order_is_read_by_safetensors() -> None:
+    values = {kind: np.arange(6, dtype=kind).reshape(2, 3) for kind in [*KINDS, "uint32", "uint64"]}
+    values |= {
+        "flags": np.array([True, False]),
+        "complex": np.array([1 + 2j], np.complex64),
+        "number": np.asarray(2.5),
+        "empty": np.zeros((0, 4), np.float32),
+        "transposed": np.arange(6.0).reshape(2, 3).T,
+        "backwards": np.arange(3, dtype=">f4"),
+        'a "name"': np.ones(1),
+    }
+    found = load(b"".join(safetensors_of(joined({n: HeldArray(v) for n, v in values.items()}))))
+    assert found.keys() == values.keys()
+    for name, value in values.items():
+        assert found[name].dtype == value.dtype.newbyteorder("<")
+        assert found[name].shape == value.shape
+        assert np.array_equal(found[name], value)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(

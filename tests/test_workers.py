@@ -78,7 +78,8 @@ def threads() -> Iterator[Callable[[int], None]]:
 def make(make_experiment: Make, own_modules: Callable[[str], Path]) -> Make:
     def build(fail: str = "", **tables: Any) -> Experiment:
         model = {"class": f"{own_modules(NET)}:Net", "args": {"fail": fail}}
-        return make_experiment(model=model, **tables)
+        train = {"engine": "direct", **tables.pop("train", {})}
+        return make_experiment(model=model, train=train, **tables)
 
     return build
 
@@ -93,16 +94,12 @@ def test_processes_give_what_one_process_gives(
     together = run(experiment, tmp_path / "together", [recorder])
     assert together.weights_sha256 == alone.weights_sha256
     (started,) = recorder.of(RunStarted)
-    assert (started.engine, started.not_stacked) == (
-        "direct",
-        "BatchNorm1d keeps running statistics",
-    )
+    assert (started.engine, started.not_stacked) == ("direct", None)
     replies = [e for e in recorder.of(ClientReplied) if e.phase == "train"]
     assert len({e.metrics["process"] for e in replies}) == 2  # none of them this one
     assert [e.partition for e in replies] == [0, 1, 2, 3] * 3
     manifest = json.loads((tmp_path / "together" / "manifest.json").read_text())
     assert manifest["engine"] == "direct"
-    assert manifest["not-stacked"] == "BatchNorm1d keeps running statistics"
     assert multiprocessing.active_children() == []
 
 
@@ -204,11 +201,11 @@ def test_no_processes_where_they_are_of_no_use(make: Make, threads: Any) -> None
 
 def test_an_engine_that_the_model_does_not_allow_is_refused(make: Make, tmp_path: Path) -> None:
     text = (
-        "train.engine is 'stacked', but BatchNorm1d keeps running statistics; "
+        "train.engine is 'stacked', but train.validate evaluates between the epochs; "
         "use 'auto' or 'lightning'"
     )
     with pytest.raises(ModelError, match=text):
-        run(make(train={"engine": "stacked"}), tmp_path / "run")
+        run(make(train={"engine": "stacked", "validate": True}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
     """Import on first use: Lightning alone takes seconds, and ``flsim --help`` needs none of it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flsimulation.host.processes import uncollected
+    from flsimulation.internals.deferred import uncollected
 
     with uncollected():
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

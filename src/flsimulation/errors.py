@@ -96,8 +96,7 @@ def describe_error(error: BaseException) -> str:
 def place_of(error: BaseException) -> str:
     """`` (model.py:12)``: the deepest line of an exception outside installed packages, if any."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and f.filename != "<string>"]
-    own = [f for f in own if "<frozen" not in f.filename]
+    own = [f for f in frames if "site-packages" not in f.filename and f.filename[:1] != "<"]
     own = [f for f in own if Path(__file__).parent not in Path(f.filename).parents]
     if own and not isinstance(error, FLSimulationError):
         return f" ({Path(own[-1].filename).name}:{own[-1].lineno})"

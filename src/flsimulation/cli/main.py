@@ -16,6 +16,7 @@ from flsimulation import __version__
 from flsimulation.cli.deploy import network
 from flsimulation.cli.options import Columns, Json, Overrides, Quiet, listed
 from flsimulation.errors import FLSimulationError, InputError
+from flsimulation.internals.slow_imports import defer_slow_imports
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 0 is success
 
@@ -234,6 +235,7 @@ app.add_typer(network.verbs)
 
 def program() -> None:
     """Entry point of the command: runs `main`, and exits without a last garbage collection."""
+    defer_slow_imports()
     try:
         main()
     finally:

@@ -16,7 +16,7 @@ from rich.table import Table
 from flsimulation.errors import InputError
 from flsimulation.events import Event, RoundFinished, RunFinished
 from flsimulation.host.files import write_atomic
-from flsimulation.host.processes import uncollected
+from flsimulation.internals.deferred import uncollected
 
 _SAID_SECONDS = 60.0  # between two lines of progress where there is no terminal
 

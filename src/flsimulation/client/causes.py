@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,14 +18,15 @@ from flsimulation.experiment import Experiment
 from flsimulation.training import Batches, State
 from flsimulation.training.alone import evaluation_step
 from flsimulation.training.diagnosis import why_diverged
+from flsimulation.training.memory import TOO_SMALL
 from flsimulation.training.preparation import Preparation
 from flsimulation.training.probe import Finding, few, is_cheap, is_whole, tried
+from flsimulation.training.trainers import takes_gpu
 
 if TYPE_CHECKING:
     from flsimulation.client.workspace import Workspace
 
 _RAW = re.compile(r"^(\w+\.)*\w*(Error|Exception)\b")  # an exception's text, none of ours
-_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _AS_IT_IS = "32-true"  # the precision with which Lightning converts nothing
 _ONE = re.compile("Expected more than 1 value per channel")
 _LOOKED_AT = 1000  # clients, for the size of a batch that suits them
@@ -37,7 +39,11 @@ def check_steps(
     module: pl.LightningModule,
     prepared: Preparation,
 ) -> tuple[str, ...]:
-    """Take the module's steps for a few examples, before any client does.
+    """Take the module's steps for a few examples on the CPU, before any client does.
+
+    For a label out of range a GPU ends the process without a cause. So where clients train on one,
+    such labels are looked for also where Lightning converts the module, and whatever takes them as
+    an index.
 
     Returns
     -------
@@ -50,8 +56,10 @@ def check_steps(
         If the model or its loss certainly does not fit the data.
     """
     converted = experiment.train.precision != _AS_IT_IS  # by Lightning, with its inputs
-    if converted or not is_cheap(module) or not is_whole(module):
+    gpu = takes_gpu(experiment.train)
+    if (converted and not gpu) or not is_cheap(module) or not is_whole(module):
         return ()
+    counts = functools.partial(_counts, gpu=gpu, converted=converted)
     dataset = data.dataset
     parts = [("training_step", dataset.x_train, dataset.y_train)]
     evaluation = evaluation_step(module)
@@ -61,7 +69,8 @@ def check_steps(
     evaluated = experiment.evaluate.batch_size or experiment.train.batch_size
     for step, x, y in parts:
         size = experiment.train.batch_size if step == "training_step" else evaluated
-        finding = _finding(module, step, (x, y), np.arange(examples(x)), size, prepared)
+        every = np.arange(examples(x))
+        finding = _finding(module, step, (x, y), every, size, prepared, counts)
         if finding is not None and finding.certain:
             name = experiment.model.class_
             raise ModelError(f"model.class {name!r}, data {dataset.name!r}: {finding.text}")
@@ -78,6 +87,7 @@ def _finding(
     indices: np.ndarray,
     size: int,
     prepared: Preparation,
+    counts: Callable[[Finding | None], Finding | None],
 ) -> Finding | None:
     """What a step shows for a few of these examples, and where it fails for a batch of this size.
 
@@ -91,10 +101,19 @@ def _finding(
             batch = _sample(*data, own, prepared, training=step == "training_step")
         except ClientError:  # a transform refuses these
             return None
-        finding = tried(module, step, batch)
+        finding = counts(tried(module, step, batch))
         if finding is None or not finding.certain:
             return finding if own is rows else None
     return finding
+
+
+def _counts(finding: Finding | None, *, gpu: bool, converted: bool) -> Finding | None:
+    """A finding where it says something of the training itself, which may differ from the trial."""
+    if finding is None or (converted and not finding.is_index):
+        return None
+    if finding.is_index and gpu:
+        return finding._replace(certain=True)
+    return None if finding.is_index and not finding.certain else finding
 
 
 def _sample(
@@ -165,7 +184,7 @@ class Causes:
 
     def _found(self, step: str, partition: int | None, error: str) -> str | None:
         space, training = self._space, step == "training_step"
-        if _MEMORY.search(error):
+        if TOO_SMALL.search(error):
             size = space.experiment.train.batch_size if training else space.evaluation_batch
             key = "train.batch-size" if training else "evaluate.batch-size"
             return f"there is not enough memory for {step}; lower {key} ({size})"
@@ -180,7 +199,8 @@ class Causes:
             part = space.data.train_indices if training else space.data.validation_indices
             data, indices = (dataset.x_train, dataset.y_train), part(partition)
         size = spec.batch_size if training else space.evaluation_batch
-        finding = _finding(space.module, step, data, indices, size, space.prepared)
+        counts = functools.partial(_counts, gpu=takes_gpu(spec), converted=False)
+        finding = _finding(space.module, step, data, indices, size, space.prepared, counts)
         return finding.text if finding is not None and finding.certain else None
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 
 from flsimulation import seeds
 from flsimulation.client.causes import Causes, check_steps
@@ -23,9 +24,12 @@ from flsimulation.models import build_model
 from flsimulation.training import Batches, Before, Engine, Job, State, engine_for, processes_for
 from flsimulation.training.footprint import examples_within_budget
 from flsimulation.training.preparation import PLAIN, Preparation, preparation
+from flsimulation.training.stacked.room import kept_on
+from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.work import Tell, Work, silent
 
 _MEASURED = 2  # examples of the test set, on which an evaluation's memory is measured
+_TEST_SHARE = 8  # of a GPU's free memory for the test set: 1 / 8
 _TEST = -1  # stands for the partition of the test set
 
 
@@ -153,8 +157,8 @@ class Workspace:
 
     def test_scores(self, state: State, round: int = 0) -> dict[str, float]:
         """Scores of the model after a round on the test set. Raises `ClientError`."""
-        dataset = self.data.dataset
-        batches = self._evaluated(dataset.x_test, dataset.y_test, dataset.test_indices)
+        x, y = self._test_set
+        batches = self._evaluated(x, y, self.data.dataset.test_indices)
         seed = functools.partial(seeds.integer, self.experiment.seed, "test")
         job = Job(_TEST, batches, seed, round=round)
         (scored,) = self.engine.evaluate(state, [job])
@@ -162,6 +166,14 @@ class Workspace:
         if isinstance(result, ClientError):
             raise Causes(self, state, 0).of_evaluation(None, result)
         return result
+
+    @functools.cached_property
+    def _test_set(self) -> tuple[Leaves, Leaves]:
+        """Inputs and targets of the test set; where clients train on a GPU, there, if it has room."""
+        dataset = self.data.dataset
+        moves = takes_gpu(self.experiment.train) and self.prepared.evaluation is None
+        device = torch.device("cuda" if moves else "cpu")  # a transform works on the CPU
+        return kept_on(device, _TEST_SHARE, dataset.x_test, dataset.y_test)
 
     def _evaluated(self, x: Leaves, y: Leaves, indices: np.ndarray) -> Batches:
         return Batches(x, y, indices, self.evaluation_batch, prepared=self.prepared)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import NamedTuple
 
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.files import load_file
@@ -22,6 +26,60 @@ _NAMED: dict[str, Callable[[Data, int], Dataset]] = {
 _FORMS = (
     f"{', '.join(_NAMED)}, file:PATH, hf:OWNER/NAME, module:function or path/to/file.py:function"
 )
+_READ_AHEAD = ("mnist", "fashion-mnist")  # files only: no code of a user's, and no slow imports
+
+
+class _Ahead(NamedTuple):
+    """A data set that is being read."""
+
+    spec: Data
+    seed: int
+    dataset: Future[Dataset]
+
+
+_ahead: list[_Ahead] = []
+
+
+@contextlib.contextmanager
+def read_ahead(spec: Data, seed: int) -> Iterator[None]:
+    """Read a data set of a known name in another thread, while the block imports what a run needs.
+
+    `load_dataset` takes it from there, once, in the block. An error of the thread is ignored:
+    `load_dataset` reads again, and raises it.
+
+    Parameters
+    ----------
+    spec, seed
+        As in `load_dataset`.
+    """
+    reading = _Ahead(spec, seed, Future())
+    if spec.dataset not in _READ_AHEAD:
+        yield
+        return
+    _ahead.append(reading)
+    threading.Thread(target=_read, args=reading, daemon=True).start()
+    try:
+        yield
+    finally:
+        _ahead[:] = [other for other in _ahead if other is not reading]
+
+
+def _read(spec: Data, seed: int, dataset: Future[Dataset]) -> None:
+    try:
+        dataset.set_result(read := _load(spec, seed))
+    except Exception as error:
+        dataset.set_exception(error)
+    else:
+        _ = read.digest  # kept in the data set; a run's start needs it
+
+
+def _taken(spec: Data, seed: int) -> Dataset | None:
+    """The data set, if it was read ahead."""
+    found = next((one for one in _ahead if (one.spec, one.seed) == (spec, seed)), None)
+    if found is None:
+        return None
+    _ahead[:] = [other for other in _ahead if other is not found]
+    return found.dataset.result() if found.dataset.exception() is None else None
 
 
 def load_dataset(spec: Data, seed: int) -> Dataset:
@@ -40,7 +98,9 @@ def load_dataset(spec: Data, seed: int) -> Dataset:
     DataError
         In one line, if there is no such data set or it cannot be used as it is.
     """
-    dataset = _load(spec, seed)
+    dataset = _taken(spec, seed)
+    if dataset is None:
+        dataset = _load(spec, seed)
     if spec.input_columns and not dataset.columns and not spec.dataset.startswith("hf:"):
         raise DataError(
             f"data.input-columns are those of a table, and {spec.dataset!r} is none; remove them"

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
+
+Parts: TypeAlias = Sequence[bytes | memoryview]
+"""A file's content in pieces, which are written one after the other without a copy."""
 
 
-def write_atomic(path: str | Path, content: str | bytes) -> Path:
+def write_atomic(path: str | Path, content: str | bytes | Parts) -> Path:
     """Write ``content`` to ``path``; a reader never sees a part of it, a crash leaves the old file.
 
     Text is written as UTF-8. Raises ``OSError``, which names ``path``, where it cannot be written.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
+    parts = [data] if isinstance(data, bytes) else data
     try:
-        _write(path, data)
+        _write(path, parts)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     return path
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, parts: Parts) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)

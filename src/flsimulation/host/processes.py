@@ -103,35 +103,29 @@ def compact() -> None:
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Collect no garbage while modules are imported: they stay, and are looked through for nothing.
-
-    Of the five seconds that PyTorch, Lightning and Flower take, it is one.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@contextlib.contextmanager
 def imports_kept() -> Iterator[None]:
     """Let the garbage collector pass over what is there already: it stays, and is much.
 
     PyTorch, Lightning and Flower are half a million objects, and each full collection looks at all
-    of them: a third of what a client cost beside its training.
+    of them: a third of what a client cost beside its training. A block in this one passes over what
+    has come since.
     """
-    if gc.get_freeze_count():
+    global _keeping
+    if gc.get_freeze_count() and not _keeping:  # somebody else's, who may want the rest collected
         yield
         return
     gc.freeze()
+    _keeping += 1
     try:
         yield
     finally:
-        gc.unfreeze()
+        _keeping -= 1
+        if not _keeping:
+            gc.unfreeze()
+
+
+_keeping = 0
+"""How many blocks of `imports_kept` are open."""
 
 
 def end_group(program: int) -> None:

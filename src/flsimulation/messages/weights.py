@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -13,11 +13,25 @@ from flsimulation.messages.arrays import HeldArray, joined
 
 def weights_sha256(arrays: ArrayRecord) -> str:
     """SHA-256 (hex) over all arrays in name order: name, dtype, shape and bytes."""
+    return sha256_of(values_of(arrays))
+
+
+def values_of(arrays: ArrayRecord) -> dict[str, np.ndarray]:
+    """The values of a model, for another thread.
+
+    A Flower array that was received decodes itself with ``ast``, which CPython 3.11 does not do in
+    two threads at once.
+    """
+    return {str(name): array.numpy() for name, array in arrays.items()}
+
+
+def sha256_of(values: Mapping[str, np.ndarray]) -> str:
+    """`weights_sha256` of a model's values."""
     sha = hashlib.sha256()
-    for name in sorted(arrays):
-        value = arrays[name].numpy()
+    for name in sorted(values):
+        value = values[name]
         sha.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        sha.update(value.tobytes())
+        sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import platform
@@ -23,10 +24,11 @@ from flsimulation.events import (
     RunStarted,
 )
 from flsimulation.experiment import Experiment, dump_toml
+from flsimulation.host.beside import Beside
 from flsimulation.host.files import write_atomic
 from flsimulation.host.usage import machine_memory_bytes, peak_memory_bytes
 from flsimulation.messages.weights import weights_sha256
-from flsimulation.rundir.checkpoint import serialize_arrays, write_checkpoint
+from flsimulation.rundir.checkpoint import pickled, safetensors_of, write_checkpoint
 from flsimulation.rundir.jsonlines import JsonLines
 from flsimulation.rundir.layout import (
     CHECKPOINT,
@@ -79,6 +81,9 @@ def _empty(path: Path) -> Path:
 class RunDirectory:
     """A sink that writes the run's files.
 
+    Checkpoints are written in a thread, while the new model is evaluated; a round's line follows when
+    its checkpoint is complete.
+
     Parameters
     ----------
     path : Path
@@ -93,6 +98,7 @@ class RunDirectory:
         self.path = path
         self._experiment = experiment
         self._checkpoint: Checkpoint | None = None
+        self._beside = Beside()
         self._description: dict[str, Any] = {}
         self._engines: set[tuple[str, str | None]] = set()  # each with why not stacked
 
@@ -117,7 +123,11 @@ class RunDirectory:
             self._give_up(event)
             return
         with storing(self.path):
-            self._store(event)
+            try:
+                self._store(event)
+            except OSError:
+                self._beside.finish()  # the checkpoint's error came first
+                raise
 
     def _store(self, event: Event) -> None:
         if isinstance(event, RunStarted):
@@ -129,12 +139,16 @@ class RunDirectory:
             self._clients.append(_client_line(event))
         elif isinstance(event, Checkpoint):
             self._checkpoint = event
-            write_checkpoint(self.path / CHECKPOINT, event)
+            model, strategy = safetensors_of(event.arrays), pickled(event.strategy)
+            given = self.path / CHECKPOINT, event.round, model, strategy
+            self._beside.start(functools.partial(write_checkpoint, *given))
         elif isinstance(event, RoundFinished):
+            self._beside.finish()
             self._rounds.append(event.record())
             with contextlib.suppress(OSError):  # the line is written, and readers count lines
                 self._manifest.update({"rounds": event.round})
         elif isinstance(event, RunFinished):
+            self._beside.finish()
             self._write_model()
             self._manifest.close(self._ended(event))
 
@@ -148,6 +162,8 @@ class RunDirectory:
 
     def _give_up(self, event: RunFinished) -> None:
         """Write as much as possible, the manifest first: the disk may be full."""
+        with contextlib.suppress(OSError):
+            self._beside.finish()
         with contextlib.suppress(OSError):
             self._manifest.close(self._ended(event))
         with contextlib.suppress(OSError):
@@ -171,7 +187,7 @@ class RunDirectory:
             return
         import torch
 
-        write_atomic(self.path / MODEL, serialize_arrays(checkpoint.arrays))
+        write_atomic(self.path / MODEL, safetensors_of(checkpoint.arrays))
         file = io.BytesIO()
         torch.save(
             {

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment
 from flsimulation.experiment.importing import refuse_run_of_import
-from flsimulation.host.processes import uncollected
+from flsimulation.host.processes import imports_kept
+from flsimulation.internals.deferred import uncollected
 from flsimulation.rundir import RunResult
 from flsimulation.rundir.reader import can_resume
 from flsimulation.runtimes.resuming import resume_command
@@ -102,8 +103,20 @@ def open_runtime(experiment: Experiment, sinks: Iterable[Sink] = ()) -> Iterator
         In a script that is imported for another run.
     """
     refuse_run_of_import()
-    with _opener(experiment)(experiment, tuple(sinks)) as runtime:
+    with (
+        _data_read_ahead(experiment),
+        _opener(experiment)(experiment, tuple(sinks)) as runtime,
+        imports_kept(),
+    ):
         yield runtime
+
+
+def _data_read_ahead(experiment: Experiment) -> contextlib.AbstractContextManager[None]:
+    if experiment.runtime.kind == "network":  # the data is read elsewhere
+        return contextlib.nullcontext()
+    with uncollected():
+        from flsimulation.data.sources import read_ahead
+    return read_ahead(experiment.data, experiment.seed)
 
 
 def _opener(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.events import Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
 from flsimulation.experiment import Experiment
-from flsimulation.messages.weights import weights_sha256, without
+from flsimulation.messages.weights import sha256_of, values_of, without
 from flsimulation.server.aggregation import Aggregation
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.federated import Merge, federated_scores, merge_none, scores_in
@@ -71,6 +72,11 @@ class Rounds:
         """The lines about missing scores."""
         return Notices(self.emit)
 
+    @functools.cached_property
+    def _beside(self) -> ThreadPoolExecutor:
+        """A thread for what an evaluation need not wait for."""
+        return ThreadPoolExecutor(1, "digest")
+
     @property
     def _aggregation(self) -> Aggregation:
         name = self.experiment.strategy.name
@@ -105,6 +111,7 @@ class Rounds:
         self.notices.left_out(trained)
         trained.forget_models()
         self.emit(Checkpoint(number, arrays, self.strategy))
+        digest = self._beside.submit(sha256_of, values_of(arrays))
         laps.lap("aggregate")
         # 4. The new model is evaluated on the test set, and by clients on their held-out parts.
         central = self._central(number, arrays)
@@ -113,7 +120,8 @@ class Rounds:
         self._take_in()
         laps.lap("evaluate")
         # 5. When all evaluations have arrived, the round is finished.
-        round = _Round(arrays, trained, scores_in(metrics), central, evaluated, is_last, laps)
+        scores = scores_in(metrics)
+        round = _Round(arrays, digest, trained, scores, central, evaluated, is_last, laps)
         if evaluated.is_complete:
             self._finish(round)
         return round
@@ -172,7 +180,7 @@ class Rounds:
                 failures=_count(trained, evaluated),
                 seconds=done.laps.seconds(),
                 bytes=_traffic(trained, evaluated),
-                weights_sha256=weights_sha256(done.arrays),
+                weights_sha256=done.digest.result(),
             )
         )
 
@@ -246,6 +254,8 @@ class _Round:
 
     arrays: ArrayRecord
     """The new global model."""
+    digest: Future[str]
+    """Its SHA-256."""
     trained: Replies
     train: Scores | None
     central: Scores | None

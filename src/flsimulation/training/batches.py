@@ -63,7 +63,7 @@ class Batches:
         return self._indices, self._size, self._rng, self._seed
 
     def again(self) -> Batches:
-        """The same from their beginning, whatever was drawn so far."""
+        """The same batches from their start: what is shuffled and drawn begins anew."""
         return Batches(self._x, self._y, *self.parts, prepared=self._prepared)
 
     @property

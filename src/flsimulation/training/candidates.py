@@ -13,6 +13,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.direct_engine import DirectEngine
 from flsimulation.training.facts import NeedsTrainer
 from flsimulation.training.lightning_engine import LightningEngine
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.engine import StackedEngine
@@ -44,8 +45,7 @@ class Candidates:
                 tell=self.tell,
             )
         except Exception as error:  # a user's module may do anything when it is copied and traced
-            known = isinstance(error, NotStackable)
-            return str(error) if known else f"it cannot be traced ({describe_error(error)})"
+            return _reason(error)
 
     def direct(self, why_not: str | None = None) -> DirectEngine | str:
         """The direct engine, or why the module needs the Trainer, as the end of a sentence."""
@@ -82,3 +82,16 @@ class Candidates:
         self.tell("measuring a few steps")
         timed = {"stacked": Timed(stacked, clients), **{e.name: Timed(e, 1) for e in others}}
         return step_seconds(timed, sample, self.clock)
+
+
+def _reason(error: Exception) -> str:
+    """Why clients cannot be trained stacked, as the end of a sentence."""
+    if isinstance(error, NotStackable):
+        return str(error)
+    described = describe_error(error)
+    if is_out_of_memory(error):
+        return (
+            f"there is not enough memory to prepare its step for many clients at once "
+            f"({described}); lower train.batch-size"
+        )
+    return f"it cannot be traced ({described})"

@@ -26,6 +26,7 @@ from flsimulation.training.jobs import State
 from flsimulation.training.logged import CannotTake, Log, Logged, reduced
 from flsimulation.training.measured import Arrays, Measured
 from flsimulation.training.objects import MetricObjects
+from flsimulation.training.products import in_tf32
 from flsimulation.training.scores import RETURNED, measured, returned_loss
 from flsimulation.training.stacked.compiler.step import NotStackable, watched
 from flsimulation.training.stacked.effects import attributes
@@ -64,6 +65,8 @@ class DirectEvaluator:
         Evaluate on the GPU.
     clock : Clock
         The clock to use.
+    tf32 : bool
+        Multiply matrices in TF32, if that is on the GPU.
 
     Raises
     ------
@@ -72,7 +75,12 @@ class DirectEvaluator:
     """
 
     def __init__(
-        self, module: pl.LightningModule, *, gpu: bool = False, clock: Clock = SYSTEM
+        self,
+        module: pl.LightningModule,
+        *,
+        gpu: bool = False,
+        clock: Clock = SYSTEM,
+        tf32: bool = False,
     ) -> None:
         own = [step for step in _STEPS if defines(step, module)]
         if not own:
@@ -86,6 +94,8 @@ class DirectEvaluator:
             if name.startswith(f"on_{stage}_") or name in _AROUND:
                 raise NotStackable(f"the module has a {name} of its own")
         self._step, self._log = own[0], Log(training=False)
+        self.tf32 = tf32
+        """Whether to evaluate inside `in_tf32`."""
         self.device, self.clock = torch.device("cuda" if gpu else "cpu"), clock
         self._module = watched(copy.deepcopy(module).to(self.device).eval(), self._log)
         self._tensors: dict[int, Any] = {
@@ -116,7 +126,7 @@ class DirectEvaluator:
         """
         self.load(state, round)
         steps = list[EvaluationStep]()
-        with seeds.global_streams(seed), torch.inference_mode():
+        with seeds.global_streams(seed), torch.inference_mode(), in_tf32(self.tf32):
             for number, batch in enumerate(batches):
                 if expires is not None and self.clock.time() > expires:
                     raise too_late()
@@ -134,11 +144,14 @@ class DirectEvaluator:
         if state is self._state and round == self._round and self.is_new:
             self._metrics.clear()
             return
+        has_changed = not self.is_new
         self._module.load_state_dict(state)
-        self._module.federated_round = round  # type: ignore[assignment]
-        self._round = round
-        self._used = copy.deepcopy(self._module, dict(self._tensors))
-        self._log.metrics = self._metrics = MetricObjects(self._used)
+        if has_changed:
+            self._used = copy.deepcopy(self._module, dict(self._tensors))
+            self._log.metrics = self._metrics = MetricObjects(self._used)
+        else:
+            self._metrics.clear()
+        self._used.federated_round = self._round = round  # type: ignore[assignment]
         self._state, self._new = state, self._attributes()
 
     @property

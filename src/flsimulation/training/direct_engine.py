@@ -15,6 +15,7 @@ from flsimulation.training.facts import NeedsTrainer
 from flsimulation.training.jobs import Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning_engine import LightningEngine
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.products import in_tf32, takes_tf32
 
 
 class DirectEngine(LightningEngine):
@@ -60,10 +61,15 @@ class DirectEngine(LightningEngine):
         prepared: Preparation = PLAIN,
     ) -> None:
         self._direct = DirectTrainer(module, spec, clock)
-        if (reason := self._direct.why_not(x, y, prepared)) is not None:
+        self._tf32 = takes_tf32(spec)
+        with in_tf32(self._tf32):
+            reason = self._direct.why_not(x, y, prepared)
+        if reason is not None:
             raise NeedsTrainer(reason)
         super().__init__(module, spec, x, y, processes, why_not, clock, prepared=prepared)
-        self._evaluating = Evaluating(module, self._trainer, x, y, clock, prepared=prepared)
+        self._evaluating = Evaluating(
+            *(module, self._trainer, x, y, clock), prepared=prepared, tf32=self._tf32
+        )
 
     def evaluate(
         self, model: State, jobs: Sequence[Job], expires: float | None = None
@@ -74,13 +80,14 @@ class DirectEngine(LightningEngine):
     def _fitted(self, model: State, job: Job, terms: Terms) -> Trained:
         batches = job.batches.again()  # they are shuffled from one stream, which a fit draws from
         try:
-            return self._direct.fit(
-                model,
-                batches,
-                seed=job.seed(),
-                proximal_mu=terms.proximal_mu,
-                expires=terms.expires,
-                round=job.round,
-            )
+            with in_tf32(self._tf32):
+                return self._direct.fit(
+                    model,
+                    batches,
+                    seed=job.seed(),
+                    proximal_mu=terms.proximal_mu,
+                    expires=terms.expires,
+                    round=job.round,
+                )
         except NeedsTrainer:
             return super()._fitted(model, job, terms)

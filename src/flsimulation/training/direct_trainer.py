@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from flsimulation.errors import ClientError
 from flsimulation.experiment.spec import Train
 from flsimulation.models.lightning_modules import defines
 from flsimulation.training.alone import unnoticed
+from flsimulation.training.around import Around
 from flsimulation.training.batches import Batches
 from flsimulation.training.callbacks import Proximal
 from flsimulation.training.copies import Copies
@@ -35,7 +37,7 @@ from flsimulation.training.failures import (
 )
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.lightning import client_error, exchanged, silent
-from flsimulation.training.loop import Around, Loop
+from flsimulation.training.loop import Loop
 from flsimulation.training.measured import keep_undefined
 from flsimulation.training.precisions import Precision
 from flsimulation.training.preparation import PLAIN, Preparation
@@ -90,7 +92,11 @@ class DirectTrainer:
         self._has_metrics = any(isinstance(part, Metric) for part in module.modules())
         self._device = torch.device("cuda" if takes_gpu(spec) else "cpu")
         self._kinds = {name: value.dtype for name, value in module.state_dict().items()}
-        self._state, self._round, self._copies = State(), 0, Copies(module)
+        self._state, self._round = State(), 0
+        self._copies = self._originals = Copies(module)
+        if self._device.type == "cuda":  # as the Trainer does
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
 
     def fit(
         self,
@@ -123,7 +129,11 @@ class DirectTrainer:
         except (Exception, SystemExit) as error:
             if progress.missed is not None:
                 raise NeedsTrainer(progress.missed) from None
+            if isinstance(error, ClientError):
+                raise
             raise client_error(error) from error
+        finally:
+            loop.release()
 
     def why_not(self, x: Leaves, y: Leaves, prepared: Preparation = PLAIN) -> str | None:
         """Why clients need the Trainer, found with a few steps on two examples; None if they do not.
@@ -158,12 +168,12 @@ class DirectTrainer:
         try:
             self.fit(self._module.state_dict(), batches, seed=0, round=1)
         finally:
-            self._spec, self._state, self._copies = spec, State(), Copies(self._module)
+            self._spec, self._state = spec, State()
 
     def _fresh(self, state: State, round: int) -> pl.LightningModule:
         """A copy of the module with this model."""
         if state is not self._state or round != self._round:
-            original: Any = Copies(self._module)()
+            original: Any = self._originals()
             original.load_state_dict(state)
             original.federated_round = round
             self._copies, self._state, self._round = Copies(original), state, round

@@ -51,6 +51,8 @@ class Evaluating:
         The clock to use.
     prepared : Preparation
         How batches are prepared for the module.
+    tf32 : bool
+        Multiply matrices in TF32, if that is on the GPU.
     """
 
     def __init__(
@@ -62,12 +64,13 @@ class Evaluating:
         clock: Clock = SYSTEM,
         *,
         prepared: Preparation = PLAIN,
+        tf32: bool = False,
     ) -> None:
         self._lightning = lightning
         self._direct: DirectEvaluator | None = None
         self._together: StackedEvaluator | None = None
         try:
-            self._direct = DirectEvaluator(module, gpu=lightning.uses_gpu, clock=clock)
+            self._direct = DirectEvaluator(module, gpu=lightning.uses_gpu, clock=clock, tf32=tf32)
         except NotStackable:
             return
         if not self._direct.has_end:

@@ -30,6 +30,7 @@ from flsimulation.training.failures import (
 )
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.measured import Measured, keep_undefined
+from flsimulation.training.products import in_tf32, takes_tf32
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.scores import scores
 from flsimulation.training.trainers import KeptTrainer, require_own_steps, takes_gpu
@@ -204,11 +205,13 @@ class LocalTrainer:
         kept, self._trainer = self._trainer or KeptTrainer(self._spec, type(module)), None
         trainer = kept.rewound(extra)
         try:
-            with seeds.global_streams(seed):
+            with seeds.global_streams(seed), in_tf32(takes_tf32(self._spec)):
                 if stage == "fit":
                     trainer.fit(module, batches, validation)
                 else:
                     getattr(trainer, stage)(module, batches, verbose=False)
+        except ClientError:
+            raise
         except (Exception, SystemExit) as error:
             raise client_error(error) from error
         self._trainer = kept
@@ -217,8 +220,6 @@ class LocalTrainer:
 
 def client_error(error: BaseException) -> ClientError:
     """What a module raised, as its client's error. Raises `KeyboardInterrupt` if it was that."""
-    if isinstance(error, ClientError):
-        return error
     if _was_interrupted(error):
         raise KeyboardInterrupt from None
     return ClientError("error", _explained(error))

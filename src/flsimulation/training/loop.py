@@ -7,7 +7,7 @@ The order of the steps and of a module's hooks is that of Lightning 2.6: `fit_lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,29 +16,13 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from flsimulation.models.lightning_modules import package_of
+from flsimulation.training.around import Around
 from flsimulation.training.batches import Batches
-from flsimulation.training.callbacks import Proximal
-from flsimulation.training.facts import Facts, NeedsTrainer, Progress, Strategy
+from flsimulation.training.configured import Configured
+from flsimulation.training.facts import Facts, Progress, Strategy
 from flsimulation.training.form import examples_of, moved
 from flsimulation.training.noted import Noted
-from flsimulation.training.precisions import Precision
 from flsimulation.training.rates import scale_rates
-from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.eligible import Scheduler, parsed
-
-
-class Around(NamedTuple):
-    """What a fit has beside the module and its batches."""
-
-    device: torch.device
-    precision: Precision
-    clip: float
-    """Largest norm of the gradient; 0 for no clipping."""
-    rate_factor: float = 1.0
-    """On the learning rates of each step."""
-    proximal: Proximal | None = None
-    check_time: Callable[[], None] | None = None
-    """Raises once the result is too late."""
 
 
 class Loop:
@@ -49,7 +33,7 @@ class Loop:
     module : LightningModule
         The client's own copy; it is trained in place.
     hooks : mapping
-        The module's own hooks, by name, as `hooks_of` returns them.
+        The module's own hooks, by name.
     takes_index : bool
         Whether ``training_step`` takes the batch's number.
     batches : Batches
@@ -82,10 +66,9 @@ class Loop:
         )
         wrapper = package_of(type(module)).core.optimizer.LightningOptimizer
         self._strategy = Strategy(progress, around.device, wrapper, self._take_step)
-        facts = Facts(progress, self._strategy, around.precision.plugin, around.clip or None)
+        facts: Any = Facts(progress, self._strategy, around.precision.plugin, around.clip or None)
         vars(module).update(log=self.noted.log, log_dict=self.noted.log_dict)
-        module.trainer = facts  # type: ignore[assignment]
-        self._facts = facts  # the module may hold a weak reference
+        module.trainer = facts
         self._batch: Any = None
         self._index = 0
         self._outputs: dict[str, Any] = {}
@@ -106,22 +89,23 @@ class Loop:
         self._hook("on_fit_end")
         self._hook("teardown", stage=TrainerFn.FITTING)
 
+    def release(self) -> None:
+        """Let go of all, which would otherwise stay until the garbage collector comes."""
+        module = self._module
+        vars(self).clear()
+        module.trainer = None
+        vars(module).pop("log", None)
+        vars(module).pop("log_dict", None)
+
     def _hook(self, name: str, *args: Any, **named: Any) -> Any:
         """Call a hook if the module has it."""
         own = self._own.get(name)
         return None if own is None else own(*args, **named)
 
     def _configure(self) -> None:
-        try:
-            self._optimizer, schedulers = parsed(self._module.configure_optimizers())
-        except NotStackable as reason:
-            self.progress.miss(str(reason))
-        if any(one.frequency < 1 or one.interval not in _INTERVALS for one in schedulers):
-            self.progress.miss("its scheduler steps in a way of its own")
-        self.progress.optimizers, self.progress.schedulers = [self._optimizer], schedulers
-        by_step = [one for one in schedulers if one.interval == "step"]
-        by_epoch = [one for one in schedulers if one.interval == "epoch"]
-        self._schedulers: tuple[list[Scheduler], list[Scheduler]] = by_step, by_epoch
+        made = self._module.configure_optimizers()
+        self._configured = Configured(made, self.progress, self._own.get("lr_scheduler_step"))
+        self._optimizer = self._configured.optimizer
 
     def _train(self) -> None:
         scale_rates(self._optimizer, self._around.rate_factor)
@@ -146,13 +130,13 @@ class Loop:
                 check()
             if self._hook("on_train_batch_start", self._batch, index) == -1:
                 progress.is_last = True
-                self._schedule()
+                self._configured.after_batch(self._index, stepped=self._is_step)
                 return
             self._train_batch()
 
     def _train_plainly(self) -> None:
         """Train an epoch of a module without hooks around its step: the same, in fewer calls."""
-        progress, last, by_step = self.progress, len(self._batches) - 1, self._schedulers[0]
+        progress, last, by_step = self.progress, len(self._batches) - 1, self._configured.by_step
         check, closure = self._around.check_time, self._plain_closure()
         step: Any = self._optimizer.step
         for index, batch in enumerate(self._batches):
@@ -162,7 +146,7 @@ class Loop:
             step(closure)
             progress.steps += 1
             if by_step or index == last:
-                self._schedule()
+                self._configured.after_batch(self._index, stepped=self._is_step)
             self.noted.add(self._loss_of_batch, examples_of(self._batch))
 
     def _plain_closure(self) -> Callable[[], Tensor | None]:
@@ -198,7 +182,7 @@ class Loop:
             self.progress.steps += 1
         else:
             self._closure()
-        self._schedule()
+        self._configured.after_batch(self._index, stepped=self._is_step)
         self._note()
         self._hook("on_train_batch_end", self._outputs, self._batch, self._index)
 
@@ -286,24 +270,6 @@ class Loop:
         elif around.clip:
             around.precision.plugin.clip_gradients(optimizer, around.clip)
 
-    def _schedule(self) -> None:
-        """Step the schedulers whose turn it is."""
-        by_step, by_epoch = self._schedulers
-        if by_step and self._is_step:
-            self._step_each(by_step, self._index + 1)
-        if by_epoch and self.progress.is_last:
-            self._step_each(by_epoch, self.progress.epoch + 1)
-
-    def _step_each(self, schedulers: list[Scheduler], count: int) -> None:
-        own = self._own.get("lr_scheduler_step")
-        for one in schedulers:
-            if count % one.frequency:
-                continue
-            if own is None:
-                one.scheduler.step()
-            else:
-                own(one.scheduler, None)
-
     def _note(self) -> None:
         """Keep the batch's loss and what was logged."""
         self.noted.add(self._outputs.get("loss"), examples_of(self._batch))
@@ -316,7 +282,6 @@ def _forget_gradients(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None
 
 
-_INTERVALS = ("step", "epoch")
 _TRANSFERS = {"transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer"}
 _OF_STEPS = _TRANSFERS | {
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "optimizer_zero_grad"),
@@ -326,4 +291,3 @@ _OF_STEPS = _TRANSFERS | {
 _NO_LOSS = (
     "`training_step` returned `None`. If this was on purpose, ignore this warning..."  # Lightning's
 )
-__all__ = ["Around", "Loop", "NeedsTrainer"]

@@ -26,7 +26,7 @@ class Noted:
         self._step, self._end = Log(training=True), Log(training=False)
         self._active: Log | None = None
         self._how: list[Logged] | None = None
-        self._values: list[list[float]] = []
+        self._values: list[list[Tensor | float]] = []
         self._sizes: list[list[int]] = []
         self._losses: list[Tensor | float] = []
         self._examples: list[int] = []
@@ -72,7 +72,7 @@ class Noted:
         """
         if loss is not None:
             self._type = np.float64 if loss.dtype is torch.float64 else np.float32
-            self._losses.append(loss.item() if loss.is_cpu else loss.detach().clone())
+            self._losses.append(_kept(loss))
             self._examples.append(examples)
         how = self._step.how
         if how or self._how is None or self._how:
@@ -90,7 +90,7 @@ class Noted:
             self._how = own
         elif self._how != own:
             self._progress.miss("training_step logs something else for other batches")
-        self._values.append([value.item() for value in self._step.values])
+        self._values.append([_kept(value) for value in self._step.values])
         self._sizes.append(sizes)
 
     def begin_end(self) -> None:
@@ -114,7 +114,8 @@ class Noted:
         """All that was logged, by the names that Lightning gives it."""
         found: dict[str, float] = {}
         if self._how and self._values:
-            values, sizes = np.array(self._values), np.array(self._sizes)
+            values = np.array([[float(value) for value in step] for step in self._values])
+            sizes = np.array(self._sizes)
             found = reduced(self._how, values, sizes)
         if not self._end.how:
             return found
@@ -125,3 +126,8 @@ class Noted:
             )
         how = [Logged(one.name, False, True, one.reduction, None) for one in self._end.how]
         return found | reduced(how, ends, np.ones(1, int), training=False)
+
+
+def _kept(value: Tensor) -> Tensor | float:
+    """The number as it is now; one on a GPU is waited for when it is needed."""
+    return value.item() if value.is_cpu else value.detach().clone()

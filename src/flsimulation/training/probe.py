@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from flsimulation.data.leaves import Leaves, examples, leaves
 from flsimulation.data.task import IGNORED
+from flsimulation.errors import describe_error
 from flsimulation.training.alone import detached, take, unnoticed
 from flsimulation.training.mismatches import broadcast, described, of_layer, of_loss
 from flsimulation.training.stacked.eligible import overridden
@@ -24,6 +26,8 @@ _BEFORE = {
     *("backward", "train", "eval", "to", "load_state_dict"),
 }  # what Lightning calls before a step, and may change its batch or the module
 _FEW = 2  # examples: as many as nothing but practice has
+_INDEX = re.compile("out of (range|bounds)|Class values must be|should be between 0 and 1")
+"""What PyTorch says on the CPU where a GPU stops with a "device-side assert"."""
 _LARGEST = 50_000_000  # parameters of a model that is not worth a copy for this
 
 
@@ -34,6 +38,9 @@ class Finding(NamedTuple):
     """One line: what does not fit, and the remedy."""
     certain: bool
     """Whether every client fails for it; otherwise it trains, but not as intended."""
+    is_index: bool = False
+    """Whether a label or a token is out of range: an error on the CPU, but on a GPU the end of the
+    process."""
 
 
 def is_cheap(module: pl.LightningModule) -> bool:
@@ -48,7 +55,7 @@ def is_whole(module: pl.LightningModule) -> bool:
 
 
 def few(x: Leaves, y: Leaves, indices: np.ndarray | None = None) -> np.ndarray:
-    """Indices of at most two examples, those with the most extreme label and token among them.
+    """Indices of a few examples, those with the most extreme labels and tokens among them.
 
     Parameters
     ----------
@@ -67,7 +74,8 @@ def few(x: Leaves, y: Leaves, indices: np.ndarray | None = None) -> np.ndarray:
         least = own.amin(1)
         is_low = int(least.min()) < 0 and int(least.min()) != IGNORED
         found.append(int(least.argmin() if is_low else own.amax(1).argmax()))
-    chosen = list(dict.fromkeys([*found, *range(count)[:_FEW]]))[:_FEW]
+    found = list(dict.fromkeys(found))
+    chosen = list(dict.fromkeys([*found, *range(count)[:_FEW]]))[: max(_FEW, len(found))]
     places = np.array(sorted(chosen), np.int64)
     return places if indices is None else indices[places]
 
@@ -101,8 +109,14 @@ def _found(module: pl.LightningModule, step: str, batch: Any, watch: Watch) -> F
                 return Finding(f"{step} {wrong}", certain=True)
             _derive(result, watch)
     except Exception as error:  # a user's step may do anything
+        is_index = _INDEX.search(str(error)) is not None
         text = of_layer(watch, _tensors(batch), error) or of_loss(watch, error)
-        return None if text is None else Finding(text, certain=True)
+        if text is None and is_index:
+            text = (
+                f"{step} fails for a label or a token ({describe_error(error)}); correct its range"
+            )
+            return Finding(text, certain=False, is_index=True)
+        return None if text is None else Finding(text, certain=True, is_index=is_index)
     text = broadcast(watch)
     return None if text is None else Finding(text, certain=False)
 

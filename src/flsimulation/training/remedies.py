@@ -147,6 +147,10 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "momentum=None needs such a number: give it a momentum",
     ),
     (
+        r"not enough memory to prepare",
+        "lower train.batch-size, or train where there is more memory",
+    ),
+    (
         r"fails for a batch of",
         "correct this error, or choose train.batch-size so that no client has such a batch: the "
         "clients that have one fail in every engine",

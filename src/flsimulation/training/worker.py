@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -44,8 +45,10 @@ class Slot(NamedTuple):
 
     room: Room
     """Its job."""
-    model: Tensor
+    memory: Tensor
     """Its model afterwards; uint8 [bytes]."""
+    model: State
+    """The same, by name."""
 
 
 class Held(NamedTuple):
@@ -115,7 +118,7 @@ class Answer(NamedTuple):
         if isinstance(self.found, ClientError):
             return self.found
         if self.arrays is None:
-            return self.found._replace(state=layout.views(slot.model.clone()))
+            return self.found._replace(state=layout.views(slot.memory.clone()))
         state = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
         return self.found._replace(state=state)
 
@@ -155,6 +158,7 @@ def _begin(parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
     multiprocessing.current_process().daemon = False  # a module may start processes of its own
+    gc.freeze()  # what the parent had stays, and is looked through for nothing
     begin_sending()
 
 
@@ -175,6 +179,6 @@ def _leave(state: State, slot: Slot, layout: Layout) -> dict[str, np.ndarray] | 
     """Leave a model in the slot; it is returned if it does not fit there."""
     if not layout.fits(state):
         return {name: tensor.numpy() for name, tensor in state.items()}
-    for name, place in layout.views(slot.model).items():
+    for name, place in slot.model.items():
         place.copy_(state[name])
     return None

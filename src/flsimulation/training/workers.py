@@ -11,11 +11,11 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, TypeAlias
 
 from flsimulation.clock import Clock
 from flsimulation.errors import ClientError
-from flsimulation.host.warned import pass_on
+from flsimulation.host.warned import Warned, pass_on
 from flsimulation.training.failures import too_late
 from flsimulation.training.jobs import Job, State, Terms, Trained
 from flsimulation.training.rooms import Layout, Room
@@ -32,6 +32,9 @@ from flsimulation.training.worker import (
 )
 
 __all__ = ["FitOne", "Source", "Workers"]
+
+Done: TypeAlias = tuple[Trained | ClientError, list[Warned]]
+"""A client's result, and the warnings of its process."""
 
 _LEAST_ROOM = 1 << 16  # bytes for the indices of a client
 
@@ -75,7 +78,9 @@ class Workers:
             for place in range(len(jobs)):
                 while place not in pass_.done:
                     self._advance(pass_)
-                yield pass_.done.pop(place)
+                found, warned = pass_.done.pop(place)
+                pass_on(warned)
+                yield found
         finally:
             if any(worker.running for worker in self._all):  # nobody waits for their results
                 self.close()
@@ -138,8 +143,7 @@ class Workers:
             self._lose(worker, pass_)
             return
         place, slot = worker.running.popleft()
-        pass_on(answer.warned)
-        pass_.done[place] = answer.result(slot, self._layout)
+        pass_.done[place] = answer.result(slot, self._layout), answer.warned
 
     def _lose(self, worker: _Worker, pass_: _Pass) -> None:
         """Give up the client that a worker trained when it was killed; others train the next one."""
@@ -149,11 +153,15 @@ class Workers:
             place, _ = worker.running.popleft()
             late = pass_.is_over(self._clock)
             lost = ClientError("lost", "its process was killed, most likely out of memory")
-            pass_.done[place] = too_late() if late else lost
+            pass_.done[place] = (too_late() if late else lost), []
         pass_.waiting.extendleft(place for place, _ in reversed(worker.running))
 
+    def _slot(self) -> Slot:
+        memory = self._layout.shared()
+        return Slot(Room(self._room), memory, self._layout.views(memory))
+
     def _started(self) -> _Worker:
-        slots = tuple(Slot(Room(self._room), self._layout.shared()) for _ in range(QUEUE))
+        slots = tuple(self._slot() for _ in range(QUEUE))
         held = Held(self._fit, self._views, self._source, self._layout, slots)
         return _Worker(held, [worker.connection for worker in self._all])
 
@@ -165,7 +173,7 @@ class _Pass:
         self.jobs, self.terms, self.version = jobs, terms, version
         self.waiting = deque(range(len(jobs)))
         """Places of the jobs that no worker has."""
-        self.done: dict[int, Trained | ClientError] = {}
+        self.done: dict[int, Done] = {}
         """Results that were not yielded yet, by place."""
 
     def is_over(self, clock: Clock) -> bool:
@@ -178,18 +186,18 @@ class _Pass:
         self.done = _Otherwise(self.done, error)
 
 
-class _Otherwise(dict[int, Trained | ClientError]):
+class _Otherwise(dict[int, Done]):
     """Results, and one error for all others."""
 
-    def __init__(self, known: dict[int, Trained | ClientError], error: ClientError) -> None:
+    def __init__(self, known: dict[int, Done], error: ClientError) -> None:
         super().__init__(known)
         self._error = error
 
     def __contains__(self, _: object) -> bool:
         return True
 
-    def pop(self, place: int, *_: Any) -> Trained | ClientError:
-        return super().pop(place, self._error)
+    def pop(self, place: int, *_: Any) -> Done:
+        return super().pop(place, (self._error, []))
 
 
 class _Worker:

@@ -7,14 +7,21 @@ import pickle
 import random
 import types
 import warnings
+from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
+_NORMS = (WeightNorm, SpectralNorm)
 _BY_IDENTITY = (nn.Module, type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
+_PLAIN = {bool, int, str, type(None)}
+"""Types whose values cannot change."""
+_CONTAINERS = {dict, list, set, OrderedDict}
 
 
 def random_states() -> list[Any]:
@@ -53,7 +60,16 @@ def attributes(
             for place, part in enumerate(parts)
             if id(part) not in aside
             for name, value in vars(part).items()
+            if name not in _derived(part)
         ]
+
+
+def _derived(part: nn.Module) -> set[str]:
+    """What a part makes of its parameters, again whenever these are replaced or it is called."""
+    if isinstance(part, nn.RNNBase):
+        return {"_flat_weights", "_flat_weight_refs"}
+    hooks = part._forward_pre_hooks.values()
+    return {hook.name for hook in hooks if isinstance(hook, _NORMS)}
 
 
 class _Pickler(pickle.Pickler):
@@ -75,6 +91,8 @@ class _Pickler(pickle.Pickler):
 
 
 def _form(value: Any, known: set[int] | None) -> Any:
+    if type(value) in _PLAIN or (type(value) in _CONTAINERS and not value):  # as most are
+        return type(value), value if type(value) in _PLAIN else None
     written = io.BytesIO()
     try:
         _Pickler(written, known).dump(value)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from flsimulation.errors import describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.models.lightning_modules import base_of
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler.step import NotStackable
 
 _ELEMENTWISE = (
@@ -73,6 +74,8 @@ def optimization(module: pl.LightningModule) -> Optimization:
     try:
         configured: Any = module.configure_optimizers()
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise NotStackable(
             f"configure_optimizers needs a Trainer ({describe_error(error)})"
         ) from None

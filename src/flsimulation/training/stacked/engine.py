@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import pytorch_lightning as pl
-import torch
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves
@@ -15,7 +14,9 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.evaluating import Evaluating
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.products import takes_tf32
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.stacked.wave import Wave
@@ -69,7 +70,11 @@ class StackedEngine:
         self.step_seconds: Mapping[str, float] = {}
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
-        self._evaluating = Evaluating(module, self._lightning, x, y, clock, prepared=prepared)
+        self._evaluating = Evaluating(
+            *(module, self._lightning, *self._trainer.data, clock),
+            prepared=prepared,
+            tf32=takes_tf32(spec),
+        )
 
     def at_once(self, cohort: int) -> int:
         """The most clients of a cohort that train together, on one core or on the GPU."""
@@ -100,17 +105,15 @@ class StackedEngine:
             with contextlib.closing(waves):
                 for wave in waves:
                     yield _fitted(wave, jobs, average=terms.average)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"the GPU's memory does not hold the clients that train together "
-                f"({describe_error(error)}); lower train.batch-size, or set train.engine = "
-                f"'lightning' or train.device = 'cpu'"
-            ) from None
         except NotStackable as reason:
             raise RunError(
                 f"the clients cannot be trained together after all: {reason}; set train.engine = "
                 f"'lightning'"
             ) from reason
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _too_little(error, gpu=self._lightning.uses_gpu) from None
 
     def practise(self, model: State, jobs: Sequence[Job], terms: Terms) -> None:
         """Train clients in this thread and drop the results. Raises `ClientError`."""
@@ -131,6 +134,15 @@ class StackedEngine:
         """End a fit that was not iterated to its end: it holds PyTorch to one thread."""
         if self._waves is not None:
             self._waves.close()
+
+
+def _too_little(error: Exception, *, gpu: bool) -> RunError:
+    """The end of a run whose waves were halved until one client was left."""
+    cpu = " or train.device = 'cpu'" if gpu else ""
+    return RunError(
+        f"there is not enough memory to train a single client stacked ({describe_error(error)}); "
+        f"lower train.batch-size, or set train.engine = 'lightning'{cpu}"
+    )
 
 
 def _fitted(wave: Wave, jobs: Sequence[Job], *, average: bool) -> Fitted:

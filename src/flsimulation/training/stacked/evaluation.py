@@ -20,7 +20,9 @@ from flsimulation.training.batches import Batches, gathered
 from flsimulation.training.direct import DirectEvaluator, EvaluationStep
 from flsimulation.training.jobs import State
 from flsimulation.training.measured import Arrays
+from flsimulation.training.memory import free_unused, is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.products import in_tf32
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.comparison import exactly, is_close
 from flsimulation.training.stacked.compiler.passes import epsilon
@@ -110,10 +112,14 @@ class StackedEvaluator:
         some = [clients[place] for place in places]
         try:
             return dict(zip(places, self._scores(state, some), strict=True))
-        except Exception:  # the step may do anything that it does not do for one client
-            found = {place: alone(place) for place in places}
+        except Exception as error:  # the step may do anything that it does not do for one client
+            too_large = is_out_of_memory(error)
+        if too_large:  # for so many; one that was not compared yet has too few left to be worth it
+            free_unused()
+            self._most[some[0].examples] = max(1, len(some) // 2)
+        found = {place: alone(place) for place in places}
         # Either the examples of one of them made it fail, or it always will.
-        self._can = any(isinstance(scored, ClientError) for scored in found.values())
+        self._can = too_large or any(isinstance(s, ClientError) for s in found.values())
         return found
 
     def _scores(self, state: State, clients: Sequence[Batches]) -> list[dict[str, float]]:
@@ -149,7 +155,7 @@ class StackedEvaluator:
         size = first(x).shape[1]
         known = size in self._most
         self._direct.load(state, self._round)
-        with seeds.global_streams(0), torch.inference_mode():
+        with seeds.global_streams(0), torch.inference_mode(), in_tf32(self._direct.tf32):
             streams = random_states()
             values, most = (vmap(step)(x, y), 0) if known else _compared(step, x, y)
             if random_states() != streams or not self._direct.is_new:

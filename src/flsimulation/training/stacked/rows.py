@@ -14,6 +14,8 @@ def mean_of_rows(rows: Tensor, shares: Tensor) -> Tensor:
 
     That of integers is rounded to one.
     """
+    if len(rows) == 1:
+        return rows[0]
     if torch.equal(rows[0], rows[-1]) and bool((rows == rows[0]).all()):
         return rows[0]
     if not rows.is_floating_point():

@@ -19,17 +19,20 @@ import torch
 from torch import nn
 
 from flsimulation.clock import SYSTEM, Clock
-from flsimulation.data.leaves import Leaves, each, examples, nbytes, one
+from flsimulation.data.leaves import Leaves, each, examples, one
 from flsimulation.experiment.spec import Train
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import State
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.products import in_tf32, takes_tf32
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.calls import calls_of
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable, named_tensors
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
+from flsimulation.training.stacked.halving import Halving
+from flsimulation.training.stacked.room import Room, kept_on, room_on_gpu
 from flsimulation.training.stacked.stack import Stack, WaveTerms
 from flsimulation.training.stacked.wave import Wave, WaveFit
 from flsimulation.training.trainers import takes_gpu
@@ -37,7 +40,7 @@ from flsimulation.training.transforms import Draws, Transform
 from flsimulation.training.work import Calls, Tell, Work, silent
 
 _WAVE_BYTES = 12 * 2**20  # of parameters, gradients and moments: about what a core's caches hold
-_GPU_SHARE = 4  # of a GPU's free memory for a wave: a new program is compared with another
+_DATA_SHARE = 2  # of a GPU's free memory for the data set: 1 / 2
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
 _MANY = 10**6  # waves of a round: each size of a batch is worth a program
 _POWERS = 10  # of 2, sizes of a batch
@@ -101,8 +104,7 @@ class StackedTrainer:
         tell("trying sizes of a batch")
         programs.check_sizes(_probed(largest))
         stays = prepared.transform is not None  # it works on the CPU
-        if gpu and not stays and nbytes(x) + nbytes(y) <= torch.cuda.mem_get_info(device)[0] // 2:
-            x, y = (each(lambda t: t.to(device), part) for part in (x, y))
+        x, y = (x, y) if stays else kept_on(device, _DATA_SHARE, x, y)
         named = dict(module.named_parameters())
         self._stack = Stack(
             programs=programs,
@@ -125,9 +127,17 @@ class StackedTrainer:
         changing = configuring.by_round or spec.learning_rate_decay != 1
         self._rates = None if changing else self._in_place(optimizer)
         self._rate_factor = functools.partial(rate_factor, spec)
-        self._step_bytes = self._bytes_of_step(largest) if gpu else 0
-        self._room = torch.cuda.mem_get_info(device)[0] // _GPU_SHARE if gpu else _WAVE_BYTES
+        self._room = (
+            room_on_gpu(programs, largest, self._rates, device) if gpu else Room(_WAVE_BYTES)
+        )
         self._pool: ThreadPoolExecutor | None = None
+        self._halving = Halving()
+        self._tf32 = takes_tf32(spec)
+
+    @property
+    def data(self) -> tuple[Leaves, Leaves]:
+        """Inputs and targets of the data set, on the GPU if they are kept there."""
+        return self._stack.x, self._stack.y
 
     def fit(
         self,
@@ -174,15 +184,18 @@ class StackedTrainer:
         terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, alike)
 
         def train(places: list[int]) -> Wave:
-            own = [clients[place] for place in places]
+            own = [clients[place].again() for place in places]
             fit = WaveFit(self._stack, terms, own, [seeds[place] for place in places])
-            wave = fit.run(tuple(places))
+            with in_tf32(self._tf32):
+                wave = fit.run(tuple(places))
             return (wave.averaged() if average else wave).on_cpu()
 
+        fitting = functools.partial(self._halving.run, train)
         if threads == 1 or len(waves) == 1:
-            yield from map(train, waves)
+            for places in waves:
+                yield from fitting(places)
         else:
-            yield from self._on_threads(train, waves, threads)
+            yield from self._on_threads(fitting, waves, threads)
 
     def at_once(self, cohort: int) -> int:
         """The most clients of a cohort that train together, on one core or on the GPU."""
@@ -190,20 +203,20 @@ class StackedTrainer:
         return min(cohort, self._most(cohort, threads, in_place=self._rates is not None))
 
     def _on_threads(
-        self, train: Callable[[list[int]], Wave], waves: list[list[int]], threads: int
+        self, train: Callable[[list[int]], list[Wave]], waves: list[list[int]], threads: int
     ) -> Iterator[Wave]:
         """Waves in order; not many more than there are threads exist at once."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, "cohort", lambda: torch.set_num_threads(1))
-        running = deque[Future[Wave]]()
+        running = deque[Future[list[Wave]]]()
         torch.set_num_threads(1)
         try:
             for places in waves:
                 running.append(self._pool.submit(train, places))
                 if len(running) > threads:
-                    yield running.popleft().result()
+                    yield from running.popleft().result()
             while running:
-                yield running.popleft().result()
+                yield from running.popleft().result()
         finally:
             for future in running:
                 future.cancel()
@@ -230,18 +243,9 @@ class StackedTrainer:
     def _most(self, clients: int, threads: int, *, in_place: bool) -> int:
         """The most clients of so many in a wave: all threads have as many waves."""
         size = sum(p.nbytes for p in self._stack.parameters) * (1 if in_place else _COPIES)
-        most = max(1, self._room // max(1, size + self._step_bytes))
+        most = self._room.clients(size)
         turns = -(-clients // (most * threads))
         return -(-clients // (turns * threads))
-
-    def _bytes_of_step(self, examples: int) -> int:
-        """Most of the GPU's memory that one client's step takes beside its parameters."""
-        programs, clients = self._stack.programs, 2
-        given = programs.given(clients, examples)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        programs.eager(given)
-        return (torch.cuda.max_memory_allocated() - before) // clients
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
         """The learning rates, if programs can take the steps themselves."""

@@ -13,6 +13,8 @@ from flsimulation import seeds
 from flsimulation.data.leaves import Leaves
 from flsimulation.training.form import Form
 from flsimulation.training.logged import Log
+from flsimulation.training.memory import is_out_of_memory
+from flsimulation.training.stacked.compiler.rewritten import Rewritten
 from flsimulation.training.stacked.compiler.step import loss_of, named_tensors, watched
 from flsimulation.training.work import Calls
 
@@ -31,10 +33,12 @@ def calls_of(module: pl.LightningModule, x: Leaves, y: Leaves, form: Form) -> Ca
     with seeds.global_streams(0):
         try:
             own = watched(copy.deepcopy(module), Log(training=True))
-            with counting:
+            with counting, Rewritten():  # as it is traced: a recurrent layer is a few calls
                 loss, _ = loss_of(own, x, y, form, [*named_tensors(own)])
                 loss.backward()  # type: ignore[no-untyped-call]
-        except (Exception, SystemExit):
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
             return None
     return Calls(counting.calls, counting.writes)
 

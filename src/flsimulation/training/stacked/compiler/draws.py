@@ -134,7 +134,16 @@ class Served(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise NotStackable(OTHERWISE)
         if func._schema.is_mutable:  # type: ignore[attr-defined]
             return args[0].copy_(numbers.view(size))
-        return numbers.view(size).clone()
+        return _made_of(numbers.view(size), func, args)
+
+
+def _made_of(numbers: Tensor, func: Any, args: Sequence[Any]) -> Tensor:
+    """What a call returns that drew these numbers."""
+    if func is aten.bernoulli.default:
+        return torch.lt(numbers, args[0]).to(numbers.dtype)
+    if func in _NORMALS:
+        return torch.add(args[0], torch.mul(args[1], numbers))
+    return numbers.clone()
 
 
 def _recorded(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Draw:

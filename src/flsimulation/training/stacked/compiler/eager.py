@@ -15,7 +15,8 @@ from flsimulation.data.leaves import Leaves, each, first, one
 from flsimulation.errors import describe_error
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
-from flsimulation.training.stacked.compiler.comparison import are_close, is_half
+from flsimulation.training.memory import is_out_of_memory
+from flsimulation.training.stacked.compiler.comparison import are_alike, are_close, is_half
 from flsimulation.training.stacked.compiler.draws import Draw, Recording, Served, drawn
 from flsimulation.training.stacked.compiler.given import Given, Names, Step
 from flsimulation.training.stacked.compiler.step import (
@@ -113,6 +114,8 @@ class EagerStep:
                         writes=self.writes,
                     )
             except (Exception, SystemExit) as error:
+                if is_out_of_memory(error):
+                    raise
                 raise refusal(error) from error
         return Step.taken(values, len(log.how), len(self.names.moving)), log.how
 
@@ -173,6 +176,8 @@ class EagerStep:
             except (NotStackable, CannotTake) as reason:
                 raise refusal(reason) from None
             except (Exception, SystemExit) as error:
+                if is_out_of_memory(error):
+                    raise
                 text = describe_error(error)
                 fails = f"training_step fails for a batch of {examples} ({text})"
                 raise StepFails(fails, text) from error
@@ -196,8 +201,8 @@ def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[fl
     The weights are not the module's: it may hold them in more ways than those that are stacked. A
     unit whose input is a rounding away from 0 may be on in one way and off in the other, so that
     gradients differ by more than roundings. In float64 no input is as near to 0 as that, so
-    that the two ways must agree there, and for other weights in the step's own type. In half
-    precision many units are as near as that, whatever the weights.
+    that the two ways must agree there, and roughly in the step's own type. In half
+    precision many units are as near as that.
 
     Parameters
     ----------
@@ -213,20 +218,26 @@ def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[fl
     NotStackable
         If a step fails.
     """
-    if _agrees(step, clients, examples, eps, 0):
+    pairs = _both_ways(step, clients, examples)
+    if all(are_close(*pair, eps) for pair in pairs):
         return True
     try:
-        exact = _agrees(step.in_double(), clients, examples, [0.0] * len(eps), 0)
-    except (NotStackable, RuntimeError, TypeError):  # the step insists on its own types
+        exact = _both_ways(step.in_double(), clients, examples)
+    except (NotStackable, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False  # the step insists on its own types
+    if not all(are_close(*pair, [0.0] * len(eps)) for pair in exact):
         return False
-    return exact and (is_half(max(eps)) or _agrees(step, clients, examples, eps, 1))
+    return is_half(max(eps)) or all(are_alike(*pair) for pair in pairs)
 
 
-def _agrees(step: EagerStep, clients: int, examples: int, eps: Sequence[float], draw: int) -> bool:
-    scales = [1.01 + 0.01 * (place + clients * draw) for place in range(clients)]
+def _both_ways(step: EagerStep, clients: int, examples: int) -> list[tuple[Step, Step]]:
+    """Each client's step as one of many, and alone."""
+    scales = [1.01 + 0.01 * place for place in range(clients)]
     given = step.given(clients, examples, scales)
     together, _ = step.stacked(given)
-    return all(
-        are_close(together.of(slice(place, place + 1)), step.alone(given.of(place)), eps)
+    return [
+        (together.of(slice(place, place + 1)), step.alone(given.of(place)))
         for place in range(clients)
-    )
+    ]

@@ -24,6 +24,12 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def of_many(*tensors: Tensor) -> bool:
+    """Whether one of the tensors differs between the clients of a ``vmap``."""
+    functorch: Any = torch._C._functorch
+    return any(functorch.is_batchedtensor(tensor) for tensor in tensors)
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -34,7 +40,7 @@ def conv2d(
     groups: int = 1,
 ) -> Any:
     """As `torch.nn.functional.conv2d` is documented, inside ``vmap``."""
-    if input.ndim != 4 or isinstance(padding, str):
+    if input.ndim != 4 or isinstance(padding, str) or not of_many(input, weight):
         return NotImplemented
     return _Convolution.apply(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-untyped-call]
 
@@ -49,7 +55,7 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Any:
     """As `torch.nn.functional.max_pool2d` is documented, inside ``vmap``."""
-    if return_indices or input.ndim != 4:
+    if return_indices or input.ndim != 4 or not of_many(input):
         return NotImplemented
     how = kernel_size, stride or kernel_size, padding, dilation, ceil_mode
     return _Pool.apply(input, lambda x: torch.max_pool2d(x, *how))  # type: ignore[no-untyped-call]
@@ -59,7 +65,7 @@ def pool(function: Callable[..., Tensor]) -> Callable[..., Any]:
     """Another pool of images, which takes each channel by itself."""
 
     def pooled(input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if input.ndim != 4:
+        if input.ndim != 4 or not of_many(input):
             return NotImplemented
         return _Pool.apply(input, lambda x: function(x, *args, **kwargs))  # type: ignore[no-untyped-call]
 

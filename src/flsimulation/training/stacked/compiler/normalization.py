@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flsimulation.training.stacked.compiler.images import channels_last
+from flsimulation.training.stacked.compiler.images import channels_last, of_many
 
 
 def batch_norm(
@@ -25,7 +25,7 @@ def batch_norm(
     PyTorch's own form writes into the running statistics without saying so, which a traced program
     would not repeat, and scales and shifts in steps of their own.
     """
-    if not training:
+    if not training or not of_many(input):
         return NotImplemented
     places = input.numel() // input.shape[1]
     if places < 2:  # as PyTorch itself checks

@@ -22,6 +22,7 @@ from torch.fx import Graph
 from flsimulation.data.leaves import Leaves, first
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import Log, Logged
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.comparison import are_close, exactly, has_moved
 from flsimulation.training.stacked.compiler.draws import Draw
@@ -89,8 +90,11 @@ class StepPrograms:
         self._eps = passes.coarsest(self._graphs[0])
         tell("comparing many clients' step with one client's")
         with exactly():
-            if not is_same_alone(self._eager, *_TRACED[0], self._eps):
-                raise NotStackable("training_step does something else for many clients at once")
+            for examples in (_TRACED[0][1], 1):
+                if self.failure(examples) is None and not is_same_alone(
+                    self._eager, _TRACED[0][0], examples, self._eps
+                ):
+                    raise NotStackable("training_step does something else for many clients at once")
 
     def program(
         self, clients: int, examples: int, rates: tuple[float, ...] | None = None
@@ -212,8 +216,10 @@ class StepPrograms:
                 ):  # it returns no gradients; the same calls without its steps do
                     plain = written(self._templates[None] or [], clients, examples)
                     ours = self._run(plain, given)
-            except Exception:  # numbers that no size but the traced ones allows
-                return False
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                return False  # numbers that no size but the traced ones allows
         if not are_close(ours, theirs, self._eps):
             return False
         eps = self._eps[-len(trained) :]

@@ -9,7 +9,6 @@ compared with those of the calls themselves (`is_same_alone`).
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,19 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from flsimulation.training.stacked.compiler import images
+from flsimulation.training.stacked.compiler.attention import attention, multi_head_attention
+from flsimulation.training.stacked.compiler.inside import ASKED
+from flsimulation.training.stacked.compiler.layers import (
+    bernoulli,
+    embedding,
+    normal,
+    normalize,
+    pack,
+    recurrent,
+    unpack,
+    weight_norm,
+    zeros,
+)
 from flsimulation.training.stacked.compiler.normalization import batch_norm
 
 _DROPOUTS = (
@@ -30,7 +42,6 @@ _MAKERS = (
     *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like),
     *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.clone),
 )
-_NEEDS_WEIGHTS = 15  # place of the argument ``need_weights``
 
 
 class Undropped(TorchFunctionMode):
@@ -76,11 +87,8 @@ class Rewritten(Undropped):
         """Call the function, or what stands for it."""
         if (written := _WRITTEN.get(func)) is not None:
             result = written(*args, **kwargs)
-            return func(*args, **kwargs) if result is NotImplemented else result
-        if func is functional.multi_head_attention_forward and len(args) <= _NEEDS_WEIGHTS:
-            # what it calls inside is not seen here; with weights it calls nothing without a form
-            attended, weights = func(*args, **{**kwargs, "need_weights": True})
-            return attended, weights if kwargs.get("need_weights", True) else None
+            if result is not NotImplemented:
+                return result
         result = func(*args, **kwargs)
         if self._zero is not None and func in _MAKERS:
             zero = self._zero.to(result.dtype)
@@ -147,30 +155,6 @@ def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return cell
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """As `scaled_dot_product_attention` is documented."""
-    if dropout_p > 0 or enable_gqa:
-        return NotImplemented
-    weights = query @ key.transpose(-2, -1) * (scale or 1 / math.sqrt(query.shape[-1]))
-    if is_causal:
-        shape = query.shape[-2], key.shape[-2]
-        attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        weights = weights.masked_fill(~attn_mask, -math.inf)
-    elif attn_mask is not None:
-        weights = weights + attn_mask
-    return weights.softmax(-1) @ value
-
-
 def _bag(
     input: Tensor,
     weight: Tensor,
@@ -204,9 +188,24 @@ _WRITTEN: dict[Any, Callable[..., Any]] = {
     torch.lstm_cell: _lstm_cell,
     torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
     torch.rnn_relu_cell: _rnn_cell(torch.relu),
-    functional.scaled_dot_product_attention: _attention,
+    torch.gru: recurrent("gru"),
+    torch.lstm: recurrent("lstm"),
+    torch.rnn_tanh: recurrent("tanh"),
+    torch.rnn_relu: recurrent("relu"),
+    functional.scaled_dot_product_attention: attention,
+    functional.multi_head_attention_forward: multi_head_attention,
+    functional.embedding: embedding,
     functional.embedding_bag: _bag,
     functional.batch_norm: batch_norm,
     torch.randperm: _permutation,
     **images.WRITTEN,
+    functional.normalize: normalize,
+    torch._weight_norm: weight_norm,
+    torch._pack_padded_sequence: pack,
+    torch._pad_packed_sequence: unpack,
+    torch.zeros: zeros,
+    torch.normal: normal,
+    torch.bernoulli: bernoulli,
+    Tensor.bernoulli: bernoulli,
+    **ASKED,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import warnings
@@ -52,6 +53,14 @@ def compiled(module: GraphModule) -> Callable[..., tuple[torch.Tensor | None, ..
         return tuple(values)
 
     return run
+
+
+@functools.cache
+def scripted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function in TorchScript, which runs without holding Python's lock."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is no longer developed, it says
+        return torch.jit.script(function)  # type: ignore[no-any-return]
 
 
 class _CannotWrite(Exception):  # noqa: N818 - no error: the graph runs as it is

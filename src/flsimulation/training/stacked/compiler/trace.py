@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from flsimulation import seeds
 from flsimulation.errors import describe_error, place_of
 from flsimulation.training.logged import CannotTake
+from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.convolution import replacements
 from flsimulation.training.stacked.compiler.draws import OTHERWISE, Draw
+from flsimulation.training.stacked.compiler.inside import NoForm
 from flsimulation.training.stacked.compiler.step import NotStackable, WritesInPlace
 from flsimulation.training.stacked.effects import attributes
 
@@ -65,9 +67,10 @@ def traced(
                 warnings.simplefilter("ignore")
                 found = make_fx(step, instead)(*tensors)
                 if passes.writes_in_place(found.graph):
-                    pure = torch.func.functionalize(found, remove="mutations")
-                    found = make_fx(pure, instead)(*(t.detach() for t in tensors))
+                    found = _without_writes(found, tensors, instead)
         except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
             raise refusal(error) from error
     if not passes.draws_as_inputs(found.graph, [(len(inputs[0]), *d.shape) for d in draws]):
         raise NotStackable(f"training_step {OTHERWISE}")
@@ -80,6 +83,39 @@ def traced(
     return found.graph
 
 
+def _without_writes(
+    found: GraphModule, tensors: Sequence[Tensor], instead: Mapping[Any, Any]
+) -> GraphModule:
+    """The graph without operations in place.
+
+    Tensors that it holds are inputs meanwhile: of others `functionalize` lets writes be.
+    """
+    held = [node for node in found.graph.nodes if node.op == "get_attr"]
+    values = [getattr(found, str(node.target)) for node in held]
+    _exchange(found, held, values, len(tensors), "placeholder")
+    pure = torch.func.functionalize(found, remove="mutations")
+    result = make_fx(pure, instead)(*(t.detach() for t in tensors), *values)
+    given = [node for node in result.graph.nodes if node.op == "placeholder"]
+    _exchange(result, given[len(tensors) :], values, len(tensors), "get_attr")
+    return result
+
+
+def _exchange(
+    module: GraphModule, nodes: Sequence[Node], values: Sequence[Tensor], inputs: int, op: str
+) -> None:
+    """Put nodes of another kind in the place of these, after the inputs."""
+    last = [node for node in module.graph.nodes if node.op == "placeholder"][inputs - 1]
+    for place in reversed(range(len(nodes))):
+        name = f"held{place}"
+        module.register_buffer(name, values[place])
+        with module.graph.inserting_after(last):
+            new = module.graph.create_node(op, name)
+        new.meta["val"] = values[place]
+        nodes[place].replace_all_uses_with(new)
+        module.graph.erase_node(nodes[place])
+    module.recompile()
+
+
 def refusal(error: BaseException) -> NotStackable:
     """Why a step that failed so cannot be a program."""
     if isinstance(error, WritesInPlace):
@@ -88,6 +124,8 @@ def refusal(error: BaseException) -> NotStackable:
     if isinstance(error, NotStackable | CannotTake):
         return NotStackable(f"training_step {text}{place_of(error)}")
     described, place = describe_error(error), place_of(error)
+    if isinstance(error, NoForm):
+        return NotStackable(f"{text} cannot be trained for many clients at once{place}")
     if _IN_PLACE.search(text):
         return WritesInPlace(f"training_step writes in place into a tensor that it made{place}")
     if found := _NO_FORM.search(text):

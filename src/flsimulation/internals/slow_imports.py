@@ -1,0 +1,81 @@
+"""Modules that Lightning imports and a run hardly uses: a third of all that a run would import.
+
+Lightning and PyTorch's optimizers import ``torch._dynamo``, the larger part of ``torch.compile``, for
+three names that say whether and where something is compiled. TorchMetrics imports matplotlib to name
+types of its plots.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from flsimulation.internals.deferred import defer, imported, is_imported
+
+DYNAMO = "torch._dynamo"
+"""Behind ``torch.compile``; imports SymPy, the inductor and ``torch.distributed`` with its tensors."""
+PLOTS = "torchmetrics.utilities.plot"
+"""Draws a metric's values; imports matplotlib's pyplot."""
+
+
+def defer_slow_imports() -> None:
+    """Let a process of our own import these modules at their first use."""
+    defer(
+        DYNAMO,
+        {"OptimizedModule": OptimizedModule, "disable": disable, "graph_break": graph_break},
+    )
+    types = dict.fromkeys(("_AX_TYPE", "_CMAP_TYPE"), object)
+    drawing = ("plot_single_or_multi_val", "plot_confusion_matrix", "plot_curve")
+    defer(
+        PLOTS,
+        {
+            **types,
+            "_PLOT_OUT_TYPE": tuple[object, object],  # as TorchMetrics has it without matplotlib
+            **{name: _drawing(name) for name in drawing},
+        },
+    )
+
+
+class _Compiled(type):
+    """Asks the class itself what is an instance of it: none is before it exists."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        own = getattr(sys.modules[DYNAMO], "OptimizedModule", ()) if is_imported(DYNAMO) else ()
+        return isinstance(instance, own)
+
+
+class OptimizedModule(metaclass=_Compiled):
+    """A module that ``torch.compile`` returned, for ``isinstance``."""
+
+
+def graph_break(msg: str = "") -> None:
+    """End a graph that is being compiled: none is."""
+
+
+def disable(
+    fn: Callable[..., Any] | None = None, recursive: bool = True, **options: Any
+) -> Callable[..., Any]:
+    """The function, left out of what is compiled from the time when something can be."""
+    if fn is None:
+        return functools.partial(disable, recursive=recursive, **options)
+    own: list[Callable[..., Any]] = []
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not own:
+            if not is_imported(DYNAMO):
+                return fn(*args, **kwargs)
+            own.append(imported(DYNAMO).disable(fn, recursive, **options))
+        return own[0](*args, **kwargs)
+
+    return call
+
+
+def _drawing(name: str) -> Callable[..., Any]:
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        return getattr(imported(PLOTS), name)(*args, **kwargs)
+
+    draw.__name__ = name
+    return draw
