@@ -204,7 +204,7 @@ def training_step(self, batch, batch_idx):
     return self.loss(batch) * self.federated_round
 """
     experiment, out = trained(with_methods(step), rounds=2)
-    assert engine(out) == ("direct", "training_step uses self.federated_round")
+    assert engine(out) == ("direct", "training_step uses self.federated_round (own.py:27)")
     assert {(c["round"], c["now"]) for c in clients(out) if c["phase"] == "train"} == {
         (1, 1.0),
         (2, 2.0),

@@ -7,7 +7,6 @@ for both alike. docs/decisions/0029 says what is counted and what is measured.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
@@ -31,7 +30,7 @@ FASTER = 0.9
 """An engine that is tried second is taken where its step takes less than this share of the first's."""
 _TURNS = 3  # of each engine, after one to warm up
 _CLEAR = 1.5  # times as fast: no further turn is needed
-_MOST = 8  # steps of a fit that is measured
+_MOST = 4  # steps of a fit that is measured
 _SHARE = 40  # all steps are at least so many times those of one turn
 
 
@@ -113,7 +112,7 @@ def step_seconds(engines: Mapping[str, Timed], sample: Sample, clock: Clock) -> 
     Parameters
     ----------
     engines : mapping
-        By name, those that may be compared.
+        By name, those that may be compared; first the one that is taken unless another is faster.
     sample : Sample
         What they train.
     clock : Clock
@@ -127,16 +126,17 @@ def step_seconds(engines: Mapping[str, Timed], sample: Sample, clock: Clock) -> 
                     seconds = sample.seconds(timed, clock)
                     if turn:
                         found[name].append(seconds)
-                if turn and _is_clear([statistics.median(own) for own in found.values()]):
+                if turn and _is_clear(*map(statistics.median, found.values())):
                     break
     except Exception:  # a user's module, or a transform; the run itself tells it
         return {}
     return {name: statistics.median(own) for name, own in found.items()}
 
 
-def _is_clear(medians: list[float]) -> bool:
-    ordered = sorted(medians)
-    return all(_CLEAR * one < other for one, other in itertools.pairwise(ordered))
+def _is_clear(first: float, *others: float) -> bool:
+    """Whether the first engine is the fastest, or another one by far."""
+    fastest = min(others, default=first)
+    return fastest >= first or _CLEAR * fastest < first
 
 
 @contextlib.contextmanager
