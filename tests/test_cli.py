@@ -74,7 +74,7 @@ def test_run_prints_a_line_a_round_and_where_the_report_lies(
     assert lines[0].endswith("(iid), mlp with 155 parameters, seed 0")
     assert lines.pop(1) == "  labels: 3 classes 0, 1, 2 (data.task auto: 3 distinct whole numbers)"
     assert lines.pop(1).startswith(
-        "  clients train one by one: 16 training steps in all are too few"
+        "  engine: direct (not stacked: 16 training steps in all are too few"
     )
     assert lines[1].split() == ["round", "test", "loss", "accuracy", "clients'", "loss", "accuracy", "seconds", "failed"]  # fmt: skip
     assert [line.split()[0] for line in lines[2:4]] == ["1/2", "2/2"]
@@ -393,7 +393,7 @@ def test_the_reason_that_clients_report_is_said_as_the_one_that_was_known(
     view(EngineReported("stacked"))
     view(EngineReported("lightning", "BatchNorm1d keeps running statistics"))
     assert capsys.readouterr().out == (
-        "  clients train one by one: BatchNorm1d keeps running statistics\n"
+        "  engine: stacked\n  engine: lightning (BatchNorm1d keeps running statistics)\n"
     )
 
 

@@ -19,6 +19,9 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds since some moment; never goes back."""
 
+    def processor(self) -> float:
+        """Seconds for which this thread had a processor, since some moment."""
+
     def sleep(self, seconds: float) -> None:
         """Let a number of seconds pass."""
 
@@ -33,6 +36,10 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds since some moment; never goes back."""
         return time.perf_counter()
+
+    def processor(self) -> float:
+        """Seconds for which this thread had a processor, since some moment."""
+        return time.thread_time()
 
     def sleep(self, seconds: float) -> None:
         """Wait for a number of seconds."""
@@ -56,6 +63,10 @@ class VirtualClock:
         return self._now
 
     def monotonic(self) -> float:
+        """Seconds, the same as `time`."""
+        return self._now
+
+    def processor(self) -> float:
         """Seconds, the same as `time`."""
         return self._now
 

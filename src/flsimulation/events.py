@@ -22,6 +22,8 @@ RunState: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 Scores: TypeAlias = dict[str, float]
 """``loss``, ``accuracy`` and all else that the module logs, by name."""
 
+NOT_DIRECT = "; not direct: "
+"""Stands between why clients are not trained stacked and why they are not trained direct."""
 BOOKKEEPING = frozenset(("num-examples", "epochs", "steps", "seconds"))
 """Numbers of a client's answer that are no scores: an average of them means nothing."""
 RESERVED = BOOKKEEPING | {"round", "phase", "partition", "reason", "error"}
@@ -77,6 +79,8 @@ class RunStarted:
     where the clients choose, and report it with their first reply."""
     not_stacked: str | None = None
     """Why the clients are not trained stacked, where that was tried."""
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Processor seconds of a client's step by engine, where they decided which trains."""
     gpu: str | None = None
     """Name of the GPU that this process trains on."""
     done: int = 0

@@ -14,7 +14,7 @@ import typer
 
 from flsimulation import __version__
 from flsimulation.cli.deploy import network
-from flsimulation.cli.options import Columns, Json, Quiet, listed
+from flsimulation.cli.options import Columns, Json, Overrides, Quiet, listed
 from flsimulation.errors import FLSimulationError, InputError
 from flsimulation.internals.slow_imports import defer_slow_imports
 
@@ -31,10 +31,6 @@ app = typer.Typer(
 )
 
 File = Annotated[Path | None, typer.Argument(metavar="[FILE]")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. --set train.epochs=2."),
-]
 
 
 def _version(wanted: bool) -> None:

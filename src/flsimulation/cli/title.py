@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from flsimulation.events import RunStarted
+import math
+from collections.abc import Mapping
+
+from flsimulation.events import NOT_DIRECT, RunStarted
 
 
 def title(event: RunStarted) -> str:
@@ -15,6 +18,31 @@ def title(event: RunStarted) -> str:
         f"({spec.data.partition}), {_short(spec.model.class_)} with {event.parameters:,} "
         f"parameters, seed {spec.seed}" + (f", on {event.gpu}" if event.gpu else "")
     )
+
+
+def engine_line(
+    engine: str, why_not: str | None, step_seconds: Mapping[str, float] | None = None
+) -> str:
+    """Which engine trains the clients, and why not a faster one or what was measured.
+
+    ``engine: stacked (0.21 ms a client's step; direct 0.55 ms)``, ``engine: direct (not stacked:
+    it ...)``.
+    """
+    told = []
+    if own := (step_seconds or {}).get(engine):
+        others = [f"{n} {milliseconds(s)}" for n, s in (step_seconds or {}).items() if n != engine]
+        told.append("; ".join([f"{milliseconds(own)} a client's step", *others]))
+    elif why_not is not None:
+        tried_both = engine == "direct" or NOT_DIRECT in why_not
+        told.append(f"not stacked: {why_not}" if tried_both else why_not)
+    return f"engine: {engine}" + "".join(f" ({text})" for text in told)
+
+
+def milliseconds(seconds: float) -> str:
+    """``0.21 ms``, ``12 ms``: two digits, or all before the point."""
+    value = 1000 * seconds
+    digits = max(0, 1 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{digits}f} ms"
 
 
 def _short(reference: str) -> str:

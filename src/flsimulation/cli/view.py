@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from flsimulation.cli.columns import Columns, in_words, spread_in_words
-from flsimulation.cli.title import title
+from flsimulation.cli.title import engine_line, title
 from flsimulation.cli.waiting import Waiting
 from flsimulation.errors import kind_of
 from flsimulation.events import (
@@ -94,9 +94,10 @@ class PlainView:
             self._say(title(event), style="bold")
             for note in event.notes:
                 self._say(f"  {note}", style="dim")
-            self._engine(event.not_stacked)
+            if event.engine is not None:  # a network's clients report it later
+                self._engine(event.engine, event.not_stacked, event.step_seconds)
         elif isinstance(event, EngineReported):
-            self._engine(event.not_stacked)
+            self._engine(event.engine, event.not_stacked)
         elif isinstance(event, EngineChoosing):
             self._choosing(event)
         elif isinstance(event, Noticed):
@@ -137,10 +138,12 @@ class PlainView:
         if complaint is not None:
             self._say(f"  {complaint}", style="yellow")
 
-    def _engine(self, not_stacked: str | None) -> None:
-        """Say why clients are not trained stacked."""
-        if not_stacked is not None:
-            self._say(f"  clients train one by one: {not_stacked}", style="yellow")
+    def _engine(
+        self, engine: str, why_not: str | None, step_seconds: Mapping[str, float] | None = None
+    ) -> None:
+        """Say which engine trains the clients, and why not a faster one."""
+        style = "dim" if why_not is None or step_seconds else "yellow"
+        self._say(f"  {engine_line(engine, why_not, step_seconds)}", style=style)
 
     def _starting(self, event: ActorsAwaited) -> None:
         """Show how many of Ray's actors have started."""

@@ -21,7 +21,7 @@ from flsimulation.errors import ClientError
 from flsimulation.events import EngineChoosing, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model
-from flsimulation.training import Batches, Engine, Job, State, engine_for, processes_for
+from flsimulation.training import Batches, Before, Engine, Job, State, engine_for, processes_for
 from flsimulation.training.footprint import examples_within_budget
 from flsimulation.training.preparation import PLAIN, Preparation, preparation
 from flsimulation.training.stacked.room import kept_on
@@ -62,6 +62,7 @@ class Workspace:
         processes: int | None = None,
         clock: Clock = SYSTEM,
         sinks: Iterable[Sink] = (),
+        before: Before | None = None,
     ) -> Workspace:
         """Load and partition the data, build the model and choose the engine.
 
@@ -78,6 +79,8 @@ class Workspace:
             The clock of the engine and the exchange.
         sinks : iterable of callables
             Notified while the engine is chosen.
+        before : Before, optional
+            The choice of the engine that was made for this run before.
 
         Raises
         ------
@@ -95,7 +98,9 @@ class Workspace:
             for sink in sinks:
                 sink(EngineChoosing(doing, clock.monotonic() - began))
 
-        engine = _chosen(experiment, data, module, prepared, clients, processes, clock, tell)
+        engine = _chosen(
+            *(experiment, data, module, prepared, clients, processes, clock, tell, before)
+        )
         choosing = clock.monotonic() - began
         batch = _fitting(experiment, data, module, prepared)
         return cls(experiment, data, module, engine, batch, notices, clock, prepared, choosing)
@@ -202,6 +207,7 @@ def _chosen(
     processes: int | None = None,
     clock: Clock = SYSTEM,
     tell: Tell = silent,
+    before: Before | None = None,
 ) -> Engine:
     spec, dataset = experiment.train, data.dataset
     if processes is None:
@@ -209,18 +215,21 @@ def _chosen(
     if clients is None:  # also a cohort of one: many clients may evaluate
         clients = max(2, experiment.data.clients)
     x, y = dataset.x_train, dataset.y_train
+    alone = experiment.runtime.kind == "inprocess"  # elsewhere each process would measure by itself
     return engine_for(
         *(module, spec, x, y, clients, processes, clock),
         prepared=prepared,
-        work=_work(experiment, data),
+        work=work_of(experiment, data),
         tell=tell,
+        measures=alone,
+        before=before if alone else None,
     )
 
 
-def _work(experiment: Experiment, data: FederatedData) -> Work:
+def work_of(experiment: Experiment, data: FederatedData) -> Work:
     """What the clients do in all rounds, as if all had as many examples."""
     spec, rounds = experiment.train, experiment.strategy.rounds
     fits = rounds * experiment.cohort_size
     examples = data.train_examples * (1 - data.validation_fraction) / experiment.data.clients
     batches = max(1, math.ceil(round(examples, 6) / spec.batch_size))
-    return Work(rounds, fits, fits * spec.epochs * batches)
+    return Work(rounds, fits, fits * spec.epochs * batches, examples)

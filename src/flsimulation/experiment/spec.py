@@ -52,7 +52,8 @@ class Train(Section):
     engine: Literal["auto", "stacked", "direct", "lightning"] = "auto"
     """How the clients of one process train. `stacked`: many at once, as one program. `direct`: one by
     one, in a plain PyTorch loop. `lightning`: one by one, with Lightning's Trainer. `auto`: the first
-    of them with which the results are the Trainer's."""
+    of them with which the results are the Trainer's; where both of the first two are, the one whose
+    steps are measured to be faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` uses a GPU if there is one."""
     tf32: bool = False

@@ -250,6 +250,7 @@ def _description(event: RunStarted) -> dict[str, Any]:
         },
         "engine": None,
         "not-stacked": None,
+        "step-seconds": dict(event.step_seconds) or None,
         "gpu": event.gpu,
     }
 

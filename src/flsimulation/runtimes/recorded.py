@@ -23,6 +23,7 @@ from flsimulation.rundir.writer import RunDirectory, create_run_directory
 from flsimulation.runtimes import Federate, Opened
 from flsimulation.server.app import Start
 from flsimulation.server.rounds import is_reached
+from flsimulation.training import Before
 
 
 def record_run(
@@ -101,7 +102,9 @@ def record_resumed(
     settle(record.path)
     with claimed(record.path):
         start = _start(record, experiment)
-        space = Workspace.load(experiment, clients=clients, sinks=(sinks := tuple(sinks)))
+        space = Workspace.load(
+            experiment, clients=clients, sinks=(sinks := tuple(sinks)), before=_before(record)
+        )
         directory = RunDirectory(record.path, experiment, done=start.round)
         with _reported(record.path):
             federate(experiment, [directory, *sinks], space, start)
@@ -114,6 +117,15 @@ def _start(record: RunRecord, experiment: Experiment) -> Start:
     reached = is_reached(experiment.evaluate.target_accuracy, last.get("central"))
     trained = record.trained(until=saved.round)
     return Start(saved.round, saved.arrays, saved.strategy, reached, trained)
+
+
+def _before(record: RunRecord) -> Before:
+    """The engine that the run has: another one's roundings would differ."""
+    return Before(
+        record.manifest.get("engine"),
+        record.manifest.get("not-stacked"),
+        record.manifest.get("step-seconds") or {},
+    )
 
 
 def _meanwhile(work: Callable[[], object]) -> None:

@@ -113,7 +113,7 @@ def make_server_app(
             space = workspace or Workspace.load(unflatten(context.run_config), clients=0)
             started = _announcement(space, start.round if start is not None else 0, trains)
             if not isinstance(grid, PartitionedGrid):  # a network's clients choose their engine
-                started = replace(started, engine=None, not_stacked=None)
+                started = replace(started, engine=None, not_stacked=None, step_seconds={})
             emit(started)
             for text in space.notices:
                 emit(Noticed(text))
@@ -193,6 +193,7 @@ def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
         test_examples=len(data.dataset.y_test),
         engine=space.engine.name,
         not_stacked=space.engine.why_not,
+        step_seconds=dict(space.engine.step_seconds),
         gpu=space.engine.gpu if trains else None,
         done=done,
         task=data.dataset.task,

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves
-from flsimulation.errors import ModelError, describe_error
+from flsimulation.errors import ModelError
+from flsimulation.events import NOT_DIRECT
 from flsimulation.experiment.spec import Train
+from flsimulation.training.candidates import Candidates
 from flsimulation.training.direct_engine import DirectEngine
-from flsimulation.training.facts import NeedsTrainer
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
 from flsimulation.training.lightning import require_device
-from flsimulation.training.lightning_engine import LightningEngine
-from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
-from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.engine import StackedEngine
+from flsimulation.training.timing import FASTER
 from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.work import Tell, Work, silent
+
+NOT_FASTER = "it is not faster for this model on this machine"
+"""Why clients are not trained stacked although the module allows it."""
+
+
+class Before(NamedTuple):
+    """The choice of a run that is resumed: it is not made again, as its bits depend on it."""
+
+    engine: str | None = None
+    """As in the manifest; None if it named none, or several."""
+    why_not: str | None = None
+    step_seconds: Mapping[str, float] = MappingProxyType({})
 
 
 class Engine(Protocol):
@@ -40,6 +52,10 @@ class Engine(Protocol):
     @property
     def why_not(self) -> str | None:
         """Why clients are not trained stacked, where that was tried."""
+
+    @property
+    def step_seconds(self) -> Mapping[str, float]:
+        """Processor seconds of a client's step by engine, where they decided; else empty."""
 
     @property
     def averages(self) -> bool:
@@ -84,13 +100,16 @@ def engine_for(
     prepared: Preparation = PLAIN,
     work: Work | None = None,
     tell: Tell = silent,
+    measures: bool = False,
+    before: Before | None = None,
 ) -> Engine:
     """The engine that trains an experiment's clients where this is called.
 
     Unless the experiment requests one: ``stacked`` where the module allows it, else ``direct``, and
-    where a fit needs Lightning's Trainer, ``lightning``. Where only one client ever is, on a node of
-    a network, a loop starts sooner than a program is built: there the experiment has to request
-    ``stacked``.
+    where a fit needs Lightning's Trainer, ``lightning``. Where stacked and direct are both
+    possible, and it is measured that direct steps are faster, ``direct``. Where only one client ever
+    is, on a node of a network, a loop starts sooner than a program is built: there the experiment
+    has to request ``stacked``.
 
     Parameters
     ----------
@@ -112,6 +131,10 @@ def engine_for(
         What the clients do in all rounds; a step is traced only where it is worth that.
     tell : callable
         Called with what the choice of the engine does now.
+    measures : bool
+        Whether steps may be measured, if there are many more of them.
+    before : Before, optional
+        The choice that was made for this run before.
 
     Raises
     ------
@@ -121,42 +144,42 @@ def engine_for(
         If the experiment requests an engine that the module does not allow.
     """
     require_device(spec)
-    least = 1 if spec.engine == "stacked" else 2
-    why_not = None
-    if spec.engine in ("auto", "stacked") and clients >= least:
-        try:
-            return StackedEngine(module, spec, x, y, clock, prepared=prepared, work=work, tell=tell)
-        except Exception as error:  # a user's module may do anything when it is copied and traced
-            why_not = _reason(error)
-        _refuse(spec, "stacked", why_not)
+    own = Candidates(module, spec, x, y, processes, clock, prepared, work, tell)
+    least, kept = 1 if spec.engine == "stacked" else 2, before or Before()
+    why_not = kept.why_not if kept.engine == "direct" else None
+    may_stack = spec.engine == "stacked" or (spec.engine == "auto" and kept.engine != "direct")
+    if may_stack and clients >= least:
+        stacked = own.stacked()
+        if isinstance(stacked, StackedEngine):
+            stacked.step_seconds = kept.step_seconds
+            return _faster(own, stacked) if measures and before is None else stacked
+        _refuse(spec, "stacked", why_not := stacked)
     if spec.engine != "lightning":
-        try:
-            return DirectEngine(module, spec, x, y, processes, why_not, clock, prepared=prepared)
-        except Exception as error:
-            known = isinstance(error, NeedsTrainer)
-            reason = str(error) if known else f"it cannot be tried ({describe_error(error)})"
-        _refuse(spec, "direct", reason)
-        why_not = reason if why_not in (None, reason) else f"{why_not}; {reason}"
-    return LightningEngine(module, spec, x, y, processes, why_not, clock, prepared=prepared)
+        direct = own.direct(why_not)
+        if isinstance(direct, DirectEngine):
+            direct.step_seconds = kept.step_seconds
+            return direct
+        _refuse(spec, "direct", direct)
+        if not (why_not or "").startswith(direct):  # which may lack the line in the user's file
+            why_not = direct if why_not is None else f"{why_not}{NOT_DIRECT}{direct}"
+    return own.lightning(why_not)
+
+
+def _faster(own: Candidates, stacked: StackedEngine) -> Engine:
+    """The stacked engine, or the direct one if its steps are clearly faster here."""
+    if own.spec.engine == "stacked" or isinstance(direct := own.direct(NOT_FASTER), str):
+        return stacked
+    seconds = own.step_seconds(stacked, direct)
+    stacked.step_seconds = direct.step_seconds = seconds
+    if not seconds or seconds["direct"] >= FASTER * seconds["stacked"]:
+        return stacked
+    return direct
 
 
 def _refuse(spec: Train, engine: str, reason: str) -> None:
     """Raise `ModelError` if the experiment requests an engine that the module does not allow."""
     if spec.engine == engine:
         raise ModelError(f"train.engine is {engine!r}, but {reason}; use 'auto' or 'lightning'")
-
-
-def _reason(error: Exception) -> str:
-    """Why clients cannot be trained stacked, as the end of a sentence."""
-    if isinstance(error, NotStackable):
-        return str(error)
-    described = describe_error(error)
-    if is_out_of_memory(error):
-        return (
-            f"there is not enough memory to prepare its step for many clients at once "
-            f"({described}); lower train.batch-size"
-        )
-    return f"it cannot be traced ({described})"
 
 
 def processes_for(spec: Train, clients: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytorch_lightning as pl
 
@@ -15,6 +15,7 @@ from flsimulation.training.evaluating import evaluated_alone
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.timing import one_thread
 from flsimulation.training.workers import Source, Workers
 
 
@@ -60,6 +61,7 @@ class LightningEngine:
             source = Source(x, y, prepared)
             self._workers = Workers(self._fit_one, module.state_dict(), source, processes, clock)
         self.why_not = why_not
+        self.step_seconds: Mapping[str, float] = {}
 
     @property
     def gpu(self) -> str | None:
@@ -79,6 +81,12 @@ class LightningEngine:
             results = (self._fit_one(model, job, terms) for job in jobs)
         for job, result in zip(jobs, results, strict=True):
             yield Fitted({job.partition: result})
+
+    def practise(self, model: State, jobs: Sequence[Job], terms: Terms) -> None:
+        """Train clients in this thread and drop the results. Raises `ClientError`."""
+        with one_thread():
+            for job in jobs:
+                self._fitted(model, job, terms)
 
     def evaluate(
         self, model: State, jobs: Sequence[Job], expires: float | None = None

@@ -1,11 +1,12 @@
 """How much an experiment trains, counted: what the choice of an engine may take is a part of it.
 
-Counts and not seconds: the same experiment is trained by the same engine on every machine, busy or
-not. docs/decisions/0026 has the measurements behind the numbers.
+Counts and not seconds decide what is tried, so that a busy machine tries what an idle one does.
+docs/decisions/0026 has the measurements behind the numbers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -40,9 +41,20 @@ class Work(NamedTuple):
 
     rounds: int
     fits: int
-    """Trainings of one client in one round."""
+    """Trainings of one client in all rounds."""
     steps: int
     """Training steps of all fits."""
+    examples: float = math.inf
+    """Of a client's training part, on average."""
+
+    @property
+    def cohort(self) -> int:
+        """Trainings of one client in one round."""
+        return max(1, self.fits // max(1, self.rounds))
+
+    def repeated(self, times: int) -> Work:
+        """The same in so many times the rounds."""
+        return Work(self.rounds * times, self.fits * times, self.steps * times, self.examples)
 
     def is_worth_tracing(self, calls: Calls) -> bool:
         """Whether tracing such a step takes no more than a third of the clients' training."""

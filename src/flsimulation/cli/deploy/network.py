@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flsimulation.cli.options import Columns, Json, Quiet, listed
+from flsimulation.cli.options import Columns, Json, Overrides, Quiet, listed
+from flsimulation.errors import InputError
 
 MetricsPort = Annotated[
     int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
@@ -205,12 +206,28 @@ def logs(
 
 @verbs.command()
 def doctor(
+    experiment: Annotated[Path | None, typer.Argument(metavar="[FILE]", show_default=False)] = None,
+    overrides: Overrides = None,
+    json: Json = False,
     clients: Annotated[
         int | None, typer.Option(min=1, help="Number of clients. [default: as in compose.yaml]")
     ] = None,
     file: ComposeFile = None,
 ) -> None:
-    """Check whether this machine can run the network, and print the remedies."""
+    """Say what trains an experiment and why not a faster engine; or check this machine.
+
+    FILE is an experiment file: how fast each engine trains it, and what to change. Without it: whether
+    this machine can run the network, with the remedies.
+    """
+    if experiment is not None:
+        if clients is not None or file is not None:
+            raise InputError("--clients and --file are of the network; drop them, or FILE")
+        from flsimulation.cli.engines import engines_command
+
+        engines_command(experiment, overrides or [], as_json=json)
+        return
+    if overrides or json:
+        raise InputError("--set and --json are of an experiment; name its file: flsim doctor FILE")
     from flsimulation.cli.deploy.doctor import doctor_command
 
     doctor_command(file, clients)

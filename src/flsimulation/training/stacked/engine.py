@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import pytorch_lightning as pl
 
@@ -20,6 +20,7 @@ from flsimulation.training.products import takes_tf32
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.stacked.wave import Wave
+from flsimulation.training.timing import one_thread, raise_first
 from flsimulation.training.work import Tell, Work, silent
 
 
@@ -66,6 +67,7 @@ class StackedEngine:
         self._trainer = StackedTrainer(
             module, spec, x, y, clock, prepared=prepared, work=work, tell=tell
         )
+        self.step_seconds: Mapping[str, float] = {}
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
         self._evaluating = Evaluating(
@@ -74,6 +76,10 @@ class StackedEngine:
             precision=spec.precision,
             tf32=takes_tf32(spec),
         )
+
+    def at_once(self, cohort: int) -> int:
+        """The most clients of a cohort that train together, on one core or on the GPU."""
+        return self._trainer.at_once(cohort)
 
     @property
     def gpu(self) -> str | None:
@@ -109,6 +115,15 @@ class StackedEngine:
             if not is_out_of_memory(error):
                 raise
             raise _too_little(error, gpu=self._lightning.uses_gpu) from None
+
+    def practise(self, model: State, jobs: Sequence[Job], terms: Terms) -> None:
+        """Train clients in this thread and drop the results. Raises `ClientError`."""
+        clients, seeds = [job.batches for job in jobs], [job.seed for job in jobs]
+        with one_thread():
+            for wave in self._trainer.fit(
+                model, clients, seeds, average=terms.average, practice=True
+            ):
+                raise_first(wave.results)
 
     def evaluate(
         self, model: State, jobs: Sequence[Job], expires: float | None = None

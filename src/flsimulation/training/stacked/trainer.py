@@ -43,6 +43,7 @@ from flsimulation.training.work import Calls, Tell, Work, silent
 
 _DATA_SHARE = 2  # of a GPU's free memory for the data set: 1 / 2
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
+_MANY = 10**6  # waves of a round: each size of a batch is worth a program
 _POWERS = 10  # of 2, sizes of a batch
 _COUNTED = 4  # examples of a batch whose step's calls are counted
 _EXAMPLES = 32  # of the data set, enough to trace a step
@@ -167,6 +168,7 @@ class StackedTrainer:
         expires: float | None = None,
         average: bool = False,
         round: int = 0,
+        practice: bool = False,
     ) -> Generator[Wave, None, None]:
         """Train every client from the same global model; yields wave by wave.
 
@@ -187,6 +189,9 @@ class StackedTrainer:
             Give each wave's mean model only.
         round : int
             Number of the round.
+        practice : bool
+            Whether these steps stand for many more: no size of a batch is then too rare for a
+            program.
         """
         device = self._stack.device
         start = {n: state[n].to(device, dtype) for n, dtype in self._stack.own_kinds.items()}
@@ -194,7 +199,8 @@ class StackedTrainer:
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         waves = self._waves(clients, threads, in_place=rates is not None)
         factor, seeds = self._rate_factor(round), seeds or [int] * len(clients)
-        terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, len(waves))
+        alike = _MANY if practice else len(waves)
+        terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, alike)
 
         def train(places: list[int]) -> Wave:
             own = [clients[place].again() for place in places]
@@ -209,6 +215,11 @@ class StackedTrainer:
                 yield from fitting(places)
         else:
             yield from self._on_threads(fitting, waves, threads)
+
+    def at_once(self, cohort: int) -> int:
+        """The most clients of a cohort that train together, on one core or on the GPU."""
+        threads = torch.get_num_threads() if self._stack.device.type == "cpu" else 1
+        return min(cohort, self._most(cohort, threads, in_place=self._rates is not None))
 
     def _on_threads(
         self, train: Callable[[list[int]], list[Wave]], waves: list[list[int]], threads: int
@@ -236,10 +247,7 @@ class StackedTrainer:
         """Clients that train together: as many as there is room for, of like length."""
         if not clients:
             return []
-        size = sum(p.nbytes for p in self._stack.parameters) * (1 if in_place else _COPIES)
-        most = self._room.clients(size)
-        turns = -(-len(clients) // (most * threads))
-        most = -(-len(clients) // (turns * threads))
+        most = self._most(len(clients), threads, in_place=in_place)
         order = sorted(range(len(clients)), key=lambda place: -clients[place].examples)
         if not self._goes_by_epochs:
             return [order[i : i + most] for i in range(0, len(order), most)]
@@ -250,6 +258,13 @@ class StackedTrainer:
                 waves.append([])
             waves[-1].append(place)
         return waves
+
+    def _most(self, clients: int, threads: int, *, in_place: bool) -> int:
+        """The most clients of so many in a wave: all threads have as many waves."""
+        size = sum(p.nbytes for p in self._stack.parameters) * (1 if in_place else _COPIES)
+        most = self._room.clients(size)
+        turns = -(-clients // (most * threads))
+        return -(-clients // (turns * threads))
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
         """The learning rates, if programs can take the steps themselves."""

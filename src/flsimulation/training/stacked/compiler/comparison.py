@@ -40,6 +40,8 @@ HALF_ROUNDINGS = 16
 """The same in half precision."""
 ALIKE = 0.01
 """Part of a step's gradient by which two ways may differ that agree in float64."""
+STATISTICS = 64.0
+"""Scale of buffers that a step changes: means of thousands of numbers of about 1, added up in a row."""
 CANCELLED = 8
 """Difference that is allowed in machine epsilons of the scale, whatever is left of it."""
 
@@ -103,8 +105,8 @@ def are_close(one: Step, other: Step, eps: Sequence[float]) -> bool:
         Of the losses, each logged value, changed buffer and gradient, as of `is_close`.
     """
     whole = _lengths_of_all([g for g in other.gradients if g is not None])
-    numbers = 1 + len(one.logged) + len(one.moved)
-    scales = [*[1.0] * numbers, *[whole] * len(one.gradients)]
+    numbers: list[Tensor | float] = [1.0] * (1 + len(one.logged))
+    scales = [*numbers, *[STATISTICS] * len(one.moved), *[whole] * len(one.gradients)]
     ours, theirs = ([s.losses, *s.logged, *s.moved, *s.gradients] for s in (one, other))
     return all(is_close(*each) for each in zip(ours, theirs, eps, scales, strict=True))
 

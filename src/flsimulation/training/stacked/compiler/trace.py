@@ -123,7 +123,7 @@ def refusal(error: BaseException) -> NotStackable:
         return error
     text = str(error)
     if isinstance(error, NotStackable | CannotTake):
-        return NotStackable(f"training_step {text}")
+        return NotStackable(f"training_step {text}{place_of(error)}")
     if isinstance(error, NeedsValue):
         return NotStackable(f"training_step {text}{place_of(error)}")
     described, place = describe_error(error), place_of(error)
