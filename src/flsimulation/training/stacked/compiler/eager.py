@@ -36,6 +36,7 @@ from flsimulation.training.stacked.compiler.step import (
 from flsimulation.training.stacked.compiler.trace import refusal
 from flsimulation.training.stacked.effects import foreign_random_states
 
+_EXACT = 64 * torch.finfo(torch.float64).eps  # sums in a row, of some ten thousand numbers
 _LOOKED_AT = 11  # examples of a batch, by which is seen what a step changes
 
 
@@ -265,7 +266,7 @@ def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[fl
         if is_out_of_memory(error):
             raise
         return False  # the step insists on its own types
-    if not all(are_close(*pair, [0.0] * len(eps)) for pair in exact):
+    if not all(are_close(*pair, [_EXACT] * len(eps)) for pair in exact):
         return False
     return is_half(max(eps)) or all(are_alike(*pair) for pair in pairs)
 
