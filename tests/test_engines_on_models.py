@@ -128,3 +128,61 @@ def test_models_that_train_stacked(kind: str, dtype: torch.dtype, tolerance: flo
     assert (engine.name, engine.why_not) == ("stacked", None)
     for own, other in zip(found, fitted(module, x, "lightning")[1], strict=True):
         assert_alike(own, other, tolerance)
+
+
+def _seeding(model: Model, batch: Any, _: int) -> Tensor:
+    torch.manual_seed(3)
+    return functional.cross_entropy(model.net(batch[0] + torch.randn_like(batch[0])), batch[1])
+
+
+def _forking(model: Model, batch: Any, _: int) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        noise = torch.randn_like(batch[0])
+    noisy = batch[0] + noise + torch.randn_like(batch[0])
+    return functional.cross_entropy(model.net(noisy), batch[1])
+
+
+def _drawn_rate(model: Model) -> Any:
+    return torch.optim.SGD(model.parameters(), lr=float(torch.rand(())) / 10)
+
+
+def _with(**methods: Any) -> Callable[[], nn.Module]:
+    """A model with a dropout and with methods of its own."""
+    cls = type("Own", (Model,), methods)
+    return lambda: cls(nn.Linear(6, 5), nn.Dropout(0.3), nn.Linear(5, CLASSES))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "seeds": (
+        _with(training_step=_seeding), "training_step sets the state of PyTorch's random numbers",
+    ),
+    "puts a state back": (
+        _with(training_step=_forking), "training_step sets the state of PyTorch's random numbers",
+    ),
+    "draws a learning rate": (
+        _with(configure_optimizers=_drawn_rate), "configure_optimizers draws random numbers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_random_numbers_of_no_step_alone_are_the_trainers(kind: str, processes: int) -> None:
+    make, reason = REFUSED[kind]
+    module = built(make, torch.float32)
+    engine, found = fitted(module, ROWS.float(), "auto", processes)
+    assert (engine.name, engine.why_not) == ("direct", reason)
+    for own, other in zip(found, fitted(module, ROWS.float(), "lightning")[1], strict=True):
+        assert_alike(own, other, 0.0)
+
+
+def test_a_step_that_fails_for_all_clients_has_no_gradient_to_clip() -> None:
+    module = built(
+        lambda: Model(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), _head(5)), torch.float64
+    )
+    engine, found = fitted(module, ROWS, "auto", gradient_clip=0.1)
+    assert engine.name == "stacked"
+    reference = fitted(module, ROWS, "lightning", gradient_clip=0.1)[1]
+    assert [isinstance(own, Trained) for own in reference] == [False, True, True, True]
+    for own, other in zip(found, reference, strict=True):
+        assert_alike(own, other, 1e-12)

@@ -145,9 +145,10 @@ def clipped(gradients: list[Tensor | None], most: float) -> list[Tensor | None]:
     most : float
         Largest norm.
     """
-    norms = torch.stack(
-        [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients if g is not None]
-    )
+    found = [g.reshape(len(g), -1) for g in gradients if g is not None]
+    if not found:  # the step of every client failed
+        return gradients
+    norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in found])
     share = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     return [
         None if g is None else g * share.to(g.dtype).view(-1, *[1] * (g.ndim - 1))
