@@ -162,12 +162,18 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "draws a learning rate": (
         _with(configure_optimizers=_drawn_rate), "configure_optimizers draws random numbers",
     ),
+    "keeps gradients": (
+        _with(configure_optimizers=lambda m: _with_its_own(m)),
+        "the optimizer has a zero_grad of its own",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("kind", REFUSED)
-def test_random_numbers_of_no_step_alone_are_the_trainers(kind: str, processes: int) -> None:
+def test_what_many_clients_cannot_do_at_once_is_refused_and_trained_one_by_one(
+    kind: str, processes: int
+) -> None:
     make, reason = REFUSED[kind]
     module = built(make, torch.float32)
     engine, found = fitted(module, ROWS.float(), "auto", processes)
@@ -186,3 +192,33 @@ def test_a_step_that_fails_for_all_clients_has_no_gradient_to_clip() -> None:
     assert [isinstance(own, Trained) for own in reference] == [False, True, True, True]
     for own, other in zip(found, reference, strict=True):
         assert_alike(own, other, 1e-12)
+
+
+class _KeepsHalf(torch.optim.SGD):
+    """Begins each batch with half of the last one's gradient."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(0.5)
+
+
+class _Inherits(_KeepsHalf):
+    pass
+
+
+def _with_its_own(model: Model) -> Any:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer.zero_grad = lambda set_to_none=True: _KeepsHalf.zero_grad(optimizer)  # type: ignore[method-assign,assignment,misc,arg-type]
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    "make", [lambda m: _Inherits(m.parameters(), lr=0.05), _with_its_own], ids=["class", "object"]
+)
+def test_an_optimizer_that_keeps_gradients_keeps_them_in_the_direct_loop(make: Any) -> None:
+    module = built(_with(configure_optimizers=make), torch.float32)
+    found = fitted(module, ROWS.float(), "direct")[1]
+    for own, other in zip(found, fitted(module, ROWS.float(), "lightning")[1], strict=True):
+        assert_alike(own, other, 0.0)

@@ -84,6 +84,8 @@ def optimization(module: pl.LightningModule) -> Optimization:
         raise NotStackable(f"{type(optimizer).__name__} does not work element by element")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise NotStackable("the optimizer has hooks")
+    if "zero_grad" in vars(optimizer):
+        raise NotStackable("the optimizer has a zero_grad of its own")
     return optimizer, schedulers
 
 
