@@ -116,6 +116,13 @@ STACKED: dict[str, tuple[Tensor, Callable[[], nn.Module]]] = {
     "groups of rows": (
         ROWS, lambda: Model(nn.Linear(6, 12), nn.GroupNorm(2, 12), nn.Tanh(), _head(12)),
     ),
+    "spectral norm": (
+        ROWS,
+        lambda: Model(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5)), nn.Tanh(), _head(5)),
+    ),
+    "spectral norm of before": (
+        ROWS, lambda: Model(nn.utils.spectral_norm(nn.Linear(6, 5)), nn.Tanh(), _head(5)),
+    ),
 }  # fmt: skip
 
 
@@ -167,6 +174,28 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "the optimizer has a zero_grad of its own",
     ),
 }  # fmt: skip
+
+
+def _drops_its_path(model: Model, batch: Any, _: int) -> Tensor:
+    x = batch[0] if torch.rand(()) < 0.5 else batch[0].tanh()
+    return functional.cross_entropy(model.net(x), batch[1])
+
+
+def _reads_a_number(model: Model, batch: Any, _: int) -> Tensor:
+    return functional.cross_entropy(model.net(batch[0]) * batch[0].max().item(), batch[1])
+
+
+@pytest.mark.parametrize("step", [_drops_its_path, _reads_a_number])
+def test_a_step_that_depends_on_a_value_is_named_with_its_line(step: Any) -> None:
+    module = built(_with(training_step=step), torch.float32)
+    engine, found = fitted(module, ROWS.float(), "auto")
+    line = step.__code__.co_firstlineno + 1
+    assert engine.name == "direct"
+    assert engine.why_not == (
+        f"training_step depends on a tensor's value (`if`, `.item()`) (test_engines_on_models.py:{line})"
+    )
+    for own, other in zip(found, fitted(module, ROWS.float(), "lightning")[1], strict=True):
+        assert_alike(own, other, 0.0)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
