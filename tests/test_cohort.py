@@ -953,8 +953,8 @@ REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "dictionary": (count_in_dictionary, {}, "changes the module itself"),
     "parameter": (clamp_parameter, {}, "training_step changes the parameter layer_1.weight"),
     "loose tensor": (add_to_loose, {}, "changes"),
-    "value": (by_value, {}, "training_step cannot be traced"),
-    "item": (lambda m, x, i: x.sum().item(), {}, "training_step cannot be traced"),
+    "value": (by_value, {}, "training_step depends on a tensor's value"),
+    "item": (lambda m, x, i: x.sum().item(), {}, "training_step depends on a tensor's value"),
     "mask": (lambda m, x, i: x[x > 0].sum(), {}, "training_step cannot be traced"),
     "raises": (lambda m, x, i: [][1], {}, "training_step fails for a batch of 11 .IndexError"),
     "metric": (
@@ -967,11 +967,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     ),
     "other names": (
         lambda m, x, i: m.log(f"n{len(x)}", 1.0), {}, "logs something else for other sizes",
-    ),
-    "spectral norm": (
-        lambda m, x, i: m.layer(x).sum(),
-        {"layer": nn.utils.parametrizations.spectral_norm(nn.Linear(FEATURES, 1))},
-        "vmap cannot take div of many clients at once .test_cohort.py:|changes",
     ),
 }  # fmt: skip
 

@@ -152,7 +152,8 @@ class Loop:
     def _plain_closure(self) -> Callable[[], Tensor | None]:
         training_step, noted, optimizer = self._module.training_step, self.noted, self._optimizer
         before = self._before_step if self._around.clip or self._around.proximal else None
-        zero_grad = None if "zero_grad" in vars(type(optimizer)) else _forget_gradients
+        own = getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad
+        zero_grad = None if own else _forget_gradients
 
         def closure() -> Tensor | None:
             noted.begin_step()

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from flsimulation import seeds
 from flsimulation.models.lightning_modules import SILENT
 from flsimulation.training.facts import OneDevice
 from flsimulation.training.stacked.compiler.step import NotStackable
+from flsimulation.training.stacked.effects import random_states
 from flsimulation.training.stacked.eligible import Optimization, optimization
 
 
@@ -30,7 +32,8 @@ class Configuring:
     Raises
     ------
     NotStackable
-        As a call; or if the module keeps an optimizer from one call to the next.
+        As a call; or if the module keeps an optimizer from one call to the next, or draws: a client
+        alone draws these numbers from the stream of its steps.
     """
 
     def __init__(self, module: pl.LightningModule, epochs: int, accumulate: int = 1) -> None:
@@ -40,8 +43,12 @@ class Configuring:
         """Whether the number of a client's batches was asked for."""
         self.by_round = False
         """Whether the number of the round was asked for."""
-        if self()[0] is self()[0]:
-            raise NotStackable("configure_optimizers returns the same optimizer each time")
+        with seeds.global_streams(0):
+            before = random_states()
+            if self()[0] is self()[0]:
+                raise NotStackable("configure_optimizers returns the same optimizer each time")
+            if random_states() != before:
+                raise NotStackable("configure_optimizers draws random numbers")
 
     def __call__(self, batches: int = 1, round: int = 1) -> Optimization:
         """A new optimizer and its schedulers, for a fit in this round with as many batches an epoch.

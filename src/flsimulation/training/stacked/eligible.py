@@ -104,6 +104,8 @@ def optimization(module: pl.LightningModule) -> Optimization:
         raise NotStackable(f"{type(optimizer).__name__} does not work element by element")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise NotStackable("the optimizer has hooks")
+    if "zero_grad" in vars(optimizer):
+        raise NotStackable("the optimizer has a zero_grad of its own")
     return optimizer, schedulers
 
 
@@ -168,9 +170,10 @@ def clipped(gradients: list[Tensor | None], clip: Clip) -> list[Tensor | None]:
     """
     if clip.how == "value":
         return [None if g is None else g.clamp(-clip.most, clip.most) for g in gradients]
-    norms = torch.stack(
-        [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients if g is not None]
-    )
+    found = [g.reshape(len(g), -1) for g in gradients if g is not None]
+    if not found:  # the step of every client failed
+        return gradients
+    norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in found])
     share = (clip.most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     return [
         None if g is None else g * share.to(g.dtype).view(-1, *[1] * (g.ndim - 1))

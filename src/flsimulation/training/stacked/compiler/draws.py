@@ -78,6 +78,19 @@ def drawn(
     return found
 
 
+def only_drew(draws: Sequence[Draw], seed: int, device: torch.device) -> bool:
+    """Whether the global generator is where these draws of one client lead it from this seed.
+
+    It is not where a step seeds it, or puts back a state of it: its numbers are then not the next ones.
+    On a GPU only the seeds are compared.
+    """
+    if device.type != "cpu":
+        return torch.initial_seed() == torch.cuda.initial_seed() == seed
+    own = torch.Generator().manual_seed(seed)
+    drawn(draws, [own], device)
+    return torch.equal(own.get_state(), torch.random.get_rng_state())
+
+
 def is_draw(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether an ATen call draws random numbers."""
     tags = getattr(func, "tags", ())

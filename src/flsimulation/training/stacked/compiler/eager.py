@@ -18,7 +18,13 @@ from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler.comparison import are_alike, are_close, is_half
-from flsimulation.training.stacked.compiler.draws import Draw, Recording, Served, drawn
+from flsimulation.training.stacked.compiler.draws import (
+    Draw,
+    Recording,
+    Served,
+    drawn,
+    only_drew,
+)
 from flsimulation.training.stacked.compiler.facts import FIRST, TYPICAL, Facts, NeedsValue
 from flsimulation.training.stacked.compiler.given import Given, Names, Step
 from flsimulation.training.stacked.compiler.step import (
@@ -38,6 +44,7 @@ from flsimulation.training.stacked.effects import foreign_random_states
 
 _EXACT = 64 * torch.finfo(torch.float64).eps  # sums in a row, of some ten thousand numbers
 _LOOKED_AT = 11  # examples of a batch, by which is seen what a step changes
+_SEED = 2_718_281_828  # which no step sets itself
 
 
 class Observed(NamedTuple):
@@ -199,7 +206,7 @@ class EagerStep:
         module = self.watched(log, FIRST)
         before, recording = tensors_of(module), Recording()
         values = {name: tensor.detach().clone() for name, tensor in named_tensors(module).items()}
-        with seeds.global_streams(0), torch.enable_grad():
+        with seeds.global_streams(_SEED), torch.enable_grad():
             foreign = foreign_random_states()
             try:
                 with recording:
@@ -216,6 +223,8 @@ class EagerStep:
                 raise NotStackable(
                     "training_step draws random numbers by Python's or NumPy's random"
                 )
+            if not only_drew(recording.draws, _SEED, first(x).device):
+                raise NotStackable("training_step sets the state of PyTorch's random numbers")
         changed = changes(before, tensors_of(module))
         after = named_tensors(module)  # PyTorch writes into some without saying so
         changed += [n for n, v in values.items() if n not in changed and _differ(v, after[n])]

@@ -1,4 +1,4 @@
-"""Batch normalization of many clients at once: one with all clients' features."""
+"""Batch and group normalization of many clients at once: one with all clients' features."""
 
 from __future__ import annotations
 
@@ -41,6 +41,23 @@ def batch_norm(
     return result
 
 
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    """As `torch.nn.functional.group_norm` is documented, inside ``vmap``.
+
+    PyTorch's own form asks how images lie in memory, which ``vmap`` does not know of images with their
+    channels last.
+    """
+    if not of_many(input):
+        return NotImplemented
+    return _Grouped.apply(input, weight, bias, num_groups, eps)  # type: ignore[no-untyped-call]
+
+
 class _Folded(torch.autograd.Function):
     """The normalized input, and each feature's mean and 1 / sqrt(variance + eps).
 
@@ -62,25 +79,60 @@ class _Folded(torch.autograd.Function):
     ) -> Any:
         """All clients' features are those of one layer, [batch, clients features, ...]."""
         clients = info.batch_size
-        x = (
-            x.unsqueeze(1).expand(-1, clients, *x.shape[1:])
-            if dims[0] is None
-            else x.movedim(dims[0], 1)
-        )
-        features = x.shape[2]
-
-        def folded(tensor: Tensor | None, dim: int | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            many = tensor.expand(clients, -1) if dim is None else tensor.movedim(dim, 0)
-            return many.reshape(-1)
-
-        whole = x.flatten(1, 2)
+        x, weight, bias = _folded(clients, dims, x, weight, bias)
         result, mean, scale = torch.native_batch_norm(
-            channels_last(whole) if whole.ndim == 4 else whole,
-            folded(weight, dims[1]),
-            folded(bias, dims[2]),
-            *(None, None, True, 0.0, eps),
+            *(x, weight, bias, None, None, True, 0.0, eps)
         )
-        statistics = (tensor.view(clients, features) for tensor in (mean, scale))
-        return (result.reshape(x.shape), *statistics), (1, 0, 0)
+        statistics = (tensor.view(clients, -1) for tensor in (mean, scale))
+        return (_unfolded(result, clients), *statistics), (1, 0, 0)
+
+
+class _Grouped(torch.autograd.Function):
+    """The input, normalized in groups of its channels; only its form under ``vmap`` is used."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Any, bias: Any, groups: int, eps: float) -> Tensor:
+        """Without vmap: for one client."""
+        return torch.group_norm(x, groups, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: Any, x: Tensor, weight: Any, bias: Any, groups: int, eps: float
+    ) -> Any:
+        """All clients' channels are those of one layer, and so are their groups."""
+        clients = info.batch_size
+        x, weight, bias = _folded(clients, dims, x, weight, bias)
+        return _unfolded(torch.group_norm(x, clients * groups, weight, bias, eps), clients), 1
+
+
+def _folded(
+    clients: int, dims: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Input [batch, clients features, ...], and scale and shift of all clients' features."""
+    x = (
+        x.unsqueeze(1).expand(-1, clients, *x.shape[1:])
+        if dims[0] is None
+        else x.movedim(dims[0], 1)
+    )
+    whole = x.flatten(1, 2)
+
+    def folded(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        many = tensor.expand(clients, -1) if dim is None else tensor.movedim(dim, 0)
+        return many.reshape(-1)
+
+    return (
+        channels_last(whole) if whole.ndim == 4 else whole,
+        folded(weight, dims[1]),
+        folded(bias, dims[2]),
+    )
+
+
+def _unfolded(x: Tensor, clients: int) -> Tensor:
+    """[batch, clients, features, ...]"""
+    return x.reshape(len(x), clients, -1, *x.shape[2:])

@@ -33,7 +33,7 @@ from flsimulation.training.stacked.compiler.layers import (
     weight_norm,
     zeros,
 )
-from flsimulation.training.stacked.compiler.normalization import batch_norm
+from flsimulation.training.stacked.compiler.normalization import batch_norm, group_norm
 
 _DROPOUTS = (
     *(functional.dropout, functional.alpha_dropout, functional.feature_alpha_dropout),
@@ -207,6 +207,7 @@ _WRITTEN: dict[Any, Callable[..., Any]] = {
     functional.embedding: embedding,
     functional.embedding_bag: _bag,
     functional.batch_norm: batch_norm,
+    functional.group_norm: group_norm,
     torch.randperm: _permutation,
     **images.WRITTEN,
     functional.normalize: normalize,

@@ -131,6 +131,8 @@ def refusal(error: BaseException) -> NotStackable:
         return NotStackable(f"{text} cannot be trained for many clients at once{place}")
     if _IN_PLACE.search(text):
         return WritesInPlace(f"training_step writes in place into a tensor that it made{place}")
+    if _ASKS.search(text):
+        return NotStackable(f"training_step depends on a tensor's value (`if`, `.item()`){place}")
     if found := _NO_FORM.search(text):
         return NotStackable(
             f"PyTorch's vmap cannot take {found[1] or found[2]} of many clients at once{place}"
@@ -139,6 +141,7 @@ def refusal(error: BaseException) -> NotStackable:
 
 
 _IN_PLACE = re.compile(r"in-?\s?place", re.IGNORECASE)
+_ASKS = re.compile(r"data-dependent control flow|calling \.item\(\)")
 _NO_FORM = re.compile(
     r"Batching rule not implemented for (?:aten::)?(\w+)|aten::(\w+) hit the vmap fallback"
 )
