@@ -54,6 +54,21 @@ def own(name: str, **more: Any) -> Net:
     return type("Own", (Net,), {name: lambda *_, **__: None, **more})()
 
 
+def changing(name: str) -> Net:
+    """A module with a method of this name that changes something."""
+
+    def change(module: Any, *_: Any, **__: Any) -> None:
+        module.changed = object()
+
+    return type("Own", (Net,), {name: change})()
+
+
+def zeroing(module: Any) -> torch.optim.Optimizer:
+    optimizer = sgd(module)
+    optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
+    return optimizer
+
+
 class Manual(Net):
     """Optimizes by itself."""
 
@@ -119,14 +134,16 @@ METRIC = torchmetrics.MeanMetric
 
 STACKED: dict[str, tuple[Callable[[], pl.LightningModule], dict[str, Any], str]] = {
     "train.validate evaluates": (Net, {"validate": True}, "set train.validate = false"),
-    "train.accumulate = 2 adds up": (Net, {"accumulate": 2}, "set train.accumulate = 1"),
-    "train.precision = 'bf16-true'": (Net, {"precision": "bf16-true"}, "train.precision = '32-true'"),
+    "train.precision = '16-mixed'": (Net, {"precision": "16-mixed"}, "'bf16-mixed' or '32-true'"),
     "the module optimizes by itself": (Manual, {}, "leave automatic_optimization at True"),
     "configure_callbacks of its own": (lambda: own("configure_callbacks"), {}, "freeze layers by"),
     "configure_gradient_clipping of its own": (
-        lambda: own("configure_gradient_clipping"), {}, "set train.gradient-clip to the largest norm",
+        lambda: changing("configure_gradient_clipping"), {}, "set train.gradient-clip to the largest",
     ),
-    "on_train_epoch_end of its own": (lambda: own("on_train_epoch_end"), {}, "remove this method"),
+    "on_train_epoch_end of its own": (
+        lambda: changing("on_train_epoch_end"), {}, "remove this method",
+    ),
+    "the optimizer has a zero_grad": (lambda: Net(optimizer=zeroing), {}, "leave zero_grad as"),
     "a log of its own": (lambda: own("log"), {}, "rename the method"),
     "configure_optimizers needs a Trainer": (
         lambda: Net(optimizer=lambda m: m.trainer.callbacks), {}, "make the optimizer from",
@@ -147,14 +164,14 @@ STACKED: dict[str, tuple[Callable[[], pl.LightningModule], dict[str, Any], str]]
     "the same optimizer each time": (lambda: Net(optimizer=same), {}, "make a new optimizer"),
     "takes a dataloader_iter": (Loader, {}, "let training_step take"),
     "returns no loss": (lambda: Net(lambda *_: "none"), {}, "return the loss of the batch"),
-    "uses self.current_epoch (test_remedies.py:": (
-        lambda: Net(lambda m, *_: float(m.current_epoch)), {}, "learning rates by a scheduler",
+    "uses self.current_epoch otherwise than in sums, products and comparisons (test_remedies.py:": (
+        lambda: Net(lambda m, *_: float(m.current_epoch)), {}, "write torch.where or torch.clamp",
     ),
-    "uses self.trainer (test_remedies.py:": (
-        lambda: Net(lambda m, *_: float(m.trainer.max_epochs)), {}, "do without it",
+    "uses self.trainer.callback_metrics (test_remedies.py:": (
+        lambda: Net(lambda m, *_: m.trainer.callback_metrics and None), {}, "do without it",
     ),
-    "uses batch_idx (test_remedies.py:": (
-        lambda: Net(lambda m, x, i: i * 0.1), {}, "do without the number of the batch",
+    "uses batch_idx otherwise than in sums, products and comparisons (test_remedies.py:": (
+        lambda: Net(lambda m, x, i: 1.0 if i else 2.0), {}, "write torch.where or torch.clamp",
     ),
     "by Python's or NumPy's random": (
         lambda: Net(lambda *_: random.random()), {}, "draw with torch.rand",
@@ -180,13 +197,13 @@ STACKED: dict[str, tuple[Callable[[], pl.LightningModule], dict[str, Any], str]]
     ),
     "changes the parameter head.weight": (lambda: Net(clamp), {}, "leave parameters to the optimizer"),
     "changes the module itself": (lambda: Net(count, counter=0), {}, "register_buffer in __init__"),
-    "cannot be traced (RuntimeError: vmap: It looks like you're calling .item()": (
+    "depends on a tensor's value (`if`, `.item()`) (test_remedies.py:": (
         lambda: Net(lambda m, x, _: x.sum().item()), {}, "torch.where(condition, a, b)",
     ),
-    "cannot be traced (RuntimeError: vmap: It looks like you're attempting to use a Tensor in some data": (
+    "depends on a tensor's value (`if`, `.item()`)": (
         lambda: Net(lambda m, x, _: x.sum() if x.sum() > 0 else None), {}, "torch.where",
     ),
-    "calling .item() on a Tensor. We don't support": (
+    "depends on a tensor's value": (
         lambda: Net(lambda m, x, _: m.norm(x).sum(), norm=nn.BatchNorm1d(6, momentum=None)),
         {}, "momentum=None needs such a number",
     ),

@@ -24,12 +24,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "set train.validate = false, unless a scheduler or a callback needs the scores of each "
         "epoch; the clients' held-out parts are evaluated every round in any case",
     ),
-    (
-        r"train\.accumulate",
-        "set train.accumulate = 1 and multiply train.batch-size by its value, if the model has no "
-        "BatchNorm",
-    ),
-    (r"train\.precision", "set train.precision = '32-true'"),
+    (r"train\.precision", "set train.precision = 'bf16-mixed' or '32-true'"),
     (
         r"optimizes by itself",
         "leave automatic_optimization at True: return the loss from training_step, and set "
@@ -41,8 +36,9 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "callbacks that only watch out of the federated run",
     ),
     (
-        r"a configure_gradient_clipping of its own",
-        "remove it, and set train.gradient-clip to the largest norm",
+        r"a configure_gradient_clipping of its own|clips in another way",
+        "let it do no more than self.clip_gradients with numbers, or remove it and set "
+        "train.gradient-clip to the largest norm",
     ),
     (
         r"a (log|log_dict) of its own",
@@ -63,6 +59,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "use SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam or RAdam of torch.optim",
     ),
     (r"the optimizer has hooks", "register no hooks on the optimizer"),
+    (r"the optimizer has a zero_grad", "leave zero_grad as the optimizer's class has it"),
     (
         r"several optimizers or none",
         "return one optimizer; layers with other rates are parameter groups of it",
@@ -85,19 +82,15 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (r"has no training_step|returns no loss", "return the loss of the batch from training_step"),
     (
-        r"uses self\.(current_epoch|global_step|federated_round)",
-        "compute what depends on the epoch, the step or the round outside of training_step: "
-        "learning rates by a scheduler of configure_optimizers, over rounds by "
+        r"uses (self\.(trainer\.)?\w+|batch_idx) otherwise than in sums",
+        "in place of `if`, `min` and float() of such a number write torch.where or torch.clamp of "
+        "torch.tensor(number); learning rates go by a scheduler of configure_optimizers, over rounds by "
         "train.learning-rate-decay",
     ),
     (
         r"(uses|sets) self\.(trainer|optimizers|lr_schedulers|manual_backward|toggle_optimizer)",
         "do without it in training_step: return the loss, and let configure_optimizers return "
         "optimizer and scheduler",
-    ),
-    (
-        r"uses batch_idx",
-        "do without the number of the batch: it is another one for each client and step",
     ),
     (
         r"Python's or NumPy's random",
@@ -141,7 +134,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "under 'Trained with many others'",
     ),
     (
-        r"cannot be traced.*(data-dependent|\.item\(\)|[Cc]ontrol flow|dynamic shape|nonzero)",
+        r"depends on a tensor's value|cannot be traced.*(data-dependent|[Cc]ontrol flow|dynamic shape|nonzero)",
         "in place of `if` and `while` on a tensor and of x[mask] write torch.where(condition, a, b); "
         f"leave out .item(), float(), int() and .tolist(): {_NUMBERS}. BatchNorm with "
         "momentum=None needs such a number: give it a momentum",

@@ -66,3 +66,12 @@ class WaveTerms:
     """On the learning rates; 1 where the programs take the steps."""
     waves: int
     """Waves of the round; they share the programs."""
+
+
+def aliases(module: nn.Module) -> dict[str, str]:
+    """For each name of a parameter the one that stands for it: that of the first of tied ones."""
+    first: dict[int, str] = {}
+    return {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import nn
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves, each, examples, one
@@ -35,7 +34,7 @@ from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.halving import Halving
 from flsimulation.training.stacked.hooks import Fit, clips_of
 from flsimulation.training.stacked.room import kept_on, room_on_cpu, room_on_gpu
-from flsimulation.training.stacked.stack import Stack, WaveTerms
+from flsimulation.training.stacked.stack import Stack, WaveTerms, aliases
 from flsimulation.training.stacked.wave import Wave, WaveFit
 from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.transforms import Draws, Transform
@@ -123,7 +122,7 @@ class StackedTrainer:
         self._stack = Stack(
             programs=programs,
             parameters=[named[name] for name in programs.names.trained],
-            aliases=_aliases(module),
+            aliases=aliases(module),
             kinds=kinds,
             own_kinds={name: value.dtype for name, value in module.state_dict().items()},
             tensors={name: t.detach() for name, t in named_tensors(module).items()},
@@ -296,12 +295,3 @@ def _probed(largest: int) -> list[int]:
     return [1 << power for power in range(_POWERS) if 1 << power < largest] + [
         min(largest, 1 << _POWERS)
     ]
-
-
-def _aliases(module: nn.Module) -> dict[str, str]:
-    """For each name of a parameter the one that stands for it: that of the first of tied ones."""
-    first: dict[int, str] = {}
-    return {
-        name: first.setdefault(id(parameter), name)
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-    }
