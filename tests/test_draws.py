@@ -81,6 +81,7 @@ DRAWING: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "integers alike": (lambda m, x: x * torch.randint_like(x, 3), {}),
     "permutation": (lambda m, x: x[torch.randperm(len(x))] + x, {}),
     "gumbel": (lambda m, x: functional.gumbel_softmax(x), {}),
+    "fused": (lambda m, x: torch.native_dropout(x, 0.3, train=True)[0], {}),
     "filled": (lambda m, x: x * torch.empty_like(x).bernoulli_(0.5), {}),
     "filled for all": (
         lambda m, x: x * torch.empty(x.shape[1], dtype=x.dtype).uniform_(0.5, 1.0), {},

@@ -240,6 +240,7 @@ DIRECT: dict[str, tuple[Callable[[], pl.LightningModule], str]] = {
 }  # fmt: skip
 
 OTHERS = {
+    "training_step draws random numbers on another device": "draw on the device of the batch",
     "there is not enough memory to prepare its step for many clients at once": "lower train.batch-size",
     NOT_FASTER: "none needed: the faster one",
     "train.engine = 'direct' requests the other": "leave train.engine at 'auto'",

@@ -107,6 +107,10 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "draw by p",
     ),
     (
+        r"draws random numbers on another device",
+        "draw on the device of the batch: torch.rand(..., device=x.device)",
+    ),
+    (
         r"logs '[^']*', a metric object",
         "log metric objects in validation_step only; in training_step log numbers",
     ),

@@ -44,6 +44,7 @@ class Draw(NamedTuple):
     stride: tuple[int, ...]
     """In the order of which the numbers are drawn."""
     dtype: torch.dtype
+    device: torch.device
 
     def into(self, row: Tensor, generator: torch.Generator) -> None:
         """Draw from the generator into a contiguous tensor of this shape."""
@@ -150,8 +151,10 @@ class Served(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _made_of(numbers.view(size), func, args)
 
 
-def _made_of(numbers: Tensor, func: Any, args: Sequence[Any]) -> Tensor:
+def _made_of(numbers: Tensor, func: Any, args: Sequence[Any]) -> Any:
     """What a call returns that drew these numbers."""
+    if func is aten.native_dropout.default:
+        return args[0] * numbers * (1 / (1 - args[1]) if args[1] < 1 else 0.0), numbers
     if func is aten.bernoulli.default:
         return torch.lt(numbers, args[0]).to(numbers.dtype)
     if func in _NORMALS:
@@ -163,9 +166,11 @@ def _recorded(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result:
     if kwargs.get("generator") is not None:
         raise NotStackable("draws from a random generator of its own")
     fill, own = _fill(func, args)
+    if func is aten.native_dropout.default:
+        result = result[1]  # its mask
     if any(isinstance(arg, Tensor) for arg in own) or not isinstance(result, Tensor):
         raise NotStackable(f"draws random numbers that depend on others ({func})")
-    return Draw(fill, own, tuple(result.shape), result.stride(), result.dtype)
+    return Draw(fill, own, tuple(result.shape), result.stride(), result.dtype, result.device)
 
 
 def _fill(func: Any, args: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
@@ -181,6 +186,8 @@ def _fill(func: Any, args: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
         return "normal_", (0.0, 1.0)
     if func is aten.normal.float_float:
         return "normal_", tuple(args[:2])
+    if func is aten.native_dropout.default:  # dropout on a GPU
+        return "bernoulli_", (1 - args[1],)
     if func is aten.bernoulli.default:  # compared with its argument afterwards
         return "uniform_", (0.0, 1.0)
     if name in _SAME:

@@ -91,7 +91,7 @@ class EagerStep:
         """Whether the step writes into tensors that it makes."""
         self.module = copy.deepcopy(module)
         self.data, self.form = (x, y), form
-        self._observed: dict[int, Observed] = {}
+        self._observed: dict[int, Observed | StepFails] = {}
         self.names = names or self._found()
 
     def given(self, clients: int, examples: int, scales: Sequence[float] | None = None) -> Given:
@@ -147,7 +147,13 @@ class EagerStep:
     def observed(self, examples: int) -> Observed:
         """What a step of one client with so many examples does. Raises `NotStackable`."""
         if (known := self._observed.get(examples)) is None:
-            known = self._observed[examples] = self._observe(examples)
+            try:
+                known = self._observe(examples)
+            except StepFails as failure:
+                known = failure
+            self._observed[examples] = known
+        if isinstance(known, StepFails):
+            raise known
         return known
 
     def watched(self, log: Log, facts: Mapping[str, Any] = TYPICAL) -> pl.LightningModule:
@@ -223,6 +229,8 @@ class EagerStep:
                 raise NotStackable(
                     "training_step draws random numbers by Python's or NumPy's random"
                 )
+            if any(draw.device != first(x).device for draw in recording.draws):
+                raise NotStackable("training_step draws random numbers on another device")
             if not only_drew(recording.draws, _SEED, first(x).device):
                 raise NotStackable("training_step sets the state of PyTorch's random numbers")
         changed = changes(before, tensors_of(module))
