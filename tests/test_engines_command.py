@@ -14,6 +14,7 @@ from flsimulation.cli.main import main
 from flsimulation.cli.tables import print_table
 from flsimulation.clock import VirtualClock
 from flsimulation.studies.engines import Examination, Rated, examine
+from flsimulation.training.remedies import remedy_of
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -135,6 +136,22 @@ def test_an_engine_that_promises_most_has_no_advice(capsys: pytest.CaptureFixtur
     first = "stacked 0.20 ms 0.25 s 1.5 s 251.5 s trains this experiment"
     assert lines[1] == first.split()
     assert lines[2] == ["direct", "0.50", "ms", "0.50", "s", "0.0", "s", "500.0", "s"]
+
+
+@pytest.mark.parametrize(("start", "pays"), [(2.6, True), (4.3, False)])
+def test_what_was_counted_not_to_pay_and_does_here_is_advised(start: float, pays: bool) -> None:
+    few = "1700 training steps in all are too few to prepare for training many clients at once"
+    rated = (
+        Rated("stacked", few, remedy_of(few), True, start, 0.0029, 1.2),
+        Rated("direct", None, None, True, 0.0, 0.0082, 3.5),
+    )
+    lines = _advice(Examination("direct", 0.1, 10, 85.0, 2, 2, rated))
+    assert lines[0] == f"not stacked: {few}"
+    advice = (
+        "  remedy: set train.engine = 'stacked': by these figures it takes 5.0 s with its start, "
+        "less than direct"
+    )
+    assert lines[1:] == ([advice] if pays else [f"  remedy: {remedy_of(few)}"])  # 6.7 of 7.0 s
 
 
 @pytest.mark.parametrize(

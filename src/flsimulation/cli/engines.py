@@ -57,16 +57,18 @@ def _cells(rated: Rated, found: Examination) -> list[str]:
     start = f"{rated.start_seconds:.1f} s"
     if rated.step_seconds is None or rated.round_seconds is None:
         return [rated.name, "·", "·", start, "·", mark]
-    whole = rated.start_seconds + found.rounds * rated.round_seconds
-    each = milliseconds(rated.step_seconds)
+    each, whole = milliseconds(rated.step_seconds), rated.whole(found.rounds)
     return [rated.name, each, f"{rated.round_seconds:.2f} s", start, f"{whole:.1f} s", mark]
 
 
 def _advice(found: Examination) -> list[str]:
     """Lines on the engines that promise more than the one that trains."""
     lines = list[str]()
-    for (reason, remedy), group in itertools.groupby(found.faster, lambda r: (r.reason, r.remedy)):
-        names = ", ".join(f"not {rated.name}" for rated in group)
+    advised = [(rated, _remedy(rated, found)) for rated in found.faster]
+    for (reason, remedy), group in itertools.groupby(
+        advised, lambda pair: (pair[0].reason, pair[1])
+    ):
+        names = ", ".join(f"not {rated.name}" for rated, _ in group)
         lines.append(f"{names}: {reason}")
         if remedy is not None:
             lines.append(f"  remedy: {remedy}")
@@ -75,6 +77,16 @@ def _advice(found: Examination) -> list[str]:
     if all(rated.step_seconds is None for rated in found.engines):
         lines.append("steps were not measured: on a GPU, or because clients of practice fail")
     return lines
+
+
+def _remedy(rated: Rated, found: Examination) -> str | None:
+    """What to change, also where it was counted not to pay and does by what was measured here."""
+    if not found.pays(rated):
+        return rated.remedy
+    return (
+        f"set train.engine = {rated.name!r}: by these figures it takes {rated.whole(found.rounds):.1f} s "
+        f"with its start, less than {found.engine}"
+    )
 
 
 def _count(number: int, what: str) -> str:

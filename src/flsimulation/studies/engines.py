@@ -14,7 +14,7 @@ from flsimulation.training.candidates import Candidates
 from flsimulation.training.engine import NOT_FASTER, Engine
 from flsimulation.training.remedies import remedy_of
 from flsimulation.training.stacked.engine import StackedEngine
-from flsimulation.training.timing import Sample, Timed, step_seconds
+from flsimulation.training.timing import FASTER, Sample, Timed, step_seconds
 from flsimulation.training.work import Work
 
 _MANY = 10**6  # rounds: measuring is what this is for, however few the experiment has
@@ -36,6 +36,12 @@ class Rated:
     """Processor seconds of one step of one client; None where they cannot be measured."""
     round_seconds: float | None
     """Of the training of a round, estimated."""
+
+    def whole(self, rounds: int) -> float | None:
+        """Seconds of its start and of so many rounds, if a round's are known."""
+        return (
+            None if self.round_seconds is None else self.start_seconds + rounds * self.round_seconds
+        )
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,12 @@ class Examination:
         """Those that promise more than the one that trains."""
         names = [rated.name for rated in self.engines]
         return self.engines[: names.index(self.engine)]
+
+    def pays(self, rated: Rated) -> bool:
+        """Whether an engine that is possible takes clearly less for all rounds than the run's."""
+        own = next(other for other in self.engines if other.name == self.engine)
+        mine, theirs = rated.whole(self.rounds), own.whole(self.rounds)
+        return rated.possible and None not in (mine, theirs) and mine < FASTER * theirs  # type: ignore[operator]
 
 
 def examine(experiment: Experiment, clock: Clock = SYSTEM) -> Examination:

@@ -8,7 +8,7 @@ _NUMBERS = "tensors that training_step returns or logs need no number"
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"training steps in all are too few",
-        "none needed: tracing the step would take longer than it saves; train.engine = 'stacked' "
+        "none needed: tracing the step may take longer than it saves; train.engine = 'stacked' "
         "traces it all the same",
     ),
     (
