@@ -409,7 +409,7 @@ class Net(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         x, y = batch
         loss = torch.nn.functional.cross_entropy(self.layer(x.flatten(1)), y)
-        return loss * (1 + self.global_step)
+        return loss * (2 if self.global_step else 1)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from flsimulation.client.workspace import Workspace
 from flsimulation.clock import SYSTEM, Clock, VirtualClock
 from flsimulation.events import NOT_DIRECT, EngineReported, Event, PhaseStarted, RoundFinished
 from flsimulation.experiment.spec import Train
+from flsimulation.runtimes import local
 from flsimulation.training.engine import NOT_FASTER, Before, Engine, engine_for
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.timing import one_thread
@@ -162,14 +164,25 @@ def test_what_is_measured_is_the_program_although_few_steps_are_taken(
     assert chosen(Costs(4.0, 4.0), work=short).step_seconds
 
 
-@pytest.mark.parametrize(("kind", "measured"), [("inprocess", True), ("ray", False)])
-def test_only_a_run_in_one_process_measures(
-    kind: str, measured: bool, make_experiment: Any
+@pytest.mark.parametrize("measures", [True, False])
+def test_only_where_it_is_allowed_a_workspace_measures(
+    measures: bool, make_experiment: Any
 ) -> None:
-    long = make_experiment(strategy={"rounds": 200}, runtime={"kind": kind})
-    engine = Workspace.load(long, clock=Costs(4.0, 1e-9)).engine
-    assert engine.name == ("direct" if measured else "stacked")
-    assert bool(engine.step_seconds) == measured
+    long = make_experiment(strategy={"rounds": 200})
+    engine = Workspace.load(long, clock=Costs(4.0, 1e-9), measures=measures).engine
+    assert engine.name == ("direct" if measures else "stacked")
+    assert bool(engine.step_seconds) == measures
+
+
+def test_a_run_in_one_process_measures_and_on_ray_none(
+    make_experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = make_experiment()
+    with local.open_process(experiment) as alone:
+        assert alone.measures
+    monkeypatch.setattr(local, "ray_federation", lambda *_: contextlib.nullcontext())
+    with local.open_ray(experiment) as on_ray:
+        assert not on_ray.measures
 
 
 @pytest.mark.seconds

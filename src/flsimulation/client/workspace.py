@@ -62,6 +62,7 @@ class Workspace:
         processes: int | None = None,
         clock: Clock = SYSTEM,
         sinks: Iterable[Sink] = (),
+        measures: bool = False,
         before: Before | None = None,
     ) -> Workspace:
         """Load and partition the data, build the model and choose the engine.
@@ -79,6 +80,9 @@ class Workspace:
             The clock of the engine and the exchange.
         sinks : iterable of callables
             Notified while the engine is chosen.
+        measures : bool
+            Whether steps of the engines may be measured: where other processes of the run choose
+            too, they could differ.
         before : Before, optional
             The choice of the engine that was made for this run before.
 
@@ -99,7 +103,7 @@ class Workspace:
                 sink(EngineChoosing(doing, clock.monotonic() - began))
 
         engine = _chosen(
-            *(experiment, data, module, prepared, clients, processes, clock, tell, before)
+            *(experiment, data, module, prepared, clients, processes, clock, tell, measures, before)
         )
         choosing = clock.monotonic() - began
         batch = _fitting(experiment, data, module, prepared)
@@ -207,6 +211,7 @@ def _chosen(
     processes: int | None = None,
     clock: Clock = SYSTEM,
     tell: Tell = silent,
+    measures: bool = False,
     before: Before | None = None,
 ) -> Engine:
     spec, dataset = experiment.train, data.dataset
@@ -215,14 +220,13 @@ def _chosen(
     if clients is None:  # also a cohort of one: many clients may evaluate
         clients = max(2, experiment.data.clients)
     x, y = dataset.x_train, dataset.y_train
-    alone = experiment.runtime.kind == "inprocess"  # elsewhere each process would measure by itself
     return engine_for(
         *(module, spec, x, y, clients, processes, clock),
         prepared=prepared,
         work=work_of(experiment, data),
         tell=tell,
-        measures=alone,
-        before=before if alone else None,
+        measures=measures,
+        before=before,
     )
 
 

@@ -24,6 +24,8 @@ class LocalRuntime:
     experiment: Experiment
     place: str
     federate: Federate
+    measures: bool = False
+    """Whether the engine's choice may measure steps, because it is made once."""
 
     def run(
         self,
@@ -42,12 +44,16 @@ class LocalRuntime:
                 opened(path)
 
         with self._noted(folders):
-            return record_run(self.experiment, self.federate, out, sinks, note)
+            return record_run(
+                self.experiment, self.federate, out, sinks, note, measures=self.measures
+            )
 
     def resume(self, run_dir: str | Path, sinks: Iterable[Sink] = ()) -> RunResult:
         """Resume the experiment's run."""
         with self._noted([Path(run_dir)]):
-            return record_resumed(run_dir, self.experiment, self.federate, sinks)
+            return record_resumed(
+                run_dir, self.experiment, self.federate, sinks, measures=self.measures
+            )
 
     @contextlib.contextmanager
     def _noted(self, folders: list[Path]) -> Iterator[None]:
@@ -64,7 +70,7 @@ class LocalRuntime:
 @contextlib.contextmanager
 def open_process(experiment: Experiment, _: tuple[Sink, ...] = ()) -> Iterator[LocalRuntime]:
     """Server and clients in this process."""
-    yield LocalRuntime(experiment, "one process", run_in_process)
+    yield LocalRuntime(experiment, "one process", run_in_process, measures=True)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ def record_run(
     opened: Opened | None = None,
     *,
     clients: int | None = None,
+    measures: bool = False,
 ) -> RunResult:
     """Run an experiment's federation and write its run directory.
 
@@ -51,6 +52,8 @@ def record_run(
         Called with the run directory as soon as it exists.
     clients : int, optional
         Most clients that train in this process at a time, as in `Workspace.load`.
+    measures : bool
+        Whether steps of the engines may be measured, as in `Workspace.load`.
 
     Raises
     ------
@@ -60,7 +63,9 @@ def record_run(
         If the federation could not continue; the run directory holds the completed rounds.
     """
     sinks = tuple(sinks)
-    space = Workspace.load(experiment, clients=clients, sinks=sinks)  # before anything is written
+    space = Workspace.load(  # before anything is written
+        experiment, clients=clients, sinks=sinks, measures=measures
+    )
     _meanwhile(lambda: space.data.dataset.digest)
     if space.engine.name == "stacked":
         _meanwhile(load_plots)  # not while other processes are forked
@@ -81,6 +86,7 @@ def record_resumed(
     sinks: Iterable[Sink] = (),
     *,
     clients: int | None = None,
+    measures: bool = False,
 ) -> RunResult:
     """Resume an unfinished run; the final model is the same as without the interruption.
 
@@ -88,7 +94,7 @@ def record_resumed(
     ----------
     run_dir : path
         Its run directory.
-    experiment, federate, sinks, clients
+    experiment, federate, sinks, clients, measures
         As in `record_run`.
 
     Raises
@@ -102,8 +108,9 @@ def record_resumed(
     settle(record.path)
     with claimed(record.path):
         start = _start(record, experiment)
+        sinks, before = tuple(sinks), _before(record) if measures else None
         space = Workspace.load(
-            experiment, clients=clients, sinks=(sinks := tuple(sinks)), before=_before(record)
+            experiment, clients=clients, sinks=sinks, measures=measures, before=before
         )
         directory = RunDirectory(record.path, experiment, done=start.round)
         with _reported(record.path):

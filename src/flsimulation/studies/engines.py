@@ -92,7 +92,7 @@ def examine(experiment: Experiment, clock: Clock = SYSTEM) -> Examination:
     """
     runtime = experiment.runtime.model_copy(update={"kind": "inprocess"})
     experiment = experiment.model_copy(update={"runtime": runtime})
-    space = Workspace.load(experiment, clock=clock)
+    space = Workspace.load(experiment, clock=clock, measures=True)
     work = work_of(experiment, space.data)
     tried = _Tried(space, work, clock)
     seconds = tried.step_seconds()

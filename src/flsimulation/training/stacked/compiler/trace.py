@@ -18,6 +18,7 @@ from flsimulation.training.logged import CannotTake
 from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.convolution import replacements
+from flsimulation.training.stacked.compiler.drawing import draws_as_inputs
 from flsimulation.training.stacked.compiler.draws import OTHERWISE, Draw
 from flsimulation.training.stacked.compiler.facts import NeedsValue
 from flsimulation.training.stacked.compiler.inside import NoForm
@@ -73,7 +74,7 @@ def traced(
             if is_out_of_memory(error):
                 raise
             raise refusal(error) from error
-    if not passes.draws_as_inputs(found.graph, [(len(inputs[0]), *d.shape) for d in draws]):
+    if not draws_as_inputs(found.graph, [(len(inputs[0]), *d.shape) for d in draws]):
         raise NotStackable(f"training_step {OTHERWISE}")
     if passes.writes_in_place(found.graph) or attributes(module) != before:
         raise NotStackable("training_step changes the module itself")
