@@ -17,7 +17,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training import Batches, Job, Terms, engine_for
 from flsimulation.training.jobs import Trained
 
-pytestmark = pytest.mark.seconds
+pytestmark = [pytest.mark.seconds, pytest.mark.slow]
 
 SIZES, BATCH, CLASSES = (9, 4, 7, 6), 4, 3
 """Examples of the clients: batches of 4 leave 1, 0, 3 and 2."""

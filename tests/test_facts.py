@@ -42,7 +42,7 @@ from flsimulation.training.stacked.trainer import StackedTrainer
 
 __all__ = ["one_trace", "threads"]  # one thread for every test here
 
-pytestmark = pytest.mark.seconds
+pytestmark = [pytest.mark.seconds, pytest.mark.slow]
 
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 

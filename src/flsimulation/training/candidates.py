@@ -10,6 +10,7 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import describe_error
 from flsimulation.experiment.spec import Train
+from flsimulation.host.warned import collected, pass_on
 from flsimulation.training.direct_engine import DirectEngine
 from flsimulation.training.facts import NeedsTrainer
 from flsimulation.training.lightning_engine import LightningEngine
@@ -36,16 +37,22 @@ class Candidates:
     tell: Tell = silent
 
     def stacked(self) -> StackedEngine | str:
-        """The stacked engine, or why the module does not allow it, as the end of a sentence."""
-        try:
-            return StackedEngine(
-                *(self.module, self.spec, self.x, self.y, self.clock),
-                prepared=self.prepared,
-                work=self.work,
-                tell=self.tell,
-            )
-        except Exception as error:  # a user's module may do anything when it is copied and traced
-            return _reason(error)
+        """The stacked engine, or why the module does not allow it, as the end of a sentence.
+
+        What its step warns of is passed on only if no step of a client will do so again.
+        """
+        with collected() as warned:
+            try:
+                engine = StackedEngine(
+                    *(self.module, self.spec, self.x, self.y, self.clock),
+                    prepared=self.prepared,
+                    work=self.work,
+                    tell=self.tell,
+                )
+            except Exception as error:  # a user's module may do anything when it is traced
+                return _reason(error)
+        pass_on(warned.take())
+        return engine
 
     def direct(self, why_not: str | None = None) -> DirectEngine | str:
         """The direct engine, or why the module needs the Trainer, as the end of a sentence."""

@@ -17,7 +17,6 @@ from flsimulation.errors import describe_error, place_of
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.memory import is_out_of_memory
-from flsimulation.training.stacked.compiler.comparison import are_alike, are_close, is_half
 from flsimulation.training.stacked.compiler.draws import (
     Draw,
     Recording,
@@ -42,7 +41,6 @@ from flsimulation.training.stacked.compiler.step import (
 from flsimulation.training.stacked.compiler.trace import refusal
 from flsimulation.training.stacked.effects import foreign_random_states
 
-_EXACT = 64 * torch.finfo(torch.float64).eps  # sums in a row, of some ten thousand numbers
 _LOOKED_AT = 11  # examples of a batch, by which is seen what a step changes
 _SEED = 2_718_281_828  # which no step sets itself
 
@@ -249,51 +247,3 @@ def _unlike_number(error: BaseException, read: Collection[str]) -> NotStackable:
 
 def _differ(one: Tensor, other: Tensor) -> bool:
     return not torch.equal(one.nan_to_num(), other.detach().nan_to_num())
-
-
-def is_same_alone(step: EagerStep, clients: int, examples: int, eps: Sequence[float]) -> bool:
-    """Whether each client's step alone is what it is among many.
-
-    The weights are not the module's: it may hold them in more ways than those that are stacked. A
-    unit whose input is a rounding away from 0 may be on in one way and off in the other, so that
-    gradients differ by more than roundings. In float64 no input is as near to 0 as that, so
-    that the two ways must agree there, and roughly in the step's own type. In half
-    precision many units are as near as that.
-
-    Parameters
-    ----------
-    step : EagerStep
-        Of the module.
-    clients, examples : int
-        How many to compare, and of how many examples each.
-    eps : sequence of float
-        As of `are_close`.
-
-    Raises
-    ------
-    NotStackable
-        If a step fails.
-    """
-    pairs = _both_ways(step, clients, examples)
-    if all(are_close(*pair, eps) for pair in pairs):
-        return True
-    try:
-        exact = _both_ways(step.in_double(), clients, examples)
-    except (NotStackable, RuntimeError, TypeError) as error:
-        if is_out_of_memory(error):
-            raise
-        return False  # the step insists on its own types
-    if not all(are_close(*pair, [_EXACT] * len(eps)) for pair in exact):
-        return False
-    return is_half(max(eps)) or all(are_alike(*pair) for pair in pairs)
-
-
-def _both_ways(step: EagerStep, clients: int, examples: int) -> list[tuple[Step, Step]]:
-    """Each client's step as one of many, and alone."""
-    scales = [1.01 + 0.01 * place for place in range(clients)]
-    given = step.given(clients, examples, scales)
-    together, _ = step.stacked(given)
-    return [
-        (together.of(slice(place, place + 1)), step.alone(given.of(place)))
-        for place in range(clients)
-    ]

@@ -28,8 +28,9 @@ from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler import passes as passes
 from flsimulation.training.stacked.compiler.comparison import are_close, exactly, has_moved
 from flsimulation.training.stacked.compiler.draws import Draw
-from flsimulation.training.stacked.compiler.eager import EagerStep, is_same_alone
+from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.given import Given, Step
+from flsimulation.training.stacked.compiler.same import is_same_alone
 from flsimulation.training.stacked.compiler.step import (
     NotStackable,
     StepFails,
