@@ -154,6 +154,18 @@ def test_what_was_counted_not_to_pay_and_does_here_is_advised(start: float, pays
     assert lines[1:] == ([advice] if pays else [f"  remedy: {remedy_of(few)}"])  # 6.7 of 7.0 s
 
 
+def test_what_starts_sooner_is_advised_for_few_rounds() -> None:
+    rated = (
+        Rated("stacked", None, None, True, 1.5, 0.0013, 0.18),
+        Rated("direct", None, None, True, 0.0, 0.0015, 0.21),
+        Rated("lightning", None, None, True, 0.0, 0.0028, 0.39),
+    )
+    assert _advice(Examination("stacked", 1.5, 2, 141.0, 2, 3, rated)) == [
+        "for 3 rounds: set train.engine = 'direct': by these figures it takes 0.6 s with its start, "
+        "less than stacked"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -191,7 +191,7 @@ def last_run(network: Network) -> Path:
 def run_one_by_one(out: Path, monkeypatch: pytest.MonkeyPatch) -> RunResult:
     """The small experiment in this process, its clients trained as those of a network are."""
     monkeypatch.setattr("flsimulation.client.workspace.processes_for", lambda *_: 1)
-    return run(load_experiment(None, [*SMALL, "train.engine=lightning"]), out)
+    return run(load_experiment(None, [*SMALL, "train.engine=direct"]), out)
 
 
 def test_a_run_gives_what_one_process_gives_and_leaves_its_directory(

@@ -72,6 +72,11 @@ def _advice(found: Examination) -> list[str]:
         lines.append(f"{names}: {reason}")
         if remedy is not None:
             lines.append(f"  remedy: {remedy}")
+    own = [rated.name for rated in found.engines].index(found.engine)
+    for rated in found.engines[own + 1 :]:
+        if found.pays(rated):  # so few rounds that preparing takes longer than it saves
+            lines.append(f"for {_count(found.rounds, 'round')}: {_remedy(rated, found)}")
+            break
     if not lines:
         lines = ["nothing to change: no engine promises more"]
     if all(rated.step_seconds is None for rated in found.engines):
