@@ -121,7 +121,7 @@ def on_ray(pool: Actors, spec: Experiment, *sinks: Any) -> None:
 
 
 def own_net(make_experiment: Make, path: Path, args: dict[str, Any], **tables: Any) -> Experiment:
-    tree = make_experiment(**tables).model_dump(by_alias=True)
+    tree = make_experiment(train={"engine": "direct"}, **tables).model_dump(by_alias=True)
     return Experiment.model_validate({**tree, "model": {"class": f"{path}:Net", "args": args}})
 
 
