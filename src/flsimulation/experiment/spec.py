@@ -58,7 +58,7 @@ class Train(Section):
     """Where to train; `auto` uses a GPU if there is one."""
     tf32: bool = False
     """Whether a GPU rounds the factors of matrix products to TF32's 10 bits, in training and in
-    evaluation: faster for large layers, and results that differ by 3e-4 to 1e-2. No effect on a CPU."""
+    evaluation: faster for large layers, and less exact. No effect on a CPU."""
 
     @field_validator("engine", mode="before")
     @classmethod

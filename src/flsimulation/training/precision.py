@@ -1,6 +1,7 @@
 """A module's steps in the precision of ``train.precision``, as Lightning's Trainer takes them.
 
-Source: Lightning's plugins ``HalfPrecision``, ``DoublePrecision`` and ``MixedPrecision``.
+For what takes a module's steps under vmap or without a fit; a fit by itself has Lightning's own plugins
+(`precisions.py`). Source: those plugins, ``HalfPrecision``, ``DoublePrecision`` and ``MixedPrecision``.
 """
 
 from __future__ import annotations

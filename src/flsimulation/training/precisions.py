@@ -1,4 +1,7 @@
-"""``train.precision`` without a Trainer, by Lightning's own plugins."""
+"""``train.precision`` of one client's fit without a Trainer, by Lightning's own plugins.
+
+Steps under vmap and evaluations, which have no fit, are in `precision.py`.
+"""
 
 from __future__ import annotations
 
