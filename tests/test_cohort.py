@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -1047,6 +1048,40 @@ REFUSED_MODULES: dict[str, tuple[Callable[[], pl.LightningModule], str]] = {
 def test_modules_that_mean_something_else_stacked_are_refused(kind: str) -> None:
     make, reason = REFUSED_MODULES[kind]
     assert refusal(built(make)).startswith(reason)
+
+
+ELSEWHERE = list[str]()
+"""Where another thread has drawn from Python's random numbers; a module's copies share it."""
+
+
+def another_thread_draws(place: str) -> None:
+    """Draw from Python's global stream as Flower's heartbeats do, the first time in each place."""
+    if place not in ELSEWHERE:
+        ELSEWHERE.append(place)
+        thread = threading.Thread(target=random.random)
+        thread.start()
+        thread.join()
+
+
+class Beside(Net):
+    """Draws nothing; but another thread does while its methods run."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        another_thread_draws("step")
+        return super().training_step(batch, batch_idx)
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        another_thread_draws("hook")
+
+    def configure_optimizers(self) -> Any:
+        another_thread_draws("optimizer")
+        return super().configure_optimizers()
+
+
+def test_random_numbers_that_another_thread_draws_do_not_count() -> None:
+    ELSEWHERE.clear()
+    assert_equal(built(Beside))
+    assert sorted(ELSEWHERE) == ["hook", "optimizer", "step"]
 
 
 def test_validation_between_epochs_is_refused() -> None:

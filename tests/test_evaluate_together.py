@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -222,6 +223,23 @@ def test_what_cannot_be_done_together_is_done_alone_from_then_on(name: str) -> N
     assert clients.alone == [*range(9), *range(9)]
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert after == before
+
+
+def test_random_numbers_that_another_thread_draws_do_not_count() -> None:
+    drawn = list[int]()
+
+    def score(module: Any, x: Tensor, value: Tensor, number: int) -> None:
+        if not drawn:  # as Flower's heartbeats do
+            thread = threading.Thread(target=lambda: drawn.append(random.getrandbits(8)))
+            thread.start()
+            thread.join()
+        module.log("v", value)
+
+    clients = Clients(Logging(score), [6] * 9)
+    list(clients.evaluate())
+    assert drawn
+    assert clients.alone == []
+    clients.assert_as_one_by_one()
 
 
 def test_what_vmap_would_do_in_a_loop_is_done_alone() -> None:

@@ -13,7 +13,7 @@ from flsimulation import seeds
 from flsimulation.models.lightning_modules import SILENT
 from flsimulation.training.facts import OneDevice
 from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.effects import random_states
+from flsimulation.training.stacked.effects import Draws, random_states, unless_another_drew
 from flsimulation.training.stacked.eligible import Optimization, optimization
 
 
@@ -43,12 +43,7 @@ class Configuring:
         """Whether the number of a client's batches was asked for."""
         self.by_round = False
         """Whether the number of the round was asked for."""
-        with seeds.global_streams(0):
-            before = random_states()
-            if self()[0] is self()[0]:
-                raise NotStackable("configure_optimizers returns the same optimizer each time")
-            if random_states() != before:
-                raise NotStackable("configure_optimizers draws random numbers")
+        self._check()
 
     def __call__(self, batches: int = 1, round: int = 1) -> Optimization:
         """A new optimizer and its schedulers, for a fit in this round with as many batches an epoch.
@@ -60,6 +55,15 @@ class Configuring:
         """
         with self._lock, self._standing_in(batches, round):
             return optimization(self._module)
+
+    @unless_another_drew
+    def _check(self) -> None:
+        with seeds.global_streams(0):
+            before = random_states()
+            if self()[0] is self()[0]:
+                raise NotStackable("configure_optimizers returns the same optimizer each time")
+            if random_states() != before:
+                raise Draws("configure_optimizers draws random numbers")
 
     @contextmanager
     def _standing_in(self, batches: int, round: int) -> Iterator[None]:

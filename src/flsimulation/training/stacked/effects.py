@@ -8,8 +8,10 @@ import random
 import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +19,37 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from flsimulation.training.stacked.compiler.step import NotStackable
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_TRIES = 3
 _NORMS = (WeightNorm, SpectralNorm)
 _BY_IDENTITY = (nn.Module, type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
 _PLAIN = {bool, int, str, type(None)}
 """Types whose values cannot change."""
 _CONTAINERS = {dict, list, set, OrderedDict}
+
+
+class Draws(NotStackable):
+    """A global random stream has gone on."""
+
+
+def unless_another_drew(look: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Call ``look`` again when it raises `Draws`, up to three times in all.
+
+    All threads of a process share the global random streams, and those of Flower's heartbeats and
+    retries draw from Python's at any time. Code that draws itself does so each time.
+    """
+
+    @wraps(look)
+    def looked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        for _ in range(_TRIES - 1):
+            with suppress(Draws):
+                return look(*args, **kwargs)
+        return look(*args, **kwargs)
+
+    return looked
 
 
 def random_states() -> list[Any]:

@@ -27,7 +27,7 @@ from flsimulation.training.scores import scores
 from flsimulation.training.stacked.compiler.comparison import exactly, is_close
 from flsimulation.training.stacked.compiler.passes import epsilon
 from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.effects import random_states
+from flsimulation.training.stacked.effects import Draws, random_states, unless_another_drew
 
 _PASS_BYTES = 40 * 2**20  # written by a pass's operations: more does not stay in the caches
 _PASS_EXAMPLES = 2000
@@ -144,6 +144,7 @@ class StackedEvaluator:
         whole = (stacked([pair[part] for pair in pairs]) for part in (0, 1))
         return [each(lambda tensor: tensor.to(self._direct.device), part) for part in whole]
 
+    @unless_another_drew
     def _taken(self, state: State, x: Leaves, y: Leaves) -> EvaluationStep:
         """The step for x [clients, batch, ...] and y; each of its values is [clients]."""
         steps = list[EvaluationStep]()
@@ -159,7 +160,7 @@ class StackedEvaluator:
             streams = random_states()
             values, most = (vmap(step)(x, y), 0) if known else _compared(step, x, y)
             if random_states() != streams or not self._direct.is_new:
-                raise NotStackable("draws random numbers or changes the module")
+                raise Draws("draws random numbers or changes the module")
         if any(_names(own) != _names(steps[0]) for own in steps):
             raise NotStackable("logs something else for many clients at once")
         if not known:

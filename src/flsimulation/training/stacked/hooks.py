@@ -30,7 +30,12 @@ from flsimulation.training.stacked.compiler.step import (
     watched,
 )
 from flsimulation.training.stacked.configuring import Configuring
-from flsimulation.training.stacked.effects import attributes, random_states
+from flsimulation.training.stacked.effects import (
+    Draws,
+    attributes,
+    random_states,
+    unless_another_drew,
+)
 from flsimulation.training.stacked.eligible import TRIED, Clip, overridden
 
 aten = torch.ops.aten
@@ -108,21 +113,25 @@ class _Trial:
             _CLIPPING: (optimizer, fit.gradient_clip or None, None),
         }
 
+    @unless_another_drew
     def run(self, name: str) -> None:
         """Call a hook. Raises `NotStackable`."""
         before = self._all()
+        changes = f"the module has a {name} of its own, which changes something"
         try:
             with seeds.global_streams(0):
                 drawn = random_states()
                 with _Unread(), _Blind():  # type: ignore[no-untyped-call]
                     found = getattr(self._module, name)(*self._given.get(name, ()))
-                same = found is None and random_states() == drawn
+                same = random_states() == drawn
         except (Exception, SystemExit) as error:
             known = isinstance(error, NotStackable | NeedsValue)
             text = str(error) if known else describe_error(error)
             raise NotStackable(f"the module has a {name} of its own, which {text}") from error
-        if not same or not _equal(before, self._all()):
-            raise NotStackable(f"the module has a {name} of its own, which changes something")
+        if found is not None or not _equal(before, self._all()):
+            raise NotStackable(changes)
+        if not same:
+            raise Draws(changes)
 
     def _stepped(self) -> Tensor:
         """The loss of a step whose gradients the parameters have."""

@@ -39,7 +39,7 @@ from flsimulation.training.stacked.compiler.step import (
     watched,
 )
 from flsimulation.training.stacked.compiler.trace import refusal
-from flsimulation.training.stacked.effects import foreign_random_states
+from flsimulation.training.stacked.effects import Draws, foreign_random_states, unless_another_drew
 
 _LOOKED_AT = 11  # examples of a batch, by which is seen what a step changes
 _SEED = 2_718_281_828  # which no step sets itself
@@ -204,6 +204,7 @@ class EagerStep:
 
         return [each(taken, part) for part in self.data]
 
+    @unless_another_drew
     def _observe(self, examples: int) -> Observed:
         x, y = self._batches(1, examples)
         log = Log(training=True)
@@ -224,9 +225,7 @@ class EagerStep:
                 fails = f"training_step fails for a batch of {examples} ({text})"
                 raise StepFails(fails, text) from error
             if foreign_random_states() != foreign:
-                raise NotStackable(
-                    "training_step draws random numbers by Python's or NumPy's random"
-                )
+                raise Draws("training_step draws random numbers by Python's or NumPy's random")
             if any(draw.device != first(x).device for draw in recording.draws):
                 raise NotStackable("training_step draws random numbers on another device")
             if not only_drew(recording.draws, _SEED, first(x).device):
