@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flsimulation.errors import ModelError
+from flsimulation.errors import ModelError, RunError
 from flsimulation.experiment.spec import Train
 from flsimulation.host.warned import Warnings, collected
-from flsimulation.training import Batches, Job, State, Terms, engine_for
+from flsimulation.training import Batches, Job, State, Terms, Trained, engine_for
 from flsimulation.training.direct import DirectEvaluator
 from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.evaluation import StackedEvaluator
@@ -178,6 +178,14 @@ def test_the_run_ends_with_the_remedy_where_not_even_one_client_fits() -> None:
         Exception, match="to train a single client stacked .*; lower train.batch-size"
     ):
         list(stacked.fit(module.state_dict(), jobs, Terms()))
+    chosen = engine(limited(CLIENTS), "auto")
+    chosen._trainer._stack.programs._eager.module.most = 0
+    fitted = list(chosen.fit(module.state_dict(), jobs, Terms()))
+    assert [
+        p for own in fitted for p, done in own.results.items() if isinstance(done, Trained)
+    ] == [*range(CLIENTS)]
+    assert chosen.name == "direct"
+    assert chosen.why_not.startswith("there is not enough memory to train it stacked (OutOfMemory")
 
 
 def test_clients_that_memory_does_not_hold_are_evaluated_one_by_one_and_then_fewer_at_once() -> (
@@ -212,3 +220,45 @@ def test_what_counts_as_too_little_memory() -> None:
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))  # a module's own word, no allocator's
+
+
+class ByPairs(Limited):
+    """Needs a value of its batch where that has two examples, which no size tried at the start has."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * (2.0 if len(batch[0]) == 2 and loss.item() > 0 else 1.0)
+
+
+def test_clients_train_one_by_one_from_the_wave_on_that_is_not_stackable() -> None:
+    torch.manual_seed(0)
+    module = ByPairs(CLIENTS, CUDA)
+    whole = [Job(place, batches, lambda: 0) for place, batches in enumerate(parts())]
+    jobs = [  # whole batches only, before one with a rest
+        *(
+            job._replace(batches=Batches(X, Y, np.arange(8) + place, 4))
+            for place, job in enumerate(whole[:6])
+        ),
+        *whole[6:9],
+    ]
+    stacked, direct = engine(module, "auto"), engine(module, "direct")
+    assert (stacked.name, stacked.why_not) == ("stacked", None)
+    for at_once in (jobs[:6], jobs, jobs[6:]):
+        expected, found = (
+            {
+                p: t
+                for fitted in own.fit(module.state_dict(), at_once, Terms())
+                for p, t in fitted.results.items()
+            }
+            for own in (direct, stacked)
+        )
+        assert [*found] == [job.partition for job in at_once]
+        for partition, own in expected.items():
+            torch.testing.assert_close(found[partition].state, own.state, rtol=1e-5, atol=1e-6)
+        assert stacked.name == ("stacked" if at_once == jobs[:6] else "direct")
+    assert str(stacked.why_not).startswith("training_step depends on a tensor's value")
+    requested = engine(module, "stacked")
+    with pytest.raises(
+        RunError, match="cannot be trained together after all: training_step depends"
+    ):
+        list(requested.fit(module.state_dict(), whole, Terms()))

@@ -72,6 +72,11 @@ class Candidates:
             prepared=self.prepared,
         )
 
+    def one_by_one(self, why_not: str) -> LightningEngine:
+        """The engine for clients that do not train stacked, for this reason."""
+        direct = self.direct(why_not)
+        return self.lightning(why_not) if isinstance(direct, str) else direct
+
     def step_seconds(self, stacked: StackedEngine, *others: LightningEngine) -> dict[str, float]:
         """Processor seconds of a client's step by engine; empty where measuring is not worth it.
 

@@ -152,6 +152,7 @@ def engine_for(
         stacked = own.stacked()
         if isinstance(stacked, StackedEngine):
             stacked.step_seconds = kept.step_seconds
+            stacked.otherwise = None if spec.engine == "stacked" else own.one_by_one
             return _faster(own, stacked) if measures and before is None else stacked
         _refuse(spec, "stacked", why_not := stacked)
     if spec.engine != "lightning":

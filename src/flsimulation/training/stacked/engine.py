@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import pytorch_lightning as pl
 
@@ -14,7 +14,8 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.evaluating import Evaluating
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
-from flsimulation.training.memory import is_out_of_memory
+from flsimulation.training.lightning_engine import LightningEngine
+from flsimulation.training.memory import free_unused, is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.products import takes_tf32
 from flsimulation.training.stacked.compiler.step import NotStackable
@@ -50,7 +51,7 @@ class StackedEngine:
         If the module does something else stacked than alone.
     """
 
-    name, why_not, averages = "stacked", None, True
+    averages = True
 
     def __init__(
         self,
@@ -68,6 +69,10 @@ class StackedEngine:
             module, spec, x, y, clock, prepared=prepared, work=work, tell=tell
         )
         self.step_seconds: Mapping[str, float] = {}
+        self.otherwise: Callable[[str], LightningEngine] | None = None
+        """Builds the engine for the rest of the run, where a step turns out not to be stackable for
+        a size of batches that no comparison had; None where stacked is what was requested."""
+        self._instead: LightningEngine | None = None
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
         self._evaluating = Evaluating(
@@ -76,6 +81,16 @@ class StackedEngine:
             precision=spec.precision,
             tf32=takes_tf32(spec),
         )
+
+    @property
+    def name(self) -> str:
+        """``stacked``, or the engine that has taken over."""
+        return "stacked" if self._instead is None else self._instead.name
+
+    @property
+    def why_not(self) -> str | None:
+        """Why another engine has taken over."""
+        return None if self._instead is None else self._instead.why_not
 
     def at_once(self, cohort: int) -> int:
         """The most clients of a cohort that train together, on one core or on the GPU."""
@@ -93,6 +108,30 @@ class StackedEngine:
 
     def fit(self, model: State, jobs: Sequence[Job], terms: Terms) -> Iterator[Fitted]:
         """Train each client from the global model; yields wave by wave. Raises `RunError`."""
+        rest = {job.partition: job for job in jobs}
+        if self._instead is None:
+            try:
+                for fitted in self._stacked(model, jobs, terms):
+                    for partition in fitted.results:
+                        del rest[partition]
+                    yield fitted
+            except NotStackable as reason:
+                self._instead = self._other(str(reason), _not_stackable(reason))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                free_unused()
+                why_not = (
+                    f"there is not enough memory to train it stacked ({describe_error(error)})"
+                )
+                self._instead = self._other(
+                    why_not, _too_little(error, gpu=self._lightning.uses_gpu)
+                )
+        if self._instead is not None:
+            yield from self._instead.fit(model, [*rest.values()], terms)
+
+    def _stacked(self, model: State, jobs: Sequence[Job], terms: Terms) -> Iterator[Fitted]:
+        """Train wave by wave. Raises `NotStackable`."""
         self._waves = waves = self._trainer.fit(
             model,
             [job.batches for job in jobs],
@@ -102,19 +141,15 @@ class StackedEngine:
             average=terms.average,
             round=jobs[0].round if jobs else 0,
         )
-        try:
-            with contextlib.closing(waves):
-                for wave in waves:
-                    yield _fitted(wave, jobs, average=terms.average)
-        except NotStackable as reason:
-            raise RunError(
-                f"the clients cannot be trained together after all: {reason}; set train.engine = "
-                f"'lightning'"
-            ) from reason
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _too_little(error, gpu=self._lightning.uses_gpu) from None
+        with contextlib.closing(waves):
+            for wave in waves:
+                yield _fitted(wave, jobs, average=terms.average)
+
+    def _other(self, why_not: str, requested: RunError) -> LightningEngine:
+        """The engine that takes over. Raises the error if stacked was requested."""
+        if self.otherwise is None:
+            raise requested
+        return self.otherwise(why_not)
 
     def practise(self, model: State, jobs: Sequence[Job], terms: Terms) -> None:
         """Train clients in this thread and drop the results. Raises `ClientError`."""
@@ -135,6 +170,15 @@ class StackedEngine:
         """End a fit that was not iterated to its end: it holds PyTorch to one thread."""
         if self._waves is not None:
             self._waves.close()
+        if self._instead is not None:
+            self._instead.close()
+
+
+def _not_stackable(reason: NotStackable) -> RunError:
+    """The end of a run of a step that is not stackable for a size that no comparison had."""
+    return RunError(
+        f"the clients cannot be trained together after all: {reason}; set train.engine = 'lightning'"
+    )
 
 
 def _too_little(error: Exception, *, gpu: bool) -> RunError:
