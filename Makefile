@@ -11,6 +11,8 @@ SOURCE := $(shell find src -type f -not -name '*.pyc') README.md LICENSE
 # Markers of pyproject.toml. Tests in TESTS run regardless of their markers.
 PYTEST := $(BIN)/python -m pytest
 REST   := slow or ray or containers
+# A worker for each core, at most eight: each imports PyTorch. The tests of one file share a worker.
+SPREAD := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,10 +21,10 @@ run: $(VENV)/installed  ## Run the default experiment in this process; FILE=... 
 	$(BIN)/flsim run $(FILE)
 
 quick: $(VENV)/installed  ## Run the unit tests, in less than a minute: for each save
-	$(PYTEST) -m "not (seconds or $(REST))" $(TESTS)
+	$(PYTEST) $(SPREAD) -m "not (seconds or $(REST))" $(TESTS)
 
 test: $(VENV)/installed  ## Run the tests without containers, Ray and networks; TESTS=... for others
-	$(PYTEST) $(if $(TESTS),$(TESTS),-m "not ($(REST))")
+	$(PYTEST) $(if $(TESTS),$(TESTS),$(SPREAD) -m "not ($(REST))")
 
 test-rest: $(VENV)/installed  ## Run the tests that `make test` omits; needs Docker
 	$(PYTEST) -m "$(REST)" $(TESTS)
