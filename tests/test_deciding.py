@@ -1,4 +1,4 @@
-"""The choice of an engine: true reasons, no more than a third of the work, shown and counted."""
+"""The choice of an engine: true reasons, no trace that takes longer than the work, shown and counted."""
 
 from __future__ import annotations
 
@@ -152,11 +152,16 @@ def test_a_tensor_outside_of_the_step_is_not_called_a_buffer() -> None:
 
 
 def test_few_steps_are_not_worth_a_trace_and_rare_sizes_no_program() -> None:
-    # 3 x 1,000 x 50 = 150,000 against 10 x 500 for the fits and 725 x (150 + 50) for the steps
-    assert Work(rounds=10, fits=10, steps=725).is_worth_tracing(Calls(50, writes=False))
-    assert not Work(rounds=10, fits=10, steps=724).is_worth_tracing(Calls(50, writes=False))
-    assert not Work(rounds=10, fits=10, steps=725).is_worth_tracing(Calls(50, writes=True))
-    assert Work(rounds=10, fits=10, steps=1175).is_worth_tracing(Calls(50, writes=True))
+    # 80,000 + 1,000 x 50 = 130,000 against 10 x 100 for the fits and 1,613 x (30 + 50) for the steps
+    plain, writing = (Calls(50, writes, alone=50) for writes in (False, True))
+    assert Work(rounds=10, fits=10, steps=1613).is_worth_tracing(plain)
+    assert not Work(rounds=10, fits=10, steps=1612).is_worth_tracing(plain)
+    assert not Work(rounds=10, fits=10, steps=1987).is_worth_tracing(writing)
+    assert Work(rounds=10, fits=10, steps=1988).is_worth_tracing(writing)
+    # in two processes half of that, and 2 x 2,000 for their start
+    assert not Work(rounds=10, fits=10, steps=3137, processes=2).is_worth_tracing(plain)
+    assert Work(rounds=10, fits=10, steps=3138, processes=2).is_worth_tracing(plain)
+    assert Work(rounds=1, fits=1, steps=1, decided=True).is_worth_tracing(plain)
     work = Work(rounds=10, fits=30, steps=1000)
     assert (work.is_worth_a_program(2), work.is_worth_a_program(3)) == (False, True)
     # batches of 4, 4, 4, 4, 1 - of 4, 4, 1 - of 4, 4, each twice: three steps of all three
@@ -191,7 +196,7 @@ def test_a_tiny_run_is_not_traced_and_says_so(make_experiment: Any) -> None:
     space = Workspace.load(short, sinks=[told])
     assert (space.engine.name, told.doing) == ("direct", [])
     assert str(space.engine.why_not).startswith("4 training steps in all are too few")
-    assert Workspace.load(make_experiment(strategy={"rounds": 60})).engine.name == "stacked"
+    assert Workspace.load(make_experiment(strategy={"rounds": 200})).engine.name == "stacked"
     asked = make_experiment(strategy={"rounds": 1}, train={"engine": "stacked"})
     assert Workspace.load(asked).engine.name == "stacked"
 

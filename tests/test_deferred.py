@@ -229,11 +229,12 @@ def test_the_command_has_the_results_of_a_program_that_imports_everything(tmp_pa
     code = """
 import sys
 from flsimulation import load_experiment, run
-run(load_experiment(None), "imported")
+run(load_experiment(None, ["train.engine=stacked"]), "imported")
 print("torch._dynamo.eval_frame" in sys.modules)
 """
     assert said(code, tmp_path) == ["True"]
     command = [sys.executable, "-m", "flsimulation", "run", "--out", "command", "--quiet"]
+    command += ["--set", "train.engine=stacked"]
     subprocess.run(command, cwd=tmp_path, check=True)
     imported, deferred = (RunRecord(tmp_path / name) for name in ("imported", "command"))
     assert deferred.manifest["engine"] == imported.manifest["engine"] == "stacked"

@@ -194,7 +194,7 @@ def test_a_fit_that_is_not_read_to_its_end_leaves_pytorch_its_threads(
 def test_many_clients_are_evaluated_together_also_where_one_trains(make_experiment: Any) -> None:
     one = {"fraction-train": 0.25, "min-train-nodes": 1}
     assert make_experiment(strategy=one).cohort_size == 1
-    one["rounds"] = 200  # so that they are worth a trace
+    one["rounds"] = 1000  # so that they are worth a trace
     assert Workspace.load(make_experiment(strategy=one)).engine.name == "stacked"
     assert Workspace.load(make_experiment(strategy=one), clients=1).engine.name == "direct"
 

@@ -128,7 +128,8 @@ def test_nothing_is_measured_where_it_must_not_decide(
 
 def test_steps_are_measured_from_forty_times_their_number() -> None:
     # a turn is of four clients and one, with a step each
-    assert chosen(Costs(4.0, 0.1), work=Work(50, 50 * 4, 200, 4.0)).name == "direct"
+    enough = Work(50, 50 * 4, 200, 4.0, decided=True)
+    assert chosen(Costs(4.0, 0.1), work=enough).why_not == NOT_FASTER
 
 
 def test_a_resumed_run_is_not_stacked_again() -> None:
@@ -136,6 +137,9 @@ def test_a_resumed_run_is_not_stacked_again() -> None:
     engine = chosen(Costs(4.0, 40.0), before=before)
     assert (engine.name, engine.why_not) == ("direct", NOT_FASTER)
     assert engine.step_seconds == before.step_seconds
+    few = Work(rounds=1, fits=4, steps=16, examples=16.0)
+    assert chosen(before=Before("stacked"), work=few).name == "stacked"
+    assert chosen(before=Before(None), work=few).name == "direct"
     other = Before("lightning, stacked")  # of clients on a network
     assert chosen(Costs(4.0, 40.0), before=other).name == "stacked"
     asked = chosen(Costs(4.0, 40.0), before=before, spec=Train(batch_size=4, engine="stacked"))
@@ -160,7 +164,7 @@ def test_what_is_measured_is_the_program_although_few_steps_are_taken(
         raise AssertionError("a step that stands for many was taken by autograd")
 
     monkeypatch.setattr(StepPrograms, "by_autograd", by_autograd)
-    short = Work(rounds=1, fits=4, steps=1600, examples=1600.0)  # a round of one wave
+    short = Work(rounds=1, fits=4, steps=1600, examples=1600.0, decided=True)  # one wave
     assert chosen(Costs(4.0, 4.0), work=short).step_seconds
 
 
@@ -172,6 +176,16 @@ def test_only_where_it_is_allowed_a_workspace_measures(
     engine = Workspace.load(long, clock=Costs(4.0, 1e-9), measures=measures).engine
     assert engine.name == ("direct" if measures else "stacked")
     assert bool(engine.step_seconds) == measures
+
+
+@pytest.mark.parametrize("measures", [True, False])
+def test_only_where_one_process_chooses_its_cores_count(
+    measures: bool, make_experiment: Any
+) -> None:
+    # 1,600 steps are worth a trace, unless two processes share them
+    long = make_experiment(strategy={"rounds": 200})
+    space = Workspace.load(long, clock=Costs(4.0, 4.0), measures=measures, processes=2)
+    assert str(space.engine.why_not).startswith("1600 training steps in all") == measures
 
 
 def test_a_run_in_one_process_measures_and_on_ray_none(

@@ -18,14 +18,15 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, rnn
 
 from flsimulation.experiment.spec import Train
+from flsimulation.training.form import PAIR
 from flsimulation.training.stacked.compiler import recurrent as module_of_layers
+from flsimulation.training.stacked.compiler.calls import calls_of
 from flsimulation.training.stacked.compiler.comparison import exactly
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.recurrent import states_of
 from flsimulation.training.stacked.compiler.rewritten import Rewritten, without_fallback
 from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.stacked.trainer import StackedTrainer
-from flsimulation.training.work import Work
 
 pytestmark = pytest.mark.seconds
 DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
@@ -229,9 +230,10 @@ def test_a_recurrent_layer_is_two_calls_of_a_program() -> None:
     graph = StepPrograms(module, x[:8], Y[:8])._graphs[0]
     names = [str(node.target) for node in graph.nodes if "flsimulation" in str(node.target)]
     assert names == ["flsimulation.recurrent.default", "flsimulation.recurrent_backward.default"]
-    # counted as it is traced, in some fifty calls; PyTorch's own makes many more
-    few = Work(rounds=1, fits=10, steps=800)
-    StackedTrainer(module, Train(batch_size=4), x, Y, work=few)
+    # counted as it is traced, in some fifty calls; one by one its four steps make many more
+    calls = calls_of(module, x[:4], Y[:4], PAIR)
+    assert calls is not None
+    assert calls.made < 70 < 150 < calls.alone
 
 
 # --- other layers ---------------------------------------------------------------------------------

@@ -220,10 +220,13 @@ def _chosen(
     if clients is None:  # also a cohort of one: many clients may evaluate
         clients = max(2, experiment.data.clients)
     x, y = dataset.x_train, dataset.y_train
+    work = work_of(experiment, data)
+    if measures:  # elsewhere other processes of the run choose too, which may have other cores
+        work = work._replace(processes=processes)
     return engine_for(
         *(module, spec, x, y, clients, processes, clock),
         prepared=prepared,
-        work=work_of(experiment, data),
+        work=work,
         tell=tell,
         measures=measures,
         before=before,

@@ -144,8 +144,10 @@ def engine_for(
         If the experiment requests an engine that the module does not allow.
     """
     require_device(spec)
-    own = Candidates(module, spec, x, y, processes, clock, prepared, work, tell)
     least, kept = 1 if spec.engine == "stacked" else 2, before or Before()
+    if work is not None and kept.engine == "stacked":
+        work = work._replace(decided=True)
+    own = Candidates(module, spec, x, y, processes, clock, prepared, work, tell)
     why_not = kept.why_not if kept.engine == "direct" else None
     may_stack = spec.engine == "stacked" or (spec.engine == "auto" and kept.engine != "direct")
     if may_stack and clients >= least:

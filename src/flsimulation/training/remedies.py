@@ -8,8 +8,8 @@ _NUMBERS = "tensors that training_step returns or logs need no number"
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"training steps in all are too few",
-        "none needed: tracing the step may take longer than it saves; train.engine = 'stacked' "
-        "traces it all the same",
+        "none needed: tracing the step takes about as long as the whole training, or longer; "
+        "train.engine = 'stacked' traces it all the same",
     ),
     (
         r"requests the other$",

@@ -1,4 +1,4 @@
-"""How much an experiment trains, counted: what the choice of an engine may take is a part of it.
+"""How much an experiment trains, counted: a step is traced where the run is not over later for it.
 
 Counts and not seconds decide what is tried, so that a busy machine tries what an idle one does.
 docs/decisions/0026 has the measurements behind the numbers.
@@ -13,27 +13,31 @@ from typing import NamedTuple, TypeAlias
 Tell: TypeAlias = Callable[[str], None]
 """Called with what is done now, in a few words, before it is done."""
 
+_FIRST = 80_000
+"""Time of what a process needs once before it traces, in units of a call's time: the tracer's import."""
 _TRACED = 1000
-"""Time of tracing a step, comparing and trying it, for each of its calls; the unit is a call's time."""
+"""Time of tracing a step, comparing and trying it, for each of its calls, in the same unit."""
 _TRACED_AGAIN = 1.6
 """Times that, where a step writes in place and its trace is made a second time without that."""
-_STEP = 150
-"""Time of a Trainer's step beside its calls, in the same unit."""
-_FIT = 500
-"""Time of a Trainer's start and end around a client's steps, in the same unit."""
-_PROGRAM = 10
-"""Steps of many clients by autograd that take as long as a program for one more size of a batch."""
-_SHARE = 3
-"""Work is at least so many times what is spent to do it faster."""
+_STEP = 30
+"""Time of a step of the engine ``direct`` beside its calls, in the same unit."""
+_FIT = 100
+"""Time of a fit's start and end in that engine, in the same unit."""
+_PROCESS = 2000
+"""Time of starting one of its processes, in the same unit."""
+_RARE = 30
+"""Steps of a size that take at least three times as long, by autograd, as a program for the size."""
 
 
 class Calls(NamedTuple):
     """What one client's training step calls."""
 
     made: int
-    """ATen's calls, those of the gradients included."""
+    """ATen's calls as they are traced, those of the gradients included."""
     writes: bool
     """Whether one of them writes in place."""
+    alone: int
+    """ATen's calls as PyTorch makes them: those of a recurrent layer are many more."""
 
 
 class Work(NamedTuple):
@@ -46,6 +50,10 @@ class Work(NamedTuple):
     """Training steps of all fits."""
     examples: float = math.inf
     """Of a client's training part, on average."""
+    processes: int = 1
+    """In which clients train one by one."""
+    decided: bool = False
+    """Whether it was decided before that they train stacked."""
 
     @property
     def cohort(self) -> int:
@@ -54,22 +62,34 @@ class Work(NamedTuple):
 
     def repeated(self, times: int) -> Work:
         """The same in so many times the rounds."""
-        return Work(self.rounds * times, self.fits * times, self.steps * times, self.examples)
+        return self._replace(
+            rounds=self.rounds * times, fits=self.fits * times, steps=self.steps * times
+        )
 
     def is_worth_tracing(self, calls: Calls) -> bool:
-        """Whether tracing such a step takes no more than a third of the clients' training."""
-        spent = _TRACED * calls.made * (_TRACED_AGAIN if calls.writes else 1)
-        return self.steps * (_STEP + calls.made) + self.fits * _FIT >= _SHARE * spent
+        """Whether tracing such a step takes no longer than the clients' training one by one."""
+        return self.decided or self._one_by_one(calls) >= _traced(calls)
+
+    def _one_by_one(self, calls: Calls) -> float:
+        """Time of all fits in the engine ``direct``, its processes' start included."""
+        fits = self.steps * (_STEP + calls.alone) + self.fits * _FIT
+        started = self.processes if self.processes > 1 else 0
+        return fits / self.processes + started * _PROCESS
 
     def is_worth_a_program(self, steps: int) -> bool:
-        """Whether a program for one more size takes no more than a third of its steps.
+        """Whether a program for one more size takes no more than a third of its steps' time.
 
         Parameters
         ----------
         steps : int
             Steps of that size in a round.
         """
-        return steps * self.rounds >= _SHARE * _PROGRAM
+        return steps * self.rounds >= _RARE
+
+
+def _traced(calls: Calls) -> float:
+    """Time of all that is done before clients are trained stacked."""
+    return _FIRST + _TRACED * calls.made * (_TRACED_AGAIN if calls.writes else 1)
 
 
 def silent(_: str) -> None:

@@ -282,7 +282,7 @@ def _some(x: Leaves, y: Leaves, transform: Transform | None) -> tuple[Leaves, Le
 
 
 def _check_worth(work: Work, calls: Calls | None) -> None:
-    """Raise `NotStackable` if tracing the step takes more than a third of the clients' training."""
+    """Raise `NotStackable` if the clients are trained one by one before a trace would be done."""
     if calls is not None and not work.is_worth_tracing(calls):
         raise NotStackable(
             f"{work.steps} training steps in all are too few to prepare for training many clients "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -39,18 +40,31 @@ def calls_of(
     constants
         Numbers of the Trainer.
     """
+    try:
+        traced = _counted(module, x, y, form, constants, Rewritten())
+        alone = _counted(module, x, y, form, constants, contextlib.nullcontext())
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    return Calls(traced.calls, traced.writes, alone.calls)
+
+
+def _counted(
+    module: pl.LightningModule,
+    x: Leaves,
+    y: Leaves,
+    form: Form,
+    constants: Mapping[str, Any],
+    inside: contextlib.AbstractContextManager[object],
+) -> _Counting:
+    """The calls of a step, taken inside another mode. Raises what the step raises."""
+    own = watched(copy.deepcopy(module), Log(training=True), Facts(TYPICAL, constants))
     counting = _Counting()
-    with seeds.global_streams(0):
-        try:
-            own = watched(copy.deepcopy(module), Log(training=True), Facts(TYPICAL, constants))
-            with counting, Rewritten():  # as it is traced: a recurrent layer is a few calls
-                loss, _ = loss_of(own, x, y, form, [*named_tensors(own)])
-                loss.backward()  # type: ignore[no-untyped-call]
-        except (Exception, SystemExit) as error:
-            if is_out_of_memory(error):
-                raise
-            return None
-    return Calls(counting.calls, counting.writes)
+    with seeds.global_streams(0), counting, inside:
+        loss, _ = loss_of(own, x, y, form, [*named_tensors(own)])
+        loss.backward()  # type: ignore[no-untyped-call]
+    return counting
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
