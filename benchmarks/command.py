@@ -4,8 +4,9 @@ Each run is a program of its own, as a user starts it, with evaluation, the run 
 report; the runs alternate, with a program that only imports PyTorch. ``default`` is the default
 experiment, W1 and W2 are those of workloads.py; ``1k`` and ``1M`` are W2's clients, 100 a round, of
 populations of a thousand and of a million that draw their examples; ``10k cohort`` is a round of
-10,000 clients of ten examples. The first round begins as many seconds after the command as its line
-is printed, less the round itself; start-up is the command less the run.
+10,000 clients of ten examples. The first round ends when its line is printed, and begins as much
+earlier as it says that it took; start-up is the command less the run. The import and the first run
+are made once before, unmeasured: what Python has not compiled yet is then, as by an installation.
 
     python benchmarks/command.py [default W1 W2 1k 1M "10k cohort"] [--repeats 3] [--json FILE]
 """
@@ -72,6 +73,7 @@ def measured(spec: Experiment) -> dict[str, float]:
     return {
         "command": whole,
         "first-round": printed - began - rounds[0],
+        "first-round-ended": printed - began,
         "start-up": whole - manifest["seconds"],
         "round": statistics.median(rounds[2:] or rounds),
         "peak-bytes": manifest["peak-memory-bytes"],
@@ -79,11 +81,12 @@ def measured(spec: Experiment) -> dict[str, float]:
 
 
 FLSIM = [sys.executable, "-m", "flsimulation"]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 def first_round_printed(command: list[str], folder: str) -> float:
     """Run a command to its end; the time at which it printed the line of the first round."""
-    found, at_once = 0.0, os.environ | {"PYTHONUNBUFFERED": "1"}
+    found, at_once = 0.0, ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, cwd=folder, env=at_once, stdout=subprocess.PIPE, text=True
     ) as running:
@@ -98,7 +101,7 @@ def first_round_printed(command: list[str], folder: str) -> float:
 
 def imported_alone() -> dict[str, float]:
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", ALONE], check=True)
+    subprocess.run([sys.executable, "-c", ALONE], check=True, env=ENVIRONMENT)
     return {"command": time.perf_counter() - began}
 
 
@@ -112,23 +115,26 @@ def main() -> None:
     if unknown := sorted(set(chosen) - RUNS.keys()):
         parser.error(f"{unknown[0]} is none of {', '.join(RUNS)}")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in [ALONE, *chosen]}
+    imported_alone()
+    measured(RUNS[chosen[0]]())
     for _ in range(options.repeats):
         for name in chosen:
             found[ALONE].append(imported_alone())
             found[name].append(measured(RUNS[name]()))
     results = []
     print(
-        "run             command  first round  of import torch   start-up  a round, s   peak, MiB"
+        "run             command  1st begun  1st ended  import torch  ratio  start-up  round  MiB"
     )
     for name, rows in found.items():
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         results.append({"run": name, "median": middle, "all": rows})
         print(f"{name:12}{middle['command']:9.2f} s", end="")
         if name != ALONE:
-            ratio = middle["first-round"] / results[0]["median"]["command"]
+            alone = results[0]["median"]["command"]
             print(
-                f"{middle['first-round']:11.2f} s{ratio:16.2f} x{middle['start-up']:9.2f} s"
-                f"{middle['round']:12.3f}{middle['peak-bytes'] / 2**20:12.0f}",
+                f"{middle['first-round']:9.2f} s{middle['first-round-ended']:9.2f} s"
+                f"{alone:12.2f} s{middle['first-round-ended'] / alone:7.2f}"
+                f"{middle['start-up']:8.2f} s{middle['round']:7.3f}{middle['peak-bytes'] / 2**20:5.0f}",
                 end="",
             )
         print()

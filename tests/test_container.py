@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from flsimulation.host import usage
 from flsimulation.host.usage import machine_memory_bytes
 from flsimulation.metrics.container import ContainerCollector, container_usage, is_own, own_usage
 from flsimulation.metrics.table import CONTAINER_METRICS
@@ -44,11 +48,11 @@ VERSION_1 = {
 
 def test_both_versions_tell_the_same(tmp_path: Path) -> None:
     for name, files in (("two", VERSION_2), ("one", VERSION_1)):
-        usage = container_usage(write(tmp_path / name, files))
-        assert usage.cpu_seconds == 2.5
-        assert usage.cpu_limit_cores == 0.5
-        assert usage.memory_bytes == 200_000_000  # without the cache that can be dropped
-        assert usage.memory_limit_bytes == 2**30
+        found = container_usage(write(tmp_path / name, files))
+        assert found.cpu_seconds == 2.5
+        assert found.cpu_limit_cores == 0.5
+        assert found.memory_bytes == 200_000_000  # without the cache that can be dropped
+        assert found.memory_limit_bytes == 2**30
 
 
 def test_without_a_limit_it_is_the_machines(tmp_path: Path) -> None:
@@ -58,22 +62,22 @@ def test_without_a_limit_it_is_the_machines(tmp_path: Path) -> None:
         "memory/memory.limit_in_bytes": "9223372036854771712\n",
     }
     for name, files in (("two", free2), ("one", free1)):
-        usage = container_usage(write(tmp_path / name, files))
-        assert usage.cpu_limit_cores == CORES
-        assert usage.memory_limit_bytes == machine_memory_bytes()
+        found = container_usage(write(tmp_path / name, files))
+        assert found.cpu_limit_cores == CORES
+        assert found.memory_limit_bytes == machine_memory_bytes()
 
 
 def test_limits_above_the_machine_are_none(tmp_path: Path) -> None:
     wide = VERSION_2 | {"cpu.max": "100000000 100000\n", "memory.max": str(2**50)}
-    usage = container_usage(write(tmp_path, wide))
-    assert usage.cpu_limit_cores == CORES
-    assert usage.memory_limit_bytes == machine_memory_bytes()
+    found = container_usage(write(tmp_path, wide))
+    assert found.cpu_limit_cores == CORES
+    assert found.memory_limit_bytes == machine_memory_bytes()
 
 
 def test_where_there_are_no_control_groups_it_is_this_process(tmp_path: Path) -> None:
-    usage = container_usage(tmp_path)
-    assert usage.cpu_seconds > 0
-    assert 10e6 < usage.memory_bytes < machine_memory_bytes()
+    found = container_usage(tmp_path)
+    assert found.cpu_seconds > 0
+    assert 10e6 < found.memory_bytes < machine_memory_bytes()
 
 
 def test_every_scrape_reads_anew_what_the_table_names(tmp_path: Path) -> None:
@@ -86,11 +90,22 @@ def test_every_scrape_reads_anew_what_the_table_names(tmp_path: Path) -> None:
     assert registry.get_sample_value("fl_container_cpu_seconds_total") == 3.5
 
 
-def test_a_session_that_others_share_is_not_counted_as_the_client(tmp_path: Path) -> None:
-    nobody = 4_194_305  # above the highest id of a process
-    ours = VERSION_2 | {"cgroup.procs": f"{os.getppid()}\n{os.getpid()}\n0\n"}
-    shared = VERSION_2 | {"cgroup.procs": f"{os.getpid()}\n{nobody}\n"}
-    older = VERSION_1 | {"memory/cgroup.procs": f"{os.getpid()}\n{nobody}\n"}
+@pytest.fixture
+def orphan() -> Iterator[int]:
+    """A process of the session that this one has not started."""
+    shell = ["sh", "-c", "sleep 600 >&- 2>&- & echo $!"]
+    process = int(subprocess.run(shell, capture_output=True, text=True, check=True).stdout)
+    yield process
+    os.kill(process, signal.SIGKILL)
+
+
+def test_a_session_that_others_share_is_not_counted_as_the_client(
+    tmp_path: Path, orphan: int
+) -> None:
+    ended = 4_194_305  # above the highest id of a process
+    ours = VERSION_2 | {"cgroup.procs": f"{os.getppid()}\n{os.getpid()}\n{ended}\n0\n"}
+    shared = VERSION_2 | {"cgroup.procs": f"{os.getpid()}\n{orphan}\n"}
+    older = VERSION_1 | {"memory/cgroup.procs": f"{os.getpid()}\n{orphan}\n"}
     memory = {}
     for name, files in (("ours", ours), ("shared", shared), ("older", older)):
         registry = CollectorRegistry()
@@ -100,6 +115,19 @@ def test_a_session_that_others_share_is_not_counted_as_the_client(tmp_path: Path
     assert memory["ours"] == 200_000_000
     assert memory["shared"] != 200_000_000
     assert memory["older"] != 200_000_000
+
+
+def test_a_check_of_the_containers_health_does_not_hide_its_limits(
+    tmp_path: Path, orphan: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container such a process has no parent: whoever started it is outside."""
+    found = usage._stat
+    fields = found(orphan)
+    fields[usage._PARENT] = "0"
+    monkeypatch.setattr(
+        usage, "_stat", lambda process: fields if process == orphan else found(process)
+    )
+    assert is_own(write(tmp_path, VERSION_2 | {"cgroup.procs": f"{os.getpid()}\n{orphan}\n"}))
 
 
 def test_own_use_is_that_of_the_process_and_of_all_that_it_started() -> None:

@@ -203,25 +203,50 @@ UNUSED = (
     *("matplotlib", "ray", "datasets", "flwr_datasets", "pandas", "pyarrow", "scipy", "PIL.Image"),
     *("prometheus_client", "docker", "lightning", "flwr.simulation.app", "IPython"),
 )
-"""What no run needs before its first round, unless its data, its model or its engine does."""
+"""What no run needs until its first round ends, unless its data, its model or its engine does."""
 
 
 @pytest.mark.seconds
-def test_a_run_imports_before_its_first_round_only_what_it_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["stacked", "direct"])
+def test_a_run_imports_until_its_first_round_ends_only_what_it_needs(
+    engine: str, tmp_path: Path
+) -> None:
     code = f"""
 import sys
+from flsimulation.internals.deferred import is_imported
 from flsimulation.internals.slow_imports import defer_slow_imports
 defer_slow_imports()
 from flsimulation import load_experiment, run
-found = []
 def sink(event):
-    if type(event).__name__ in ("PhaseStarted", "RunFinished"):
-        found.append([name for name in {UNUSED!r} if name in sys.modules])
-run(load_experiment(None, ["strategy.rounds=1"]), "run", [sink])
-print(found[0])
-print([name for name in found[-1] if name != "matplotlib"])  # of the report
+    if type(event).__name__ == "RoundFinished":
+        print([name for name in {UNUSED!r} if is_imported(name)])
+changes = ["strategy.rounds=1", "train.engine={engine}"]
+run(load_experiment(None, changes), "run", [sink])
 """
-    assert said(code, tmp_path) == ["[]", "[]"]
+    assert said(code, tmp_path) == ["[]"]
+
+
+SYMBOLIC = f"""{BEGIN}
+from torch.fx.experimental.symbolic_shapes import expect_true, guard_or_false, sym_eq
+print(expect_true(True), guard_or_false(False), sym_eq((2, 3), torch.Size([2, 3])), sym_eq([2], [3]))
+print(is_imported("sympy"))
+try: expect_true(1)
+except AssertionError: print("refused as by", sys.modules[expect_true.__module__] is not None)
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch._subclasses.fake_tensor import FakeTensorMode
+size = FakeTensorMode(shape_env=ShapeEnv()).from_tensor(torch.ones(5)).shape[0]
+print(bool(guard_or_false(size == 5)), bool(sym_eq((size,), (5,))), is_imported("sympy"))
+"""
+
+
+@pytest.mark.seconds
+def test_sizes_that_are_numbers_need_no_symbols(tmp_path: Path) -> None:
+    assert said(SYMBOLIC, tmp_path) == [
+        "True False True False",
+        "False",
+        "refused as by True",
+        "True True True",
+    ]
 
 
 @pytest.mark.seconds

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from flsimulation.training.stacked.compiler.passes import simplify
+from flsimulation.training.stacked.compiler.recorder import recorded
 
 
 def simplified(function: Callable[..., Any], *inputs: Tensor) -> tuple[list[str], tuple[Any, ...]]:
     """The calls that are left, and what they return for the inputs."""
-    module = make_fx(function)(*inputs)
-    simplify(module.graph, 0)
-    module.recompile()
-    calls = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
-    return calls, module(*inputs)
+    graph = recorded(function, inputs, {})
+    simplify(graph, 0)
+    calls = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    return calls, GraphModule(nn.Module(), graph)(*inputs)
 
 
 def test_equal_calls_become_one_and_with_them_the_calls_on_their_results() -> None:

@@ -2,7 +2,8 @@
 
 Lightning and PyTorch's optimizers import ``torch._dynamo``, the larger part of ``torch.compile``, for
 three names that say whether and where something is compiled. TorchMetrics imports matplotlib to name
-types of its plots.
+types of its plots. What PyTorch itself has written in Python, as some losses under ``vmap``, imports
+symbolic shapes to ask whether a plain bool is true.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from flsimulation.internals.deferred import defer, imported, is_imported
 
 DYNAMO = "torch._dynamo"
 """Behind ``torch.compile``; imports SymPy, the inductor and ``torch.distributed`` with its tensors."""
+SHAPES = "torch.fx.experimental.symbolic_shapes"
+"""Sizes of tensors that are not numbers, for ``torch.compile``; imports SymPy."""
 PLOTS = "torchmetrics.utilities.plot"
 """Draws a metric's values; imports matplotlib's pyplot."""
 
@@ -26,6 +29,8 @@ def defer_slow_imports() -> None:
         DYNAMO,
         {"OptimizedModule": OptimizedModule, "disable": disable, "graph_break": graph_break},
     )
+    questions = ("expect_true", "guard_or_false", "guard_or_true", "statically_known_true")
+    defer(SHAPES, {"sym_eq": sym_eq} | {name: _question(name) for name in questions})
     types = dict.fromkeys(("_AX_TYPE", "_CMAP_TYPE"), object)
     drawing = ("plot_single_or_multi_val", "plot_confusion_matrix", "plot_curve")
     defer(
@@ -71,6 +76,26 @@ def disable(
         return own[0](*args, **kwargs)
 
     return call
+
+
+def sym_eq(x: Any, y: Any) -> Any:
+    """Whether two shapes are equal, whose sizes may be symbolic."""
+    shapes = isinstance(x, list | tuple) and isinstance(y, list | tuple)
+    if shapes and all(type(size) is int for size in (*x, *y)):
+        return list(x) == list(y)
+    return imported(SHAPES).sym_eq(x, y)
+
+
+def _question(name: str) -> Callable[..., Any]:
+    """A question whether something is true, which may be symbolic."""
+
+    def ask(asked: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(asked) is bool:
+            return asked
+        return getattr(imported(SHAPES), name)(asked, *args, **kwargs)
+
+    ask.__name__ = name
+    return ask
 
 
 def _drawing(name: str) -> Callable[..., Any]:

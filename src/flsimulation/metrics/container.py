@@ -95,11 +95,20 @@ def own_usage() -> Usage:
 
 
 def is_own(root: Path) -> bool:
-    """Whether the control group holds nothing but this process, its parents and its children."""
+    """Whether the control group holds nothing but this process, its parents and its children.
+
+    Processes that enter a container from outside, as checks of its health do, are the container's.
+    """
     files = (root / "cgroup.procs", root / "memory" / "cgroup.procs")
     listed = next((text for file in files if (text := _text(file))), "")
     here = {int(process) for process in listed.split()} - {0}  # 0: of another container
-    return here <= {*ancestors(os.getpid()), *process_tree(os.getpid())}
+    others = here - {*ancestors(os.getpid()), *process_tree(os.getpid())}
+    return not any(map(_began_here, others))
+
+
+def _began_here(process: int) -> bool:
+    """Whether a process, if it has not ended, comes from the first one of this machine or container."""
+    return [process, *ancestors(process)][-1] == 1
 
 
 def _cores(quota: str, period: str) -> float:
@@ -149,7 +158,7 @@ class ContainerCollector(Collector):
 
     def __init__(self, root: Path = Path("/sys/fs/cgroup")) -> None:
         self._root = root
-        self._own = is_own(root)  # later a check of the container's health may be in it, too
+        self._own = is_own(root)
         self._cpu_seconds = 0.0
 
     def collect(self) -> Iterator[Family]:

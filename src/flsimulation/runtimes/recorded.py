@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import InputError
-from flsimulation.events import Sink
+from flsimulation.events import Event, RoundFinished, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.host.processes import undisturbed
 from flsimulation.report import load_plots, write_report
@@ -67,8 +67,8 @@ def record_run(
         experiment, clients=clients, sinks=sinks, measures=measures
     )
     _meanwhile(lambda: space.data.dataset.digest)
-    if space.engine.name == "stacked":
-        _meanwhile(load_plots)  # not while other processes are forked
+    if space.engine.name == "stacked":  # not while other processes are forked
+        sinks = (*sinks, _plots_loaded)
     path = create_run_directory(experiment.name, out)
     with claimed(path):
         if opened is not None:
@@ -133,6 +133,12 @@ def _before(record: RunRecord) -> Before:
         record.manifest.get("not-stacked"),
         record.manifest.get("step-seconds") or {},
     )
+
+
+def _plots_loaded(event: Event) -> None:
+    """Import what the report draws with beside the second round: the first one is waited for."""
+    if isinstance(event, RoundFinished) and event.round == 1:
+        _meanwhile(load_plots)
 
 
 def _meanwhile(work: Callable[[], object]) -> None:

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def replacements(device: torch.device) -> dict[Any, Callable[..., Any]]:
-    """What to trace on this device in place of ATen's calls: a decomposition table of `make_fx`."""
+    """What to trace on this device in place of ATen's calls: see `recorded`."""
     if device.type == "cpu":  # where grouped convolutions are faster
         return {}
     return {

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
-from torch.fx.experimental import proxy_tensor
+
+from flsimulation.training.stacked.compiler.recorder import recorder, unrecorded
 
 _functorch: Any = torch._C._functorch
 
@@ -35,16 +35,15 @@ def values_of(tensor: Tensor) -> Any:
     NoForm
         If it follows from what the step is given.
     """
-    mode = proxy_tensor.get_proxy_mode()
-    if is_clients_own(tensor) or not (mode is None or _is_made(tensor, mode.tracer)):
+    if is_clients_own(tensor) or not _is_constant(tensor):
         raise NoForm("sizes and lengths in tensors")
-    with proxy_tensor.disable_proxy_modes_tracing():
+    with unrecorded():
         return tensor.tolist()
 
 
 def constant(count: int, value: int) -> Tensor:
     """So many times a number, as a tensor that a trace may ask for its values."""
-    with proxy_tensor.disable_proxy_modes_tracing():
+    with unrecorded():
         return torch.full((count,), value)
 
 
@@ -52,29 +51,18 @@ def _number(question: Callable[..., Any]) -> Callable[..., Any]:
     """``bool(tensor)`` and the like, inside of a trace of what the step made of constants, too."""
 
     def number(tensor: Tensor) -> Any:
-        mode = proxy_tensor.get_proxy_mode()
-        if mode is None or is_clients_own(tensor) or not _is_made(tensor, mode.tracer):
+        if recorder() is None or is_clients_own(tensor) or not _is_constant(tensor):
             return NotImplemented
-        with proxy_tensor.disable_proxy_modes_tracing():
+        with unrecorded():
             return question(tensor)
 
     return number
 
 
-def _is_made(tensor: Tensor, tracer: Any) -> bool:
-    """Whether nothing that the step is given or draws has a part in it."""
-    proxy: Any = proxy_tensor.get_proxy_slot(tensor, tracer, None, lambda found: found.proxy)
-    nodes: list[Node] = [] if proxy is None else [proxy.node]
-    seen = set[Node]()
-    while nodes:
-        node = nodes.pop()
-        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if node.op == "placeholder" or drawn:
-            return False
-        if node not in seen:
-            seen.add(node)
-            nodes += node.all_input_nodes
-    return True
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether nothing that a step that is traced is given or draws has a part in it."""
+    own = recorder()
+    return own is None or own.is_constant(tensor)
 
 
 def requires_grad_(tensor: Tensor, requires_grad: bool = True) -> Any:

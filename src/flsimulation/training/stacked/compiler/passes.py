@@ -25,7 +25,7 @@ def simplify(graph: Graph, gradients: int) -> None:
     Parameters
     ----------
     graph : Graph
-        Without operations in place; every node has its example value in ``meta["val"]``.
+        Without operations in place; every node has its example value in ``meta["val"]``, without numbers.
     gradients : int
         How many of the last outputs are gradients; those that are the transpose of a batched
         product become the product of the transposed, so that they are contiguous.
@@ -143,11 +143,8 @@ def _unchanged(node: Node) -> Node | None:
     if target is aten.clone.default:
         return first if _value(first).stride() == _value(node).stride() else None
     if target is aten._to_copy.default:
-        same = (
-            _value(first).dtype == _value(node).dtype
-            and _value(first).device == _value(node).device
-        )
-        return first if same else None
+        same = _value(first).dtype == _value(node).dtype
+        return first if same and node.kwargs.get("device") is None else None
     return None
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from flsimulation import seeds
 from flsimulation.errors import describe_error, place_of
@@ -22,6 +21,7 @@ from flsimulation.training.stacked.compiler.drawing import draws_as_inputs
 from flsimulation.training.stacked.compiler.draws import OTHERWISE, Draw
 from flsimulation.training.stacked.compiler.facts import NeedsValue
 from flsimulation.training.stacked.compiler.inside import NoForm
+from flsimulation.training.stacked.compiler.recorder import recorded
 from flsimulation.training.stacked.compiler.step import NotStackable, WritesInPlace
 from flsimulation.training.stacked.effects import attributes
 
@@ -67,55 +67,50 @@ def traced(
         try:
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")
-                found = make_fx(step, instead)(*tensors)
-                if passes.writes_in_place(found.graph):
+                found = recorded(step, tensors, instead)
+                if passes.writes_in_place(found):
                     found = _without_writes(found, tensors, instead)
         except (Exception, SystemExit) as error:
             if is_out_of_memory(error):
                 raise
             raise refusal(error) from error
-    if not draws_as_inputs(found.graph, [(len(inputs[0]), *d.shape) for d in draws]):
+    if not draws_as_inputs(found, [(len(inputs[0]), *d.shape) for d in draws]):
         raise NotStackable(f"training_step {OTHERWISE}")
-    if passes.writes_in_place(found.graph) or attributes(module) != before:
+    if passes.writes_in_place(found) or attributes(module) != before:
         raise NotStackable("training_step changes the module itself")
-    passes.simplify(found.graph, leaves)
-    for node in found.graph.nodes:
-        if node.op == "get_attr":
-            node.meta["constant"] = getattr(found, str(node.target))
-    return found.graph
+    passes.simplify(found, leaves)
+    return found
 
 
 def _without_writes(
-    found: GraphModule, tensors: Sequence[Tensor], instead: Mapping[Any, Any]
-) -> GraphModule:
+    found: Graph, tensors: Sequence[Tensor], instead: Mapping[Any, Callable[..., Any]]
+) -> Graph:
     """The graph without operations in place.
 
     Tensors that it holds are inputs meanwhile: of others `functionalize` lets writes be.
     """
-    held = [node for node in found.graph.nodes if node.op == "get_attr"]
-    values = [getattr(found, str(node.target)) for node in held]
-    _exchange(found, held, values, len(tensors), "placeholder")
-    pure = torch.func.functionalize(found, remove="mutations")
-    result = make_fx(pure, instead)(*(t.detach() for t in tensors), *values)
-    given = [node for node in result.graph.nodes if node.op == "placeholder"]
-    _exchange(result, given[len(tensors) :], values, len(tensors), "get_attr")
+    held = [node for node in found.nodes if node.op == "get_attr"]
+    values = [node.meta["constant"] for node in held]
+    last = [node for node in found.nodes if node.op == "placeholder"][-1]
+    for node in reversed(held):
+        with found.inserting_after(last):
+            node.replace_all_uses_with(found.placeholder(str(node.target)))
+        found.erase_node(node)
+    pure = torch.func.functionalize(GraphModule(nn.Module(), found), remove="mutations")
+    result = recorded(pure, [*(t.detach() for t in tensors), *values], instead)
+    given = [node for node in result.nodes if node.op == "placeholder"]
+    for node, value in zip(given[len(tensors) :], values, strict=True):
+        _hold(result, node, value)
     return result
 
 
-def _exchange(
-    module: GraphModule, nodes: Sequence[Node], values: Sequence[Tensor], inputs: int, op: str
-) -> None:
-    """Put nodes of another kind in the place of these, after the inputs."""
-    last = [node for node in module.graph.nodes if node.op == "placeholder"][inputs - 1]
-    for place in reversed(range(len(nodes))):
-        name = f"held{place}"
-        module.register_buffer(name, values[place])
-        with module.graph.inserting_after(last):
-            new = module.graph.create_node(op, name)
-        new.meta["val"] = values[place]
-        nodes[place].replace_all_uses_with(new)
-        module.graph.erase_node(nodes[place])
-    module.recompile()
+def _hold(graph: Graph, given: Node, value: Tensor) -> None:
+    """Let the graph hold a tensor that was an input."""
+    with graph.inserting_before(given):
+        held = graph.create_node("get_attr", given.name)
+    held.meta.update(given.meta, constant=value)
+    given.replace_all_uses_with(held)
+    graph.erase_node(given)
 
 
 def refusal(error: BaseException) -> NotStackable:
