@@ -13,10 +13,12 @@ from typing import NamedTuple, TypeAlias
 Tell: TypeAlias = Callable[[str], None]
 """Called with what is done now, in a few words, before it is done."""
 
-_FIRST = 80_000
-"""Time of what a process needs once before it traces, in units of a call's time: the tracer's import."""
-_TRACED = 1000
+_FIRST = 15_000
+"""Time of what a process needs once before it traces, in units of a call's time: imports, first calls."""
+_TRACED = 500
 """Time of tracing a step, comparing and trying it, for each of its calls, in the same unit."""
+_SAVED = 0.5
+"""Part of a small step's time that taking it for many clients at once saves."""
 _TRACED_AGAIN = 1.6
 """Times that, where a step writes in place and its trace is made a second time without that."""
 _STEP = 30
@@ -67,8 +69,8 @@ class Work(NamedTuple):
         )
 
     def is_worth_tracing(self, calls: Calls) -> bool:
-        """Whether tracing such a step takes no longer than the clients' training one by one."""
-        return self.decided or self._one_by_one(calls) >= _traced(calls)
+        """Whether tracing such a step takes no longer than it saves of the training one by one."""
+        return self.decided or _SAVED * self._one_by_one(calls) >= _traced(calls)
 
     def _one_by_one(self, calls: Calls) -> float:
         """Time of all fits in the engine ``direct``, its processes' start included."""
