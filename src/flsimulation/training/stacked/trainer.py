@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -34,18 +33,17 @@ from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.halving import Halving
 from flsimulation.training.stacked.hooks import Fit, clips_of
 from flsimulation.training.stacked.room import kept_on, room_on_cpu, room_on_gpu
+from flsimulation.training.stacked.samples import probed, some
 from flsimulation.training.stacked.stack import Stack, WaveTerms, aliases
+from flsimulation.training.stacked.standing import graphs_on
 from flsimulation.training.stacked.wave import Wave, WaveFit
 from flsimulation.training.trainers import takes_gpu
-from flsimulation.training.transforms import Draws, Transform
 from flsimulation.training.work import Calls, Tell, Work, silent
 
 _DATA_SHARE = 2  # of a GPU's free memory for the data set: 1 / 2
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
 _MANY = 10**6  # waves of a round: each size of a batch is worth a program
-_POWERS = 10  # of 2, sizes of a batch
 _COUNTED = 4  # examples of a batch whose step's calls are counted
-_EXAMPLES = 32  # of the data set, enough to trace a step
 
 
 class StackedTrainer:
@@ -95,7 +93,7 @@ class StackedTrainer:
         kinds = {name: value.dtype for name, value in module.state_dict().items()}
         module = in_precision(module, spec.precision).to(device)
         configuring = Configuring(module, spec.epochs, spec.accumulate)
-        like = _some(x, y, prepared.transform)
+        like = some(x, y, prepared.transform)
         few = [each(lambda t: t.to(device), part) for part in like]
         constants = {
             "max_epochs": spec.epochs,
@@ -115,7 +113,7 @@ class StackedTrainer:
         programs = StepPrograms(module, few[0], few[1], prepared.form, tell, constants)
         largest = min(spec.batch_size, examples(x))
         tell("trying sizes of a batch")
-        programs.check_sizes(_probed(largest))
+        programs.check_sizes(probed(largest))
         stays = prepared.transform is not None  # it works on the CPU
         x, y = (x, y) if stays else kept_on(device, _DATA_SHARE, x, y)
         named = dict(module.named_parameters())
@@ -136,6 +134,8 @@ class StackedTrainer:
             device=device,
             clock=clock,
             work=work,
+            transforms=stays,
+            graphs=graphs_on(device, rates_move=spec.learning_rate_decay != 1),
         )
         optimizer, schedulers = configuring()
         changes = bool(schedulers) or configuring.by_batches
@@ -148,6 +148,8 @@ class StackedTrainer:
             if gpu
             else room_on_cpu(programs, largest)
         )
+        if self._stack.graphs is not None:
+            self._stack.graphs.room = self._room
         self._pool: ThreadPoolExecutor | None = None
         self._halving = Halving()
         self._tf32 = takes_tf32(spec)
@@ -201,12 +203,16 @@ class StackedTrainer:
         alike = _MANY if practice else len(waves)
         terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, alike)
 
-        def train(places: list[int]) -> Wave:
+        def run(places: list[int]) -> Wave:
             own = [clients[place].again() for place in places]
             fit = WaveFit(self._stack, terms, own, [seeds[place] for place in places])
             with in_tf32(self._tf32):
                 wave = fit.run(tuple(places))
             return (wave.averaged() if average else wave).on_cpu()
+
+        def train(places: list[int]) -> Wave:
+            graphs = self._stack.graphs
+            return run(places) if graphs is None else graphs.beside(lambda: run(places))
 
         fitting = functools.partial(self._halving.run, train)
         if threads == 1 or len(waves) == 1:
@@ -274,13 +280,6 @@ class StackedTrainer:
         return rates if can else None
 
 
-def _some(x: Leaves, y: Leaves, transform: Transform | None) -> tuple[Leaves, Leaves]:
-    """Examples as the step receives them, on the CPU."""
-    if transform is not None:
-        return transform(x, y, np.arange(min(_EXAMPLES, examples(x))), Draws(0))
-    return one(x, slice(_EXAMPLES)), one(y, slice(_EXAMPLES))
-
-
 def _check_worth(work: Work, calls: Calls | None) -> None:
     """Raise `NotStackable` if tracing the step takes more than a third of the clients' training."""
     if calls is not None and not work.is_worth_tracing(calls):
@@ -288,10 +287,3 @@ def _check_worth(work: Work, calls: Calls | None) -> None:
             f"{work.steps} training steps in all are too few to prepare for training many clients "
             f"at once"
         )
-
-
-def _probed(largest: int) -> list[int]:
-    """Sizes of a batch at which a step is looked at before it is needed."""
-    return [1 << power for power in range(_POWERS) if 1 << power < largest] + [
-        min(largest, 1 << _POWERS)
-    ]
