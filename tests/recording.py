@@ -61,7 +61,7 @@ class Noted:
 
     def __init__(self, fails: Callable[[], Any] | None = None, room: int = 1 << 40) -> None:
         self._fails, self._room = fails, room
-        self.replays = self.recorded = 0
+        self.replays = self.recorded = self.apart_calls = 0
         self._alive: weakref.WeakSet[Calls] = weakref.WeakSet()
         self.durations: list[float] = []
         """Of works that are measured, in their order."""
@@ -89,12 +89,17 @@ class Noted:
         return replay
 
     def apart(self, works: Sequence[Callable[[], None]]) -> None:
+        self.apart_calls += 1
         for work in reversed(works):  # none needs another
             work()
 
     def seconds(self, work: Callable[[], None]) -> float:
         work()
         return self.durations.pop(0)
+
+    def peak(self, work: Callable[[], None]) -> int:
+        work()
+        return 1
 
     def has_room(self, size: int) -> bool:
         return size <= self._room

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from flsimulation.cli.title import engine_line
 from flsimulation.experiment.spec import Train
 from flsimulation.host.warned import collected
-from flsimulation.training import Batches
+from flsimulation.training import Batches, Before, Job, Terms, engine_for
 from flsimulation.training.stacked.trainer import StackedTrainer
+from flsimulation.training.work import Work
 
 pytestmark = [pytest.mark.seconds, pytest.mark.usefixtures("one_thread")]
 
@@ -220,3 +222,104 @@ def test_graphs_are_dropped_where_memory_is_too_small_beside_them(
     assert difference(ours, plain) == 0
     assert "its memory does not hold them" in line
     assert recorder.alive == 0
+
+
+class Convolving(pl.LightningModule):
+    """A small network of images, with all that one program has to take apart for each client."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            *(nn.Conv1d(1, 4, 3, bias=False), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.3)),
+            *(nn.Flatten(), nn.Linear(16, 3)),
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = functional.cross_entropy(self.layers(batch[0][:, None]), batch[1])
+        self.log("twice", 2 * loss)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return SGD(self.parameters(), lr=0.1)
+
+
+WORK = Work(100, 300, 100_000)
+
+
+def engine_of(
+    monkeypatch: pytest.MonkeyPatch, recorder: Noted | None, module: Any, **more: Any
+) -> tuple[Any, list[str]]:
+    """An engine for three clients, and what was said."""
+    name = "flsimulation.training.stacked.standing.recorder_on"
+    monkeypatch.setattr(name, lambda _: recorder)
+    spec = Train(batch_size=4, epochs=2, device="cpu", **more.pop("train", {}))
+    with collected() as said:
+        found = engine_for(module, spec, X, Y, 3, work=WORK, **{"measures": True, **more})
+    return found, said.lines
+
+
+def fitted(engine: Any, module: Any) -> list[Any]:
+    parts = np.arange(90).reshape(3, 30)
+    jobs = [
+        Job(place, Batches(X, Y, rows, 4), functools.partial(int, place), round=1)
+        for place, rows in enumerate(parts)
+    ]
+    found = {}
+    for fit in engine.fit(module.state_dict(), jobs, Terms()):
+        found |= fit.results
+    return [({n: v.clone() for n, v in own.state.items()}, own.scores) for own in found.values()]
+
+
+FAST, SLOW = [0.3] * 3, [0.6] * 3
+
+
+@pytest.mark.parametrize(
+    ("durations", "seconds", "line"),
+    [
+        (
+            SLOW + FAST,
+            {"stacked": 0.1, "one-program": 0.2},
+            "100 ms a client's step; one-program 200 ms",
+        ),
+        (FAST + SLOW, {"stacked": 0.1, "streams": 0.2}, "100 ms a client's step; streams 200 ms"),
+        (
+            FAST + [0.28] * 3,
+            {"stacked": 0.1, "streams": 0.28 / 3},
+            "100 ms a client's step; streams 93 ms",
+        ),
+    ],
+)
+def test_convolutions_of_clients_are_side_by_side_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, durations: list[float], seconds: Any, line: str
+) -> None:
+    module, recorder = Convolving(), Noted()
+    recorder.durations = [*durations]
+    own, said = engine_of(monkeypatch, recorder, module)
+    assert (own.name, said) == ("stacked", [])
+    assert own.step_seconds == pytest.approx(seconds)
+    assert line in engine_line(own.name, own.why_not, own.step_seconds)
+    apart = recorder.apart_calls
+    found = fitted(own, module)
+    assert recorder.replays > 10
+    is_apart = "one-program" in seconds
+    assert (recorder.apart_calls > apart) == is_apart
+    plain = fitted(engine_of(monkeypatch, None, module, train={"engine": "stacked"})[0], module)
+    assert difference(found, plain) <= (1e-5 if is_apart else 0)
+    resumed, _ = engine_of(
+        monkeypatch, Noted(), module, before=Before("stacked", step_seconds=own.step_seconds)
+    )
+    assert resumed.step_seconds == own.step_seconds
+    assert difference(fitted(resumed, module), found) == 0
+
+
+def test_an_engine_that_is_named_measures_no_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, said = engine_of(monkeypatch, Noted(), Convolving(), train={"engine": "stacked"})
+    assert (own.step_seconds, said) == ({}, [])
+
+
+def test_one_program_is_taken_where_a_way_has_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Convolving()
+    own, (line,) = engine_of(monkeypatch, Noted(broken), module)
+    assert not own.step_seconds.keys() & {"one-program", "streams"}
+    assert "was not measured (RuntimeError: operation not permitted" in line

@@ -17,8 +17,8 @@ from flsimulation.errors import describe_error
 from flsimulation.host.warned import NOBODY, Warned, pass_on
 from flsimulation.training.memory import free_unused, is_out_of_memory
 
-Work: TypeAlias = Callable[[], None]
-"""Calls on the device."""
+Work: TypeAlias = Callable[[], object]
+"""Calls on the device; what it returns is not read."""
 
 _SHARE = 2  # of a GPU's free memory for one more graph: 1 / 2, as for a wave
 _WARM, _COMPARED = (
@@ -39,6 +39,9 @@ class Recorder(Protocol):
 
     def seconds(self, work: Work) -> float:
         """Seconds that the device takes for a work."""
+
+    def peak(self, work: Work) -> int:
+        """Bytes that a work takes at most beside what is there before."""
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes are a moderate part of the memory that is free."""
@@ -101,6 +104,13 @@ class CudaRecorder:
         end.record()
         torch.cuda.synchronize(self._device)
         return begin.elapsed_time(end) / 1000  # type: ignore[no-any-return]
+
+    def peak(self, work: Work) -> int:
+        """Bytes that a work takes at most, by PyTorch's count."""
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        work()
+        return torch.cuda.max_memory_allocated(self._device) - before
 
     def has_room(self, size: int) -> bool:
         """Whether it is at most half of what is free; PyTorch's own reserve counts as free."""
@@ -170,9 +180,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(ours, theirs)
 
 
-def tell_why_not(reason: str) -> None:
-    """Have a line after the run's table say why steps are launched one by one."""
-    text = f"the GPU's steps are not repeated as CUDA graphs, which takes longer: {reason}"
+def tell(text: str) -> None:
+    """Have a line after the run's table say why steps take longer than they could."""
     pass_on([Warned(NOBODY, text)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -146,17 +147,18 @@ class Replays:
     def _work(self, inputs: Inputs, examples: int) -> Work:
         """A step of all clients that reads and writes at fixed places only."""
         stack, descent, clients = self._stack, self._descent, self._clients
-        one = stack.programs.program(clients, examples, self._terms.rates)
-        program = self._graphs.apart or one
+        rates, apart = self._terms.rates, self._graphs.apart
+        program = (
+            functools.partial(apart, rates=rates)
+            if apart
+            else stack.programs.program(clients, examples, rates)
+        )
 
         def work() -> None:
             x, y = rows_at((stack.x, stack.y), inputs.rows, (clients, examples))
-            taken = program(
-                Given(
-                    *(self._leaves, self._moving, self._shared, x, y),
-                    *(inputs.facts, inputs.draws),
-                )
-            )
+            tensors = self._leaves, self._moving, self._shared, x, y
+            given = Given(*tensors, inputs.facts, inputs.draws)
+            taken = program(given)
             for tensor, moved in zip(self._moving, taken.moved, strict=True):
                 tensor.copy_(moved)
             values = [value.double() for value in (taken.losses, *taken.logged)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from flsimulation.data.leaves import Leaves, examples, one
+from flsimulation.training.stacked.compiler.step import NotStackable
 from flsimulation.training.transforms import Draws, Transform
+from flsimulation.training.work import Calls, Work
 
 _POWERS = 10  # of 2, sizes of a batch
 _EXAMPLES = 32  # of the data set, enough to trace a step
@@ -23,3 +25,12 @@ def probed(largest: int) -> list[int]:
     return [1 << power for power in range(_POWERS) if 1 << power < largest] + [
         min(largest, 1 << _POWERS)
     ]
+
+
+def check_worth(work: Work, calls: Calls | None) -> None:
+    """Raise `NotStackable` if tracing the step takes more than a third of the clients' training."""
+    if calls is not None and not work.is_worth_tracing(calls):
+        raise NotStackable(
+            f"{work.steps} training steps in all are too few to prepare for training many clients "
+            f"at once"
+        )

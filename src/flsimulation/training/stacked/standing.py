@@ -12,13 +12,13 @@ from torch import Tensor
 
 from flsimulation.training.memory import free_unused, is_out_of_memory
 from flsimulation.training.stacked.compiler.draws import Draw
-from flsimulation.training.stacked.compiler.given import Given, Step
+from flsimulation.training.stacked.compiler.given import Step
 from flsimulation.training.stacked.graphs import (
     Recorder,
     Work,
     recorded,
     recorder_on,
-    tell_why_not,
+    tell,
 )
 from flsimulation.training.stacked.room import Room
 
@@ -95,7 +95,7 @@ class Graphs:
         """What a step takes."""
         self._standing: dict[Hashable, Standing] = {}
         self._steps = Counter[Hashable]()  # so far, by form and examples of a batch
-        self.apart: Callable[[Given], Step] | None = None
+        self.apart: Callable[..., Step] | None = None
         """Each client's step by itself, where that is faster than one of all."""
         self.why_not: str | None = None
         """Why no more graphs are recorded."""
@@ -150,7 +150,7 @@ class Graphs:
         """Drop all graphs and record no more."""
         if self.why_not is None:
             self.why_not = reason
-            tell_why_not(reason)
+            tell(f"the GPU's steps are not repeated as CUDA graphs, which takes longer: {reason}")
         self._standing.clear()
 
     def beside(self, work: Callable[[], Done]) -> Done:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytorch_lightning as pl
@@ -27,18 +27,19 @@ from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.calls import calls_of
 from flsimulation.training.stacked.compiler.facts import BY_BATCHES
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.compiler.step import NotStackable, named_tensors
+from flsimulation.training.stacked.compiler.step import named_tensors
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.halving import Halving
 from flsimulation.training.stacked.hooks import Fit, clips_of
 from flsimulation.training.stacked.room import kept_on, room_on_cpu, room_on_gpu
-from flsimulation.training.stacked.samples import probed, some
+from flsimulation.training.stacked.samples import check_worth, probed, some
 from flsimulation.training.stacked.stack import Stack, WaveTerms, aliases
 from flsimulation.training.stacked.standing import graphs_on
 from flsimulation.training.stacked.wave import Wave, WaveFit
+from flsimulation.training.stacked.ways import choose, convolves
 from flsimulation.training.trainers import takes_gpu
-from flsimulation.training.work import Calls, Tell, Work, silent
+from flsimulation.training.work import Tell, Work, silent
 
 _DATA_SHARE = 2  # of a GPU's free memory for the data set: 1 / 2
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
@@ -103,7 +104,7 @@ class StackedTrainer:
         }
         if work is not None and spec.engine != "stacked":
             batch = [each(lambda t: t[:_COUNTED], part) for part in few]
-            _check_worth(work, calls_of(module, batch[0], batch[1], prepared.form, constants))
+            check_worth(work, calls_of(module, batch[0], batch[1], prepared.form, constants))
         sample = [one(part, slice(_COUNTED)) for part in few]
         fit = Fit(
             *(sample[0], sample[1], prepared.form, spec.epochs, spec.accumulate),
@@ -152,12 +153,25 @@ class StackedTrainer:
             self._stack.graphs.room = self._room
         self._pool: ThreadPoolExecutor | None = None
         self._halving = Halving()
-        self._tf32 = takes_tf32(spec)
+        self._tf32, self._largest, self._convolves = takes_tf32(spec), largest, convolves(module)
 
     @property
     def data(self) -> tuple[Leaves, Leaves]:
         """Inputs and targets of the data set, on the GPU if they are kept there."""
         return self._stack.x, self._stack.y
+
+    def choose(self, cohort: int, before: Mapping[str, float] | None = None) -> dict[str, float]:
+        """What `ways.choose` returns for a cohort of so many clients; empty where there is no choice."""
+        stack, size = self._stack, (self.at_once(cohort), self._largest)
+        if stack.graphs is None or not self._convolves:
+            return {}
+        with in_tf32(self._tf32):
+            return choose(stack.graphs, stack.programs, size, self._rates, before)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether a step of all clients is not always the fastest: on a GPU, with convolutions."""
+        return self._stack.graphs is not None and self._convolves
 
     def fit(
         self,
@@ -278,12 +292,3 @@ class StackedTrainer:
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)
         return rates if can else None
-
-
-def _check_worth(work: Work, calls: Calls | None) -> None:
-    """Raise `NotStackable` if tracing the step takes more than a third of the clients' training."""
-    if calls is not None and not work.is_worth_tracing(calls):
-        raise NotStackable(
-            f"{work.steps} training steps in all are too few to prepare for training many clients "
-            f"at once"
-        )
