@@ -21,6 +21,8 @@ Command = Callable[..., tuple[int, str, str]]
 MODEL = """
 from flsimulation.models import MLP
 
+pytestmark = pytest.mark.usefixtures("cpu")
+
 class Net(MLP):
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx) * (2 if self.current_epoch else 1)

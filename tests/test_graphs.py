@@ -19,10 +19,11 @@ from flsimulation.cli.title import engine_line
 from flsimulation.experiment.spec import Train
 from flsimulation.host.warned import collected
 from flsimulation.training import Batches, Before, Job, Terms, engine_for
+from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.work import Work
 
-pytestmark = [pytest.mark.seconds, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.seconds, pytest.mark.usefixtures("one_thread", "one_trace")]
 
 X = torch.tensor(np.random.default_rng(0).normal(size=(160, 6)), dtype=torch.float32)
 Y = torch.tensor(np.arange(160) % 3)
@@ -38,6 +39,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+TRACES: dict[Any, StepPrograms] = {}
+
+
+@pytest.fixture
+def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that differ in their optimizer alone share a trace and its programs."""
+
+    def programs(module: Any, x: Tensor, y: Tensor, *rest: Any) -> StepPrograms:
+        key = str(module), next(module.parameters()).dtype
+        if key not in TRACES:
+            TRACES[key] = StepPrograms(module, x, y, *rest)
+        return TRACES[key]
+
+    monkeypatch.setattr("flsimulation.training.stacked.trainer.StepPrograms", programs)
 
 
 class Net(pl.LightningModule):
@@ -301,6 +318,7 @@ def test_convolutions_of_clients_are_side_by_side_where_that_is_faster(
     assert line in engine_line(own.name, own.why_not, own.step_seconds)
     apart = recorder.apart_calls
     found = fitted(own, module)
+    assert not torch.backends.cudnn.deterministic
     assert recorder.replays > 10
     is_apart = "one-program" in seconds
     assert (recorder.apart_calls > apart) == is_apart

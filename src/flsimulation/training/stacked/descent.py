@@ -14,6 +14,9 @@ from flsimulation.training.stacked.eligible import FUSED_ON_GPU, clipped, stack_
 from flsimulation.training.stacked.plan import Plan
 from flsimulation.training.stacked.stack import Stack, WaveTerms
 
+_FROM_ZEROS = (torch.optim.Adam, torch.optim.AdamW)
+_STATE = "state {} {}"  # of a parameter's place and the name of what is kept
+
 
 class Descent:
     """Adds up the clients' gradients, and moves their parameters by them.
@@ -123,9 +126,8 @@ class Descent:
         leaves = placed("leaves", [leaf.detach() for leaf in self.leaves])
         for index, (leaf, tensor) in enumerate(zip(self.leaves, leaves, strict=True)):
             leaf.data = tensor
-            kept = self._kept(leaf)
-            there = placed(f"state {index}", [own for _, own in kept])
-            self._optimizer.state[leaf] |= zip([name for name, _ in kept], there, strict=True)
+            state = self._optimizer.state[leaf]
+            state |= {n: placed(_STATE.format(index, n), [t])[0] for n, t in self._kept(leaf)}
         if self._terms.proximal_mu:
             self._origin = placed("origin", [tensor.clone() for tensor in self._origin])
         if self._rates is not None:
@@ -134,6 +136,25 @@ class Descent:
             if "capturable" in group:  # or PyTorch refuses; a fused step is the same
                 group["capturable"] = True
         return leaves
+
+    def begin(self, zeroed: Callable[[str], dict[str, Tensor]]) -> bool:
+        """Have an optimizer that begins with zeros begin at the places of an earlier one's state.
+
+        Parameters
+        ----------
+        zeroed : callable
+            Returns a state's tensors by name, with zeros in them.
+        """
+        found = [zeroed(_STATE.format(index, "")) for index in range(len(self.leaves))]
+        if type(self._optimizer) not in _FROM_ZEROS or not any(found):
+            return False
+        if self._schedulers:  # they warn if they step before the optimizer's own first step
+            return False
+        self._optimizer.state.update(
+            (leaf, own) for leaf, own in zip(self.leaves, found, strict=True) if own
+        )
+        self.has_begun = True
+        return True
 
     def load_rates(self) -> None:
         """Have the learning rates of now where a graph reads them."""

@@ -77,7 +77,7 @@ class Replays:
             Numbers of the fit.
         """
         rows = self._rows.get(step)
-        if rows is None or (self._descent is not None and not self._descent.has_begun):
+        if rows is None or not self._has_begun():
             return None
         standing = self._standing or self._place()
         known = standing.graphs.get(rows.shape[1]) or self._recorded(standing, rows, facts)
@@ -91,6 +91,13 @@ class Replays:
             self._descent.load_rates()
         graph()
         return inputs.values
+
+    def _has_begun(self) -> bool:
+        """Whether the optimizer, if there is one, has all that it keeps."""
+        descent, known = self._descent, self._graphs.known(self._form)
+        if descent is None or descent.has_begun:
+            return True
+        return known is not None and descent.begin(known.zeroed)
 
     def _uploaded(self, whole: dict[int, np.ndarray]) -> dict[int, Tensor]:
         """Rows on the device by step, of sizes that are worth a graph; one copy for each size."""

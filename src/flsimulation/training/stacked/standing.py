@@ -71,6 +71,14 @@ class Standing:
                 own.copy_(tensor)
         return list(held)
 
+    def zeroed(self, prefix: str) -> dict[str, Tensor]:
+        """Single tensors whose names begin so, by the rest of their names, with zeros in them."""
+        return {
+            name.removeprefix(prefix): own[0].zero_()
+            for name, own in self._held.items()
+            if name.startswith(prefix)
+        }
+
     def add(self, examples: int, inputs: Inputs, graph: Work) -> None:
         """Keep a graph; the oldest of too many is dropped."""
         while len(self.graphs) >= _SIZES:
@@ -107,6 +115,10 @@ class Graphs:
             del self._standing[next(iter(self._standing))]
         self._standing[form] = found
         return found
+
+    def known(self, form: Hashable) -> Standing | None:
+        """Where waves of this form stay, if there were any."""
+        return self._standing.get(form)
 
     def is_worth(self, form: Hashable, examples: int, steps: int) -> bool:
         """Whether a graph for this size is there, or steps enough have been taken to record one.
