@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that differ in their optimizer alone share a trace and its programs."""
 
     def programs(module: Any, x: Tensor, y: Tensor, *rest: Any) -> StepPrograms:
-        key = str(module), next(module.parameters()).dtype
+        own = next(module.parameters())
+        key = str(module), own.dtype, own.device
         if key not in TRACES:
             TRACES[key] = StepPrograms(module, x, y, *rest)
         return TRACES[key]
@@ -95,18 +97,28 @@ def annealed(module: nn.Module) -> Any:
 
 def trained(
     monkeypatch: pytest.MonkeyPatch,
-    recorder: Noted | None,
+    recorder: Noted | EllipsisType | None,
     optimizing: Optimizing,
     sizes: Sequence[int] = ALIKE,
     rounds: int = 3,
     mu: float = 0.0,
     **train: Any,
 ) -> tuple[list[Any], list[str]]:
-    """Each round's clients' models and scores, each round from the same model; and what was said."""
-    name = "flsimulation.training.stacked.standing.recorder_on"
-    monkeypatch.setattr(name, lambda _: recorder)
-    module = Net(optimizing)
-    spec = Train(batch_size=4, epochs=2, device="cpu", **train)
+    """Each round's clients' models and scores, each round from the same model; and what was said.
+
+    With ``...`` steps are recorded by what records them on the device.
+    """
+    with monkeypatch.context() as patch:
+        if recorder is not ...:
+            name = "flsimulation.training.stacked.standing.recorder_on"
+            patch.setattr(name, lambda _: recorder)
+        return _trained(Net(optimizing), sizes, rounds, mu, {"device": "cpu", **train})
+
+
+def _trained(
+    module: Any, sizes: Sequence[int], rounds: int, mu: float, train: Any
+) -> tuple[list[Any], list[str]]:
+    spec = Train(batch_size=4, epochs=2, **train)
     trainer, found = StackedTrainer(module, spec, X, Y), []
     ends = np.cumsum(sizes)
     with collected() as said:
@@ -159,6 +171,16 @@ def test_graphs_do_what_the_calls_do(
     assert said == []
     assert 1 <= recorder.recorded <= 2
     assert recorder.replays > 20
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA_VISIBLE_DEVICES=0")
+@pytest.mark.parametrize("optimizing", [of(SGD, lr=0.1), of(Adam, lr=0.01)])
+def test_a_gpu_repeats_steps_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, optimizing: Optimizing
+) -> None:
+    plain, _ = trained(monkeypatch, None, optimizing, device="cuda")
+    ours, said = trained(monkeypatch, ..., optimizing, device="cuda")
+    assert (difference(ours, plain), said) == (0, [])
 
 
 def broken() -> None:
