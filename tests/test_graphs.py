@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType
 from typing import Any
@@ -351,6 +352,22 @@ def test_convolutions_of_clients_are_side_by_side_where_that_is_faster(
     )
     assert resumed.step_seconds == own.step_seconds
     assert difference(fitted(resumed, module), found) == 0
+
+
+def test_one_program_is_repeated_where_steps_side_by_side_have_no_graph_after_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, count = Convolving(), itertools.count(1)
+    recorder = Noted(lambda: broken() if next(count) == 3 else None)  # two are measured
+    recorder.durations = SLOW + FAST
+    own, _ = engine_of(monkeypatch, recorder, module)
+    with collected() as said:
+        found = fitted(own, module)
+    (line,) = said.lines
+    assert "not taken side by side on the GPU after all: a graph of the step cannot be made" in line
+    assert recorder.replays > 10
+    plain = fitted(engine_of(monkeypatch, None, module, train={"engine": "stacked"})[0], module)
+    assert difference(found, plain) == 0
 
 
 def test_an_engine_that_is_named_measures_no_ways(monkeypatch: pytest.MonkeyPatch) -> None:

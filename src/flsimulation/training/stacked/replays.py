@@ -140,7 +140,9 @@ class Replays:
         if self._descent is not None:
             state += self._descent.state
             self._descent.load_rates()
-        graph = self._graphs.record(self._work(inputs, examples), state, self._clients)
+        graph = None
+        while graph is None and self._graphs.why_not is None:
+            graph = self._graphs.record(self._work(inputs, examples), state, self._clients)
         if graph is None:
             return None
         standing.add(examples, inputs, graph)

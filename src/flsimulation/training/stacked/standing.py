@@ -137,7 +137,7 @@ class Graphs:
         return known or self._steps[form, examples] >= _WORTH
 
     def record(self, work: Work, state: Sequence[Tensor], clients: int) -> Work | None:
-        """A graph of the work; without one, no other is tried.
+        """A graph of the work; without one, the other way of a step is tried, and then no other.
 
         Parameters
         ----------
@@ -153,10 +153,14 @@ class Graphs:
             self.stop("a graph would take more than half of the memory that is free")
             return None
         found = recorded(self.recorder, work, state)
-        if isinstance(found, str):
+        if not isinstance(found, str):
+            return found
+        if self.apart is None:
             self.stop(found)
-            return None
-        return found
+        else:
+            self.apart = None
+            tell(f"clients' steps are not taken side by side on the GPU after all: {found}")
+        return None
 
     def stop(self, reason: str) -> None:
         """Drop all graphs and record no more."""
