@@ -16,12 +16,12 @@ from flsimulation.clock import VirtualClock
 from flsimulation.studies.engines import Examination, Rated, examine
 from flsimulation.training.remedies import remedy_of
 
+pytestmark = pytest.mark.usefixtures("cpu")
+
 Command = Callable[..., tuple[int, str, str]]
 
 MODEL = """
 from flsimulation.models import MLP
-
-pytestmark = pytest.mark.usefixtures("cpu")
 
 class Net(MLP):
     def training_step(self, batch, batch_idx):
