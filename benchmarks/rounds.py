@@ -5,7 +5,8 @@ All sides use the same partitions, cohorts, batches, initial weights and random 
 same loop in as many forked processes as there are cores. Rounds of the sides alternate in one process,
 so that all meet the same machine; FLSimulation writes its run directory meanwhile. The first two rounds
 of each side are left out; the command stops if the sides' models part in them. Every workload has a process of
-its own, whose largest memory is told; that of forked processes is not in it.
+its own, whose largest memory is told; that of forked processes is not in it. With ``--device cuda`` the
+sides are FLSimulation and the loop, both on the GPU.
 
     python benchmarks/rounds.py [W1 W2 ...] [--rounds 20] [--repeats 3] [--engine E] [--device D]
         [--processes 2] [--json FILE]
@@ -31,7 +32,7 @@ import flsimulation  # noqa: F401 - before torch: it lets OpenMP's waiting threa
 import torch
 from loop import Loop, Processes
 from results import command_line, json_file, write
-from workloads import WORKLOADS, experiment
+from workloads import ON_GPUS, WORKLOADS, experiment
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.events import Checkpoint, PhaseStarted, RoundFinished
@@ -218,7 +219,10 @@ def parsed() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "workloads", nargs="*", metavar="W", help="W1 to W10, W5s to W10s (default: all)"
+        "workloads",
+        nargs="*",
+        metavar="W",
+        help="W1 to W12, W5s to W10s (default: all; on a CPU without W11 and W12)",
     )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=1)
@@ -246,7 +250,8 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     options = parsed()
     results = []
-    for workload in options.workloads or WORKLOADS:
+    left_out = ON_GPUS if options.device == "cpu" else ()
+    for workload in options.workloads or [name for name in WORKLOADS if name not in left_out]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
             results.append(alone.submit(measured, workload, options).result())
         print(line(results[-1]), flush=True)

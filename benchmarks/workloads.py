@@ -36,6 +36,62 @@ class SmallCNN(Supervised):
         return logits
 
 
+class DroppingCNN(SmallCNN):
+    """The same with the benchmark's two dropouts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [batch, 10] of images [batch, 3, 32, 32]."""
+        x = torch.relu(self.conv_1(x))
+        x = functional.max_pool2d(torch.relu(self.conv_2(x)), 2)
+        x = functional.dropout(x, 0.25, self.training).flatten(1)
+        x = functional.dropout(torch.relu(self.layer_1(x)), 0.5, self.training)
+        logits: Tensor = self.layer_2(x)
+        return logits
+
+
+class Block(nn.Module):
+    """Two convolutions with GroupNorm of two groups beside a shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            *(nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.GroupNorm(2, after)),
+            *(nn.ReLU(), nn.Conv2d(after, after, 3, padding=1, bias=False)),
+            nn.GroupNorm(2, after),
+        )
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.GroupNorm(2, after)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [batch, after, height / stride, width / stride]."""
+        return torch.relu(self.inner(x) + self.shortcut(x))
+
+
+class ResNet18(Supervised):
+    """ResNet-18 for CIFAR10 with GroupNorm: Reddi et al., "Adaptive Federated Optimization" (2021)."""
+
+    def __init__(self) -> None:
+        super().__init__(learning_rate=0.05, optimizer="sgd")
+        sizes = (64, 64), (64, 128), (128, 256), (256, 512)
+        blocks = [
+            block
+            for before, after in sizes
+            for block in (Block(before, after, after // before), Block(after, after, 1))
+        ]
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.GroupNorm(2, 64), nn.ReLU(), *blocks),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [batch, 10] of images [batch, 3, 32, 32]."""
+        logits: Tensor = self.layers(x)
+        return logits
+
+
 def random_cifar(users: int = 1000, images: int = 50, seed: int = 0) -> dict[str, Any]:
     """Random images and labels in the shape of CIFAR10."""
     rng = np.random.default_rng(seed)
@@ -153,6 +209,21 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         dataset=f"{HERE}:noisy_pictures",
     ),
 }
+WORKLOADS |= {
+    "W11": {
+        **WORKLOADS["W4"],
+        "what": f"{WORKLOADS['W4']['what']} with two dropouts",
+        "model": {"class": f"{HERE}:DroppingCNN"},
+    },
+    "W12": {
+        **WORKLOADS["W4"],
+        "what": "10 of 1,000 users, 50 random images of CIFAR10's shape, batch 10, SGD 0.05, ResNet-18 with GroupNorm",
+        "strategy": {"fraction-train": 0.01},
+        "model": {"class": f"{HERE}:ResNet18"},
+    },
+}
+ON_GPUS = ("W11", "W12")
+"""Workloads that take minutes a round on a CPU, or are there for a GPU."""
 WORKLOADS |= {
     f"{name}s": small_clients(WORKLOADS[name]) for name in ("W5", "W6", "W7", "W8", "W9", "W10")
 }

@@ -94,6 +94,10 @@ examples, in batches of 32, with SGD and a learning rate of 0.05. `W5s` to `W10s
 clients, 60 examples and batches of 10. `python benchmarks/rounds.py W5 W6 W7 W8 W9 W10 --rounds 8` and
 `python benchmarks/rounds.py W5s W6s W7s W8s W9s W10s --rounds 8` measure them.
 
+W11 is W4 with the two dropouts of pfl-research's model, W12 a ResNet-18 with GroupNorm on the same images. Both are
+for GPUs. `python benchmarks/rounds.py --device cuda` runs all workloads on a GPU, each beside the plain loop on the same
+GPU. It has not been run with the CUDA graphs of [decision 32](decisions/0032-graphs.md), which names the aims.
+
 Medians without the first two rounds:
 """,
         figure_tables.rounds,

@@ -63,6 +63,12 @@ def blobs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
 
 
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU for tests of what only a CPU has: processes, threads, measured steps, the Trainer's very bits."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
     """240 training and 60 test examples of three classes."""

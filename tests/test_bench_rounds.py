@@ -103,6 +103,21 @@ def test_small_clients_train_the_same_model_on_the_same_data(modules: Any, name:
     )
 
 
+@pytest.mark.parametrize(("name", "parameters"), [("W11", 1_626_442), ("W12", 11_173_962)])
+def test_models_for_gpus_are_those_of_their_papers(
+    modules: Any, name: str, parameters: int
+) -> None:
+    model = getattr(
+        modules.workloads, modules.workloads.experiment(name, 1).model.class_.rpartition(":")[2]
+    )()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    x = torch.ones(2, 3, 32, 32)
+    assert model(x).shape == (2, 10)
+    drops = name == "W11"
+    assert torch.equal(model(x), model(x)) != drops
+    assert torch.equal(model.eval()(x), model(x))
+
+
 # rounds.py and loop.py
 
 

@@ -30,6 +30,8 @@ from flsimulation.training.facts import NeedsTrainer
 from flsimulation.training.jobs import Trained
 from flsimulation.training.lightning import LocalTrainer
 
+pytestmark = pytest.mark.usefixtures("cpu")
+
 X = torch.tensor(np.random.default_rng(0).normal(size=(50, 6)), dtype=torch.float32)
 Y = torch.tensor(np.arange(50) % 3)
 FITS: tuple[dict[str, Any], ...] = (

@@ -113,6 +113,7 @@ def _batches(place: int) -> Batches:
 
 
 @pytest.mark.seconds
+@pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_a_client_draws_does_not_depend_on_who_trains_beside_it(threads: int) -> None:
     module = built(Between, _part, part=nn.Dropout(0.5))

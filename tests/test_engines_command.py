@@ -16,6 +16,8 @@ from flsimulation.clock import VirtualClock
 from flsimulation.studies.engines import Examination, Rated, examine
 from flsimulation.training.remedies import remedy_of
 
+pytestmark = pytest.mark.usefixtures("cpu")
+
 Command = Callable[..., tuple[int, str, str]]
 
 MODEL = """

@@ -28,6 +28,8 @@ from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.timing import one_thread
 from flsimulation.training.work import Work
 
+pytestmark = pytest.mark.usefixtures("cpu")
+
 X, Y = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
 LONG = Work(rounds=100, fits=400, steps=1600, examples=16.0)
 """Four clients of 16 examples in a round: each takes four steps with batches of four."""

@@ -27,7 +27,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.training import Batches, Job, Terms, engine_for, processes_for
 
-pytestmark = pytest.mark.seconds
+pytestmark = [pytest.mark.seconds, pytest.mark.usefixtures("cpu")]
 
 Make = Callable[..., Experiment]
 

@@ -125,8 +125,23 @@ def gathered(parts: Sequence[Leaves], rows: np.ndarray, device: torch.device) ->
         Where the result shall be.
     """
     index = torch.from_numpy(rows.reshape(-1)).to(first(parts[0]).device)
+    return [each(lambda t: t.to(device), part) for part in rows_at(parts, index, rows.shape)]
+
+
+def rows_at(parts: Sequence[Leaves], index: Tensor, shape: tuple[int, ...]) -> list[Leaves]:
+    """Each part's rows, [clients, batch, ...], on the device where the parts are.
+
+    Parameters
+    ----------
+    parts : sequence of Tensor or dict of Tensor
+        Of the data set, [n, ...].
+    index : int64 [clients * batch]
+        Indices of each client's batch.
+    shape : tuple of int
+        Clients and batch.
+    """
 
     def taken(tensor: Tensor) -> Tensor:
-        return tensor.index_select(0, index).view(*rows.shape, *tensor.shape[1:]).to(device)
+        return tensor.index_select(0, index).view(*shape, *tensor.shape[1:])
 
     return [each(taken, part) for part in parts]

@@ -86,14 +86,24 @@ class Candidates:
         if self.work is None or stacked.gpu is not None:
             return {}
         clients = stacked.at_once(self.work.cohort)
-        sample = Sample(
-            *(self.module, self.spec, self.x, self.y, self.prepared, self.work, clients)
-        )
+        sample = self._sample(self.work, clients)
         if not sample.is_worth_it:
             return {}
         self.tell("measuring a few steps")
         timed = {"stacked": Timed(stacked, clients), **{e.name: Timed(e, 1) for e in others}}
         return step_seconds(timed, sample, self.clock)
+
+    def chose_way(self, stacked: StackedEngine) -> bool:
+        """Have the stacked engine measure its ways of a step, if there are two and many steps."""
+        if self.work is None or not stacked.has_choice:
+            return False
+        if self._sample(self.work, stacked.at_once(self.work.cohort)).is_worth_it:
+            self.tell("measuring a few steps")
+            stacked.choose(self.work.cohort)
+        return bool(stacked.step_seconds)
+
+    def _sample(self, work: Work, clients: int) -> Sample:
+        return Sample(*(self.module, self.spec, self.x, self.y, self.prepared, work, clients))
 
 
 def _reason(error: Exception) -> str:

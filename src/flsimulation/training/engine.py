@@ -155,6 +155,8 @@ def engine_for(
         if isinstance(stacked, StackedEngine):
             stacked.step_seconds = kept.step_seconds
             stacked.otherwise = None if spec.engine == "stacked" else own.one_by_one
+            if before is not None:
+                stacked.choose(clients, kept.step_seconds)
             return _faster(own, stacked) if measures and before is None else stacked
         _refuse(spec, "stacked", why_not := stacked)
     if spec.engine != "lightning":
@@ -170,7 +172,9 @@ def engine_for(
 
 def _faster(own: Candidates, stacked: StackedEngine) -> Engine:
     """The stacked engine, or the direct one if its steps are clearly faster here."""
-    if own.spec.engine == "stacked" or isinstance(direct := own.direct(NOT_FASTER), str):
+    if own.spec.engine == "stacked" or own.chose_way(stacked):
+        return stacked
+    if isinstance(direct := own.direct(NOT_FASTER), str):
         return stacked
     seconds = own.step_seconds(stacked, direct)
     stacked.step_seconds = direct.step_seconds = seconds

@@ -23,8 +23,9 @@ _ELEMENTWISE = (
     *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax, torch.optim.NAdam),
     torch.optim.RAdam,
 )
-_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-_FUSED_ON_CPU = (*_FUSED, torch.optim.Adagrad)
+FUSED_ON_GPU = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+"""Optimizers that have a kernel for a whole step."""
+_FUSED_ON_CPU = (*FUSED_ON_GPU, torch.optim.Adagrad)
 _LARGEST = torch.finfo(torch.float32).max
 _OWN = {"training_step", "validation_step", "test_step", "predict_step", "forward"} | {
     "configure_optimizers"
@@ -153,7 +154,7 @@ def stack_optimizer(optimizer: Optimizer, stacked: Mapping[int, nn.Parameter]) -
         chosen = group.get("fused") is not None or group.get("foreach") is not None
         chosen |= isinstance(group["lr"], Tensor)  # whose type the others compute in
         on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
-        fused = type(optimizer) in (_FUSED_ON_CPU if on_cpu else _FUSED)
+        fused = type(optimizer) in (_FUSED_ON_CPU if on_cpu else FUSED_ON_GPU)
         if fused and not chosen and not group.get("differentiable"):
             group["fused"] = all(p.dtype in FUSED for p in group["params"])
 

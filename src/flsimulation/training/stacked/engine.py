@@ -96,6 +96,25 @@ class StackedEngine:
         """The most clients of a cohort that train together, on one core or on the GPU."""
         return self._trainer.at_once(cohort)
 
+    def choose(self, cohort: int, before: Mapping[str, float] | None = None) -> None:
+        """Choose how a GPU takes clients' steps, as before or by what a few of them take.
+
+        Parameters
+        ----------
+        cohort : int
+            Clients of a round.
+        before : mapping, optional
+            The figures of a run that is resumed.
+        """
+        found = self._trainer.choose(cohort, before)
+        if before is None:
+            self.step_seconds = found
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is something to choose."""
+        return self._trainer.has_choice
+
     @property
     def gpu(self) -> str | None:
         """Name of the GPU that it computes on."""

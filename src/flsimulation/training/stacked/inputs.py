@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ import torch
 from flsimulation.data.leaves import Leaves, each, kinds, stacked
 from flsimulation.errors import ClientError
 from flsimulation.training.batches import Batches, gathered
+from flsimulation.training.stacked.compiler.draws import draw_into, drawn
+from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.compiler.step import NotStackable
 
 
@@ -89,3 +91,39 @@ class WaveInputs:
                     f"{client.transform.title} returned {what} of shape {kinds(other)} for one "
                     f"batch and {kinds(own)} for another"
                 )
+
+
+class WaveDraws:
+    """What a wave's clients draw in their steps, each from a generator of its own.
+
+    Parameters
+    ----------
+    programs : StepPrograms
+        Of the step.
+    seeds : sequence of callables
+        Each returns the seed of a client's draws; called only if its step draws.
+    device : device
+        Where the results shall be.
+    """
+
+    def __init__(
+        self, programs: StepPrograms, seeds: Sequence[Callable[[], int]], device: torch.device
+    ) -> None:
+        self._programs, self._seeds, self._device = programs, seeds, device
+        self._made: list[torch.Generator] | None = None
+
+    def of(self, first: int, last: int, examples: int) -> list[torch.Tensor]:
+        """What neighbouring clients draw in their next step, [clients, ...] each."""
+        draws = self._programs.draws(examples)
+        return drawn(draws, self._generators[first:last], self._device) if draws else []
+
+    def into(self, found: Sequence[torch.Tensor], examples: int) -> None:
+        """Draw all clients' next step into tensors that are there."""
+        if found:
+            draw_into(self._programs.draws(examples), self._generators, found)
+
+    @property
+    def _generators(self) -> list[torch.Generator]:
+        if self._made is None:
+            self._made = [torch.Generator(self._device).manual_seed(own()) for own in self._seeds]
+        return self._made

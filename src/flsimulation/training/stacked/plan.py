@@ -71,6 +71,16 @@ class Plan:
                     yield first, place, np.stack([b[step] for b in self._batches[first:place]])
                 first = place
 
+    def whole(self) -> dict[int, np.ndarray]:
+        """Rows of the turns in which all clients have a batch of one size, [clients, examples]."""
+        clients = len(self._batches)
+        found: dict[int, np.ndarray] = {}
+        for step in range(self.steps):
+            for first, last, rows in self.runs(step):
+                if (first, last) == (0, clients):
+                    found[step] = rows
+        return found
+
     def rare(self, work: Work | None, waves: int = 1) -> frozenset[tuple[int, int]]:
         """Clients and examples of which so few steps are taken that no program is worth it.
 

@@ -27,6 +27,9 @@ def mean_of_rows(rows: Tensor, shares: Tensor) -> Tensor:
 def diverged_clients(own: State, origin: list[Tensor]) -> dict[int, str]:
     """Clients with a weight that training made NaN or infinite, and its name."""
     found: dict[int, str] = {}
+    floating = [value for value in own.values() if value.is_floating_point()]
+    if not floating or bool(torch.stack([v.sum().isfinite() for v in floating]).all()):
+        return found  # a GPU is waited for once
     for (name, value), before in zip(own.items(), origin, strict=True):
         if not value.is_floating_point() or bool(value.sum().isfinite()):
             continue

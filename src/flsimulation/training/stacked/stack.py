@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flsimulation.clock import Clock
-from flsimulation.data.leaves import Leaves
+from flsimulation.data.leaves import Leaves, leaves
 from flsimulation.training.jobs import State
 from flsimulation.training.stacked.compiler.program import StepPrograms
 from flsimulation.training.stacked.eligible import Clip, Optimization
+from flsimulation.training.stacked.standing import Graphs
 from flsimulation.training.work import Work
 
 
@@ -47,6 +48,15 @@ class Stack:
     clock: Clock
     work: Work | None = None
     """What the clients do in all rounds; None if a program is always worth it."""
+    transforms: bool = False
+    """Whether a transform changes the batches, on the CPU."""
+    graphs: Graphs | None = None
+    """Of the steps; on a GPU only."""
+
+    @property
+    def data(self) -> list[Tensor]:
+        """The data set's tensors."""
+        return [*leaves(self.x), *leaves(self.y)]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -28,24 +27,24 @@ from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.calls import calls_of
 from flsimulation.training.stacked.compiler.facts import BY_BATCHES
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.compiler.step import NotStackable, named_tensors
+from flsimulation.training.stacked.compiler.step import named_tensors
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.halving import Halving
 from flsimulation.training.stacked.hooks import Fit, clips_of
 from flsimulation.training.stacked.room import kept_on, room_on_cpu, room_on_gpu
+from flsimulation.training.stacked.samples import check_worth, probed, some
 from flsimulation.training.stacked.stack import Stack, WaveTerms, aliases
+from flsimulation.training.stacked.standing import graphs_on
 from flsimulation.training.stacked.wave import Wave, WaveFit
+from flsimulation.training.stacked.ways import choose, convolves
 from flsimulation.training.trainers import takes_gpu
-from flsimulation.training.transforms import Draws, Transform
-from flsimulation.training.work import Calls, Tell, Work, silent
+from flsimulation.training.work import Tell, Work, silent
 
 _DATA_SHARE = 2  # of a GPU's free memory for the data set: 1 / 2
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
 _MANY = 10**6  # waves of a round: each size of a batch is worth a program
-_POWERS = 10  # of 2, sizes of a batch
 _COUNTED = 4  # examples of a batch whose step's calls are counted
-_EXAMPLES = 32  # of the data set, enough to trace a step
 
 
 class StackedTrainer:
@@ -95,7 +94,7 @@ class StackedTrainer:
         kinds = {name: value.dtype for name, value in module.state_dict().items()}
         module = in_precision(module, spec.precision).to(device)
         configuring = Configuring(module, spec.epochs, spec.accumulate)
-        like = _some(x, y, prepared.transform)
+        like = some(x, y, prepared.transform)
         few = [each(lambda t: t.to(device), part) for part in like]
         constants = {
             "max_epochs": spec.epochs,
@@ -105,7 +104,7 @@ class StackedTrainer:
         }
         if work is not None and spec.engine != "stacked":
             batch = [each(lambda t: t[:_COUNTED], part) for part in few]
-            _check_worth(work, calls_of(module, batch[0], batch[1], prepared.form, constants))
+            check_worth(work, calls_of(module, batch[0], batch[1], prepared.form, constants))
         sample = [one(part, slice(_COUNTED)) for part in few]
         fit = Fit(
             *(sample[0], sample[1], prepared.form, spec.epochs, spec.accumulate),
@@ -115,7 +114,7 @@ class StackedTrainer:
         programs = StepPrograms(module, few[0], few[1], prepared.form, tell, constants)
         largest = min(spec.batch_size, examples(x))
         tell("trying sizes of a batch")
-        programs.check_sizes(_probed(largest))
+        programs.check_sizes(probed(largest))
         stays = prepared.transform is not None  # it works on the CPU
         x, y = (x, y) if stays else kept_on(device, _DATA_SHARE, x, y)
         named = dict(module.named_parameters())
@@ -136,6 +135,8 @@ class StackedTrainer:
             device=device,
             clock=clock,
             work=work,
+            transforms=stays,
+            graphs=graphs_on(device, rates_move=spec.learning_rate_decay != 1),
         )
         optimizer, schedulers = configuring()
         changes = bool(schedulers) or configuring.by_batches
@@ -148,14 +149,29 @@ class StackedTrainer:
             if gpu
             else room_on_cpu(programs, largest)
         )
+        if self._stack.graphs is not None:
+            self._stack.graphs.room = self._room
         self._pool: ThreadPoolExecutor | None = None
         self._halving = Halving()
-        self._tf32 = takes_tf32(spec)
+        self._tf32, self._largest, self._convolves = takes_tf32(spec), largest, convolves(module)
 
     @property
     def data(self) -> tuple[Leaves, Leaves]:
         """Inputs and targets of the data set, on the GPU if they are kept there."""
         return self._stack.x, self._stack.y
+
+    def choose(self, cohort: int, before: Mapping[str, float] | None = None) -> dict[str, float]:
+        """What `ways.choose` returns for a cohort of so many clients; empty where there is no choice."""
+        stack, size = self._stack, (self.at_once(cohort), self._largest)
+        if stack.graphs is None or not self._convolves:
+            return {}
+        with in_tf32(self._tf32):
+            return choose(stack.graphs, stack.programs, size, self._rates, before)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether a step of all clients is not always the fastest: on a GPU, with convolutions."""
+        return self._stack.graphs is not None and self._convolves
 
     def fit(
         self,
@@ -201,12 +217,16 @@ class StackedTrainer:
         alike = _MANY if practice else len(waves)
         terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, alike)
 
-        def train(places: list[int]) -> Wave:
+        def run(places: list[int]) -> Wave:
             own = [clients[place].again() for place in places]
             fit = WaveFit(self._stack, terms, own, [seeds[place] for place in places])
             with in_tf32(self._tf32):
                 wave = fit.run(tuple(places))
             return (wave.averaged() if average else wave).on_cpu()
+
+        def train(places: list[int]) -> Wave:
+            graphs = self._stack.graphs
+            return run(places) if graphs is None else graphs.beside(lambda: run(places))
 
         fitting = functools.partial(self._halving.run, train)
         if threads == 1 or len(waves) == 1:
@@ -272,26 +292,3 @@ class StackedTrainer:
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)
         return rates if can else None
-
-
-def _some(x: Leaves, y: Leaves, transform: Transform | None) -> tuple[Leaves, Leaves]:
-    """Examples as the step receives them, on the CPU."""
-    if transform is not None:
-        return transform(x, y, np.arange(min(_EXAMPLES, examples(x))), Draws(0))
-    return one(x, slice(_EXAMPLES)), one(y, slice(_EXAMPLES))
-
-
-def _check_worth(work: Work, calls: Calls | None) -> None:
-    """Raise `NotStackable` if the clients are trained one by one before a trace would be done."""
-    if calls is not None and not work.is_worth_tracing(calls):
-        raise NotStackable(
-            f"{work.steps} training steps in all are too few to prepare for training many clients "
-            f"at once"
-        )
-
-
-def _probed(largest: int) -> list[int]:
-    """Sizes of a batch at which a step is looked at before it is needed."""
-    return [1 << power for power in range(_POWERS) if 1 << power < largest] + [
-        min(largest, 1 << _POWERS)
-    ]

@@ -20,11 +20,11 @@ from flsimulation.training.failures import (
 from flsimulation.training.jobs import State, Trained
 from flsimulation.training.logged import reduced
 from flsimulation.training.scores import scores
-from flsimulation.training.stacked.compiler.draws import drawn
 from flsimulation.training.stacked.compiler.given import Given, Step
 from flsimulation.training.stacked.descent import Descent
-from flsimulation.training.stacked.inputs import WaveInputs
+from flsimulation.training.stacked.inputs import WaveDraws, WaveInputs
 from flsimulation.training.stacked.plan import Plan
+from flsimulation.training.stacked.replays import Replays, replays_of
 from flsimulation.training.stacked.rows import diverged_clients, mean_of_rows
 from flsimulation.training.stacked.stack import Stack, WaveTerms
 
@@ -101,7 +101,7 @@ class WaveFit:
         clients: list[Batches],
         seeds: Sequence[Callable[[], int]],
     ) -> None:
-        self._stack, self._terms, self._clients, self._seeds = stack, terms, clients, seeds
+        self._stack, self._terms, self._clients = stack, terms, clients
         self._programs = stack.programs
         self._plan = Plan(clients, stack.epochs, stack.accumulate)
         self._rare = self._plan.rare(stack.work, terms.waves)
@@ -128,8 +128,9 @@ class WaveFit:
         self._late = np.zeros(count, bool)
         self._failed: dict[int, ClientError] = {}
         self._inputs = WaveInputs((stack.x, stack.y), stack.like, clients, stack.device)
-        self._generators: list[torch.Generator] | None = None
+        self._draws = WaveDraws(stack.programs, seeds, stack.device)
         self._descent: Descent | None = None
+        self._replays: Replays | None = None
 
     def run(self, places: tuple[int, ...]) -> Wave:
         """Train the wave's clients, which have these places in their cohort."""
@@ -139,6 +140,9 @@ class WaveFit:
                 parts = self._stack, self._terms, self._plan, self._leaves, self._origin
                 self._descent = Descent(*parts)
                 self._leaves = [leaf.detach() for leaf in self._descent.leaves]
+            tensors = self._leaves, self._moving, self._shared
+            whole = self._stack, self._terms, self._plan
+            self._replays = replays_of(*whole, tensors, self._descent, self._draws)
             self._take_steps()
             for place, rows in self._ended.items():
                 for leaf, row in zip(self._leaves, rows, strict=True):
@@ -166,20 +170,30 @@ class WaveFit:
                 self._late = plan.lasts > step
                 return
             facts = self._facts(step)
-            for first, last, rows in plan.runs(step):
-                if (text := self._programs.failure(rows.shape[1])) is not None:
-                    self._failed |= {p: ClientError("error", text) for p in range(first, last)}
-                    continue
-                taken = self._take_step(first, last, rows, facts)
-                self._values[0, step, first:last] = taken.losses
-                for index, value in enumerate(taken.logged, 1):
-                    self._values[index, step, first:last] = value
-                if self._descent is not None:
-                    self._descent.add(taken.gradients, first, last)
+            if self._replays is not None and (found := self._replays.take(step, facts)) is not None:
+                self._values[:, step] = found
+            else:
+                self._launch(step, facts)
             if self._descent is not None and plan.moves(step):
-                self._descent.step(step)
+                self._descent.schedule(step)
                 for place in plan.ending(step):  # the others' steps move it too
                     self._ended[place] = [leaf[place].clone() for leaf in self._leaves]
+
+    def _launch(self, step: int, facts: list[Tensor]) -> None:
+        """Take a step call by call."""
+        for first, last, rows in self._plan.runs(step):
+            if (text := self._programs.failure(rows.shape[1])) is not None:
+                self._failed |= {p: ClientError("error", text) for p in range(first, last)}
+                continue
+            taken = self._take_step(first, last, rows, facts)
+            self._values[0, step, first:last] = taken.losses
+            for index, value in enumerate(taken.logged, 1):
+                self._values[index, step, first:last] = value
+            if self._descent is not None:
+                self._descent.add(taken.gradients, first, last)
+        if self._descent is not None and self._plan.moves(step):
+            self._descent.load_rates()
+            self._descent.move()
 
     def _facts(self, step: int) -> list[Tensor]:
         """Numbers of the fit that a step computes with."""
@@ -196,7 +210,7 @@ class WaveFit:
             own if whole else [tensor[first:last] for tensor in own]
             for own in (self._leaves, self._moving)
         )
-        draws = self._drawn(first, last, rows.shape[1])
+        draws = self._draws.of(first, last, rows.shape[1])
         size, rates = (last - first, rows.shape[1]), self._terms.rates
         rare = size in self._rare
         program = (
@@ -206,16 +220,6 @@ class WaveFit:
         for tensor, moved in zip(moving, taken.moved, strict=True):
             tensor.copy_(moved)
         return taken
-
-    def _drawn(self, first: int, last: int, examples: int) -> list[Tensor]:
-        """What neighbouring clients draw in their next step, each from a generator of its own."""
-        draws = self._programs.draws(examples)
-        if not draws:
-            return []
-        device = self._stack.device
-        if self._generators is None:
-            self._generators = [torch.Generator(device).manual_seed(seed()) for seed in self._seeds]
-        return drawn(draws, self._generators[first:last], device)
 
     def _results(self, own: State, seconds: float) -> list[Trained | ClientError]:
         values, weights = self._values.numpy(), self._plan.last_epoch

@@ -73,10 +73,17 @@ def drawn(
     """
     clients = len(generators)
     found = [torch.empty(clients, *d.shape, dtype=d.dtype, device=device) for d in draws]
+    draw_into(draws, generators, found)
+    return found
+
+
+def draw_into(
+    draws: Sequence[Draw], generators: Sequence[torch.Generator], found: Sequence[Tensor]
+) -> None:
+    """What `drawn` returns, into tensors that are there."""
     for place, generator in enumerate(generators):
         for draw, tensor in zip(draws, found, strict=True):
             draw.into(tensor[place], generator)
-    return found
 
 
 def only_drew(draws: Sequence[Draw], seed: int, device: torch.device) -> bool:

@@ -26,6 +26,7 @@ from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import Log, Logged
 from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.stacked.compiler import passes as passes
+from flsimulation.training.stacked.compiler.apart import Apart, Run
 from flsimulation.training.stacked.compiler.comparison import are_close, exactly, has_moved
 from flsimulation.training.stacked.compiler.draws import Draw
 from flsimulation.training.stacked.compiler.eager import EagerStep
@@ -141,6 +142,24 @@ class StepPrograms:
         """What `program` returns, but for any size and without making a program."""
         return functools.partial(self._by_autograd, rates)
 
+    def apart(self, run: Run) -> Callable[[Given, tuple[float, ...] | None], Step]:
+        """What `program` returns, but for any size and rates, and each client's step by itself.
+
+        Parameters
+        ----------
+        run : callable
+            Does the clients' steps.
+
+        Raises
+        ------
+        NotStackable
+            If that is not the step, by a comparison with autograd.
+        """
+        step = Apart(self._eager, run)
+        if not any(self._is_step(step, *_TRACED[0], None, scale) for scale in _SCALES):
+            raise NotStackable("training_step does something else for each client alone")
+        return lambda given, rates: _descended(step(given), given, rates)
+
     def eager(self, given: Given) -> Step:
         """The same step by vmap and autograd, for any sizes. Raises `NotStackable`."""
         with self._lock:  # no two threads may be in vmap at once
@@ -191,13 +210,7 @@ class StepPrograms:
         return Step.taken(run(*given.tensors()), len(self.how), len(self.names.moving))
 
     def _by_autograd(self, rates: tuple[float, ...] | None, given: Given) -> Step:
-        step = self.eager(given)
-        if rates is None:
-            return step
-        for tensor, gradient, rate in zip(given.trained, step.gradients, rates, strict=True):
-            if gradient is not None:
-                tensor.sub_(gradient, alpha=rate)
-        return step._replace(gradients=[None] * len(given.trained))
+        return _descended(self.eager(given), given, rates)
 
     def _is_step(
         self,
@@ -273,3 +286,13 @@ class StepPrograms:
         """Values must be logged in the same way for every size."""
         if self.how != how and self.how != [logged.for_size(examples) for logged in how]:
             raise NotStackable("training_step logs something else for other sizes of a batch")
+
+
+def _descended(step: Step, given: Given, rates: tuple[float, ...] | None) -> Step:
+    """The step, after plain SGD's with its gradients where there are rates."""
+    if rates is None:
+        return step
+    for tensor, gradient, rate in zip(given.trained, step.gradients, rates, strict=True):
+        if gradient is not None:
+            tensor.sub_(gradient, alpha=rate)
+    return step._replace(gradients=[None] * len(given.trained))

@@ -82,7 +82,7 @@ def watched(module: pl.LightningModule, log: Log, facts: Facts | None = None) ->
     return module
 
 
-class _Whole(nn.Module):
+class Whole(nn.Module):
     """Calls a module's training step as its forward, for ``functional_call``."""
 
     def __init__(
@@ -202,10 +202,10 @@ def stacked_step(
     writes : bool
         Whether the step writes into tensors that it makes: they are then one for each client.
     """
-    whole = _Whole(module, form, lambda x: Rewritten(zero_of(x) if writes else None), names.moving)
+    whole = Whole(module, form, lambda x: Rewritten(zero_of(x) if writes else None), names.moving)
     log: Log = module.log.__self__  # type: ignore[attr-defined]
     facts_of(module).values = dict(zip(names.facts, given.facts, strict=True))
-    fixed = _prefixed(names.shared, given.shared)
+    fixed = prefixed(names.shared, given.shared)
 
     def one(
         own: dict[str, Tensor], moving: dict[str, Tensor], x: Leaves, y: Leaves
@@ -217,7 +217,7 @@ def stacked_step(
         return loss, list(log.values), [tensor.detach() for tensor in moved]
 
     trained, moving = (
-        _prefixed(own, tensors)
+        prefixed(own, tensors)
         for own, tensors in ((names.trained, given.trained), (names.moving, given.moving))
     )
     with without_fallback():
@@ -227,7 +227,8 @@ def stacked_step(
     return (losses.detach(), *(value.detach() for value in logged), *moved, *gradients)
 
 
-def _prefixed(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+def prefixed(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Tensors of a module by their names in a `Whole`."""
     return {f"module.{name}": tensor for name, tensor in zip(names, tensors, strict=True)}
 
 
@@ -235,7 +236,7 @@ def loss_of(
     module: pl.LightningModule, x: Leaves, y: Leaves, form: Form = PAIR, moving: Sequence[str] = ()
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss of one client's batch, a scalar, and its changed buffers; the module is `watched`."""
-    loss, moved = _Whole(module, form, moving=moving)(x, y)
+    loss, moved = Whole(module, form, moving=moving)(x, y)
     return loss, moved
 
 
