@@ -59,7 +59,7 @@ class PlainView:
     ) -> None:
         self.console = console
         self.rounds = experiment.strategy.rounds
-        self._columns = Columns(self.rounds, columns)
+        self._columns = Columns(self.rounds, columns, has_test=experiment.data.has_test)
         self._waiting = Waiting(functools.partial(self._say, style="dim"), experiment.runtime.kind)
         self._header = ""  # as last printed
         self._final: dict[str, list[float]] = {}  # the clients' values, by metric

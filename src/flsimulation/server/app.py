@@ -146,11 +146,15 @@ def _federate(
         arrays = joined({name: start.arrays[name] for name in arrays})
         emit(Checkpoint(start.round, arrays, strategy))
     exchange = ready()
+
+    def judge(number: int, model: ArrayRecord) -> Scores:
+        return _judge(number, model, space)
+
     rounds = Rounds(
         experiment,
         strategy,
         exchange,
-        judge=lambda number, model: _judge(number, model, space),
+        judge=judge if space.data.dataset.has_test else None,
         emit=emit,
         buffers=_averaged_buffers(space),
         constants=_buffers(space),
