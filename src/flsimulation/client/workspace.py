@@ -64,6 +64,7 @@ class Workspace:
         sinks: Iterable[Sink] = (),
         measures: bool = False,
         before: Before | None = None,
+        data: FederatedData | None = None,
     ) -> Workspace:
         """Load and partition the data, build the model and choose the engine.
 
@@ -85,6 +86,8 @@ class Workspace:
             too, they could differ.
         before : Before, optional
             The choice of the engine that was made for this run before.
+        data : FederatedData, optional
+            The data, if it was loaded before.
 
         Raises
         ------
@@ -92,7 +95,7 @@ class Workspace:
             If the experiment's data, model or device is not available, or if the model does not
             fit the data.
         """
-        data = FederatedData.load(experiment)
+        data = data or FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
         prepared = preparation(experiment, data.dataset)
         notices = check_steps(experiment, data, module, prepared)

@@ -117,6 +117,8 @@ class FederatedData:
 
     def _size(self, partition: int) -> int:
         drawn = self.partitions  # by whom a client's number is known without a draw
+        if (agreed := self.dataset.agreed) is not None and agreed.sizes:
+            return agreed.sizes[partition].examples
         return drawn.size if isinstance(drawn, DrawnPartitions) else len(drawn[partition])
 
     def _shuffled(self, partition: int) -> np.ndarray:

@@ -57,12 +57,26 @@ def client(
             help="The partition to hold. [default: the server assigns one]",
         ),
     ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="SITE",
+            help="The site whose data this client has, of an experiment with sites.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="DATA", help="File or folder with the site's data."),
+    ] = None,
     metrics_port: MetricsPort = 8000,
 ) -> None:
     """Run one client of a network until it is stopped."""
     from flsimulation.node.node import run_client
+    from flsimulation.node.own_site import become_site
 
-    run_client(superlink, name, partition, metrics_port)
+    become_site(site, data)
+    run_client(superlink, name or site, partition, metrics_port)
 
 
 @verbs.command()
