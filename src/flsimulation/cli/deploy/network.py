@@ -123,6 +123,12 @@ def up(
     no_build: Annotated[
         bool, typer.Option("--no-build", help="Use the existing image; do not build it.")
     ] = False,
+    sites: Annotated[
+        Path | None,
+        typer.Option(
+            help="Describes the containers of an experiment's sites. [default: sites.toml beside FILE]"
+        ),
+    ] = None,
     file: ComposeFile = None,
 ) -> None:
     """Start the network and run an experiment on it.
@@ -131,7 +137,12 @@ def up(
     """
     from flsimulation.cli.deploy.up import up_command
 
-    up_command(file, experiment, clients, without or [], run=not no_run, build=not no_build)
+    up_command(
+        *(file, experiment, clients, without or []),
+        run=not no_run,
+        build=not no_build,
+        sites=sites,
+    )
 
 
 @verbs.command()
