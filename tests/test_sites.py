@@ -95,6 +95,7 @@ def test_the_sites_of_a_folder_are_the_clients_named_by_it(folder: Path) -> None
         (rows("age,ward,label", ",a,well", "60,,sick", "61,b,sick"), {}, "site lodz: of 18 rows, cells are missing: 6 in 'age', 6 in 'ward'; fill them, or set data.fill (or data.fill-columns) to mean, zero or drop"),
         (rows("age,ward,label", "2020-01-05,a,well", "2021-02-03,b,sick"), {}, "site lodz: column 'age' of its table has dates such as '2020-01-05', which are no input; turn dates into numbers, or leave it out by data.input-columns: data.input-columns = [\"ward\"]"),
         (rows("age,ward,label", "50,a,well", "60,b,sick", "61,b,sick", times=1), {}, "site lodz has 3 examples, but data.min-examples is 10; lower it (2 at least), or leave the site out"),
+        (rows("age,\"wa\trd\",label", "50,a,well", "60,b,sick"), {}, "site lodz: its name cannot be reported, got 'wa\\trd': must be printable, in one line; shorten or correct it"),
         (rows("age,ward,label", "50,a,0.5", "60,b,1.5"), {}, "site lodz has labels of a regression, but berlin of a classification; correct them there, or set data.task"),
     ],
 )  # fmt: skip
@@ -334,8 +335,12 @@ def test_arrays_of_sites_and_a_test_set_that_only_the_server_reads(tmp_path: Pat
     assert y.tolist() == [0, 1, 2, 2]
     assert data.dataset.has_test
     gone = tmp_path / "gone.npz"
-    assert refused(folder, test=f"file:{gone}").startswith(
-        f"data.dataset 'sites:{folder}': data.test"
+    assert refused(folder, test=f"file:{gone}") == (
+        f"data.test 'file:{gone}': there is no such file or folder; correct the path"
+    )
+    np.savez(gone, x=np.ones((4, 2), np.float32), y=[0, 1, 2, 2])
+    assert refused(folder, test=f"file:{gone}") == (
+        "data.test: its inputs have shape [2], the sites agreed on [3]; bring them to one form"
     )
 
 

@@ -120,6 +120,33 @@ def test_a_run_of_sites_that_are_apart_equals_that_of_one_process(apart: Path) -
         assert other.failures == {}
 
 
+def test_a_site_that_is_restarted_during_a_run_needs_nothing_but_its_next_task(
+    apart: Path,
+) -> None:
+    spec, there = hospitals("strategy.rounds=3"), Recorder()
+    here = Recorder()
+    run_in_process(spec, [here], Workspace.load(spec, clients=1, processes=1))
+    remote = elsewhere(spec)
+    network = Sites(remote, apart, *SITES)
+    sited = agreed_sites(network, remote, lambda _: None, clock=Ticking())
+
+    def restart(event: Any) -> None:
+        there(event)
+        if isinstance(event, RoundFinished) and event.round == 1:
+            KEPT.clear()
+            del network.names[next(n for n, name in network.names.items() if name == "lodz")]
+            network.join("lodz")
+
+    space = Workspace.load(remote, clients=0, data=sited.data)
+    context = Context(1, 1, {}, RecordDict(), dict(flatten(remote)))
+    app = make_server_app([restart], space, connect=lambda _, __, emit, ___: sited.continued(emit))
+    app(network, context)
+    rounds = there.of(RoundFinished)
+    assert rounds[-1].cohort == (0, 1, 2)
+    assert {name for name, _ in KEPT} == set(SITES)  # each was read again
+    assert [r.weights_sha256 for r in rounds] == [r.weights_sha256 for r in here.of(RoundFinished)]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [

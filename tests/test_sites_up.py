@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import Recorder
+from tests.test_containers import Stack as ContainerStack
+from tests.test_containers import needed
+from tests.test_network import flsim as command
 from tests.test_network_verbs import CLIENT, Docker
 from tests.test_network_verbs import docker as docker
 from tests.test_network_verbs import flsim as flsim
 from tests.test_network_verbs import free_ports as free_ports
+
+from flsimulation import load_experiment
+from flsimulation.client.workspace import Workspace
+from flsimulation.events import RoundFinished
+from flsimulation.rundir import RunRecord
+from flsimulation.runtimes.inprocess import run_in_process
 
 ROOT = Path(__file__).parent.parent
 SITES = '[berlin]\ndata = "berlin.csv"\nmemory = "2g"\n[lodz]\ndata = "lodz"\n'
@@ -149,3 +159,42 @@ def test_compose_understands_the_generated_file_together_with_the_shipped_one(
         v.get("source") for s in services.values() for v in s.get("volumes", []) if s is not site
     ]
     assert str(tmp_path / "berlin.csv") not in others
+
+
+@pytest.mark.containers
+@needed
+def test_the_hospitals_in_containers_compute_what_one_process_does(
+    tmp_path: Path,
+) -> None:
+    stack = Stack(tmp_path)
+    data = Path(shutil.copytree(ROOT / "experiments" / "sites" / "hospitals", tmp_path / "data"))
+    sites = ("berlin", "lodz", "porto")
+    (data / "sites.toml").write_text("".join(f'[{s}]\ndata = "{s}.csv"\n' for s in sites))
+    file = stack.experiments / "sites" / "hospitals.toml"
+    file.write_text(file.read_text().replace("rounds = 10", "rounds = 2"))
+    spec = load_experiment(file, ["train.engine=direct"])
+    here = Recorder()
+    run_in_process(spec, [here], Workspace.load(spec, clients=1, processes=1))
+    expected = [event.weights_sha256 for event in here.of(RoundFinished)]
+    try:
+        done = command("up", str(file), f"--sites={data}/sites.toml", "--without=grafana", cwd=ROOT, env=stack.environment)  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        lines = RunRecord(stack.last_run()).rounds
+        assert [line["weights_sha256"] for line in lines] == expected
+        scraped = [t["health"] for t in stack.ask("targets")["activeTargets"] if t["labels"]["job"] == "client"]  # fmt: skip
+        assert scraped == ["up"] * 3
+        for site in sites:
+            seen = stack.within(f"site-{site}", "ls", "/site").stdout.split()
+            assert seen == [f"{site}.csv"]
+            assert stack.within(f"site-{site}", "touch", f"/site/{site}.csv").returncode != 0
+        assert stack.within("superlink", "ls", "/site").returncode != 0
+    finally:
+        command("down", "--volumes", cwd=ROOT, env=stack.environment)
+
+
+class Stack(ContainerStack):
+    """The compose project, with the sites' clients once they are there."""
+
+    def within(self, service: str, *words: str) -> subprocess.CompletedProcess[str]:
+        files = [f"--file={ROOT / name}" for name in ("compose.yaml", "compose.sites.yaml")]
+        return self(*files, "exec", "--no-TTY", service, *words)

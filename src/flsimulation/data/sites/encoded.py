@@ -78,7 +78,7 @@ def _inputs(raw: Raw, agreement: Agreement) -> Leaves:
         if tensor is None or tuple(tensor.shape[1:]) != agreed.shape:
             found = "none" if tensor is None else list(tensor.shape[1:])
             raise DataError(
-                f"its inputs {agreed.name!r} have shape {found}, the sites agreed on "
+                f"its inputs{agreed.name and f' {agreed.name!r}'} have shape {found}, the sites agreed on "
                 f"{list(agreed.shape)}; bring them to one form"
             )
         tensors[agreed.name] = _scaled(tensor, agreed)

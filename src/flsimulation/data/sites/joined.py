@@ -14,9 +14,10 @@ from flsimulation.data.leaves import Leaves, named
 from flsimulation.data.refusal import refusal
 from flsimulation.data.sites.agree import Agreement, agree
 from flsimulation.data.sites.encoded import Encoded, columns_of, encoded, placeholder
-from flsimulation.data.sites.raw import Raw, read_site
+from flsimulation.data.sites.raw import TEST, Raw, read_site
 from flsimulation.data.sites.site_facts import SiteFacts, facts_of
 from flsimulation.data.targets import shortened
+from flsimulation.errors import DataError
 from flsimulation.experiment.sites import left_out, site_paths
 from flsimulation.experiment.spec import Data
 
@@ -78,8 +79,10 @@ def _test(spec: Data, agreement: Agreement) -> Encoded | None:
         return None
     path = Path(spec.test.removeprefix("file:")).expanduser()
     if not path.exists():
-        raise refusal(spec, f"data.test {spec.test!r}: there is no such file or folder; correct it")
-    return encoded(read_site("data.test", path, spec), agreement, spec)
+        raise DataError(
+            f"data.test {spec.test!r}: there is no such file or folder; correct the path"
+        )
+    return encoded(read_site(TEST, path, spec), agreement, spec)
 
 
 def _dataset(

@@ -87,6 +87,10 @@ def read_site(site: str, path: Path, spec: Data) -> Raw:
         return Raw(site, parts.train.y, parts.about, (), {"": x}, tuple(parts.classes), notes)
 
 
+TEST = "data.test"
+"""In place of a site's name where the test set is read."""
+
+
 class named:  # noqa: N801 - a context manager
     """Name the site in the errors of a block, instead of a path that only the site knows."""
 
@@ -99,7 +103,8 @@ class named:  # noqa: N801 - a context manager
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Raise a `DataError` with the site's name."""
         if isinstance(error, DataError):
-            raise DataError(f"site {self._site}: {str(error).removeprefix(self._prefix)}") from None
+            who = self._site if self._site == TEST else f"site {self._site}"
+            raise DataError(f"{who}: {str(error).removeprefix(self._prefix)}") from None
 
 
 def _untaken(examples: int) -> str:

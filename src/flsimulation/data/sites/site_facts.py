@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from flsimulation.data import columns as cells
 from flsimulation.data.sites.moments import Moments, Reported
@@ -17,7 +17,14 @@ from flsimulation.data.sites.site_labels import Labels, labels_of
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
 
-Name = Annotated[str, Field(max_length=200)]
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must be printable, in one line")
+    return text
+
+
+Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
 Names = Annotated[tuple[Name, ...], Field(max_length=10_000)]
 Shape = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=8)]
 
@@ -71,7 +78,9 @@ class SiteFacts(Reported):
     """The largest label of segmentation and language."""
     targets: Annotated[tuple[Moments, ...], Field(max_length=100_000)] = ()
     """Of each target of a regression."""
-    histogram: dict[Name, int] | None = None
+    histogram: (
+        Annotated[dict[Name, Annotated[int, Field(ge=0)]], Field(max_length=10_000)] | None
+    ) = None
     """Number of examples of each class, if ``data.share-histogram`` is set."""
 
 
@@ -84,20 +93,30 @@ def facts_of(raw: Raw, spec: Data) -> SiteFacts:
         In one line that names the site, if they cannot be used whatever the others have.
     """
     with named(raw.site, spec):
-        labels = labels_of(raw, spec)
-        target = () if labels.targets is None else tuple(labels.targets.shape[1:])
-        return SiteFacts(
-            site=raw.site,
-            examples=len(raw.labels),
-            columns=_columns(raw, spec),
-            inputs=_inputs(raw, spec),
-            task=labels.task,
-            target=target,
-            classes=() if spec.classes else labels.classes,
-            largest=_largest(labels),
-            targets=_target_moments(labels),
-            histogram=_histogram(labels) if spec.share_histogram else None,
-        )
+        try:
+            return _facts(raw, labels_of(raw, spec), spec)
+        except ValidationError as wrong:
+            item = wrong.errors()[0]
+            raise DataError(
+                f"its {'.'.join(map(str, item['loc']))} cannot be reported, got {item['input']!r:.80}: "
+                f"{item['msg'].removeprefix('Value error, ')}; shorten or correct it"
+            ) from None
+
+
+def _facts(raw: Raw, labels: Labels, spec: Data) -> SiteFacts:
+    target = () if labels.targets is None else tuple(labels.targets.shape[1:])
+    return SiteFacts(
+        site=raw.site,
+        examples=len(raw.labels),
+        columns=_columns(raw, spec),
+        inputs=_inputs(raw, spec),
+        task=labels.task,
+        target=target,
+        classes=() if spec.classes else labels.classes,
+        largest=_largest(labels),
+        targets=_target_moments(labels),
+        histogram=_histogram(labels) if spec.share_histogram else None,
+    )
 
 
 def _columns(raw: Raw, spec: Data) -> tuple[ColumnFacts, ...]:
