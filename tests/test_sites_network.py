@@ -195,9 +195,10 @@ def test_two_clients_of_one_site_are_refused(apart: Path) -> None:
 
 def test_facts_that_are_none_are_refused(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = elsewhere(hospitals())
-    monkeypatch.setattr(Site, "facts", lambda *_: '{"site": "lodz", "examples": "many"}')
+    wrong = SiteFacts.model_construct(site="lodz", examples=5)
+    monkeypatch.setattr(Site, "facts", lambda *_: wrong)
     with pytest.raises(
-        DataError, match=r"site berlin reports facts that cannot be read \(examples, "
+        DataError, match=r"site berlin reports facts that cannot be read \(task, "
     ):
         agreed_sites(Sites(spec, apart, *SITES), spec, lambda _: None, clock=Ticking())
     with pytest.raises(ValueError, match="finite"):

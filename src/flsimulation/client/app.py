@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from flsimulation.client.answers import answers
 from flsimulation.client.workspace import Workspace
+from flsimulation.data.sites.site_facts import SiteFacts
 from flsimulation.errors import ClientError, FLSimulationError, RunError, describe_error
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.messages.batch import Batch, Outcome, Reply, joined
@@ -31,8 +32,8 @@ class Site(Protocol):
     def partition(self, experiment: Experiment) -> tuple[int | None, str]:
         """The site's partition, and why it has none as the end of a sentence."""
 
-    def facts(self, experiment: Experiment) -> str:
-        """What the site reports of its data, as JSON. Raises `DataError`."""
+    def facts(self, experiment: Experiment) -> SiteFacts:
+        """What the site reports of its data. Raises `DataError`."""
 
     def workspace(self, context: Context, agreement: str) -> Workspace:
         """The workspace with the site's data, encoded as the sites agreed. Raises `InputError`."""
@@ -143,10 +144,11 @@ def _own(partition: int, experiment: Experiment, site: Site | None) -> Site:
 def _facts(partition: int, experiment: Experiment, site: Site | None) -> Outcome:
     """The facts of the site's data, or the sentence that says why it cannot be used."""
     try:
-        text = _own(partition, experiment, site).facts(experiment)
+        facts = _own(partition, experiment, site).facts(experiment)
     except FLSimulationError as error:
         return Outcome(partition, "facts", {}, ClientError("error", str(error)))
-    return Outcome(partition, "facts", {}, text=text)
+    metrics: dict[str, float] = {"num-examples": facts.examples}
+    return Outcome(partition, "facts", metrics, text=facts.model_dump_json())
 
 
 def _partition(message: Message, context: Context) -> int | None:

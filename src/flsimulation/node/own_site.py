@@ -15,6 +15,7 @@ from flsimulation.runtimes.network.names import SITE, SITE_DATA
 
 if TYPE_CHECKING:  # the data's modules are slow to import, and `flsim client` needs none
     from flsimulation.data.federated import FederatedData
+    from flsimulation.data.sites.site_facts import SiteFacts
 
 
 def become_site(site: str | None, data: Path | None) -> None:
@@ -73,11 +74,11 @@ class OwnSite:
         known = ", ".join(sites)
         return None, f"its site {self.name!r} is none of data.sites ({known}); add it there"
 
-    def facts(self, experiment: Experiment) -> str:
-        """What the site reports of its data, as JSON. Raises `DataError`."""
+    def facts(self, experiment: Experiment) -> SiteFacts:
+        """What the site reports of its data. Raises `DataError`."""
         from flsimulation.data.sites.joined import read_facts
 
-        return read_facts(experiment.data, self.name, self.path).model_dump_json()
+        return read_facts(experiment.data, self.name, self.path)
 
     def data(self, experiment: Experiment, agreement: str) -> FederatedData:
         """The site's data, encoded as agreed. Raises `DataError`."""
