@@ -344,6 +344,24 @@ def test_arrays_of_sites_and_a_test_set_that_only_the_server_reads(tmp_path: Pat
     )
 
 
+def test_numbers_of_several_classes_mean_the_same_everywhere(tmp_path: Path) -> None:
+    folder = tmp_path / "sites"
+    folder.mkdir()
+    x, y = np.ones((12, 2), np.float32), np.array([[0, 1, 1], [1, 1, 0]] * 6)
+    np.savez(folder / "berlin.npz", x=x, y=y, classes=["a", "b", "c"])
+    np.savez(folder / "lodz.npz", x=x, y=y, classes=["b", "a", "c"])
+    assert refused(folder) == (
+        "site lodz has the classes b, a, c, in this order, but berlin a, b, c; number them alike"
+    )
+    assert refused(folder, classes=["a", "b", "c"]) == (
+        "site lodz: its classes are b, a, c, in this order, but data.classes a, b, c; number them alike"
+    )
+    np.savez(folder / "lodz.npz", x=x, y=y, classes=["a", "b", "c"])
+    data = load(folder, classes=["a", "b", "c"])
+    assert (data.dataset.task, data.dataset.classes) == ("multilabel", ("a", "b", "c"))
+    assert data.dataset.y_train[:2].tolist() == [[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
+
+
 @pytest.mark.seconds
 def test_the_hospitals_train_and_every_page_says_that_there_is_no_test_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -96,6 +96,7 @@ def elsewhere(spec: Experiment) -> Experiment:
     return spec.model_copy(update={"data": data})
 
 
+@pytest.mark.seconds
 def test_a_run_of_sites_that_are_apart_equals_that_of_one_process(apart: Path) -> None:
     here, there = Recorder(), Recorder()
     spec = hospitals()
@@ -120,6 +121,7 @@ def test_a_run_of_sites_that_are_apart_equals_that_of_one_process(apart: Path) -
         assert other.failures == {}
 
 
+@pytest.mark.seconds
 def test_a_site_that_is_restarted_during_a_run_needs_nothing_but_its_next_task(
     apart: Path,
 ) -> None:
@@ -197,9 +199,7 @@ def test_facts_that_are_none_are_refused(apart: Path, monkeypatch: pytest.Monkey
     spec = elsewhere(hospitals())
     wrong = SiteFacts.model_construct(site="lodz", examples=5)
     monkeypatch.setattr(Site, "facts", lambda *_: wrong)
-    with pytest.raises(
-        DataError, match=r"site berlin reports facts that cannot be read \(task, "
-    ):
+    with pytest.raises(DataError, match=r"site berlin reports facts that cannot be read \(task, "):
         agreed_sites(Sites(spec, apart, *SITES), spec, lambda _: None, clock=Ticking())
     with pytest.raises(ValueError, match="finite"):
         SiteFacts.model_validate_json('{"site": "a", "examples": 3, "task": "regression", "target": [], "targets": [{"mean": NaN}]}')  # fmt: skip

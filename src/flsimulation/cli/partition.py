@@ -52,7 +52,7 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
         f"{clients} clients, {data.train_examples} of {len(data.dataset.y_train)} training examples, "
         f"{min(sizes)} to {max(sizes)} per client"
     )
-    write_atomic(path, as_png(partition_figure(histogram, classes)))
+    write_atomic(path, as_png(partition_figure(histogram, classes, names)))
     typer.echo(path)
 
 

@@ -29,7 +29,9 @@ def check_alike(facts: Sequence[SiteFacts], spec: Data) -> None:
     _check_constant(facts, spec)
     _check_inputs(facts)
     _check_task(facts)
-    if facts[0].task in ("classification", "multilabel") and not spec.classes:
+    if facts[0].task != "classification":
+        _check_order(facts)
+    elif not spec.classes:
         _check_classes(facts)
 
 
@@ -132,6 +134,17 @@ def _check_task(facts: Sequence[SiteFacts]) -> None:
             f"site {odd.site} has targets of shape {list(odd.target)}, but {usual.site} of "
             f"{list(usual.target)}; use one shape"
         )
+
+
+def _check_order(facts: Sequence[SiteFacts]) -> None:
+    """Refuse classes in another order, where labels are the classes' numbers."""
+    longest = max(facts, key=lambda own: len(own.classes))
+    for own in facts:
+        if own.classes != longest.classes[: len(own.classes)]:
+            raise DataError(
+                f"site {own.site} has the classes {', '.join(own.classes[:5])}, in this order, but "
+                f"{longest.site} {', '.join(longest.classes[:5])}; number them alike"
+            )
 
 
 def _check_classes(facts: Sequence[SiteFacts]) -> None:

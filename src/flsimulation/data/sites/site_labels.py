@@ -43,6 +43,7 @@ def labels_of(raw: Raw, spec: Data) -> Labels:
     task = decide(spec, raw.labels, form, about).task
     if task == "classification" and not _is_share(raw.labels):
         return _classification(raw, spec)
+    _check_numbers(raw.classes, spec)
     asked = spec.model_copy(update={"task": task})
     none = raw.labels[:0]
     quiet = About(raw.about.label, known if task != "regression" else (), True, quiet=True)
@@ -55,6 +56,16 @@ def in_order(names: set[str]) -> tuple[str, ...]:
     if all(_is_integer(name) for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
+
+
+def _check_numbers(own: tuple[str, ...], spec: Data) -> None:
+    """Refuse a source whose classes are in another order, where labels are the classes' numbers."""
+    numbers = tuple(map(str, range(len(own))))
+    if spec.classes and own not in (numbers, tuple(spec.classes[: len(own)])):
+        raise DataError(
+            f"its classes are {', '.join(own)}, in this order, but data.classes {', '.join(spec.classes)}; "
+            f"number them alike"
+        )
 
 
 def _form(raw: Raw) -> Form:
