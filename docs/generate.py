@@ -13,7 +13,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from benchmarks_page import benchmarks_page
@@ -230,6 +231,11 @@ def _kind(field: FieldInfo) -> str:
     """Type and range in words: ``integer ≥ 1``."""
     if get_origin(field.annotation) is Literal:
         return f"one of {_codes(get_args(field.annotation))}"
+    if get_origin(field.annotation) in (Union, UnionType):
+        return " or ".join(
+            _codes(get_args(kind)) if get_origin(kind) is Literal else KINDS[kind]
+            for kind in get_args(field.annotation)
+        )
     bounds = [
         f"{sign} {_number(getattr(bound, name))}"
         for bound in field.metadata

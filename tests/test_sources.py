@@ -703,7 +703,7 @@ def test_own_function_that_is_none(tmp_path: Path) -> None:
 )
 def test_unknown_names(name: str, hint: str) -> None:
     assert refused(name) == (
-        "data.dataset must be mnist, fashion-mnist, synthetic, file:PATH, hf:OWNER/NAME, "
+        "data.dataset must be mnist, fashion-mnist, synthetic, file:PATH, sites:FOLDER, hf:OWNER/NAME, "
         f"module:function or path/to/file.py:function, got {name!r}{hint}"
     )
 

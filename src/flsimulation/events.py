@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from flsimulation.experiment import Experiment
 
-Phase: TypeAlias = Literal["train", "evaluate", "final"]
-"""``final`` is the evaluation of every client after the last round."""
+Phase: TypeAlias = Literal["train", "evaluate", "final", "facts"]
+"""``final`` is the evaluation of every client after the last round; ``facts`` is what sites report
+before the first, which no event contains."""
 RunState: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 """``degraded``: all rounds are done, but a client never succeeded."""
 Scores: TypeAlias = dict[str, float]

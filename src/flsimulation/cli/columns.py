@@ -68,10 +68,12 @@ class Columns:
     chosen : sequence of str
         Metrics to show, as the user named them; empty for loss and accuracy, or what the model
         logs instead.
+    has_test : bool
+        Whether there is a test set; without one it has no columns.
     """
 
-    def __init__(self, rounds: int, chosen: Sequence[str] = ()) -> None:
-        self._rounds, self._chosen = rounds, tuple(chosen)
+    def __init__(self, rounds: int, chosen: Sequence[str] = (), *, has_test: bool = True) -> None:
+        self._rounds, self._chosen, self._has_test = rounds, tuple(chosen), has_test
         self.names: tuple[str, ...] = self._chosen or _USUAL
         self._known: tuple[str, ...] | None = None  # metrics of the first model that was evaluated
 
@@ -110,17 +112,18 @@ class Columns:
         """A round's line, aligned with `header`."""
         failed = sum(event.failures.values())
         widths = self._widths
-        cells = [
-            *self._scores(event.central, widths[1:]),
-            *self._scores(event.federated, widths[1 + len(self.names) :]),
-        ]
+        sources = [event.central, event.federated] if self._has_test else [event.federated]
+        cells, count = list[str](), len(self.names)
+        for number, scores in enumerate(sources):
+            cells += self._scores(scores, widths[1 + number * count :])
         place, time = f"{event.round}/{self._rounds}", seconds(event.seconds["total"], widths[-2])
         return self._row([place, *cells, time, str(failed) if failed else "-"])
 
     @property
     def _titles(self) -> list[str]:
         first, *others = self.names
-        metrics = [f"test {first}", *others, f"clients' {first}", *others]
+        tested = [f"test {first}", *others] if self._has_test else []
+        metrics = [*tested, f"clients' {first}", *others]
         return ["round", *metrics, "seconds", "failed"]
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -39,9 +38,11 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
     shown = _SHOWN_CLIENTS if drawn else None
     histogram = data.histogram(shown)
     classes = () if data.dataset.labels is None else data.dataset.classes
+    if any(len(counts) != len(classes) for counts in histogram.values()):
+        classes = ()  # sites that share only how many examples they have
     for note in data.dataset.notes:
         typer.echo(note)
-    names = _names(data) if experiment.data.partition == "natural" else ()
+    names = data.names if experiment.data.partition == "natural" else ()
     print_table(_table(histogram, classes, data.targets(shown), names))
     clients = len(data.partitions)
     if clients > _SHOWN_CLIENTS:
@@ -51,15 +52,8 @@ def partition_command(file: Path | None, overrides: list[str], png: Path | None)
         f"{clients} clients, {data.train_examples} of {len(data.dataset.y_train)} training examples, "
         f"{min(sizes)} to {max(sizes)} per client"
     )
-    write_atomic(path, as_png(partition_figure(histogram, classes)))
+    write_atomic(path, as_png(partition_figure(histogram, classes, names)))
     typer.echo(path)
-
-
-def _names(data: FederatedData) -> tuple[str, ...]:
-    """Names of the natural clients 0, 1, ...; none where they are these numbers."""
-    owners = data.dataset.owners
-    names = () if owners is None else tuple(str(name) for name in np.unique(owners))
-    return () if names == tuple(map(str, range(len(names)))) else names
 
 
 def _table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flsimulation.events import NOT_DIRECT, RunStarted
 
@@ -36,6 +36,11 @@ def engine_line(
         tried_both = engine == "direct" or NOT_DIRECT in why_not
         told.append(f"not stacked: {why_not}" if tried_both else why_not)
     return f"engine: {engine}" + "".join(f" ({text})" for text in told)
+
+
+def client_of(partition: int, sites: Sequence[str] = ()) -> str:
+    """A client's number, with the name of its site if it has one: ``client 1 (lodz)``."""
+    return f"client {partition}" + (f" ({sites[partition]})" if partition < len(sites) else "")
 
 
 def milliseconds(seconds: float) -> str:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from flsimulation.cli.columns import Columns, in_words, spread_in_words
-from flsimulation.cli.title import engine_line, title
+from flsimulation.cli.title import client_of, engine_line, title
 from flsimulation.cli.waiting import Waiting
 from flsimulation.errors import kind_of
 from flsimulation.events import (
@@ -58,8 +58,8 @@ class PlainView:
         self, console: Console, experiment: Experiment, columns: Sequence[str] = ()
     ) -> None:
         self.console = console
-        self.rounds = experiment.strategy.rounds
-        self._columns = Columns(self.rounds, columns)
+        self.rounds, self._sites = experiment.strategy.rounds, experiment.data.sites
+        self._columns = Columns(self.rounds, columns, has_test=experiment.data.has_test)
         self._waiting = Waiting(functools.partial(self._say, style="dim"), experiment.runtime.kind)
         self._header = ""  # as last printed
         self._final: dict[str, list[float]] = {}  # the clients' values, by metric
@@ -194,13 +194,14 @@ class PlainView:
         place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
         if event.reason in ("error", "diverged"):
             if (kind := kind_of(f"{event.phase} {event.error}")) in self._told:
-                self._again.append(f"client {event.partition}")
+                self._again.append(client_of(event.partition, self._sites))
                 self._place = place
                 return
             self._told.add(kind)
         self._failed += 1
         if self._failed <= _SHOWN_FAILURES:
-            text = f"  {place}: client {event.partition} failed ({event.reason}): {event.error}"
+            who = client_of(event.partition, self._sites)
+            text = f"  {place}: {who} failed ({event.reason}): {event.error}"
             self._say(text, style="yellow")
         elif self._failed == _SHOWN_FAILURES + 1:
             self._say("  more clients failed; clients.jsonl lists all of them", style="yellow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import warnings
 from collections.abc import Callable
@@ -57,13 +58,15 @@ def check_steps(
     """
     converted = experiment.train.precision != _AS_IT_IS  # by Lightning, with its inputs
     gpu = takes_gpu(experiment.train)
+    if data.dataset.is_placeholder:  # the clients look, who have the examples
+        return ()
     if (converted and not gpu) or not is_cheap(module) or not is_whole(module):
         return ()
     counts = functools.partial(_counts, gpu=gpu, converted=converted)
     dataset = data.dataset
     parts = [("training_step", dataset.x_train, dataset.y_train)]
     evaluation = evaluation_step(module)
-    if evaluation is not None and experiment.evaluate.central_every:
+    if evaluation is not None and experiment.evaluate.central_every and dataset.has_test:
         parts.append((evaluation, dataset.x_test, dataset.y_test))
     notices = dict[str, None]()
     evaluated = experiment.evaluate.batch_size or experiment.train.batch_size
@@ -214,7 +217,7 @@ def _of_one(space: Workspace, partition: int) -> str:
         return f"{takes}, but client {partition} has 1 for training; raise data.min-examples"
     if count % size != 1:
         return f"{takes}, and got one; look at how the module changes its batch"
-    clients = range(min(space.experiment.data.clients, _LOOKED_AT))
+    clients = itertools.islice(space.data.held, _LOOKED_AT)
     sizes = {count} | {space.data.train_size(client) for client in clients}
     better = next(
         (s for s in range(size + 1, 2 * size) if all(n % s != 1 for n in sizes)), 2 * size

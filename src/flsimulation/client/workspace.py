@@ -16,7 +16,7 @@ from flsimulation import seeds
 from flsimulation.client.causes import Causes, check_steps
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
-from flsimulation.data.leaves import Leaves
+from flsimulation.data.leaves import Leaves, first
 from flsimulation.errors import ClientError
 from flsimulation.events import EngineChoosing, Sink
 from flsimulation.experiment import Experiment
@@ -28,7 +28,7 @@ from flsimulation.training.stacked.room import kept_on
 from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.work import Tell, Work, silent
 
-_MEASURED = 2  # examples of the test set, on which an evaluation's memory is measured
+_MEASURED = 2  # examples on which an evaluation's memory is measured
 _TEST_SHARE = 8  # of a GPU's free memory for the test set: 1 / 8
 _TEST = -1  # stands for the partition of the test set
 
@@ -64,6 +64,7 @@ class Workspace:
         sinks: Iterable[Sink] = (),
         measures: bool = False,
         before: Before | None = None,
+        data: FederatedData | None = None,
     ) -> Workspace:
         """Load and partition the data, build the model and choose the engine.
 
@@ -85,6 +86,8 @@ class Workspace:
             too, they could differ.
         before : Before, optional
             The choice of the engine that was made for this run before.
+        data : FederatedData, optional
+            The data, if it was loaded before.
 
         Raises
         ------
@@ -92,7 +95,7 @@ class Workspace:
             If the experiment's data, model or device is not available, or if the model does not
             fit the data.
         """
-        data = FederatedData.load(experiment)
+        data = data or FederatedData.load(experiment)
         module = build_model(experiment.model, data.dataset, experiment.seed)
         prepared = preparation(experiment, data.dataset)
         notices = check_steps(experiment, data, module, prepared)
@@ -193,10 +196,13 @@ def _fitting(
     if experiment.evaluate.batch_size:
         return experiment.evaluate.batch_size
     dataset = data.dataset
-    few = dataset.test_indices[:_MEASURED]
+    x, y = dataset.x_train, dataset.y_train
+    if dataset.has_test:
+        x, y = dataset.x_test, dataset.y_test
+    few = np.arange(min(_MEASURED, len(first(y))), dtype=np.int64)
     otherwise = experiment.train.batch_size
     try:
-        (batch,) = Batches(dataset.x_test, dataset.y_test, few, _MEASURED, prepared=prepared)
+        (batch,) = Batches(x, y, few, _MEASURED, prepared=prepared)
     except ClientError:  # a transform refuses these few
         return otherwise
     return examples_within_budget(module, batch, otherwise)

@@ -61,6 +61,24 @@ class Inputs(NamedTuple):
         return np.array([c.kind != "category" for c in self.columns for _ in range(c.width)])
 
 
+class Parts(NamedTuple):
+    """What a source holds, before it is a data set."""
+
+    spec: Data
+    train: Examples
+    test: Examples | None
+    classes: tuple[str, ...] = ()
+    """Names of the classes, where the source has them."""
+    about: About = About()
+    origin: Inputs = Inputs()
+
+    def assembled(self, seed: int) -> Dataset:
+        """The data set, as `assemble` makes it."""
+        return assemble(
+            self.spec, seed, self.train, self.test, self.classes, self.about, self.origin
+        )
+
+
 def assemble(
     spec: Data,
     seed: int,

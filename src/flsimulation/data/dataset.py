@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from flsimulation.data.leaves import Leaves, described, named, shapes
 from flsimulation.errors import DataError
+
+if TYPE_CHECKING:
+    from flsimulation.data.sites.agree import Agreement
 
 
 class Column(NamedTuple):
@@ -57,6 +60,12 @@ class Dataset:
     """Input columns of a table, in the order of the inputs; empty for other data."""
     notes: tuple[str, ...] = ()
     """Lines for people: how the data was understood."""
+    agreed: Agreement | None = field(default=None, repr=False)
+    """What the sites agreed on, where each client has a data set of its own."""
+    has_test: bool = True
+    """Whether there is a test set; without one, it has no example."""
+    is_placeholder: bool = False
+    """Whether the training examples are zeros in the form of the clients' ones, which are elsewhere."""
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -65,13 +74,17 @@ class Dataset:
                 if len(tensor) != len(y):
                     what = f"{part} inputs" + (f" {name!r}" if name else "")
                     raise DataError(f"{self.name}: {len(tensor)} {what} but {len(y)} labels")
-            if len(y) == 0:
+            if len(y) == 0 and (part == "train" or self.has_test):
                 raise DataError(f"{self.name}: the {part} set is empty")
         if shapes(self.x_train) != shapes(self.x_test):
             raise DataError(
                 f"{self.name}: training inputs have shape {described(self.x_train)}, "
                 f"test inputs {described(self.x_test)}"
             )
+
+    def with_notes(self, notes: tuple[str, ...]) -> Dataset:
+        """The same data set with further lines for people."""
+        return replace(self, notes=(*self.notes, *notes))
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -87,7 +100,12 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over all tensors: names, dtypes, shapes and bytes."""
+        """SHA-256 (hex) over all tensors: names, dtypes, shapes and bytes.
+
+        Of sites, whose examples nobody has together, over what they agreed on.
+        """
+        if self.agreed is not None:
+            return self.agreed.digest
         sha = hashlib.sha256()
         for part in ("x_train", "y_train", "x_test", "y_test"):
             for name, tensor in named(getattr(self, part)):

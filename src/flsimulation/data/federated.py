@@ -13,6 +13,7 @@ from flsimulation import seeds
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.partitions import DrawnPartitions, partition_examples
 from flsimulation.data.sources import load_dataset
+from flsimulation.errors import DataError
 from flsimulation.experiment import Experiment
 
 _KEPT_ORDERS = 10_000  # clients whose order of examples is kept from one round to the next
@@ -65,10 +66,15 @@ class FederatedData:
         """Examples that the clients hold together, held-out parts included."""
         if isinstance(self.partitions, DrawnPartitions):
             return self.partitions.clients * self.partitions.size
+        if (agreed := self.dataset.agreed) is not None and agreed.sizes:
+            return agreed.examples
         return sum(map(len, self.partitions))
 
     def histogram(self, clients: int | None = None) -> dict[str, list[int]]:
         """Examples of each class (or only how many) by partition, of the first clients or of all."""
+        if (agreed := self.dataset.agreed) is not None:  # no more than what the sites share
+            counts = (list(size.histogram or (size.examples,)) for size in agreed.sizes[:clients])
+            return {str(i): own for i, own in enumerate(counts)}
         first = itertools.islice(self.partitions, clients)
         labels, classes = self.dataset.labels, len(self.dataset.classes)
         if labels is None:
@@ -77,6 +83,23 @@ class FederatedData:
             str(i): np.bincount(labels[part], minlength=classes).tolist()
             for i, part in enumerate(first)
         }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the natural clients 0, 1, ...; none where they are these numbers."""
+        owners, agreed = self.dataset.owners, self.dataset.agreed
+        if agreed is not None:
+            return tuple(size.site for size in agreed.sizes)
+        names = () if owners is None else tuple(str(name) for name in np.unique(owners))
+        return () if names == tuple(map(str, range(len(names)))) else names
+
+    @property
+    def held(self) -> Sequence[int]:
+        """Partitions whose examples are here; of sites on a network, the own one alone."""
+        every = range(len(self.partitions))
+        if self.dataset.agreed is None:
+            return every
+        return [i for i in every if len(self.partitions[i])]
 
     def targets(self, clients: int | None = None) -> dict[str, tuple[float, float, float]] | None:
         """Mean, least and greatest target by partition; None where the task is no regression.
@@ -94,6 +117,8 @@ class FederatedData:
 
     def _size(self, partition: int) -> int:
         drawn = self.partitions  # by whom a client's number is known without a draw
+        if (agreed := self.dataset.agreed) is not None and agreed.sizes:
+            return agreed.sizes[partition].examples
         return drawn.size if isinstance(drawn, DrawnPartitions) else len(drawn[partition])
 
     def _shuffled(self, partition: int) -> np.ndarray:
@@ -101,6 +126,8 @@ class FederatedData:
             return known
         if len(self._orders) >= _KEPT_ORDERS:
             self._orders.clear()
+        if not len(self.partitions[partition]):
+            raise DataError(f"the examples of client {partition} are not here")
         stream = seeds.rng(self.seed, "validation", partition=partition)
         self._orders[partition] = order = stream.permutation(self.partitions[partition])
         return order

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from flsimulation.data.arrays import Examples, assemble, refusal
+from flsimulation.data.arrays import Examples, Parts, refusal
 from flsimulation.data.dataset import Dataset
 from flsimulation.data.idx import read_idx
-from flsimulation.data.images import has_images, image_files, load_image_folder
-from flsimulation.data.masks import has_masks, load_mask_folder
-from flsimulation.data.npz import load_npz
+from flsimulation.data.images import has_images, image_files, read_image_folder
+from flsimulation.data.masks import has_masks, read_mask_folder
+from flsimulation.data.npz import read_npz
 from flsimulation.data.tables import find_table, is_table, load_table
 from flsimulation.experiment.spec import Data
 
+_IDX = "*idx?-ubyte*"
 _FOLDER = (
     "a folder must hold the four IDX files (train-images-idx3-ubyte.gz, ...), images as "
     "CLASS/*.png or train/CLASS/*.png, images/*.png with masks/*.png, or train.csv and test.csv"
@@ -29,37 +30,54 @@ def load_file(spec: Data, seed: int) -> Dataset:
         If there is nothing at the path, or nothing that can be used.
     """
     path = Path(spec.dataset.removeprefix("file:")).expanduser()
+    if (table := table_at(path)) is not None:
+        test = find_table(path, "test") if path.is_dir() else None
+        return load_table(table, test, spec, seed)
+    return read_parts(path, spec).assembled(seed)
+
+
+def table_at(path: Path) -> Path | None:
+    """The training table that a path is, or that its folder holds; None if it is other data."""
     if path.is_dir():
-        return _load_folder(path, spec, seed)
+        return None if any(path.glob(_IDX)) else find_table(path, "train")
+    return path if path.is_file() and is_table(path) else None
+
+
+def read_parts(path: Path, spec: Data) -> Parts:
+    """Read a path that is no table.
+
+    Raises
+    ------
+    DataError
+        As of `load_file`.
+    """
+    if path.is_dir():
+        return _read_folder(path, spec)
     if not path.is_file():
         raise refusal(spec, "there is no such file or folder; correct the path")
-    if is_table(path):
-        return load_table(path, None, spec, seed)
     if path.suffix.lower() == ".npz":
-        return load_npz(path, spec, seed)
+        return read_npz(path, spec)
     raise refusal(
         spec, f"a file must be a .csv, .tsv, .parquet or .npz, got {path.suffix or path.name}"
     )
 
 
-def load_idx_folder(folder: Path, spec: Data, seed: int, classes: Sequence[str] = ()) -> Dataset:
-    """Load the four IDX files of MNIST's naming, gzipped or not."""
+def read_idx_folder(folder: Path, spec: Data, classes: Sequence[str] = ()) -> Parts:
+    """Read the four IDX files of MNIST's naming, gzipped or not."""
     train, test = (
         Examples(*(read_idx(_idx_file(folder, part, kind, spec)) for kind in ("images", "labels")))
         for part in ("train", "t10k")
     )
-    return assemble(spec, seed, train, test, classes)
+    return Parts(spec, train, test, tuple(classes))
 
 
-def _load_folder(folder: Path, spec: Data, seed: int) -> Dataset:
-    if any(folder.glob("*idx?-ubyte*")):
-        return load_idx_folder(folder, spec, seed)
-    if train := find_table(folder, "train"):
-        return load_table(train, find_table(folder, "test"), spec, seed)
+def _read_folder(folder: Path, spec: Data) -> Parts:
+    if any(folder.glob(_IDX)):
+        return read_idx_folder(folder, spec)
     if has_masks(folder) and spec.task in ("auto", "segmentation"):
-        return load_mask_folder(folder, spec, seed)
+        return read_mask_folder(folder, spec)
     if has_images(folder):
-        return load_image_folder(folder, spec, seed)
+        return read_image_folder(folder, spec)
     if flat := image_files(folder, "*"):
         raise refusal(
             spec,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flsimulation.data.arrays import Examples, Inputs, assemble, refusal
-from flsimulation.data.dataset import Dataset
+from flsimulation.data.arrays import Examples, Inputs, Parts, refusal
 from flsimulation.data.pictures import Picture, stack_pictures
 from flsimulation.data.pixels import scale_deep
 from flsimulation.data.task import About
@@ -29,8 +28,8 @@ def has_images(folder: Path) -> bool:
     return any(_files(place) for place in (folder, folder / "train"))
 
 
-def load_image_folder(folder: Path, spec: Data, seed: int) -> Dataset:
-    """Load ``train/CLASS/*`` and ``test/CLASS/*``, or ``CLASS/*`` alone.
+def read_image_folder(folder: Path, spec: Data) -> Parts:
+    """Read ``train/CLASS/*`` and ``test/CLASS/*``, or ``CLASS/*`` alone.
 
     Raises
     ------
@@ -47,10 +46,10 @@ def load_image_folder(folder: Path, spec: Data, seed: int) -> Dataset:
     size = len(train)
     held_out = Examples(x[size:], y[size:]) if test else None
     notes = (line, *_left_out(folder, parts), *_one_sided(train, test, classes))
-    known = () if spec.task == "regression" else classes
+    known = () if spec.task == "regression" else tuple(classes)
     origin = Inputs("images", "test images", notes=notes)
     examples = Examples(x[:size], y[:size])
-    return assemble(spec, seed, examples, held_out, known, About("the folders' names"), origin)
+    return Parts(spec, examples, held_out, known, About("the folders' names"), origin)
 
 
 def _labels(classes: Sequence[str], spec: Data) -> dict[str, float]:

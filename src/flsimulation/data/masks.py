@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flsimulation.data.arrays import Examples, Inputs, assemble, refusal
-from flsimulation.data.dataset import Dataset
+from flsimulation.data.arrays import Examples, Inputs, Parts, refusal
 from flsimulation.data.images import image_files, of_file, read_images, split_folders
 from flsimulation.data.pictures import UNREADABLE, as_size, unreadable
 from flsimulation.data.task import IGNORED, About
@@ -33,8 +32,8 @@ def has_masks(folder: Path) -> bool:
     )
 
 
-def load_mask_folder(folder: Path, spec: Data, seed: int) -> Dataset:
-    """Load images and masks: ``images`` and ``masks``, or the two in ``train`` and in ``test``.
+def read_mask_folder(folder: Path, spec: Data) -> Parts:
+    """Read images and masks: ``images`` and ``masks``, or the two in ``train`` and in ``test``.
 
     Grey values and palette indices of the masks are class numbers; where they are only 0 and 255,
     they are two classes.
@@ -53,8 +52,8 @@ def load_mask_folder(folder: Path, spec: Data, seed: int) -> Dataset:
     held_out = Examples(x[size:], y[size:]) if len(pairs) > 1 else None
     spec = spec.model_copy(update={"task": "segmentation"})
     notes = (line, about, *_extra(folder, [mask for _, mask in every]))
-    return assemble(
-        spec, seed, Examples(x[:size], y[:size]), held_out, classes, About("masks"),
+    return Parts(
+        spec, Examples(x[:size], y[:size]), held_out, tuple(classes), About("masks"),
         Inputs("images", "test images", notes=notes),
     )  # fmt: skip
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flsimulation.data.arrays import Examples, Inputs, assemble, refusal
-from flsimulation.data.dataset import Dataset
+from flsimulation.data.arrays import Examples, Inputs, Parts, refusal
 from flsimulation.data.pixels import prepare_images
 from flsimulation.data.task import About
 from flsimulation.errors import DataError
@@ -31,8 +30,8 @@ _FORM = "give x_train, y_train, x_test, y_test, or x and y"
 Arrays = dict[str, np.ndarray]
 
 
-def load_npz(path: Path, spec: Data, seed: int) -> Dataset:
-    """Load inputs and labels, and where there are any, ``owners`` and ``classes``.
+def read_npz(path: Path, spec: Data) -> Parts:
+    """Read inputs and labels, and where there are any, ``owners`` and ``classes``.
 
     Raises
     ------
@@ -51,7 +50,7 @@ def load_npz(path: Path, spec: Data, seed: int) -> Dataset:
     known = () if classes is None else tuple(map(str, arrays[classes].ravel()))
     notes = (*x[1], *_notes(arrays, names, owner, classes))
     origin = Inputs(f"array {names[0]}", f"array {names[-2]}", notes=notes)
-    return assemble(spec, seed, train, test, known, About(f"array {names[1]}"), origin)
+    return Parts(spec, train, test, known, About(f"array {names[1]}"), origin)
 
 
 def _read(path: Path, spec: Data) -> Arrays:

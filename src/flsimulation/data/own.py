@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -214,3 +215,39 @@ def _check_dataset(dataset: Dataset, spec: Data) -> None:
 
 def _names(dataset: Dataset) -> tuple[str, ...]:
     return Inputs(columns=dataset.columns).names
+
+
+def read_own_site(site: str, path: Path, spec: Data) -> dict[str, Any]:
+    """Call the function behind ``data.reader`` with a site's name and path, and ``data.args``.
+
+    Returns
+    -------
+    dict
+        ``x``, arrays by name (the name of the only one is empty), ``y``, and ``classes``, a tuple.
+
+    Raises
+    ------
+    DataError
+        If the function cannot be imported, raises, or returns something else.
+    """
+    function = import_object(spec.reader, "data.reader", DataError)
+    if not callable(function):
+        raise DataError(f"data.reader {spec.reader!r} is no function; name one")
+    try:
+        result = function(site, path, **spec.args)
+    except Exception as error:
+        raise DataError(f"data.reader {spec.reader!r} raised {describe_error(error)}") from error
+    known = {"x", "y", "classes"}
+    if not isinstance(result, Mapping) or not {"x", "y"} <= result.keys() <= known:
+        got = ", ".join(map(str, result)) if isinstance(result, Mapping) else type(result).__name__
+        raise DataError(
+            f"data.reader {spec.reader!r} must return a dict with x, y and, if there are any, "
+            f"classes, got {got or 'an empty one'}"
+        )
+    classes = result.get("classes")
+    names = () if classes is None else tuple(map(str, _array("classes", classes, spec)))
+    return {
+        "x": _inputs("x", result["x"], spec),
+        "y": _array("y", result["y"], spec),
+        "classes": names,
+    }

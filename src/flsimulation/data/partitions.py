@@ -37,6 +37,8 @@ def partition_examples(dataset: Dataset, spec: Data, seed: int) -> Sequence[np.n
         If the data set cannot be divided so, or a client would hold fewer examples than
         ``data.min-examples``.
     """
+    if dataset.agreed is not None:
+        return [np.flatnonzero(dataset.owners == site) for site in spec.sites]
     if spec.partition == "drawn":
         return _drawn(dataset, spec, seed)
     pool = _pool(dataset, spec, seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flsimulation.data.arrays import Examples, assemble, refusal
 from flsimulation.data.dataset import Dataset
-from flsimulation.data.files import load_idx_folder
+from flsimulation.data.files import read_idx_folder
 from flsimulation.data.idx import parse_idx
 from flsimulation.data.task import About
 from flsimulation.experiment.spec import Data
@@ -64,7 +64,7 @@ def load_fashion_mnist(spec: Data, seed: int) -> Dataset:
             f"{FASHION_VARIABLE} to the folder of the four IDX files (or use file:PATH), or use "
             f"hf:zalando-datasets/fashion_mnist",
         )
-    return load_idx_folder(folder, spec, seed, FASHION_CLASSES)
+    return read_idx_folder(folder, spec, FASHION_CLASSES).assembled(seed)
 
 
 def _read(folder: Traversable, name: str, spec: Data) -> bytes:

@@ -13,6 +13,7 @@ from flsimulation.data.dataset import Dataset
 from flsimulation.data.files import load_file
 from flsimulation.data.own import load_own
 from flsimulation.data.shipped import load_fashion_mnist, load_mnist
+from flsimulation.data.sites.joined import load_sites
 from flsimulation.data.synthetic import load_synthetic
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
@@ -24,7 +25,8 @@ _NAMED: dict[str, Callable[[Data, int], Dataset]] = {
     "synthetic": load_synthetic,
 }
 _FORMS = (
-    f"{', '.join(_NAMED)}, file:PATH, hf:OWNER/NAME, module:function or path/to/file.py:function"
+    f"{', '.join(_NAMED)}, file:PATH, sites:FOLDER, hf:OWNER/NAME, module:function or "
+    f"path/to/file.py:function"
 )
 _READ_AHEAD = ("mnist", "fashion-mnist")  # files only: no code of a user's, and no slow imports
 
@@ -110,6 +112,8 @@ def load_dataset(spec: Data, seed: int) -> Dataset:
 
 def _load(spec: Data, seed: int) -> Dataset:
     name = spec.dataset
+    if spec.of_sites:
+        return load_sites(spec)
     if name.startswith("hf:"):
         from flsimulation.data.hub import load_hub
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from flsimulation.experiment.section import Count, Fraction, Section
+from flsimulation.experiment.sites import check_sites, of_folder
+
+Fill = Literal["refuse", "mean", "median", "zero", "drop"]
 
 
 class Data(Section):
@@ -15,8 +18,9 @@ class Data(Section):
     dataset: str = "mnist"
     """`mnist` (ships with the package), `fashion-mnist` (from a local copy), `synthetic` (generated
     here), `file:PATH` (a folder of IDX files or of images, with masks or not, a `.csv` or a `.npz`),
-    `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
-    `path/to/file.py:function`. Paths are relative to the experiment file."""
+    `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), `sites:FOLDER` (a data set of its own for
+    each client), or your own `module:function` or `path/to/file.py:function`. Paths are relative to
+    the experiment file."""
     clients: Count = 2
     """Number of clients; each is one partition of the training data."""
     partition: Literal[
@@ -77,12 +81,12 @@ class Data(Section):
     missing_values: list[str] = ["", "NA", "N/A", "NaN", "nan", "null", "?"]
     """Words for a missing number in an input column of a CSV file. Labels, clients and categories are
     text: there only the empty cell is missing."""
-    fill: Literal["refuse", "mean", "median", "zero", "drop"] = "refuse"
+    fill: Fill = "refuse"
     """What replaces a missing input number: nothing (`refuse`), the mean or median of the column's
     training examples, or 0; `drop` leaves out the row."""
-    standardize: bool = False
+    standardize: bool | Literal["federated"] = False
     """Scale each numeric input column to mean 0 and standard deviation 1 of the training examples of
-    all clients together."""
+    all clients together. `federated`, for `sites:FOLDER`: from each site's count, mean and variance."""
     image_size: Annotated[int, Field(ge=0)] = 0
     """Side in pixels to which images of a folder or of Hugging Face are resized, as squares; 0 requires
     one size."""
@@ -98,3 +102,44 @@ class Data(Section):
     """The same for batches of evaluations, where nothing is random."""
     transform_per: Literal["batch", "example"] = "batch"
     """What both functions are called with: a whole batch, or one example after the other."""
+    sites: list[str] = []
+    """Under `sites:FOLDER`: names of the sites, which are the clients 0, 1, ...; empty for all sites of
+    the folder in sorted order. Needed where the folder does not exist."""
+    reader: str = ""
+    """Under `sites:FOLDER`: your own `module:function` or `path/to/file.py:function` that reads one site,
+    called with its name, its path and `args`; empty for files in a form of `file:PATH`."""
+    test: str = ""
+    """Under `sites:FOLDER`: `file:PATH` of a test set, which only the server reads; empty for none."""
+    classes: list[str] = []
+    """Under `sites:FOLDER`: names of the classes 0, 1, ...; empty for all class names of the sites."""
+    categories: dict[str, list[str]] = {}
+    """Under `sites:FOLDER`: categories of a table's columns, for example `ward = ["a", "b"]`; of other
+    text columns, all that the sites have."""
+    fill_columns: dict[str, Fill] = {}
+    """Under `sites:FOLDER`: what replaces missing cells of single columns, where it is not `fill`."""
+    constant: Literal["refuse", "accept"] = "refuse"
+    """Under `sites:FOLDER`: whether a column of a table may have one value only at a site."""
+    share_histogram: bool = False
+    """Under `sites:FOLDER`: whether each site reports its number of examples of each class; otherwise it
+    reports only their total."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_folder(cls, table: Any) -> Any:
+        """Fill in what a folder of sites decides: their names, and that they are the clients."""
+        return of_folder(table) if isinstance(table, dict) else table
+
+    @model_validator(mode="after")
+    def _check_sites(self) -> Data:
+        check_sites(self)
+        return self
+
+    @property
+    def of_sites(self) -> bool:
+        """Whether each client has a data set of its own."""
+        return self.dataset.startswith("sites:")
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test set, on which the server evaluates."""
+        return not self.of_sites or bool(self.test)

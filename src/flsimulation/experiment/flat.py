@@ -8,7 +8,10 @@ from typing import Any
 
 from flsimulation.experiment.spec import Experiment
 
-_JSON = ("model.args", "data.args", "data.input-columns", "data.missing-values")
+_JSON = (
+    *("model.args", "data.args", "data.input-columns", "data.missing-values", "data.sites"),
+    *("data.classes", "data.categories", "data.fill-columns"),
+)
 """Lists and tables of the user's own; each travels as one JSON string."""
 
 

@@ -17,7 +17,10 @@ from flsimulation.experiment.importing import script_in_progress
 from flsimulation.experiment.spec import Experiment, Section, kebab
 from flsimulation.experiment.suggest import remedy
 
-_REFERENCES = ("data.dataset", "data.transform", "data.evaluation-transform", "model.class")
+_REFERENCES = (
+    *("data.dataset", "data.reader", "data.test", "data.transform", "data.evaluation-transform"),
+    "model.class",
+)
 """Keys whose value may hold a path."""
 
 
@@ -98,12 +101,14 @@ def resolve_paths(table: dict[str, Any], folder: Path) -> None:
 
 
 def _absolute(reference: str, folder: Path) -> str:
-    """``file:PATH``, ``hf:./PATH`` and ``PATH.py:NAME`` with an absolute path; others as they are.
+    """``file:PATH``, ``sites:PATH``, ``hf:./PATH`` and ``PATH.py:NAME`` with an absolute path.
+
+    Others are returned as they are.
 
     ``__main__:NAME`` in a script is the script's path, which other processes can import.
     """
     kind, _, path = reference.partition(":")
-    if kind == "file" or (kind == "hf" and path.startswith(".")):
+    if kind in ("file", "sites") or (kind == "hf" and path.startswith(".")):
         return f"{kind}:{(folder / Path(path).expanduser()).resolve()}"
     source, _, name = reference.rpartition(":")
     if source == "__main__" and (script := script_in_progress()) is not None:
@@ -173,7 +178,7 @@ def explain(
         text = f"{key} is not a key, got {got!r}{hint}"
     elif item["type"] == "missing":
         text = f"{key} is missing; add it"
-    elif item["type"] == "value_error" and (key == "strategy" or not key):
+    elif item["type"] == "value_error" and (key in ("strategy", "data") or not key):
         text = f"{key}.{message}" if key else message
     else:
         text = f"{key} {_must(message)}, got {got!r}"

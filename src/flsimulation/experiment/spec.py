@@ -211,6 +211,11 @@ class Experiment(Section):
                 f"evaluate.target-accuracy {self.evaluate.target_accuracy} is reached on the test "
                 f"set; set evaluate.central-every to 1 or more"
             )
+        if self.evaluate.target_accuracy and self.data.of_sites and not self.data.test:
+            raise ValueError(
+                f"evaluate.target-accuracy {self.evaluate.target_accuracy} is reached on the test "
+                f"set, and the sites have none; set data.test, or leave the key out"
+            )
         self._check_robustness()
         return self
 

@@ -30,7 +30,7 @@ class Task(NamedTuple):
     partition: int
     """The client's partition."""
     phase: Phase
-    """``train``, or an evaluation: ``evaluate`` or ``final``."""
+    """``train``, an evaluation (``evaluate`` or ``final``), or ``facts`` of a site's data."""
     round: int
     """The round whose random draws it uses."""
     config: ConfigRecord
@@ -47,6 +47,8 @@ class Batch:
     """Whether the reply should contain the mean of the clients' models instead of each one's."""
     expires: float | None = None
     """Unix time in seconds after which outcomes are too late; set by the receiver."""
+    agreement: str = ""
+    """What sites agreed on, as JSON; empty for other data, and before they did."""
 
 
 class Outcome(NamedTuple):
@@ -64,6 +66,8 @@ class Outcome(NamedTuple):
     without any, and in the ``final`` evaluation, which is not merged."""
     left_out: Mapping[str, str] = MappingProxyType({})
     """Scores that are not defined for the client, and why."""
+    text: str = ""
+    """The facts of its data as JSON, of the task ``facts``."""
 
 
 class Mean(NamedTuple):

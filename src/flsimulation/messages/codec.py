@@ -28,7 +28,7 @@ from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.messages.content import ARRAYS, CONFIG, METRICS, Record, config_of, model_of
 
 _TASKS, _OUTCOMES, _FAILURES, _ENGINE = "tasks", "outcomes", "failures", "engine"
-_STATES, _LEFT_OUT, _WARNED = "states", "left-out", "warned"
+_STATES, _LEFT_OUT, _WARNED, _TEXTS = "states", "left-out", "warned", "texts"
 
 _FIRST_CODE = 1000  # well above the codes of Flower's own errors
 _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
@@ -75,6 +75,7 @@ def _records(batch: Batch, *, limited: bool) -> dict[str, Record]:
             "rounds": [round for _, round, _ in groups],
             "average": batch.average,
             "limited": limited,
+            "agreement": batch.agreement,
         }
     )
     named = {f"{CONFIG}-{place}": config for place, config in enumerate(configs)}
@@ -100,7 +101,8 @@ def batch_of(message: Message, partition: int | None = None) -> Batch:
         for place, (phase, round) in enumerate(_rows(tasks, "phases", "rounds"))
     ]
     found = [Task(p, *groups[place]) for p, place in _rows(tasks, "partitions", "groups")]
-    return Batch(model_of(message), found, bool(tasks["average"]), expires)
+    agreement = str(tasks.get("agreement", ""))
+    return Batch(model_of(message), found, bool(tasks["average"]), expires, agreement)
 
 
 def is_plain(message: Message) -> bool:
@@ -143,6 +145,8 @@ def reply_to(message: Message, reply: Reply) -> Message:
             records[f"{_STATES}-{outcome.partition}"] = outcome.states
     if any(outcome.left_out for outcome in good):
         records[_LEFT_OUT] = _left_out(good)
+    if words := {str(outcome.partition): outcome.text for outcome in good if outcome.text}:
+        records[_TEXTS] = ConfigRecord(cast(dict[str, Any], words))
     if reply.mean is not None:
         records[ARRAYS] = reply.mean.model
         cast(ConfigRecord, records[_OUTCOMES])["examples"] = reply.mean.examples
@@ -253,6 +257,7 @@ def _succeeded(content: RecordDict) -> Iterator[Outcome]:
             record, "partitions", "phases", "names", "reasons"
         ):
             left_out.setdefault((partition, phase), {})[name] = why
+    words = cast(Mapping[str, str], content.get(_TEXTS, {}))
     for place, (size, phase) in enumerate(_rows(header, "sizes", "phases")):
         columns = cast(Mapping[str, list[float]], content[f"{METRICS}-{place}"])
         names = list(columns)
@@ -264,7 +269,8 @@ def _succeeded(content: RecordDict) -> Iterator[Outcome]:
             model, states = (arrays, None) if phase == "train" else (None, arrays)
             out = left_out.get((partition, phase), {}) if left_out else {}
             metrics = dict(zip(names, row, strict=True))
-            yield Outcome(partition, phase, metrics, None, model, states, out)
+            text = str(words.get(str(partition), "")) if words else ""
+            yield Outcome(partition, phase, metrics, None, model, states, out, text)
 
 
 def _rows(record: ConfigRecord, *columns: str) -> Iterator[tuple[Any, ...]]:

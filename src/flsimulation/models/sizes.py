@@ -89,18 +89,25 @@ def _outputs(name: str, task: str, dataset: Dataset) -> dict[str, Any]:
     if task == "language":
         return {"classes": _vocabulary(dataset)}
     own = {} if task == TASKS[name][0] else {"task": task}
+    agreed = dataset.agreed
     if task == "regression":
         mean, deviation = spread_of(dataset.y_train)
+        if agreed is not None:  # of all sites, whose targets are not here
+            mean, deviation = list(agreed.means), list(agreed.deviations)
         return {**own, "classes": len(mean), "mean": mean, "deviation": deviation}
     if task == "multilabel":
         return {**own, "classes": dataset.y_train.shape[1]}
     if task == "classification" and dataset.y_train.ndim > 1:  # probabilities
         return {**own, "classes": dataset.y_train.shape[1]}
+    if agreed is not None and agreed.largest_label is not None and not dataset.classes:
+        return {**own, "classes": agreed.largest_label + 1}
     return {**own, "classes": len(dataset.classes) or _largest(dataset.y_train, dataset.y_test) + 1}
 
 
 def _vocabulary(dataset: Dataset) -> int:
     """Tokens are 0 to the largest of the inputs and, where these are tokens too, the labels."""
+    if (agreed := dataset.agreed) is not None:
+        return max(agreed.largest_token or 0, agreed.largest_label or 0) + 1
     parts = _tokens(dataset)
     if dataset.task == "language":
         parts += [dataset.y_train, dataset.y_test]
@@ -108,7 +115,7 @@ def _vocabulary(dataset: Dataset) -> int:
 
 
 def _tokens(dataset: Dataset) -> list[torch.Tensor]:
-    return [first(dataset.x_train), first(dataset.x_test)]
+    return [first(dataset.x_train), *([first(dataset.x_test)] if dataset.has_test else [])]
 
 
 def _largest(*parts: torch.Tensor) -> int:

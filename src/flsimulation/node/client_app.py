@@ -19,11 +19,13 @@ from flsimulation.messages.batch import Batch, Reply, batch_bytes, outcome_bytes
 from flsimulation.node import sockets, threads
 from flsimulation.node.health import keep_trouble, see_kills, take_trouble
 from flsimulation.node.launches import Killed
+from flsimulation.node.own_site import OwnSite
 from flsimulation.runtimes.network.names import REPORTS, WARM
 from flsimulation.training import Batches, Job, Terms
 
-_prepared: tuple[int, Workspace] | None = None
-"""A run's id, and its data and model: for another run, files of the same names may differ."""
+_prepared: tuple[int, str, Workspace] | None = None
+"""A run's id, what its sites agreed on, and its data and model: for another run, files of the same
+names may differ."""
 
 
 def prepare(order: dict[str, Any]) -> None:
@@ -31,8 +33,11 @@ def prepare(order: dict[str, Any]) -> None:
     global _prepared
     threads.hold()
     see_kills()
-    space = Workspace.load(unflatten(order["experiment"]), clients=1)
-    _prepared = order["run"], space
+    experiment, agreement = unflatten(order["experiment"]), order.get("agreement", "")
+    site = OwnSite.of_environment() if agreement else None
+    data = site.data(experiment, agreement) if site is not None else None
+    space = Workspace.load(experiment, clients=1, data=data)
+    _prepared = order["run"], agreement, space
     _practise(space)
 
 
@@ -47,7 +52,7 @@ def _practise(space: Workspace) -> None:
     batches = Batches(
         dataset.x_train,
         dataset.y_train,
-        space.data.partitions[0][:2],
+        space.data.partitions[space.data.held[0]][:2],
         2,
         lambda: seeds.rng(0, "practice"),
         prepared=space.prepared,
@@ -71,10 +76,24 @@ def tell_killed(killed: Killed) -> None:
 def _workspace(context: Context) -> Workspace:
     threads.release()
     if _prepared is not None and _prepared[0] == context.run_id:
-        return _prepared[1]
+        return _prepared[2]
     experiment = unflatten(context.run_config)
     _prepare_for(experiment, context.run_id)
     return Workspace.load(experiment, clients=1)
+
+
+class _Site(OwnSite):
+    """The client's site, with a workspace."""
+
+    def workspace(self, context: Context, agreement: str) -> Workspace:
+        """The workspace with the site's data; the next processes have it from the start."""
+        threads.release()
+        if _prepared is not None and _prepared[:2] == (context.run_id, agreement):
+            return _prepared[2]
+        experiment = unflatten(context.run_config)
+        order = {"run": context.run_id, "experiment": flatten(experiment), "agreement": agreement}
+        _send(WARM, {"prepare": order})
+        return Workspace.load(experiment, clients=1, data=self.data(experiment, agreement))
 
 
 def _begin(partition: int) -> None:
@@ -114,9 +133,11 @@ def _announce(experiment: Experiment, run: int) -> str:
 
 
 def _prepare_for(experiment: Experiment, run: int) -> None:
+    if experiment.data.of_sites:  # whose form is not agreed yet
+        return
     if _prepared is None or _prepared[0] != run:
         _send(WARM, {"prepare": {"run": run, "experiment": flatten(experiment)}})
 
 
-app = make_client_app(_workspace, _tell, _announce, _begin)
+app = make_client_app(_workspace, _tell, _announce, _begin, _Site.of_environment())
 """The ClientApp of the submitted Flower app."""

@@ -15,6 +15,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.client.workspace import Workspace
+from flsimulation.clock import Clock
 from flsimulation.errors import (
     FLSimulationError,
     InputError,
@@ -31,12 +32,14 @@ from flsimulation.internals.flower_words import SERVER_APP
 from flsimulation.node import ends, sockets, task, threads
 from flsimulation.node.grid import connect
 from flsimulation.node.launches import Killed
+from flsimulation.node.sited import Sited, agreed_sites
 from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.events import to_json
 from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME
 from flsimulation.runtimes.recorded import record_resumed, record_run
 from flsimulation.server.app import Start, make_server_app
+from flsimulation.server.grid import PartitionedGrid
 
 _ENDING_SECONDS = 5.0  # that a stopped run may take to end before the next one begins
 _LOOK_SECONDS = 0.1
@@ -95,7 +98,15 @@ def _run(
         _: Experiment, sinks: Iterable[Sink], space: Workspace | None, start: Start | None
     ) -> None:
         with quiet_flower():
-            make_server_app(sinks, space, start, partial(connect, memory=memory))(grid, context)
+            join = joined if sited is not None else partial(connect, memory=memory)
+            make_server_app(sinks, space, start, join)(grid, context)
+
+    sited: Sited | None = None
+
+    def joined(_: Grid, __: Experiment, emit: Sink, ___: Clock) -> PartitionedGrid:
+        """The grid whose clients are there already, because they agreed before."""
+        assert sited is not None  # noqa: S101 - where this is called
+        return sited.continued(emit)
 
     sinks: list[Sink] = [_tell, *([lines.tell_model] if models else [])]
 
@@ -107,10 +118,17 @@ def _run(
         if resumed:
             opened(resumed)
             experiment = RunRecord(resumed).experiment()
-            result = record_resumed(resumed, experiment, federate, sinks, clients=0)
         else:
             experiment = unflatten(context.run_config)
-            result = record_run(experiment, federate, out or None, sinks, opened, clients=0)
+        if experiment.data.of_sites:
+            sited = agreed_sites(grid, experiment, _tell, memory)
+        data = sited.data if sited is not None else None
+        if resumed:
+            result = record_resumed(resumed, experiment, federate, sinks, clients=0, data=data)
+        else:
+            result = record_run(
+                experiment, federate, out or None, sinks, opened, clients=0, data=data
+            )
     except FLSimulationError as error:
         lines.tell_error(str(error), input=isinstance(error, InputError))
         raise

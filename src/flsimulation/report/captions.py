@@ -47,6 +47,8 @@ def _curves(run: RunRecord, metric: str | None) -> str:
                 text
                 + (f", best {score(metric, best)} in round {turn}." if best != last[0] else ".")
             )
+    if sentences and not run.has_test:
+        sentences.append("There is no test set.")
     return " ".join(sentences)
 
 
@@ -73,7 +75,7 @@ def spread_sentence(run: RunRecord) -> str:
         f"After round {found.round}, {plural(len(found.ranked), 'client')} evaluated on their own "
         f"held-out parts: mean {score(name, found.mean)}, standard deviation "
         f"{score(name, found.std)}, worst tenth {score(name, found.worst_tenth)}, worst "
-        f"{score(name, value)} (client {worst})."
+        f"{score(name, value)} (client {run.client_name(worst)})."
     )
 
 

@@ -28,10 +28,15 @@ def _data(run: RunRecord) -> Pairs:
     return _present(
         ("Data set", look(data, "dataset")),
         ("Training examples", number(data, "train-examples")),
-        ("Test examples", number(data, "test-examples")),
+        ("Test examples", number(data, "test-examples") or _no_test(run)),
+        ("Sites", ", ".join(run.site_names)),
         ("Classes", ", ".join(classes)),
         ("SHA-256", look(data, "digest")),
     )
+
+
+def _no_test(run: RunRecord) -> str | None:
+    return None if run.has_test else "none: there is no test set (data.test)"
 
 
 def _model(run: RunRecord) -> Pairs:

@@ -37,6 +37,7 @@ def headline(run: RunRecord) -> Headline:
     facts = {
         "Started": _moment(str(manifest.get("started") or "")),
         "Duration": duration(number(manifest, "seconds")),
+        "Test set": "" if run.has_test else "none",
         "Seed": ABSENT if seed is None else str(seed),
     }
     return Headline(

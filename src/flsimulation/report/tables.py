@@ -112,7 +112,7 @@ def worst_table(run: RunRecord) -> Table | None:
     worst = [key for key, _ in spread.ranked[:_WORST]]
     cells = {name: [cell(key) for key in worst] for name, cell in columns.items()}
     shown = {name: column for name, column in cells.items() if set(column) != {ABSENT}}
-    rows = zip(map(str, worst), *shown.values(), strict=True)
+    rows = zip(map(run.client_name, worst), *shown.values(), strict=True)
     return Table(("Client", *shown), tuple(rows))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from flsimulation.errors import InputError
 from flsimulation.events import RunStarted, scores_of
 from flsimulation.experiment import Experiment, load_experiment
-from flsimulation.rundir.jsonlines import JsonObject, last_round, read_file, read_lines
+from flsimulation.rundir.jsonlines import JsonObject, last_round, look, read_file, read_lines
 from flsimulation.rundir.layout import (
     CHECKPOINT,
     CLIENTS,
@@ -173,6 +173,21 @@ class RunRecord:
             return load_file(self.path / MODEL)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{self.path / MODEL}: damaged: {error}") from None
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the clients 0, 1, ..., where each is a site; else none."""
+        return tuple(map(str, look(self.settings, "data", "sites") or ()))
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the run has a test set."""
+        return not self.site_names or bool(look(self.settings, "data", "test"))
+
+    def client_name(self, partition: int) -> str:
+        """The site's name with the client's number, or the number alone."""
+        names = self.site_names
+        return f"{partition} ({names[partition]})" if partition < len(names) else str(partition)
 
     def started(self) -> RunStarted:
         """The event with which the run began. Raises ``KeyError`` if the run did not get that far."""

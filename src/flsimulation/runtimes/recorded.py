@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from flsimulation.client.workspace import Workspace
+from flsimulation.data.federated import FederatedData
 from flsimulation.errors import InputError
 from flsimulation.events import Event, RoundFinished, Sink
 from flsimulation.experiment import Experiment
@@ -35,6 +36,7 @@ def record_run(
     *,
     clients: int | None = None,
     measures: bool = False,
+    data: FederatedData | None = None,
 ) -> RunResult:
     """Run an experiment's federation and write its run directory.
 
@@ -54,6 +56,8 @@ def record_run(
         Most clients that train in this process at a time, as in `Workspace.load`.
     measures : bool
         Whether steps of the engines may be measured, as in `Workspace.load`.
+    data : FederatedData, optional
+        The data, if it was loaded before.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def record_run(
     """
     sinks = tuple(sinks)
     space = Workspace.load(  # before anything is written
-        experiment, clients=clients, sinks=sinks, measures=measures
+        experiment, clients=clients, sinks=sinks, measures=measures, data=data
     )
     _meanwhile(lambda: space.data.dataset.digest)
     if space.engine.name == "stacked":  # not while other processes are forked
@@ -87,6 +91,7 @@ def record_resumed(
     *,
     clients: int | None = None,
     measures: bool = False,
+    data: FederatedData | None = None,
 ) -> RunResult:
     """Resume an unfinished run; the final model is the same as without the interruption.
 
@@ -94,7 +99,7 @@ def record_resumed(
     ----------
     run_dir : path
         Its run directory.
-    experiment, federate, sinks, clients, measures
+    experiment, federate, sinks, clients, measures, data
         As in `record_run`.
 
     Raises
@@ -110,7 +115,7 @@ def record_resumed(
         start = _start(record, experiment)
         sinks, before = tuple(sinks), _before(record) if measures else None
         space = Workspace.load(
-            experiment, clients=clients, sinks=sinks, measures=measures, before=before
+            experiment, clients=clients, sinks=sinks, measures=measures, before=before, data=data
         )
         directory = RunDirectory(record.path, experiment, done=start.round)
         with _reported(record.path):

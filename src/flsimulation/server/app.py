@@ -117,7 +117,7 @@ def make_server_app(
             emit(started)
             for text in space.notices:
                 emit(Noticed(text))
-            _federate(lambda: _exchange(grid, started, emit, connect, clock), space, emit, start)
+            _federate(lambda: _exchange(grid, started, emit, connect, space), space, emit, start)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
         except Exception as error:
@@ -146,11 +146,15 @@ def _federate(
         arrays = joined({name: start.arrays[name] for name in arrays})
         emit(Checkpoint(start.round, arrays, strategy))
     exchange = ready()
+
+    def judge(number: int, model: ArrayRecord) -> Scores:
+        return _judge(number, model, space)
+
     rounds = Rounds(
         experiment,
         strategy,
         exchange,
-        judge=lambda number, model: _judge(number, model, space),
+        judge=judge if space.data.dataset.has_test else None,
         emit=emit,
         buffers=_averaged_buffers(space),
         constants=_buffers(space),
@@ -166,17 +170,20 @@ def _federate(
 
 
 def _exchange(
-    grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None, clock: Clock
+    grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None, space: Workspace
 ) -> Exchange:
     """The exchange, over a grid with a partition for each node."""
     experiment, engine = started.experiment, (started.engine, started.not_stacked)
+    clock, dataset = space.clock, space.data.dataset
+    agreed = dataset.agreed if dataset.is_placeholder else None  # clients have not read it here
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
     elif connect is None:
         raise RunError("the grid does not report which node holds which partition")
     else:
         grid = connect(grid, experiment, emit, clock)
-    return Exchange(grid, experiment.round.deadline, emit, *engine, clock)
+    agreement = agreed.for_clients() if agreed is not None else ""
+    return Exchange(grid, experiment.round.deadline, emit, *engine, clock, agreement)
 
 
 def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:

@@ -69,6 +69,8 @@ class Exchange:
         Why they are not trained stacked, if known.
     clock : Clock
         The clock to use.
+    agreement : str
+        What sites agreed on, as JSON; sent with every task.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class Exchange:
         engine: str | None = None,
         why_not: str | None = None,
         clock: Clock = SYSTEM,
+        agreement: str = "",
     ) -> None:
-        self.grid = grid
+        self.grid, self._agreement = grid, agreement
         self._deadline, self._emit, self._clock = deadline, emit, clock
         self._engines = {(None, None), (engine, why_not)}
         self._held: list[_Posted] = []
@@ -160,6 +163,7 @@ class Exchange:
                     continue
                 _count_down(part, takers)
                 expires = self._clock.monotonic() + seconds if seconds else float("inf")
+                part = replace(part, agreement=self._agreement)
                 messages.append(message_of(part, node, seconds, self._clock))
                 sent.append(_Sent(node, waiting, seconds, expires))
         self._pending |= zip(self.grid.push_messages(messages), sent, strict=True)
@@ -206,7 +210,7 @@ class Exchange:
             last.bytes_up += size_of(reply.mean.model) * len(trained)
 
     def _take_in(self, replies: Replies, outcome: Outcome) -> None:
-        partition, _, metrics, error, model, states, left_out = outcome
+        partition, _, metrics, error, model, states, left_out, text = outcome
         if error is not None:
             replies.failures[partition] = error
             event = ClientReplied(
@@ -219,6 +223,8 @@ class Exchange:
                 replies.models[partition] = model
             if states is not None:
                 replies.states[partition] = states
+            if text:
+                replies.texts[partition] = text
             if left_out:
                 replies.left_out[partition] = left_out
             event = ClientReplied(replies.round, replies.phase, partition, metrics)

@@ -36,6 +36,8 @@ class Replies:
     """States of metric objects that they logged in an evaluation, by partition."""
     left_out: dict[int, Mapping[str, str]] = field(default_factory=dict)
     """Scores that are not defined for a client, and why, by partition."""
+    texts: dict[int, str] = field(default_factory=dict)
+    """Facts of the sites' data as JSON, by partition."""
     failures: dict[int, ClientError] = field(default_factory=dict)
     """Why the other clients failed, by partition."""
     bytes_down: int = 0

@@ -43,8 +43,9 @@ class Rounds:
         One of Flower's, or any object with its four methods.
     exchange : Exchange
         Sends tasks to the clients.
-    judge : callable
-        Returns scores of a round's global model on the test set, of its number and the model.
+    judge : callable or None
+        Returns scores of a round's global model on the test set, of its number and the model; None
+        without a test set.
     emit : callable
         Called with the events.
     buffers : iterable of str
@@ -60,7 +61,7 @@ class Rounds:
     experiment: Experiment
     strategy: Strategy
     exchange: Exchange
-    judge: Callable[[int, ArrayRecord], Scores]
+    judge: Callable[[int, ArrayRecord], Scores] | None
     emit: Sink
     buffers: frozenset[str] = frozenset()
     constants: frozenset[str] = frozenset()
@@ -146,7 +147,7 @@ class Rounds:
         """Scores on the test set, in the rounds that have them."""
         every = self.experiment.evaluate.central_every
         last = number == self.experiment.strategy.rounds
-        if every == 0 or (number % every and not last):
+        if self.judge is None or every == 0 or (number % every and not last):
             return None
         if central := self.notices.central(self.judge(number, arrays)):
             self.notices.loss(central)

@@ -54,7 +54,9 @@ def preparation(experiment: Experiment, dataset: Dataset) -> Preparation:
         )
     )
     for own in (transform, evaluation):
-        if own is not None:  # a mistake is one line now, and not one for each client
+        if (
+            own is not None and not dataset.is_placeholder
+        ):  # a mistake is one line now, and not one for each client
             own.tried(dataset.x_train, dataset.y_train, min(experiment.train.batch_size, _TRIED))
     return Preparation(form, transform, evaluation)
 

@@ -13,6 +13,8 @@ from flsimulation.cli.deploy.docker import ANSWER_SECONDS, ask, parsed, show
 from flsimulation.errors import InputError
 
 FILE_NAME = "compose.yaml"
+SITES_FILE = "compose.sites.yaml"
+"""Beside it: the clients of sites, which ``flsim up`` adds and ``flsim down`` removes."""
 PORTS = {"superlink": 8080, "prometheus": 9090, "grafana": 3000}
 """The services that are reached from outside, and their default ports."""
 RUNS, EXPERIMENTS = "/work/runs", "/work/experiments"
@@ -115,7 +117,8 @@ def find_files(file: Path | None) -> tuple[Path, ...]:
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / FILE_NAME).is_file():
-            return (folder / FILE_NAME,)
+            files = (folder / FILE_NAME, folder / SITES_FILE)
+            return tuple(path for path in files if path.is_file())
     raise InputError(
         f"no {FILE_NAME} here or in a folder above; run it in a clone of the repository, "
         "or specify the file with --file or COMPOSE_FILE"

@@ -57,12 +57,26 @@ def client(
             help="The partition to hold. [default: the server assigns one]",
         ),
     ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="SITE",
+            help="The site whose data this client has, of an experiment with sites.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="DATA", help="File or folder with the site's data."),
+    ] = None,
     metrics_port: MetricsPort = 8000,
 ) -> None:
     """Run one client of a network until it is stopped."""
     from flsimulation.node.node import run_client
+    from flsimulation.node.own_site import become_site
 
-    run_client(superlink, name, partition, metrics_port)
+    become_site(site, data)
+    run_client(superlink, name or site, partition, metrics_port)
 
 
 @verbs.command()
@@ -109,6 +123,12 @@ def up(
     no_build: Annotated[
         bool, typer.Option("--no-build", help="Use the existing image; do not build it.")
     ] = False,
+    sites: Annotated[
+        Path | None,
+        typer.Option(
+            help="Describes the containers of an experiment's sites. [default: sites.toml beside FILE]"
+        ),
+    ] = None,
     file: ComposeFile = None,
 ) -> None:
     """Start the network and run an experiment on it.
@@ -117,7 +137,12 @@ def up(
     """
     from flsimulation.cli.deploy.up import up_command
 
-    up_command(file, experiment, clients, without or [], run=not no_run, build=not no_build)
+    up_command(
+        *(file, experiment, clients, without or []),
+        run=not no_run,
+        build=not no_build,
+        sites=sites,
+    )
 
 
 @verbs.command()

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import typer
 
-from flsimulation.cli.deploy.compose import EXPERIMENTS, RUNS, Project, find_files, open_project
+from flsimulation.cli.deploy.compose import (
+    EXPERIMENTS,
+    RUNS,
+    SITES_FILE,
+    Project,
+    find_files,
+    open_project,
+)
 from flsimulation.cli.deploy.docker import ask
 from flsimulation.cli.deploy.doctor import memory, memory_check, ready
+from flsimulation.cli.deploy.sites import with_sites
 from flsimulation.cli.deploy.status import address_lines
 from flsimulation.errors import InputError, RunError
 from flsimulation.rundir.reader import report_of
@@ -29,10 +37,11 @@ def up_command(
     *,
     run: bool,
     build: bool,
+    sites: Path | None = None,
 ) -> None:
     """Check the machine, build the image, start the services, print the addresses, run."""
-    files = find_files(file)
     wanted = _wanted(without)
+    files = with_sites(find_files(file), experiment, sites)
     project = _project(files, experiment, clients)
     fitting = memory_check(memory(ready(project)), project.clients)
     if fitting.level == "bad" and clients is None:
@@ -64,7 +73,8 @@ def up_command(
 def down_command(file: Path | None, *, volumes: bool) -> None:
     """Stop and remove everything that the project started."""
     project = open_project(find_files(file))
-    project.show("down", "--remove-orphans", *["--volumes"] * volumes, explain=True)
+    if not project.show("down", "--remove-orphans", *["--volumes"] * volumes, explain=True):
+        (project.folder / SITES_FILE).unlink(missing_ok=True)
 
 
 def _wanted(without: list[str]) -> list[str]:

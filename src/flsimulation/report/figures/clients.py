@@ -34,10 +34,11 @@ def clients_figure(run: RunRecord) -> Figure | None:
     spread = client_spread(run)
     if spread is None:
         return None
-    return _bars(spread) if len(spread.ranked) <= MANY else _distribution(spread)
+    names = [run.site_names[p] if run.site_names else str(p) for p, _ in spread.ranked]
+    return _bars(spread, names) if len(spread.ranked) <= MANY else _distribution(spread)
 
 
-def _bars(spread: Spread) -> Figure:
+def _bars(spread: Spread, names: list[str]) -> Figure:
     name = spread.metric
     figure, axes = blank(
         f"{name.capitalize()} of each client", "Client, worst first", name.capitalize()
@@ -45,7 +46,7 @@ def _bars(spread: Spread) -> Figure:
     places = np.arange(len(spread.ranked))
     axes.bar(places, spread.values, width=min(0.8, 0.25 + 0.05 * len(places)), color=BLUE)
     axes.set_xlim(-0.6, len(places) - 0.4)
-    _name_clients(axes, spread)
+    _name_clients(axes, names)
     _averages(figure, axes, spread, upright=False)
     if is_share(name):
         share_axis(axes.yaxis)
@@ -53,11 +54,10 @@ def _bars(spread: Spread) -> Figure:
     return figure
 
 
-def _name_clients(axes: Axes, spread: Spread) -> None:
-    names = [str(partition) for partition, _ in spread.ranked]
+def _name_clients(axes: Axes, names: list[str]) -> None:
     if sum(len(name) + 1 for name in names) <= 56:
         axes.set_xticks(range(len(names)), names)
-    else:  # their numbers would run into each other
+    else:  # they would run into each other
         axes.set_xticks([])
 
 

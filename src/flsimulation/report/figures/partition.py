@@ -28,12 +28,17 @@ Table: TypeAlias = npt.NDArray[np.float64]
 """Examples, [clients, classes]."""
 _ROWS = 20
 """Up to this number of clients are rows of the heat map; more are columns, where there is room."""
+_CHARACTERS = 56  # of all clients' names below an axis
 _NUMBERED = 12
 """Up to this number of classes, the cells of the rows also show their number."""
 
 
 @house_style()
-def partition_figure(histogram: Mapping[str, Sequence[int]], classes: Sequence[str] = ()) -> Figure:
+def partition_figure(
+    histogram: Mapping[str, Sequence[int]],
+    classes: Sequence[str] = (),
+    clients: Sequence[str] = (),
+) -> Figure:
     """Draw how the examples are divided.
 
     Parameters
@@ -43,6 +48,8 @@ def partition_figure(histogram: Mapping[str, Sequence[int]], classes: Sequence[s
         classes. At least one partition.
     classes : sequence of str
         Names of the classes; their numbers stand in for names that are missing.
+    clients : sequence of str
+        Names of the clients 0, 1, ..., for bars; likewise, and where there is room for them.
 
     Returns
     -------
@@ -55,7 +62,8 @@ def partition_figure(histogram: Mapping[str, Sequence[int]], classes: Sequence[s
     for line, partition in zip(table, partitions, strict=True):
         line[: len(histogram[partition])] = histogram[partition]
     if width == 1:
-        return _sizes(table[:, 0], partitions)
+        fits = sum(len(name) + 1 for name in clients) <= _CHARACTERS
+        return _sizes(table[:, 0], list(clients) if clients and fits else partitions)
     names = [short(str(classes[i]) if i < len(classes) else str(i)) for i in range(width)]
     return _rows(table, partitions, names) if len(table) <= _ROWS else _columns(table, names)
 

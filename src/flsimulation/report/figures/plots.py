@@ -44,7 +44,7 @@ def figures(run: RunRecord) -> dict[str, Figure]:
 def _partition(run: RunRecord) -> Figure | None:
     histogram = look(run.manifest, "data", "histogram")
     return (
-        partition_figure(histogram, look(run.manifest, "data", "classes") or ())
+        partition_figure(histogram, look(run.manifest, "data", "classes") or (), run.site_names)
         if histogram
         else None
     )

@@ -8,6 +8,8 @@ TROUBLE = "FLSIM_TROUBLE"
 """Environment: the file that stores what went wrong until it is reported to the server."""
 MEMORY = "FLSIM_MEMORY"
 """Environment: the file that stores which client holds which partition."""
+SITE, SITE_DATA = "FLSIM_SITE", "FLSIM_SITE_DATA"
+"""Environment: name of a client's site, and the path of its data."""
 OUT, RESUME, MODELS = "driver.out", "driver.resume", "driver.models"
 """Keys of a submitted run config that are not part of the experiment."""
 LEFT = 75

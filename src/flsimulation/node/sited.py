@@ -1,0 +1,82 @@
+"""Before a run of sites: the clients connect, report their facts, and agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from flsimulation.clock import SYSTEM, Clock
+from flsimulation.data.federated import FederatedData
+from flsimulation.data.sites.joined import load_no_site
+from flsimulation.events import ClientsConnected, Event, Sink
+from flsimulation.experiment import Experiment
+from flsimulation.node.grid import AssignedGrid, connect
+from flsimulation.server.agreeing import agreed_by
+from flsimulation.server.grid import PartitionedGrid
+
+
+@dataclass
+class _Relay:
+    """A sink that passes events to another one, which may change."""
+
+    to: Sink
+
+    def __call__(self, event: Event) -> None:
+        """Pass the event."""
+        self.to(event)
+
+
+@dataclass(frozen=True)
+class Sited:
+    """Sites that agreed, and their connected clients."""
+
+    grid: AssignedGrid
+    data: FederatedData
+    """Its examples are placeholders: the server has none."""
+    clients: int
+    _relay: _Relay
+
+    def continued(self, emit: Sink) -> PartitionedGrid:
+        """The grid, whose events go to the run's sinks from now on."""
+        self._relay.to = emit
+        emit(ClientsConnected(tuple(self.grid.partitions.values()), self.clients))
+        return self.grid
+
+
+def agreed_sites(
+    grid: Grid,
+    experiment: Experiment,
+    emit: Sink,
+    memory: Path | None = None,
+    clock: Clock = SYSTEM,
+) -> Sited:
+    """Wait for the sites, ask each for its facts, and let them agree.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's own grid.
+    experiment : Experiment
+        With sites.
+    emit : callable
+        Notified of clients that connect or disconnect.
+    memory : Path, optional
+        File that stores which client holds which partition.
+    clock : Clock
+        The clock to use.
+
+    Raises
+    ------
+    RunError
+        If a site does not connect, or does not reply.
+    DataError
+        In one sentence that names the site, if its data cannot be used or differs from the others'.
+    """
+    relay = _Relay(emit)
+    assigned = connect(grid, experiment, relay, clock, memory)
+    agreement = agreed_by(assigned, experiment, clock)
+    dataset = load_no_site(experiment.data, agreement)
+    data = FederatedData.divide(dataset, experiment)
+    return Sited(assigned, data, experiment.data.clients, relay)

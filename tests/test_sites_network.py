@@ -1,0 +1,266 @@
+"""Sites on a network: each client reads only its own data, and the run equals that of one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from tests.conftest import Recorder
+from tests.test_assignment import Network as FakeNetwork
+from tests.test_assignment import Ticking
+from tests.test_network import Network, flsim, started
+
+from flsimulation import load_experiment
+from flsimulation.client.app import make_client_app
+from flsimulation.client.workspace import Workspace
+from flsimulation.data.sites.site_facts import SiteFacts
+from flsimulation.errors import ClientError, DataError, InputError, RunError
+from flsimulation.events import ClientsConnected, RoundFinished, RunStarted
+from flsimulation.experiment import Experiment, flatten
+from flsimulation.messages.codec import failed_reply
+from flsimulation.node import grid as assigned_grid
+from flsimulation.node.own_site import OwnSite, become_site
+from flsimulation.node.sited import agreed_sites
+from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.runtimes.network.names import SITE, SITE_DATA
+from flsimulation.runtimes.simulated import flower_identity
+from flsimulation.server.app import make_server_app
+
+HOSPITALS = Path(__file__).parent.parent / "experiments" / "sites"
+SITES = ("berlin", "lodz", "porto")
+
+
+class Site(OwnSite):
+    """A site whose workspace is kept."""
+
+    def workspace(self, context: Context, agreement: str) -> Workspace:
+        key = (self.name, agreement)
+        if key not in KEPT:
+            experiment = EXPERIMENTS[-1]
+            KEPT[key] = Workspace.load(
+                experiment, clients=1, processes=1, data=self.data(experiment, agreement)
+            )
+        return KEPT[key]
+
+
+KEPT: dict[tuple[str, str], Workspace] = {}
+EXPERIMENTS: list[Experiment] = []
+
+
+class Sites(FakeNetwork):
+    """A network whose nodes are sites, each with a file of its own; "" is a client without a site."""
+
+    def __init__(self, spec: Experiment, folder: Path, *names: str) -> None:
+        EXPERIMENTS.append(spec)
+        self.folder = folder
+        super().__init__(make_client_app(), names, flatten(spec))
+
+    def _answer(self, message: Message, node: int) -> Message:
+        name = self.names[node]
+        site = Site(name, self.folder / f"{name}.csv") if name != "guest" else None
+        context = Context(1, node, {"name": name}, RecordDict(), self.config)
+        try:
+            return make_client_app(site=site)(message, context)
+        except Exception as error:
+            return failed_reply(message, ClientError("error", str(error)))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(assigned_grid, "_LOOK_SECONDS", 0.0)
+    KEPT.clear()
+    with flower_identity():
+        yield
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Path:
+    """The hospitals' files, where no experiment looks for them."""
+    return Path(shutil.copytree(HOSPITALS / "hospitals", tmp_path / "apart"))
+
+
+def hospitals(*overrides: str) -> Experiment:
+    """The hospitals, of which the server knows the names only."""
+    sets = ("strategy.rounds=2", "runtime.client-wait=5", "train.device=cpu", "train.engine=direct")
+    return load_experiment(HOSPITALS / "hospitals.toml", [*sets, *overrides])
+
+
+def elsewhere(spec: Experiment) -> Experiment:
+    """The same experiment on a machine that has none of the files."""
+    data = spec.data.model_copy(update={"dataset": "sites:/nowhere"})
+    return spec.model_copy(update={"data": data})
+
+
+@pytest.mark.seconds
+def test_a_run_of_sites_that_are_apart_equals_that_of_one_process(apart: Path) -> None:
+    here, there = Recorder(), Recorder()
+    spec = hospitals()
+    run_in_process(spec, [here], Workspace.load(spec, clients=1, processes=1))
+    remote = elsewhere(spec)
+    network = Sites(remote, apart, "porto", "berlin", "lodz")
+    early: list[Any] = []
+    sited = agreed_sites(network, remote, early.append, clock=Ticking())
+    assert any(isinstance(event, ClientsConnected) for event in early)
+    space = Workspace.load(remote, clients=0, data=sited.data)
+    assert space.data.dataset.x_train.abs().sum() == 0  # type: ignore[union-attr]
+    context = Context(1, 1, {}, RecordDict(), dict(flatten(remote)))
+    make_server_app([there], space, connect=lambda _, __, emit, ___: sited.continued(emit))(
+        network, context
+    )
+    first, second = (record.of(RunStarted)[0] for record in (here, there))
+    for name in ("data_digest", "histogram", "train_examples", "test_examples", "parameters"):
+        assert getattr(first, name) == getattr(second, name), name
+    for one, other in zip(here.of(RoundFinished), there.of(RoundFinished), strict=True):
+        assert one.weights_sha256 == other.weights_sha256
+        assert (one.federated, one.cohort, other.central) == (other.federated, other.cohort, None)
+        assert other.failures == {}
+
+
+@pytest.mark.seconds
+def test_a_site_that_is_restarted_during_a_run_needs_nothing_but_its_next_task(
+    apart: Path,
+) -> None:
+    spec, there = hospitals("strategy.rounds=3"), Recorder()
+    here = Recorder()
+    run_in_process(spec, [here], Workspace.load(spec, clients=1, processes=1))
+    remote = elsewhere(spec)
+    network = Sites(remote, apart, *SITES)
+    sited = agreed_sites(network, remote, lambda _: None, clock=Ticking())
+
+    def restart(event: Any) -> None:
+        there(event)
+        if isinstance(event, RoundFinished) and event.round == 1:
+            KEPT.clear()
+            del network.names[next(n for n, name in network.names.items() if name == "lodz")]
+            network.join("lodz")
+
+    space = Workspace.load(remote, clients=0, data=sited.data)
+    context = Context(1, 1, {}, RecordDict(), dict(flatten(remote)))
+    app = make_server_app([restart], space, connect=lambda _, __, emit, ___: sited.continued(emit))
+    app(network, context)
+    rounds = there.of(RoundFinished)
+    assert rounds[-1].cohort == (0, 1, 2)
+    assert {name for name, _ in KEPT} == set(SITES)  # each was read again
+    assert [r.weights_sha256 for r in rounds] == [r.weights_sha256 for r in here.of(RoundFinished)]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda text: text.replace('"yes"', '"ja"'), DataError, "site lodz: column 'readmitted' has 'ja' in"),
+        (lambda text: text.replace('"bmi"', '"weight"'), DataError, "site lodz has no column 'bmi' (but has 'weight'), which berlin has"),
+        (lambda _: "", DataError, "site lodz: lodz.csv cannot be read as CSV"),
+    ],
+)  # fmt: skip
+def test_a_site_is_refused_before_the_run_by_name(
+    apart: Path, change: Any, error: type[Exception], said: str
+) -> None:
+    path = apart / "lodz.csv"
+    path.write_text(change(path.read_text()))
+    spec = elsewhere(hospitals())
+    with pytest.raises(error) as caught:
+        agreed_sites(Sites(spec, apart, *SITES), spec, lambda _: None, clock=Ticking())
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("guest", "site lodz: it has no site; start it with --site NAME --data PATH"),
+        ("madrid", "site lodz: its site 'madrid' is none of data.sites (berlin, lodz, porto); add it there"),
+    ],
+)  # fmt: skip
+def test_a_client_that_is_none_of_the_sites_takes_no_part(
+    apart: Path, other: str, said: str
+) -> None:
+    spec = elsewhere(hospitals())
+    with pytest.raises(DataError) as caught:
+        agreed_sites(
+            Sites(spec, apart, "berlin", other, "porto"), spec, lambda _: None, clock=Ticking()
+        )
+    assert str(caught.value) == said
+
+
+def test_two_clients_of_one_site_are_refused(apart: Path) -> None:
+    spec = elsewhere(hospitals())
+    network = Sites(spec, apart, *SITES)
+    network.names[network.join("x")] = "lodz"
+    del network.names[next(node for node, name in network.names.items() if name == "porto")]
+    with pytest.raises(RunError, match="2 of 3 clients connected"):
+        agreed_sites(network, spec, lambda _: None, clock=Ticking())
+
+
+def test_facts_that_are_none_are_refused(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = elsewhere(hospitals())
+    wrong = SiteFacts.model_construct(site="lodz", examples=5)
+    monkeypatch.setattr(Site, "facts", lambda *_: wrong)
+    with pytest.raises(DataError, match=r"site berlin reports facts that cannot be read \(task, "):
+        agreed_sites(Sites(spec, apart, *SITES), spec, lambda _: None, clock=Ticking())
+    with pytest.raises(ValueError, match="finite"):
+        SiteFacts.model_validate_json('{"site": "a", "examples": 3, "task": "regression", "target": [], "targets": [{"mean": NaN}]}')  # fmt: skip
+
+
+def test_the_command_of_a_client_checks_its_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (SITE, SITE_DATA):
+        monkeypatch.delenv(name, raising=False)
+    become_site(None, None)
+    assert OwnSite.of_environment() is None
+    for site, data, said in (
+        ("berlin", None, "--site without --data PATH"),
+        (None, tmp_path, "--data without --site NAME"),
+        ("ber lin", tmp_path, "--site ber lin: use letters, digits"),
+        ("berlin", tmp_path / "no", f"--data {tmp_path}/no: there is no such file or folder"),
+    ):
+        with pytest.raises(InputError) as caught:
+            become_site(site, data)
+        assert str(caught.value).startswith(said)
+    monkeypatch.setenv(SITE, "")  # so that it is removed afterwards
+    monkeypatch.setenv(SITE_DATA, "")
+    become_site("berlin", tmp_path)
+    assert OwnSite.of_environment() == OwnSite("berlin", tmp_path.resolve())
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(InputError, match="site berlin: temporary files cannot be written here"):
+        become_site("berlin", tmp_path)
+
+
+def join(network: Network, site: str, data: Path) -> None:
+    network.join(site, f"--site={site}", f"--data={data}")
+
+
+@pytest.mark.slow
+def test_sites_of_real_processes_agree_with_one_process_and_are_refused_by_name(
+    apart: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "net"
+    (folder / "runs").mkdir(parents=True)
+    with started(folder) as network:
+        for site in SITES:
+            join(network, site, apart / f"{site}.csv")
+        sets = ("--set=strategy.rounds=3", "--set=train.device=cpu")
+        file = str(HOSPITALS / "hospitals.toml")
+        verified = flsim("verify", file, f"--superlink={network.address}", *sets, cwd=folder)
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert "agree" in verified.stdout
+        run = flsim("run", file, "--runtime=network", f"--superlink={network.address}", *sets, "--json", cwd=folder)  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        result = json.loads(run.stdout)
+        assert result["state"] == "completed"
+        lines = (folder / result["run_dir"] / "rounds.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["central"] is None
+        path = apart / "lodz.csv"
+        path.write_text(path.read_text().replace('"yes"', '"ja"'))
+        refused = flsim("run", file, "--runtime=network", f"--superlink={network.address}", *sets, cwd=folder)  # fmt: skip
+        assert refused.returncode == 2, refused.stdout + refused.stderr
+        assert "site lodz: column 'readmitted' has 'ja'" in refused.stderr
+        assert len(list((folder / "runs").glob("2*"))) == 2  # of verify and of the first run
