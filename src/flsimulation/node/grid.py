@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from flsimulation.clock import SYSTEM, Clock
-from flsimulation.errors import RunError
+from flsimulation.errors import RunError, one_line
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.internals.flower_messages import OF_SUPERLINK, Run, identifiers_of, requested
@@ -205,12 +205,19 @@ class AssignedGrid(PartitionedGrid):
         met = {}
         for reply in self._grid.pull_messages(list(self._queried)) if self._queried else ():
             node = self._queried.pop(reply.metadata.reply_to_message_id, None)
-            if node is not None and reply.has_error():
-                self._trouble = f"; a client replied: {reply.error.reason or reply.error.code}"
-            elif node is not None:
+            if node is None:
+                continue
+            if reply.has_error():
+                why = one_line(reply.error.reason or reply.error.code)
+                self._trouble = f"; a client replied: {why}"
+                continue
+            try:
                 met[node] = Identity(*identity_of(reply))
-                self._silent.pop(node, None)
-                self._explain(met[node])
+            except ValueError as error:
+                self._trouble = f"; node {node}: {error}"
+                continue
+            self._silent.pop(node, None)
+            self._explain(met[node])
         self._silent = {n: since for n, since in self._silent.items() if n in online}
         return met
 

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.clock import SYSTEM, Clock
+from flsimulation.data.federated import FederatedData
 from flsimulation.errors import FLSimulationError, Interrupted, RunError, describe_error
 from flsimulation.events import (
     Checkpoint,
@@ -20,6 +21,7 @@ from flsimulation.events import (
     ClientsConnected,
     Event,
     Noticed,
+    Phase,
     RoundFinished,
     RunFinished,
     RunStarted,
@@ -34,6 +36,7 @@ from flsimulation.messages.batch import Batch, Task
 from flsimulation.messages.weights import not_finite
 from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts
+from flsimulation.server.checks import Checks
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.notices import Notices
@@ -117,7 +120,7 @@ def make_server_app(
             emit(started)
             for text in space.notices:
                 emit(Noticed(text))
-            _federate(lambda: _exchange(grid, started, emit, connect, clock), space, emit, start)
+            _federate(lambda: _exchange(grid, started, emit, connect, space), space, emit, start)
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
         except Exception as error:
@@ -166,17 +169,23 @@ def _federate(
 
 
 def _exchange(
-    grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None, clock: Clock
+    grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None, space: Workspace
 ) -> Exchange:
     """The exchange, over a grid with a partition for each node."""
     experiment, engine = started.experiment, (started.engine, started.not_stacked)
+    clock, checks = space.clock, Checks(functools.partial(_held, space.data))
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
     elif connect is None:
         raise RunError("the grid does not report which node holds which partition")
     else:
         grid = connect(grid, experiment, emit, clock)
-    return Exchange(grid, experiment.round.deadline, emit, *engine, clock)
+    return Exchange(grid, experiment.round.deadline, emit, *engine, clock, checks)
+
+
+def _held(data: FederatedData, partition: int, phase: Phase) -> int:
+    """Examples that a client holds for a phase."""
+    return data.train_size(partition) if phase == "train" else data.validation_size(partition)
 
 
 def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
