@@ -10,11 +10,19 @@ from typing import Any, TypeAlias
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
-from flsimulation.errors import FLSimulationError, Interrupted, RunError, describe_error
+from flsimulation.errors import (
+    ClientError,
+    FLSimulationError,
+    InputError,
+    Interrupted,
+    RunError,
+    describe_error,
+)
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
@@ -31,8 +39,9 @@ from flsimulation.events import (
 )
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.processes import undisturbed
-from flsimulation.messages.arrays import held_state, joined, record_of
+from flsimulation.messages.arrays import held_state, record_of
 from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.received import model_like
 from flsimulation.messages.weights import not_finite
 from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts
@@ -144,9 +153,8 @@ def _federate(
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
     arrays = record_of(space.initial_state())
     if start is not None:
-        vars(strategy).update(start.strategy)
-        # in the model's order, on which strategies may rely; that of the file differs
-        arrays = joined({name: start.arrays[name] for name in arrays})
+        _restore(strategy, start.strategy)
+        arrays = _fitting(start, arrays)
         emit(Checkpoint(start.round, arrays, strategy))
     exchange = ready()
     rounds = Rounds(
@@ -166,6 +174,29 @@ def _federate(
         ended = rounds.run(arrays, first=start.round + 1 if start else 1)
     if space.can_evaluate_clients:
         _evaluate_everyone(exchange, ended, space, emit, rounds.notices)
+
+
+def _restore(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Set a strategy's attributes; a checkpoint cannot add any, nor replace functions."""
+    own = vars(strategy)
+    own.update({name: state[name] for name in own.keys() & state.keys() if not callable(own[name])})
+
+
+def _fitting(start: Start, arrays: ArrayRecord) -> ArrayRecord:
+    """The checkpoint's model in the model's order, on which strategies may rely.
+
+    Raises
+    ------
+    InputError
+        If it is another model's.
+    """
+    try:
+        return model_like(start.arrays, arrays)
+    except ClientError as error:
+        raise InputError(
+            f"the checkpoint of round {start.round} is not of the experiment's model: {error}; "
+            f"restore experiment.toml, or start a new run"
+        ) from None
 
 
 def _exchange(
