@@ -85,10 +85,17 @@ def kind_of(text: str) -> str:
     return re.sub(r"\b(\d[\d.,]*(e[+-]?\d+)?|nan|inf)\b", "#", text)
 
 
+def printable(text: str) -> str:
+    """The text without characters that change a terminal or a log; line feeds stay."""
+    if text.isprintable():
+        return text
+    kept = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(kept)
+
+
 def one_line(text: object, longest: int = _LONGEST) -> str:
     """A text that others wrote, safe to print: one line, no control characters, not too long."""
-    line = " ".join(str(text)[: 2 * longest].split())
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    line = printable(" ".join(str(text)[: 2 * longest].split()))
     return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 

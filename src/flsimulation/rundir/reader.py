@@ -24,6 +24,7 @@ from flsimulation.rundir.layout import (
     ROUNDS,
 )
 from flsimulation.rundir.manifest import read_manifest, settled
+from flsimulation.rundir.shapes import CLIENT, ROUND
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +112,9 @@ class RunRecord:
     @cached_property
     def rounds(self) -> tuple[JsonObject, ...]:
         """Lines of rounds.jsonl by round; the last line of a round that was repeated."""
-        rounds = {line["round"]: line for line in read_lines(self.path / ROUNDS, "round")}
+        rounds = {
+            line["round"]: line for line in read_lines(self.path / ROUNDS, "round", shapes=ROUND)
+        }
         return tuple(rounds[key] for key in sorted(rounds))
 
     @property
@@ -139,7 +142,7 @@ class RunRecord:
 
     def clients(self) -> Iterator[JsonObject]:
         """The lines of clients.jsonl in file order, decoded one by one: there may be a million."""
-        return read_lines(self.path / CLIENTS, "round", "partition")
+        return read_lines(self.path / CLIENTS, "round", "partition", shapes=CLIENT)
 
     def trained(self, until: int) -> list[tuple[int, str | None]]:
         """Partition, and reason of the failure or None, of each training up to a round."""
