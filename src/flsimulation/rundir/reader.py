@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -102,7 +103,7 @@ class RunRecord:
         """experiment.toml as tables; empty if it is missing or not valid TOML."""
         try:
             return tomllib.loads(self.toml)
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             return {}
 
     def experiment(self, overrides: Iterable[str] = ()) -> Experiment:
@@ -178,8 +179,12 @@ class RunRecord:
             raise InputError(f"{self.path / MODEL}: damaged: {error}") from None
 
     def started(self) -> RunStarted:
-        """The event with which the run began. Raises ``KeyError`` if the run did not get that far."""
-        data, model = self.manifest["data"], self.manifest["model"]
+        """The event with which the run began. Raises `InputError` if the run did not get that far."""
+        with self._complete():
+            return self._started()
+
+    def _started(self) -> RunStarted:
+        data, model = self.manifest["data"] or {}, self.manifest["model"] or {}
         return RunStarted(
             experiment=self.experiment(),
             model_arguments=model["arguments"],
@@ -194,7 +199,21 @@ class RunRecord:
         )
 
     def result(self) -> RunResult:
-        """The result of the run. Raises ``KeyError`` if it has no manifest."""
+        """The result of the run. Raises `InputError` if it has no complete manifest."""
+        with self._complete():
+            return self._result()
+
+    @contextlib.contextmanager
+    def _complete(self) -> Iterator[None]:
+        """Name the key that the manifest lacks."""
+        try:
+            yield
+        except KeyError as error:
+            raise InputError(
+                f"{self.path / MANIFEST}: has no key {error}; restore the file, or repeat the run"
+            ) from None
+
+    def _result(self) -> RunResult:
         found, scores = self.manifest, scores_of(self.last_evaluated)
         return RunResult(
             name=found["name"],
