@@ -434,7 +434,7 @@ def fuzz(
     kinds : tuple of str
         Names of `KINDS`.
     tell : callable
-        Called with a line from time to time.
+        Called with a line for each failure, and from time to time.
     """
     watch, failures, began = Watch(), list[Failure](), time.monotonic()
     valid = {kind: KINDS[kind].parts() for kind in kinds}
@@ -444,6 +444,7 @@ def fuzz(
             folder.mkdir()
             if (failure := run_case(kind, valid[kind], number, folder, watch)) is not None:
                 failures.append(failure)
+                tell(f"{failure.kind} {failure.seed} at {failure.place}: {failure.what}")
             shutil.rmtree(folder)
             if (number - seed + 1) % 5000 == 0:
                 took = time.monotonic() - began

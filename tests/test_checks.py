@@ -17,7 +17,9 @@ from flwr.app import (
 )
 
 from flsimulation.errors import ClientError, one_line
-from flsimulation.events import ClientReplied
+from flsimulation.events import ClientReplied, RoundFinished
+from flsimulation.experiment import load_experiment
+from flsimulation.experiment.strategy import STRATEGIES
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.messages.codec import batch_of, reply_to
@@ -25,6 +27,8 @@ from flsimulation.runtimes.inprocess import InProcessGrid
 from flsimulation.runtimes.simulated import flower_identity
 from flsimulation.server.checks import Checks
 from flsimulation.server.exchange import Exchange
+from flsimulation.server.rounds import Rounds
+from flsimulation.server.strategies import build_strategy
 
 CONFIG = ConfigRecord({"server-round": 1})
 HELD = 10
@@ -334,3 +338,30 @@ def test_states_of_metrics_are_arrays_of_numbers(
 def test_text_of_others_is_one_printable_line(text: str, shown: str) -> None:
     assert one_line(text, 10 if len(text) == 50 else 100) == shown
     assert one_line(text).encode()
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"bulyan"}))
+def test_a_rejected_client_is_left_out_whatever_the_strategy(recorder: Any, name: str) -> None:
+    """Of four clients, the last one sends NaN; bulyan would need seven."""
+
+    def answer(message: Message) -> Message:
+        batch = batch_of(message)
+        task, value = batch.tasks[0], 1.0 + batch.tasks[0].partition
+        model = arrays(value, float("nan") if task.partition == 3 else value)
+        trains = task.phase == "train"
+        outcome = Outcome(task.partition, task.phase, dict(GOOD), None, model if trains else None)
+        return reply_to(message, Reply([outcome]))
+
+    own = {"qfedavg": ["strategy.client-learning-rate=0.1"]}.get(name, [])
+    experiment = load_experiment(
+        overrides=["data.clients=4", "strategy.rounds=1", f"strategy.name={name}", *own]
+    )
+    exchange = Exchange(Network(answer, 4), 0.0, recorder)
+    strategy = build_strategy(experiment)
+    rounds = Rounds(experiment, strategy, exchange, lambda *_: {"loss": 0.0}, recorder)
+    final, *_ = rounds.run(arrays(0.0, 0.0))
+    assert np.isfinite(final["w"].numpy()).all()
+    (finished,) = recorder.of(RoundFinished)
+    assert finished.failures == {"rejected": 1}
+    (failed,) = [event for event in recorder.of(ClientReplied) if event.reason is not None]
+    assert (failed.partition, failed.error) == (3, "its weights w are not finite")

@@ -28,6 +28,7 @@ from flsimulation.messages.weights import first_diverged
 _MOST_METRICS = 1000  # per client and phase
 _LONGEST_NAME = 200  # characters of a metric's name
 _HEADER_BYTES = 10_000  # of an array, at most: NumPy reads no longer ones
+_TAKEN = RESERVED - BOOKKEEPING  # names in a line of clients.jsonl that are no metrics
 _NUMBERS = "biufc"  # kinds of NumPy's types that are numbers
 
 
@@ -88,7 +89,7 @@ def name_of(name: object) -> str:
         raise rejected(f"a metric's name is {one_line(repr(name), 60)}")
     if not name.isprintable():
         raise rejected(f"a metric's name has control characters: {one_line(repr(name), 60)}")
-    if name in RESERVED - BOOKKEEPING:
+    if name in _TAKEN:
         raise rejected(f"a metric has the reserved name {name!r}")
     return name
 
