@@ -140,7 +140,10 @@ def number(record: object, *keys: str) -> float | None:
     value = look(record, *keys)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if math.isfinite(value) else None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond the range of a float
+        return None
 
 
 def _lines(path: Path) -> list[bytes]:
