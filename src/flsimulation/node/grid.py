@@ -10,14 +10,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from flsimulation.clock import SYSTEM, Clock
-from flsimulation.errors import RunError, one_line
+from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.internals.flower_messages import OF_SUPERLINK, Run, identifiers_of, requested
 from flsimulation.messages.batch import Batch, Task
-from flsimulation.messages.content import identity_of
 from flsimulation.messages.packing import pack
 from flsimulation.node.assignment import Identity, PartitionTable
+from flsimulation.node.introductions import introductions
 from flsimulation.node.outbox import Outbox, replied_to
 from flsimulation.server.grid import PartitionedGrid
 
@@ -203,21 +203,16 @@ class AssignedGrid(PartitionedGrid):
     def _replies(self, online: set[int]) -> dict[int, Identity]:
         self._queried = {m: n for m, n in self._queried.items() if n in online}
         met = {}
-        for reply in self._grid.pull_messages(list(self._queried)) if self._queried else ():
-            node = self._queried.pop(reply.metadata.reply_to_message_id, None)
+        for query, found in introductions(self._grid, list(self._queried)):
+            node = self._queried.pop(query, None)
             if node is None:
                 continue
-            if reply.has_error():
-                why = one_line(reply.error.reason or reply.error.code)
-                self._trouble = f"; a client replied: {why}"
+            if isinstance(found, str):
+                self._trouble = f"; a client replied: {found}"
                 continue
-            try:
-                met[node] = Identity(*identity_of(reply))
-            except ValueError as error:
-                self._trouble = f"; node {node}: {error}"
-                continue
+            met[node] = found
             self._silent.pop(node, None)
-            self._explain(met[node])
+            self._explain(found)
         self._silent = {n: since for n, since in self._silent.items() if n in online}
         return met
 
