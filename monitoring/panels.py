@@ -37,6 +37,7 @@ COLOURS = {
     "diverged": PURPLE,
     "deadline": ORANGE,
     "lost": YELLOW,
+    "rejected": "dark-red",
     "server": GREY,
     "lowest": BLUE,
     "fastest": GREEN,
@@ -58,7 +59,7 @@ VALUES = {
     "source": ("central", "federated"),
     "direction": ("down", "up"),
     "phase": ("train", "aggregate", "evaluate"),
-    "reason": ("error", "diverged", "deadline", "lost"),
+    "reason": ("error", "diverged", "deadline", "lost", "rejected"),
 }
 """Values of the labels that legends are made of."""
 

@@ -37,7 +37,10 @@ class Clients:
     def __call__(self, batch: Batch) -> Iterator[Reply]:
         self.batches.append([(task.partition, task.phase) for task in batch.tasks])
         for task in batch.tasks:
-            yield Reply([self.outcome(task)], None, *self.engine.get(task.partition, ()))
+            outcome = self.outcome(task)
+            if task.phase == "train":
+                outcome = outcome._replace(model=batch.model)
+            yield Reply([outcome], None, *self.engine.get(task.partition, ()))
 
     @staticmethod
     def one(task: Task) -> Outcome:
@@ -206,7 +209,8 @@ def test_a_mean_counts_as_many_bytes_as_the_models_that_it_stands_for(recorder: 
     list(exchange.outcomes())
     numbers = MetricRecord({"num-examples": 10}).count_bytes()
     assert replies.bytes_up == 3 * (mean.count_bytes() + numbers)
-    assert replies.means == {0: Mean(mean, 30)}
+    assert [(first, own.examples) for first, own in replies.means.items()] == [(0, 30)]
+    assert replies.means[0].model["w"].numpy().tolist() == [1.0, 2.0]
     assert replies.models == {}
 
 

@@ -253,3 +253,15 @@ def test_a_superlink_that_is_no_address_is_refused_with_the_form(address: str) -
         f"--set runtime.superlink={address}: runtime.superlink must be host:port, for example "
         f"superlink:8080, got {address!r}"
     )
+
+
+def test_no_key_runs_code_while_an_experiment_is_read(tmp_path: Path) -> None:
+    """Code is only what the four keys of references name, and only once a run begins."""
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath(__file__ + 'ran').touch()\n")
+    named = f"{tmp_path / 'evil.py'}:x"
+    keys = ("data.dataset", "data.transform", "data.evaluation-transform", "model.class")
+    experiment = load_experiment(
+        overrides=[*(f"{key}={named}" for key in keys), f"model.args.x={named}"]
+    )
+    assert experiment.model.class_ == named
+    assert not (tmp_path / "evil.pyran").exists()

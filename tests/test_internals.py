@@ -81,6 +81,50 @@ NAMES: dict[str, tuple[tuple[str, ...], str]] = {
         ("server_address", "insecure", "root_certificates", "interceptors", "retry_invoker"),
         "the end of such a run",
     ),
+    "flwr.app.message.make_message": (
+        ("metadata", "error"),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.common.constant.ErrorCode.MESSAGE_UNAVAILABLE": (
+        (),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.proto.message_pb2.ConfirmMessageReceivedRequest": (
+        (),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.proto.runtime_pb2.PullAppMessagesRequest": (
+        (),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.supercore.constant.SYSTEM_MESSAGE_TYPE": (
+        (),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.supercore.inflatable.inflatable_object.iterate_object_tree": (
+        ("tree",),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.supercore.inflatable.inflatable_protobuf_utils.make_pull_object_fn_protobuf": (
+        ("pull_object_protobuf", "node", "run_id"),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.supercore.inflatable.inflatable_utils.ObjectPullError": (
+        ("object_id", "reason"),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.supercore.inflatable.inflatable_utils.inflate_object_from_contents": (
+        ("object_id", "object_contents"),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.superlink.grid.http_grid.HttpGrid._runtime_client": (
+        (),
+        "replies that are read only if they are sound",
+    ),
+    "flwr.supercore.runtime.RuntimeHttpClient.PullMessages": (
+        ("request",),
+        "replies that are read only if they are sound",
+    ),
 }
 
 

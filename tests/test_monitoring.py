@@ -395,7 +395,7 @@ class TestReadability:
     def test_what_failed_is_not_green(self):
         panel = panel_of("federation", "Failures")
         names = [override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]]
-        assert names == ["error", "diverged", "deadline", "lost"]
+        assert names == ["error", "diverged", "deadline", "lost", "rejected"]
         assert "green" not in {colour["fixedColor"] for colour in overridden(panel, "color")}
 
     @pytest.mark.parametrize("panel", STATS)

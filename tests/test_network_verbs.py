@@ -23,6 +23,7 @@ from flsimulation.cli.deploy import docker as docker_calls
 from flsimulation.cli.deploy import doctor, network, ports, status
 from flsimulation.cli.main import main
 from flsimulation.errors import RunError
+from flsimulation.runtimes.network.names import MARK
 
 pytestmark = pytest.mark.seconds
 
@@ -560,7 +561,7 @@ def test_ctrl_c_is_passed_on_and_waited_for(docker: Docker, flsim: Any) -> None:
 
 
 def event(**content: Any) -> str:
-    return f"superlink-1  | flsim-event {json.dumps(content)}\n"
+    return f"superlink-1  | {MARK}{json.dumps(content)}\n"
 
 
 EVENTS = {
@@ -581,7 +582,7 @@ EVENTS = {
 
 
 def test_logs_show_events_as_lines_for_people(docker: Docker, flsim: Any) -> None:
-    broken = "superlink-1  | flsim-event {cut\n"
+    broken = f"superlink-1  | {MARK}{{cut\n"
     other = event(event="RoundFinished", round=7)  # of another version
     plain = "client-1     | a line of Flower's\n"
     docker.answer("compose logs", "".join((plain, *EVENTS, broken, other, plain)))

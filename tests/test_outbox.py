@@ -6,14 +6,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import PullObjectResponse
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
 from flsimulation.clock import VirtualClock
 from flsimulation.errors import ClientError
 from flsimulation.experiment import load_experiment
-from flsimulation.internals.flower_messages import set_message_id
+from flsimulation.internals.flower_messages import empty_run, set_message_id
+from flsimulation.internals.flower_replies import HttpGrid, Refused, pull_replies
 from flsimulation.messages.codec import failure_of
 from flsimulation.messages.content import identity_reply
 from flsimulation.node.assignment import PartitionTable
@@ -176,3 +183,114 @@ def test_messages_of_several_pushes_are_on_their_way_until_nobody_waits(
     assert (outbox.node_of(first), outbox.identifiers) == (None, {second, third})
     assert told(outbox.pull({first, second, third})).keys() >= {second}
     assert told(outbox.pull({first})).keys() == set()
+
+
+class Stored:
+    """A SuperLink's side of the Runtime API: replies as nodes stored them."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.messages: list[Any] = []
+        self.trees: list[Any] = []
+        self.confirmed: list[str] = []
+
+    def store(self, reply: Message, *, named: Message | None = None) -> None:
+        """Store a reply; its node said that it replies to what ``named`` does."""
+        set_message_id(reply, reply.object_id)
+        self.objects |= {i: o.deflate() for i, o in get_all_nested_objects(reply).items()}
+        proto = message_to_proto(remove_content_from_message(reply))
+        if named is not None:
+            proto.metadata.reply_to_message_id = named.metadata.message_id
+        self.messages.append(proto)
+        self.trees.append(get_object_tree(reply))
+
+    def PullMessages(self, _: Any) -> Any:  # noqa: N802 - Flower's name
+        return PullAppMessagesResponse(messages_list=self.messages, message_object_trees=self.trees)
+
+    def PullObject(self, request: Any) -> Any:  # noqa: N802 - Flower's name
+        content = self.objects.get(request.object_id)
+        return PullObjectResponse(
+            object_found=content is not None, object_available=True, object_content=content or b""
+        )
+
+    def ConfirmMessageReceived(self, request: Any) -> None:  # noqa: N802 - Flower's name
+        self.confirmed.append(request.message_object_id)
+
+
+def pulled(largest: int, change: Callable[[Stored, Message, Message], None]) -> list[Any]:
+    """What is pulled from a SuperLink with the reply of one node to one of two messages."""
+    stored, grid = Stored(), HttpGrid(token="t")
+    grid.set_run(empty_run(1))
+    vars(grid)["_client"] = stored
+    mine, others = messages(10, 11)
+    for message, identifier in ((mine, "mine"), (others, "others")):
+        set_message_id(message, identifier)
+    change(stored, mine, others)
+    return [
+        found if isinstance(found, Refused) else (*told([found]).items(),)
+        for found in pull_replies(grid, ["mine", "others"], largest)
+    ]
+
+
+def sound(message: Message) -> Message:
+    content = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(1000))})})
+    return Message(content, reply_to=message)
+
+
+def damaged(stored: Stored, mine: Message, _: Message) -> None:
+    stored.store(sound(mine))
+    (whole,) = (i for i, content in stored.objects.items() if content.startswith(b"Array "))
+    stored.objects[whole] = b"Array  4\x00null"
+
+
+@pytest.mark.parametrize(
+    ("largest", "change", "expected"),
+    [
+        (10_000, lambda s, mine, _: s.store(sound(mine)), [(("mine", None),)]),
+        (
+            8000,
+            lambda s, mine, _: s.store(sound(mine)),
+            [Refused("mine", "its reply is larger than 8,000 bytes")],
+        ),
+        (
+            10_000,
+            lambda s, mine, others: s.store(sound(others), named=mine),
+            [Refused("mine", "its reply names another client's message")],
+        ),
+        (10_000, damaged, [Refused("mine", "its reply cannot be read: TypeError")]),
+    ],
+)
+def test_a_reply_is_read_only_if_it_is_sound(
+    largest: int, change: Any, expected: list[Any]
+) -> None:
+    assert pulled(largest, change) == expected
+
+
+def test_a_reply_that_cannot_be_unpacked_is_rejected(flower: Rejecting) -> None:
+    outbox = Outbox(flower)
+    (identifier,) = outbox.push(messages(10))
+    packed = RecordDict({"flsim-packed": ConfigRecord({"json": "[" * 10_000})})
+    flower.pull_messages = lambda _: [Message(packed, reply_to=flower.sent[0])]  # type: ignore[method-assign]
+    (error,) = told(outbox.pull({identifier})).values()
+    assert error is not None
+    assert error.reason == "rejected"
+    assert str(error).startswith("its reply cannot be read: RecursionError")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"identity": ConfigRecord({"trouble": "no name"})}),
+        RecordDict({"identity": ConfigRecord({"name": "berlin", "partition-id": "zero"})}),
+        RecordDict({"identity": ArrayRecord()}),
+    ],
+)
+def test_a_node_that_does_not_say_its_name_gets_no_partition(
+    flower: Rejecting, content: RecordDict
+) -> None:
+    experiment = load_experiment(overrides=["data.clients=1"])
+    grid = AssignedGrid(flower, PartitionTable(1), experiment, lambda _: None, clock=VirtualClock())
+    flower.pull_messages = lambda _: [Message(content, reply_to=m) for m in flower.sent]  # type: ignore[method-assign]
+    assert not grid.wait(1, 1.0)
+    assert "the query for its name" in grid.trouble

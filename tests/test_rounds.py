@@ -482,7 +482,9 @@ def test_the_models_types_stay_what_the_clients_send(recorder: Any) -> None:
     typed = with_types_of(Wide().aggregate_train(1, [])[0], start)
     assert (typed["w"].dtype, typed["w"].numpy().tolist()) == ("float32", [1.25, 2.5])
     assert (typed["n"].dtype, typed["n"].numpy().tolist()) == ("int64", 7)
-    final, *_ = Rounds(base.experiment, Wide(), base.exchange, base.judge, recorder).run(start)
+    final, *_ = Rounds(base.experiment, Wide(), base.exchange, base.judge, recorder).run(
+        arrays(0.0)
+    )
     assert final["w"].dtype == "float32"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from flsimulation import InputError, RunResult, load_model, run
+from flsimulation import InputError, RunResult, load_experiment, load_model, run
 from flsimulation.events import BOOKKEEPING, RESERVED, RunStarted, scores_of, source_of
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.jsonlines import last_round, read_lines
 from flsimulation.rundir.reader import can_resume, is_reported, report_of, run_directories
+from flsimulation.rundir.storage import claimed
 
 
 def written(path: Path, rounds: list[Any], **manifest: Any) -> Path:
@@ -157,3 +160,53 @@ def test_who_reads_a_run_directory_needs_no_torch_and_no_flower() -> None:
     code = "import sys, flsimulation.report; print({'torch', 'flwr'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"round": 1, "central": 5}', "central must be an object of numbers, or null, got 5"),
+        ('{"round": 1, "cohort": [1, "x"]}', "cohort must be a list of whole numbers, or null"),
+        ('{"round": true}', "round must be a whole number, got True"),
+        ('{"round": 1, "x": ' + "[" * 50_000, "its values are nested too deeply"),
+        ('{"round": 1, "failures": {"lost": 1.5}}', "failures must be an object of whole numbers"),
+    ],
+)
+def test_a_line_of_another_shape_is_damaged(tmp_path: Path, content: str, why: str) -> None:
+    path = written(tmp_path / "run", [line(1)])
+    (path / "rounds.jsonl").write_text(f'{content}\n{{"round": 2}}\n')
+    with pytest.raises(InputError, match=re.escape(f"rounds.jsonl:1: damaged: {why}")):
+        _ = RunRecord(path).rounds
+
+
+def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path) -> None:
+    path = written(tmp_path / "run", [line(1)], data={"histogram": {"0": "many"}})
+    with pytest.raises(InputError, match=r"manifest.json: damaged: data.histogram must be"):
+        _ = RunRecord(path).manifest
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = written(tmp_path / "run", [line(1)])
+    (path / "rounds.jsonl").unlink()
+    os.mkfifo(path / "rounds.jsonl")
+    with pytest.raises(InputError, match=r"rounds.jsonl: is not a file"):
+        _ = RunRecord(path).rounds
+
+
+@pytest.mark.parametrize("name", [".lock", "checkpoint", "checkpoint/round-000001.safetensors"])
+def test_a_run_is_not_written_through_a_link(tmp_path: Path, name: str) -> None:
+    path, elsewhere = written(tmp_path / "run", [line(1)]), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).symlink_to(elsewhere / "file" if name == ".lock" else elsewhere)
+    with pytest.raises(InputError, match="is a symbolic link"), claimed(path):
+        raise AssertionError("not refused")
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "x/../y", "..", "x.", "x\n", "C:x", "a\\b", "", "é"]
+)
+def test_a_name_cannot_leave_the_folder_of_runs(name: str) -> None:
+    with pytest.raises(InputError, match="name must"):
+        load_experiment(overrides=[f"name={json.dumps(name)}"])

@@ -395,7 +395,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
         assert kept == expected
     saved = sorted(p.name for p in (tmp_path / "cut" / "checkpoint").iterdir())
     assert saved == [
-        f"round-00000{r}.{end}" for r in (3, 4) for end in ("safetensors", "strategy.pickle")
+        f"round-00000{r}.{end}" for r in (3, 4) for end in ("safetensors", "strategy.safetensors")
     ]
 
 
@@ -417,7 +417,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     newest = tmp_path / "run" / "checkpoint" / "round-000003"
     newest.with_suffix(".safetensors").write_text("x")
     assert resume(tmp_path / "run").weights_sha256 == whole.weights_sha256
-    newest.with_suffix(".strategy.pickle").write_text("x")
+    newest.with_suffix(".strategy.safetensors").write_text("x")
     assert resume(tmp_path / "run").weights_sha256 == whole.weights_sha256
 
 
@@ -761,3 +761,15 @@ def test_a_script_with_model_data_and_run_runs_once(tmp_path: Path, own_modules:
     )  # in another process, which executes the script up to run()
     assert type(model).__name__ == "Net"
     assert model.layer.weight.shape == (2, 6)
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(
+    make_experiment: Make, tmp_path: Path
+) -> None:
+    run(make_experiment(strategy={"rounds": 1}), tmp_path / "run")
+    file = tmp_path / "run" / "experiment.toml"
+    file.write_text(re.sub(r"(hidden = \[\s*8,\s*)8", r"\g<1>9", file.read_text()))
+    with pytest.raises(
+        InputError, match="of round 1 is not of the experiment's model: its weights"
+    ):
+        resume(tmp_path / "run")

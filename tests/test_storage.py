@@ -181,7 +181,8 @@ def error_of(*arguments: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("rounds", "file"), [(1, "checkpoint/round-000002.strategy.pickle"), (4, "model.safetensors")]
+    ("rounds", "file"),
+    [(1, "checkpoint/round-000002.strategy.safetensors"), (4, "model.safetensors")],
 )
 def test_a_full_disk_fails_the_run_in_a_sentence_and_it_can_be_resumed(
     make_experiment: Make,
@@ -251,7 +252,7 @@ def test_the_command_says_how_to_resume_after_a_full_disk(
         )
         assert done.returncode == 1
         assert done.stderr == (
-            f"flsim: {out}/checkpoint/round-000002.strategy.pickle: {FULL}; "
+            f"flsim: {out}/checkpoint/round-000002.strategy.safetensors: {FULL}; "
             f"resume with `flsim run --resume {out}`\n"
         )
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from safetensors.numpy import load
 from tests.conftest import PATIENCE
 
 from flsimulation import run
-from flsimulation.errors import InputError
+from flsimulation.errors import InputError, RunError
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
@@ -36,12 +37,13 @@ from flsimulation.metrics.server import PrometheusMetrics
 from flsimulation.metrics.table import METRICS
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.checkpoint import (
-    pickled,
     read_checkpoint,
     safetensors_of,
+    state_of,
     write_checkpoint,
 )
 from flsimulation.rundir.jsonlines import JsonLines
+from flsimulation.rundir.state import load_state
 
 
 def metrics_of_a_run(experiment: Any, path: Path, *sinks: Any) -> Any:
@@ -336,7 +338,7 @@ def test_the_last_two_checkpoints_are_kept_and_read_back(tmp_path: Path) -> None
     folder = tmp_path / "checkpoint"
     for round in (1, 2, 3):
         saved_now = checkpoint(round)
-        model, strategy = safetensors_of(saved_now.arrays), pickled(saved_now.strategy)
+        model, strategy = safetensors_of(saved_now.arrays), state_of(saved_now.strategy)
         write_checkpoint(folder, round, model, strategy)
     assert len(list(folder.iterdir())) == 4
     saved = read_checkpoint(folder, rounds=3)
@@ -346,6 +348,55 @@ def test_the_last_two_checkpoints_are_kept_and_read_back(tmp_path: Path) -> None
     assert read_checkpoint(folder, rounds=2).round == 2
     with pytest.raises(InputError, match="no checkpoint"):
         read_checkpoint(folder, rounds=1)
+
+
+def test_a_checkpoint_with_a_pickle_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    saved = checkpoint(1)
+    write_checkpoint(tmp_path, 1, safetensors_of(saved.arrays), state_of(saved.strategy))
+    (tmp_path / "round-000001.strategy.safetensors").unlink()
+    (tmp_path / "round-000001.strategy.pickle").write_bytes(b"\x80\x04N.")
+    with pytest.raises(
+        InputError, match=r"which are not read: .*; resume with that version .*, or start"
+    ):
+        read_checkpoint(tmp_path, rounds=1)
+
+
+STATE: dict[str, Any] = {
+    "nothing": None,
+    "flag": True,
+    "count": 3,
+    "rate": 0.1,
+    "far": float("-inf"),
+    "name": "fed\navg",
+    "raw": b"\x00\xff",
+    "m_t": {"w": np.arange(3.0), "empty": np.zeros((0, 2), np.float32)},
+    "scalar": np.float64(1 / 3),
+    "momentum": [np.float32([1, 2]), (np.asarray(7), None)],
+    "current_arrays": ArrayRecord({"b": Array(np.ones(2)), "a": Array(np.zeros((1, 2), np.int8))}),
+    "key": Array(np.asarray(True)),
+}
+
+
+def test_a_state_is_the_same_after_it_was_stored() -> None:
+    strategy = SimpleNamespace(**STATE, aggregate=len)
+    content = state_of(cast(Any, strategy))
+    found = load_state(content)
+    assert list(found) == list(STATE)  # without the function
+    records = {name: found.pop(name) for name in ("current_arrays", "key")}
+    assert {n: a.numpy().tolist() for n, a in records["current_arrays"].items()} == {
+        "b": [1, 1],
+        "a": [[0, 0]],
+    }
+    assert list(records["current_arrays"]) == ["b", "a"]
+    assert records["key"].numpy().tolist() is True
+    expected = {name: STATE[name] for name in found}
+    assert repr(found) == repr(expected)  # types, too
+    assert type(found["scalar"]) is np.float64
+
+
+def test_a_state_that_cannot_be_stored_is_named() -> None:
+    with pytest.raises(RunError, match="attribute lock is a set, which a checkpoint cannot store"):
+        state_of(cast(Any, SimpleNamespace(lock={1})))
 
 
 KINDS = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16"]

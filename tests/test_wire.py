@@ -114,7 +114,7 @@ def test_lines_for_people_are_no_events(capsys: pytest.CaptureFixture[str]) -> N
     assert isinstance(told[4], Checkpoint)
     assert (told[4].round, told[4].strategy) == (4, None)
     assert told[4].arrays["w"].numpy().tolist() == [1, 2]
-    for line in ("INFO : hello", "flsim-event {cut", "flsim-event [1]", ""):
+    for line in ("INFO : hello", f"{lines.MARK}{{cut", f"{lines.MARK}[1]", ""):
         assert lines.read(line) is None
 
 

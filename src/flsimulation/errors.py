@@ -70,17 +70,33 @@ class RoundError(RunError):
     """A round ended with fewer results than the experiment requires."""
 
 
-FAILURE_REASONS = ("error", "diverged", "deadline", "lost")
+FAILURE_REASONS = ("error", "diverged", "deadline", "lost", "rejected")
 """Why a client's part is missing from a round.
 
 ``error``: its code raised. ``diverged``: its loss or weights are not finite. ``deadline``: it
 was not done in time. ``lost``: no reply arrived, or the runtime could not deliver the message.
+``rejected``: its reply is not what was requested, and was not used.
 """
+_LONGEST = 2000  # characters of a text that a client sent
 
 
 def kind_of(text: str) -> str:
     """A failure's text without its numbers: those of several clients with one cause are equal."""
     return re.sub(r"\b(\d[\d.,]*(e[+-]?\d+)?|nan|inf)\b", "#", text)
+
+
+def printable(text: str) -> str:
+    """The text without characters that change a terminal or a log; line feeds stay."""
+    if text.isprintable():
+        return text
+    kept = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(kept)
+
+
+def one_line(text: object, longest: int = _LONGEST) -> str:
+    """A text that others wrote, safe to print: one line, no control characters, not too long."""
+    line = printable(" ".join(str(text)[: 2 * longest].split()))
+    return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def describe_error(error: BaseException) -> str:

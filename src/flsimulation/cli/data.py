@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from flsimulation.cli.tables import print_table
+from flsimulation.cli.tables import plain, print_table
 from flsimulation.data import load_dataset
 from flsimulation.data.summary import Summary, summarize
 from flsimulation.errors import InputError
@@ -83,7 +83,7 @@ def _overview(summary: Summary) -> Table:
         *(("note", note) for note in summary["notes"]),
     ]
     for key, value in lines:
-        table.add_row(Text(key, style="bold"), Text(value))
+        table.add_row(Text(key, style="bold"), plain(value))
     return table
 
 
@@ -137,7 +137,7 @@ def _table(rows: list[Summary] | None, *columns: str) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows[:_ROWS]:
-        table.add_row(*(Text(_cell(key, value)) for key, value in row.items()))
+        table.add_row(*(plain(_cell(key, value)) for key, value in row.items()))
     typer.echo()
     print_table(table)
     if len(rows) > _ROWS:

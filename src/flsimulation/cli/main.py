@@ -15,7 +15,7 @@ import typer
 from flsimulation import __version__
 from flsimulation.cli.deploy import network
 from flsimulation.cli.options import Columns, Json, Overrides, Quiet, listed
-from flsimulation.errors import FLSimulationError, InputError
+from flsimulation.errors import FLSimulationError, InputError, printable
 from flsimulation.internals.slow_imports import defer_slow_imports
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 0 is success
@@ -284,5 +284,5 @@ def _status(arguments: list[str] | None) -> int:
 
 def _complain(message: str, status: int) -> int:
     for line in message.splitlines() or [""]:
-        print(f"flsim: {line}", file=sys.stderr)
+        print(f"flsim: {printable(line)}", file=sys.stderr)
     return status

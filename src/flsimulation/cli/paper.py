@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from flsimulation.cli.tables import plain
 from flsimulation.errors import InputError
 from flsimulation.events import Event, RoundFinished, RunFinished
 from flsimulation.host.files import write_atomic
@@ -54,7 +55,7 @@ def paper_command(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be created ({error.strerror})") from None
-    console.print(f"{paper.title}\n{paper.cite}", highlight=False, soft_wrap=True)
+    console.print(f"{paper.title}\n{paper.cite}", highlight=False, markup=False, soft_wrap=True)
     with console.status("loading") as status:
         view = _View(console, status)
 
@@ -69,7 +70,7 @@ def paper_command(
     for line in _failures(found, folder):
         console.print(line, style="yellow", highlight=False, soft_wrap=True, markup=False)
     if paper.note:
-        console.print(paper.note, highlight=False)
+        console.print(paper.note, highlight=False, markup=False)
     if not whole:
         console.print(
             f"{minutes:g} minutes are over; the same command continues from here", highlight=False
@@ -114,7 +115,7 @@ class _View:
         return sink
 
     def _say(self, line: str) -> None:
-        self._console.print(f"  {line}", highlight=False, soft_wrap=True)
+        self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -125,7 +126,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         column.justify = "right"
     for row in rows:
         for line in cells(row):
-            table.add_row(*line)
+            table.add_row(*map(plain, line))
     return table
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from flsimulation.cli.tables import print_table
 from flsimulation.data.federated import FederatedData
 from flsimulation.data.partitions import DrawnPartitions
-from flsimulation.errors import InputError
+from flsimulation.errors import InputError, printable
 from flsimulation.experiment import load_experiment
 from flsimulation.host.files import write_atomic
 from flsimulation.report import partition_figure
@@ -63,7 +63,13 @@ def _table(
     """A row per client: its examples of each class, or mean and range of its targets."""
     headers = classes if targets is None else ("mean", "min", "max")
     first = ("client", "name") if names else ("client",)
-    table = Table(*first, "examples", *map(escape, headers), box=None, header_style="bold")
+    table = Table(
+        *first,
+        "examples",
+        *(escape(printable(name)) for name in headers),
+        box=None,
+        header_style="bold",
+    )
     for column in table.columns:
         column.justify = "left" if column.header == "name" and names else "right"
     for client, counts in list(histogram.items())[:_SHOWN_CLIENTS]:

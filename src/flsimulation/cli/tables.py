@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from flsimulation.errors import printable
+
+
+def plain(text: str) -> Text:
+    """A cell with a text that others wrote: neither Rich's markup nor a terminal's sequences."""
+    return Text(printable(text))
 
 
 def print_table(table: Table) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from flsimulation.cli.columns import Columns, in_words, spread_in_words
 from flsimulation.cli.title import client_of, engine_line, title
 from flsimulation.cli.waiting import Waiting
-from flsimulation.errors import kind_of
+from flsimulation.errors import kind_of, printable
 from flsimulation.events import (
     ActorsAwaited,
     ClientReplied,
@@ -240,7 +240,7 @@ class PlainView:
         return f"{total:,} repl{'ies' if total > 1 else 'y'} failed or lost: {_some(names, '; ')}"
 
     def _say(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        self.console.print(Text(printable(text), style=style), soft_wrap=True)
 
 
 class LiveView(PlainView):

@@ -136,15 +136,17 @@ def _defined(scores: Mapping[str, float]) -> tuple[Mapping[str, float], Mapping[
     Raises
     ------
     ClientError
-        For a reserved name.
+        For a reserved name, and for an infinity.
     """
     if not RESERVED.isdisjoint(scores):
         taken = min(RESERVED & scores.keys())
         raise ClientError(
             "error", f"the module logs {taken!r}, which is a reserved name; use another"
         )
-    if not any(map(math.isnan, scores.values())):
+    if all(map(math.isfinite, scores.values())):
         return scores, {}
+    if infinite := [name for name, value in scores.items() if math.isinf(value)]:
+        raise ClientError("diverged", f"its {infinite[0]} is {scores[infinite[0]]}")
     why = scores.why_not if isinstance(scores, Measured) else {}
     left_out = {name: why.get(name, "NaN") for name, value in scores.items() if math.isnan(value)}
     return {name: scores[name] for name in scores if name not in left_out}, left_out

@@ -61,6 +61,10 @@ class FederatedData:
         """Examples that the client trains on."""
         return self._size(partition) - self._held_out(partition)
 
+    def validation_size(self, partition: int) -> int:
+        """Examples that the client holds out."""
+        return self._held_out(partition)
+
     @property
     def train_examples(self) -> int:
         """Examples that the clients hold together, held-out parts included."""

@@ -17,6 +17,7 @@ from flsimulation.experiment.importing import script_in_progress
 from flsimulation.experiment.spec import Experiment, Section, kebab
 from flsimulation.experiment.suggest import remedy
 
+_LARGEST = 16 * 2**20  # bytes of an experiment file
 _REFERENCES = (
     *("data.dataset", "data.reader", "data.test", "data.transform", "data.evaluation-transform"),
     "model.class",
@@ -73,7 +74,9 @@ def _read(path: str | Path | None) -> dict[str, Any]:
         text = resources.files(__package__).joinpath("default.toml").read_text(encoding="utf-8")
         return tomllib.loads(text)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(_text(Path(path)))
+    except RecursionError:
+        raise ExperimentError(f"{path}: not valid TOML: its values are nested too deeply") from None
     except FileNotFoundError:
         raise ExperimentError(
             f"{path}: no such file; give the path of an experiment file"
@@ -82,6 +85,17 @@ def _read(path: str | Path | None) -> dict[str, Any]:
         raise ExperimentError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ExperimentError(f"{path}: not valid TOML: {error}") from None
+
+
+def _text(path: Path) -> str:
+    """The content of a file that is no larger than an experiment can be."""
+    with path.open("rb") as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ExperimentError(
+            f"{path}: is larger than {_LARGEST / 2**20:g} MiB; give the path of an experiment file"
+        )
+    return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def resolve_paths(table: dict[str, Any], folder: Path) -> None:
@@ -141,7 +155,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         )
     try:
         return key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return key, text.strip()
 
 

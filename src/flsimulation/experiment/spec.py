@@ -181,8 +181,10 @@ class Runtime(Section):
 class Experiment(Section):
     """One experiment; every key has a default."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "default"
-    """A short name (letters, digits, `.`, `_`, `-`); it names the run directory."""
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$", max_length=100)
+    ] = "default"
+    """A short name (letters, digits, `_`, `-`, and `.` inside); it names the run directory."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random draw of the run."""
     data: Data = Data()

@@ -6,11 +6,14 @@ from typing import TypeAlias, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from flsimulation.errors import one_line
+
 Record: TypeAlias = ArrayRecord | MetricRecord | ConfigRecord
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # Flower's own names of the records
 _IDENTITY = "identity"  # a record of this package
 _PARTITION_ID, _NAME, _TROUBLE = "partition-id", "name", "trouble"
+_LONGEST_NAME = 100  # characters of a client's name
 
 
 def config_of(message: Message) -> ConfigRecord:
@@ -34,8 +37,17 @@ def identity_reply(
 
 
 def identity_of(message: Message) -> tuple[str, int | None, str]:
-    """Name, configured partition and trouble in a node's reply."""
-    record = cast(ConfigRecord, message.content[_IDENTITY])
-    partition = record.get(_PARTITION_ID)
-    configured = None if partition is None else int(cast(int, partition))
-    return str(record[_NAME]), configured, str(record.get(_TROUBLE, ""))
+    """Name, configured partition and trouble in a node's reply; the texts are safe to print.
+
+    Raises
+    ------
+    ValueError
+        If it is no such reply.
+    """
+    record = message.content.get(_IDENTITY)
+    if not isinstance(record, ConfigRecord):
+        raise ValueError("its reply to the query for its name cannot be read")
+    name, partition = one_line(record.get(_NAME, ""), _LONGEST_NAME), record.get(_PARTITION_ID)
+    if not name or not (partition is None or isinstance(partition, int)):
+        raise ValueError("its reply to the query for its name has no name, or no valid partition")
+    return name, partition, one_line(record.get(_TROUBLE, ""))

@@ -15,9 +15,9 @@ from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.internals.flower_messages import OF_SUPERLINK, Run, identifiers_of, requested
 from flsimulation.messages.batch import Batch, Task
-from flsimulation.messages.content import identity_of
 from flsimulation.messages.packing import pack
 from flsimulation.node.assignment import Identity, PartitionTable
+from flsimulation.node.introductions import introductions
 from flsimulation.node.outbox import Outbox, replied_to
 from flsimulation.server.grid import PartitionedGrid
 
@@ -203,14 +203,16 @@ class AssignedGrid(PartitionedGrid):
     def _replies(self, online: set[int]) -> dict[int, Identity]:
         self._queried = {m: n for m, n in self._queried.items() if n in online}
         met = {}
-        for reply in self._grid.pull_messages(list(self._queried)) if self._queried else ():
-            node = self._queried.pop(reply.metadata.reply_to_message_id, None)
-            if node is not None and reply.has_error():
-                self._trouble = f"; a client replied: {reply.error.reason or reply.error.code}"
-            elif node is not None:
-                met[node] = Identity(*identity_of(reply))
-                self._silent.pop(node, None)
-                self._explain(met[node])
+        for query, found in introductions(self._grid, list(self._queried)):
+            node = self._queried.pop(query, None)
+            if node is None:
+                continue
+            if isinstance(found, str):
+                self._trouble = f"; a client replied: {found}"
+                continue
+            met[node] = found
+            self._silent.pop(node, None)
+            self._explain(found)
         self._silent = {n: since for n, since in self._silent.items() if n in online}
         return met
 

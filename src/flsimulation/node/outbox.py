@@ -8,11 +8,15 @@ from flwr.app import Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
 from flsimulation.clock import SYSTEM, Clock
-from flsimulation.errors import ClientError
+from flsimulation.errors import ClientError, describe_error, one_line
 from flsimulation.internals.flower_messages import identifiers_of, set_message_id
+from flsimulation.internals.flower_replies import Refused, pull_replies
+from flsimulation.messages.arrays import size_of
 from flsimulation.messages.codec import failed_reply
 from flsimulation.messages.packing import is_packed, unpack
+from flsimulation.messages.received import rejected
 
+_MORE_BYTES = 320 * 2**20  # that a reply may have besides a model: predictions of metric objects
 _EXPIRED = 60.0  # seconds after a message's time to live; its deadline, if any, is then over
 
 
@@ -32,6 +36,7 @@ class Outbox:
         self._sent: dict[str, Metadata] = {}
         self._rejected: dict[str, Message] = {}  # the failure of each
         self._rejections = 0
+        self._largest = 0  # bytes of a message
 
     @property
     def identifiers(self) -> Set[str]:
@@ -52,7 +57,10 @@ class Outbox:
         """Send messages; returns their ids, also for those that were rejected."""
         # One by one: Flower offers a node its message before the message's parts are stored, and many
         # nodes that request parts repeatedly keep the SuperLink from storing them.
-        sent = [(self._push(message), message.metadata) for message in messages]
+        sent = []
+        for message in messages:
+            self._largest = max(self._largest, _bytes_of(message.content))
+            sent.append((self._push(message), message.metadata))
         self._sent |= dict(sent)
         return [identifier for identifier, _ in sent]
 
@@ -74,9 +82,20 @@ class Outbox:
         """Replies that have arrived, and failures in place of those that will not arrive."""
         rejected = [self._rejected.pop(i) for i in sorted(wanted & self._rejected.keys())]
         pulled = sorted(wanted - {replied_to(reply) for reply in rejected})
-        replies = [unpacked(reply) for reply in self._grid.pull_messages(pulled)] if pulled else []
+        found = pull_replies(self._grid, pulled, _MORE_BYTES + 2 * self._largest) if pulled else ()
+        replies = [self._read(reply) for reply in found]
         waiting = set(pulled) - {replied_to(reply) for reply in replies}
         return [*rejected, *replies, *self._expired(waiting)]
+
+    def _read(self, reply: Message | Refused) -> Message:
+        """A reply as it was before it was packed; a failure if it is none."""
+        if isinstance(reply, Refused):
+            return _failed(reply.reply_to, self._sent[reply.reply_to], rejected(reply.why))
+        try:
+            return unpacked(reply)
+        except Exception as error:  # whatever a decoder raises for what was not packed
+            why = rejected(f"its reply cannot be read: {one_line(describe_error(error))}")
+            return _failed(replied_to(reply), self._sent[replied_to(reply)], why)
 
     def _expired(self, waiting: Set[str]) -> Iterator[Message]:
         """Failures of messages that are too old for a reply: the SuperLink of 1.43 reports none."""
@@ -88,17 +107,26 @@ class Outbox:
                 yield _lost(identifier, metadata, why)
 
 
+def _bytes_of(content: RecordDict) -> int:
+    return sum(size_of(record) for record in content.values())
+
+
 def replied_to(reply: Message) -> str:
     """The id of the message that this is the reply to."""
     return reply.metadata.reply_to_message_id
 
 
 def _lost(identifier: str, metadata: Metadata, why: str) -> Message:
+    """The failure of a message that has no reply, as a reply to it."""
+    return _failed(identifier, metadata, ClientError("lost", why))
+
+
+def _failed(identifier: str, metadata: Metadata, error: ClientError) -> Message:
     """The failure of a message, as a reply to it."""
     node, message_type = metadata.dst_node_id, metadata.message_type
     message = Message(RecordDict(), node, message_type, group_id=metadata.group_id)
     set_message_id(message, identifier)
-    return failed_reply(message, ClientError("lost", why))
+    return failed_reply(message, error)
 
 
 def unpacked(reply: Message) -> Message:

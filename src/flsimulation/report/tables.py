@@ -28,6 +28,7 @@ _MEANINGS = {
     "diverged": "The client's loss or weights were not finite.",
     "deadline": "The client was not done in time.",
     "lost": "No answer came, or the message could not be delivered.",
+    "rejected": "Its answer was not what was requested, and was not used.",
 }
 """`errors.FAILURE_REASONS`, in a sentence each."""
 

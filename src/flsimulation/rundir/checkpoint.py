@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from flsimulation.errors import InputError
 from flsimulation.host.files import Parts, write_atomic
+from flsimulation.messages.arrays import HeldArray, joined
+from flsimulation.messages.weights import values_of
+from flsimulation.rundir.state import dump_state, load_state
+from flsimulation.rundir.tensors import tensors_of
 
 _KEPT = 2
-_ALIGNED = 8  # bytes
-_KINDS = {
-    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
-    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
-    "bool": "BOOL",
-    "complex64": "C64",
-}
-"""NumPy's types and their names in a safetensors file."""
+_MODEL = re.compile(r"round-(\d{6,9})\.safetensors")
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -41,36 +37,24 @@ class SavedRound:
 
 
 def safetensors_of(arrays: ArrayRecord) -> Parts:
-    """The global model as the parts of a safetensors file: a header, and the arrays' own bytes.
-
-    The library's function copies all numbers three times. The form is that of
-    https://github.com/huggingface/safetensors#format, the largest types first, so that all are
-    aligned.
-    """
-    values = {str(name): _in_order(array.numpy()) for name, array in arrays.items()}
-    order = sorted(values, key=lambda name: (-values[name].itemsize, name))
-    header: dict[str, Any] = {}
-    end = 0
-    for name in order:
-        value = values[name]
-        start, end = end, end + value.nbytes
-        kind = _KINDS[value.dtype.name]
-        header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNED)
-    numbers = [values[name].reshape(-1).view(np.uint8).data for name in order]
-    return [len(text).to_bytes(8, "little"), text, *numbers]
-
-
-def _in_order(value: np.ndarray) -> np.ndarray:
-    """The numbers one after the other, each with its lowest byte first; copied only if they are not."""
-    value = np.asarray(value, order="C")  # ascontiguousarray turns the shape [] into [1]
-    return value.astype(value.dtype.newbyteorder("<"), copy=False)
+    """The global model as the parts of a safetensors file: a header, and the arrays' own bytes."""
+    return tensors_of(values_of(arrays))
 
 
 def serialize_arrays(arrays: ArrayRecord) -> bytes:
     """The global model as a safetensors file in memory."""
     return b"".join(safetensors_of(arrays))
+
+
+def state_of(strategy: Strategy | None) -> bytes:
+    """A strategy's state as a file: it changes its attributes when it configures a round.
+
+    Raises
+    ------
+    RunError
+        If an attribute cannot be stored.
+    """
+    return dump_state(vars(strategy) if strategy is not None else {})
 
 
 def write_checkpoint(folder: Path, round: int, model: Parts, strategy: bytes) -> None:
@@ -87,7 +71,7 @@ def write_checkpoint(folder: Path, round: int, model: Parts, strategy: bytes) ->
     model : sequence of bytes
         The global model after it, from `safetensors_of`; not changed meanwhile.
     strategy : bytes
-        The strategy object's attributes, from `pickled`.
+        The strategy's state, from `state_of`.
     """
     folder.mkdir(exist_ok=True)
     write_atomic(_strategy_file(folder, round), strategy)
@@ -95,42 +79,42 @@ def write_checkpoint(folder: Path, round: int, model: Parts, strategy: bytes) ->
     for round in _saved(folder)[:-_KEPT]:
         _model_file(folder, round).unlink()
         _strategy_file(folder, round).unlink(missing_ok=True)
-
-
-def pickled(strategy: Strategy | None) -> bytes:
-    """A strategy's attributes as they are now: it changes them when it configures a round."""
-    return pickle.dumps(vars(strategy))
+        _pickle(folder, round).unlink(missing_ok=True)
 
 
 def read_checkpoint(folder: Path, rounds: int) -> SavedRound:
     """The newest complete checkpoint of at most ``rounds`` rounds.
 
-    The strategy's state is a pickle: read only run directories of your own.
-
     Raises
     ------
     InputError
-        If there is none.
+        If there is none, or it is of a version that stored pickles.
     """
-    for round in reversed([round for round in _saved(folder) if round <= rounds]):
+    saved = [round for round in _saved(folder) if round <= rounds]
+    for round in reversed(saved):
         try:
             return _read(folder, round)
-        except (OSError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError):
+        except (*_DAMAGED, SafetensorError):
             continue  # damaged: the one before it is kept for this case
+    if any(_pickle(folder, round).exists() for round in saved):
+        raise InputError(
+            f"{folder}: was written by an earlier version, whose checkpoints hold pickles, which are "
+            f"not read: they can run any code; resume with that version (versions in manifest.json), "
+            f"or start a new run"
+        )
     raise InputError(f"{folder.parent}: has no checkpoint to resume from; start a new run")
 
 
 def _read(folder: Path, round: int) -> SavedRound:
     arrays = load_file(_model_file(folder, round))
-    state = pickle.loads(_strategy_file(folder, round).read_bytes())  # noqa: S301 - see above
-    record = ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+    state = load_state(_strategy_file(folder, round).read_bytes())
+    record = joined({name: HeldArray(np.asarray(value)) for name, value in arrays.items()})
     return SavedRound(round, record, state)
 
 
 def _saved(folder: Path) -> list[int]:
-    return sorted(
-        int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.safetensors")
-    )
+    found = (_MODEL.fullmatch(path.name) for path in folder.glob("round-*.safetensors"))
+    return sorted(int(match[1]) for match in found if match is not None)
 
 
 def _model_file(folder: Path, round: int) -> Path:
@@ -138,4 +122,9 @@ def _model_file(folder: Path, round: int) -> Path:
 
 
 def _strategy_file(folder: Path, round: int) -> Path:
+    return folder / f"round-{round:06d}.strategy.safetensors"
+
+
+def _pickle(folder: Path, round: int) -> Path:
+    """The strategy's state as earlier versions stored it."""
     return folder / f"round-{round:06d}.strategy.pickle"

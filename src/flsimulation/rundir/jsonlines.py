@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import stat
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Any, TypeAlias
 
 from flsimulation.errors import InputError
 from flsimulation.host.files import write_atomic
+from flsimulation.rundir.shapes import Shapes, check
 
 JsonObject: TypeAlias = dict[str, Any]
 """One JSON object of the run directory."""
+_ANY: Shapes = {}
+_LARGEST = 4 * 2**30  # bytes of a file that is read whole
 _ENCODER = json.JSONEncoder(allow_nan=False)
 
 
@@ -50,7 +54,7 @@ class JsonLines:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
-def read_lines(path: Path, *keys: str) -> Iterator[JsonObject]:
+def read_lines(path: Path, *keys: str, shapes: Shapes = _ANY) -> Iterator[JsonObject]:
     """The records of a file; none if it does not exist.
 
     A last line that a crash has truncated is skipped, and so are the zero bytes that some file
@@ -62,6 +66,8 @@ def read_lines(path: Path, *keys: str) -> Iterator[JsonObject]:
         The file.
     keys : str
         Keys under which every record must have a whole number.
+    shapes : mapping
+        What the values of a record must be.
 
     Raises
     ------
@@ -72,7 +78,9 @@ def read_lines(path: Path, *keys: str) -> Iterator[JsonObject]:
     for count, line in enumerate(lines, start=1):
         try:
             if line.strip():
-                yield _record(line, keys)
+                record = _record(line, keys)
+                check(record, shapes)
+                yield record
         except ValueError as error:
             if count < len(lines):
                 raise InputError(
@@ -92,16 +100,29 @@ def last_round(path: Path) -> int:
 def read_file(path: Path) -> bytes | None:
     """A file's content; None if it does not exist. Raises `InputError` if it cannot be read."""
     try:
-        return path.read_bytes()
+        waits_not = os.O_RDONLY | os.O_NONBLOCK  # for the other end of a pipe
+        with os.fdopen(os.open(path, waits_not), "rb") as file:
+            _check_kind(path, os.fstat(file.fileno()))
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+def _check_kind(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: is not a file; a run directory holds files only")
+    if found.st_size > _LARGEST:
+        raise InputError(f"{path}: is larger than {_LARGEST / 2**30:g} GiB, and not read")
+
+
 def decode(content: bytes) -> JsonObject:
     """Parse one JSON object. Raises ``ValueError`` if it is not one."""
-    value = json.loads(content.decode())
+    try:
+        value = json.loads(content.decode())
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"must be a JSON object, got {type(value).__name__}")
     return value
@@ -119,7 +140,10 @@ def number(record: object, *keys: str) -> float | None:
     value = look(record, *keys)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if math.isfinite(value) else None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond the range of a float
+        return None
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -13,6 +13,7 @@ from flsimulation.errors import FLSimulationError, InputError
 from flsimulation.host.files import write_atomic
 from flsimulation.rundir.jsonlines import JsonObject, decode, last_round, read_file
 from flsimulation.rundir.layout import MANIFEST, ROUNDS
+from flsimulation.rundir.shapes import check_manifest
 from flsimulation.rundir.storage import claimed, is_claimed
 
 _RESERVE = ".reserve"
@@ -81,7 +82,9 @@ def read_manifest(run_dir: Path) -> JsonObject:
     if content is None:
         return {}
     try:
-        return decode(content)
+        manifest = decode(content)
+        check_manifest(manifest)
+        return manifest
     except ValueError as error:
         raise InputError(f"{path}: damaged: {error}; delete it to continue without it") from None
 

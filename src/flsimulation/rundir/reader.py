@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from flsimulation.rundir.layout import (
     ROUNDS,
 )
 from flsimulation.rundir.manifest import read_manifest, settled
+from flsimulation.rundir.shapes import CLIENT, ROUND
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +103,7 @@ class RunRecord:
         """experiment.toml as tables; empty if it is missing or not valid TOML."""
         try:
             return tomllib.loads(self.toml)
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             return {}
 
     def experiment(self, overrides: Iterable[str] = ()) -> Experiment:
@@ -111,7 +113,9 @@ class RunRecord:
     @cached_property
     def rounds(self) -> tuple[JsonObject, ...]:
         """Lines of rounds.jsonl by round; the last line of a round that was repeated."""
-        rounds = {line["round"]: line for line in read_lines(self.path / ROUNDS, "round")}
+        rounds = {
+            line["round"]: line for line in read_lines(self.path / ROUNDS, "round", shapes=ROUND)
+        }
         return tuple(rounds[key] for key in sorted(rounds))
 
     @property
@@ -139,7 +143,7 @@ class RunRecord:
 
     def clients(self) -> Iterator[JsonObject]:
         """The lines of clients.jsonl in file order, decoded one by one: there may be a million."""
-        return read_lines(self.path / CLIENTS, "round", "partition")
+        return read_lines(self.path / CLIENTS, "round", "partition", shapes=CLIENT)
 
     def trained(self, until: int) -> list[tuple[int, str | None]]:
         """Partition, and reason of the failure or None, of each training up to a round."""
@@ -190,8 +194,12 @@ class RunRecord:
         return f"{partition} ({names[partition]})" if partition < len(names) else str(partition)
 
     def started(self) -> RunStarted:
-        """The event with which the run began. Raises ``KeyError`` if the run did not get that far."""
-        data, model = self.manifest["data"], self.manifest["model"]
+        """The event with which the run began. Raises `InputError` if the run did not get that far."""
+        with self._complete():
+            return self._started()
+
+    def _started(self) -> RunStarted:
+        data, model = self.manifest["data"] or {}, self.manifest["model"] or {}
         return RunStarted(
             experiment=self.experiment(),
             model_arguments=model["arguments"],
@@ -206,7 +214,21 @@ class RunRecord:
         )
 
     def result(self) -> RunResult:
-        """The result of the run. Raises ``KeyError`` if it has no manifest."""
+        """The result of the run. Raises `InputError` if it has no complete manifest."""
+        with self._complete():
+            return self._result()
+
+    @contextlib.contextmanager
+    def _complete(self) -> Iterator[None]:
+        """Name the key that the manifest lacks."""
+        try:
+            yield
+        except KeyError as error:
+            raise InputError(
+                f"{self.path / MANIFEST}: has no key {error}; restore the file, or repeat the run"
+            ) from None
+
+    def _result(self) -> RunResult:
         found, scores = self.manifest, scores_of(self.last_evaluated)
         return RunResult(
             name=found["name"],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flsimulation.errors import InputError, RunError
 from flsimulation.host.processes import alone, is_taken
+from flsimulation.rundir.layout import CHECKPOINT
 
 _LOCK = ".lock"
 _REASONS = {
@@ -26,10 +27,11 @@ def claimed(run_dir: Path) -> Iterator[None]:
     Raises
     ------
     InputError
-        If another process is writing it.
+        If another process is writing it, or a file in it is a symbolic link.
     RunError
         If it cannot be written.
     """
+    _refuse_links(run_dir)
     with contextlib.ExitStack() as stack:
         with storing(run_dir / _LOCK):
             here = stack.enter_context(alone(run_dir / _LOCK))
@@ -38,6 +40,16 @@ def claimed(run_dir: Path) -> Iterator[None]:
                 f"{run_dir}: another process is writing this run; wait for its end, or stop it"
             )
         yield
+
+
+def _refuse_links(run_dir: Path) -> None:
+    """Refuse a run directory from elsewhere whose links would lead writes out of it."""
+    for path in (run_dir / _LOCK, run_dir / CHECKPOINT, *(run_dir / CHECKPOINT).glob("*")):
+        if path.is_symlink():
+            raise InputError(
+                f"{path}: is a symbolic link, through which a run is not written; "
+                f"replace it by the file itself"
+            )
 
 
 def is_claimed(run_dir: Path) -> bool:

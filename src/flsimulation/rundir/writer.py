@@ -28,7 +28,7 @@ from flsimulation.host.beside import Beside
 from flsimulation.host.files import write_atomic
 from flsimulation.host.usage import machine_memory_bytes, peak_memory_bytes
 from flsimulation.messages.weights import weights_sha256
-from flsimulation.rundir.checkpoint import pickled, safetensors_of, write_checkpoint
+from flsimulation.rundir.checkpoint import safetensors_of, state_of, write_checkpoint
 from flsimulation.rundir.jsonlines import JsonLines
 from flsimulation.rundir.layout import (
     CHECKPOINT,
@@ -139,7 +139,7 @@ class RunDirectory:
             self._clients.append(_client_line(event))
         elif isinstance(event, Checkpoint):
             self._checkpoint = event
-            model, strategy = safetensors_of(event.arrays), pickled(event.strategy)
+            model, strategy = safetensors_of(event.arrays), state_of(event.strategy)
             given = self.path / CHECKPOINT, event.round, model, strategy
             self._beside.start(functools.partial(write_checkpoint, *given))
         elif isinstance(event, RoundFinished):

@@ -56,6 +56,11 @@ class InProcessGrid(SimulatedGrid):
         self._working: Message | None = None
         self._replies: Iterator[Reply] = iter(())
 
+    @property
+    def replies_in_parts(self) -> bool:
+        """Yes: every outcome is visible as soon as it exists."""
+        return True
+
     def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:
         """All tasks in one message."""
         yield self.node_of(batch.tasks[0].partition), batch

@@ -102,7 +102,8 @@ class Aggregation:
     ) -> tuple[ArrayRecord, MetricRecord | None]:
         results = trained.results()
         kept = self._kept([model_of(result) for result in results], before)
-        sent, buffers = model_of(results[0]), self._take_buffers(trained, results)
+        sent = joined(model_of(results[0]))  # a copy: qfedavg empties the clients' records
+        buffers = self._take_buffers(trained, results)
         arrays, metrics = self.strategy.aggregate_train(number, results)
         if arrays is None:
             raise RoundError(

@@ -10,10 +10,19 @@ from typing import Any, TypeAlias
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from flsimulation.client.workspace import Workspace
 from flsimulation.clock import SYSTEM, Clock
-from flsimulation.errors import FLSimulationError, Interrupted, RunError, describe_error
+from flsimulation.data.dataset import Dataset
+from flsimulation.errors import (
+    ClientError,
+    FLSimulationError,
+    InputError,
+    Interrupted,
+    RunError,
+    describe_error,
+)
 from flsimulation.events import (
     Checkpoint,
     ClientReplied,
@@ -29,11 +38,13 @@ from flsimulation.events import (
 )
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.processes import undisturbed
-from flsimulation.messages.arrays import held_state, joined, record_of
+from flsimulation.messages.arrays import held_state, record_of
 from flsimulation.messages.batch import Batch, Task
+from flsimulation.messages.received import model_like
 from flsimulation.messages.weights import not_finite
 from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts
+from flsimulation.server.checks import Checks, held_by
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.notices import Notices
@@ -141,9 +152,8 @@ def _federate(
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
     arrays = record_of(space.initial_state())
     if start is not None:
-        vars(strategy).update(start.strategy)
-        # in the model's order, on which strategies may rely; that of the file differs
-        arrays = joined({name: start.arrays[name] for name in arrays})
+        _restore(strategy, start.strategy)
+        arrays = _fitting(start, arrays)
         emit(Checkpoint(start.round, arrays, strategy))
     exchange = ready()
 
@@ -169,21 +179,49 @@ def _federate(
         _evaluate_everyone(exchange, ended, space, emit, rounds.notices)
 
 
+def _restore(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Set a strategy's attributes; a checkpoint cannot add any, nor replace functions."""
+    own = vars(strategy)
+    own.update({name: state[name] for name in own.keys() & state.keys() if not callable(own[name])})
+
+
+def _fitting(start: Start, arrays: ArrayRecord) -> ArrayRecord:
+    """The checkpoint's model in the model's order, on which strategies may rely.
+
+    Raises
+    ------
+    InputError
+        If it is another model's.
+    """
+    try:
+        return model_like(start.arrays, arrays)
+    except ClientError as error:
+        raise InputError(
+            f"the checkpoint of round {start.round} is not of the experiment's model: {error}; "
+            f"restore experiment.toml, or start a new run"
+        ) from None
+
+
 def _exchange(
     grid: Grid, started: RunStarted, emit: Sink, connect: Connect | None, space: Workspace
 ) -> Exchange:
     """The exchange, over a grid with a partition for each node."""
     experiment, engine = started.experiment, (started.engine, started.not_stacked)
-    clock, dataset = space.clock, space.data.dataset
-    agreed = dataset.agreed if dataset.is_placeholder else None  # clients have not read it here
+    clock, checks = space.clock, Checks(held_by(space.data))
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
     elif connect is None:
         raise RunError("the grid does not report which node holds which partition")
     else:
         grid = connect(grid, experiment, emit, clock)
-    agreement = agreed.for_clients() if agreed is not None else ""
-    return Exchange(grid, experiment.round.deadline, emit, *engine, clock, agreement)
+    agreement = _agreement(space.data.dataset)
+    return Exchange(grid, experiment.round.deadline, emit, *engine, clock, checks, agreement)
+
+
+def _agreement(dataset: Dataset) -> str:
+    """What sites agreed on, if their data is not here: clients encode it by this."""
+    agreed = dataset.agreed if dataset.is_placeholder else None
+    return agreed.for_clients() if agreed is not None else ""
 
 
 def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:

@@ -19,12 +19,15 @@ from flsimulation.events import ClientReplied, EngineReported, Phase, PhaseStart
 from flsimulation.host.warned import pass_on
 from flsimulation.messages.arrays import size_of
 from flsimulation.messages.batch import Batch, Outcome, Reply, outcome_bytes
-from flsimulation.messages.codec import message_of, reply_of
+from flsimulation.messages.codec import message_of
+from flsimulation.messages.received import read_reply, rejected
 from flsimulation.server.awaiting import Awaiting
+from flsimulation.server.checks import Checks
 from flsimulation.server.grid import PartitionedGrid
-from flsimulation.server.replies import Replies
+from flsimulation.server.replies import Replies, count_down
 
 _POLL_SECONDS = 0.2  # between two requests for replies, if there was none
+_CHECKS = Checks()
 
 _Waiting: TypeAlias = dict[tuple[int, Phase], Replies]
 """The `Replies` of each task without an outcome, by partition and phase."""
@@ -42,6 +45,7 @@ class _Sent:
     """A message whose reply is not complete."""
 
     node: int
+    batch: Batch
     waiting: _Waiting
     seconds: float
     """Limit for its outcomes; 0 without a deadline."""
@@ -69,6 +73,8 @@ class Exchange:
         Why they are not trained stacked, if known.
     clock : Clock
         The clock to use.
+    checks : Checks
+        Checks every reply before it is used.
     agreement : str
         What sites agreed on, as JSON; sent with every task.
     """
@@ -81,10 +87,11 @@ class Exchange:
         engine: str | None = None,
         why_not: str | None = None,
         clock: Clock = SYSTEM,
+        checks: Checks = _CHECKS,
         agreement: str = "",
     ) -> None:
         self.grid, self._agreement = grid, agreement
-        self._deadline, self._emit, self._clock = deadline, emit, clock
+        self._deadline, self._emit, self._clock, self._checks = deadline, emit, clock, checks
         self._engines = {(None, None), (engine, why_not)}
         self._held: list[_Posted] = []
         self._pending: dict[str, _Sent] = {}
@@ -161,29 +168,23 @@ class Exchange:
                     error = ClientError("lost", "it is not connected")
                     self._ready.append(self._failed(waiting, list(waiting), error))
                     continue
-                _count_down(part, takers)
+                count_down(part, takers)
                 expires = self._clock.monotonic() + seconds if seconds else float("inf")
                 part = replace(part, agreement=self._agreement)
                 messages.append(message_of(part, node, seconds, self._clock))
-                sent.append(_Sent(node, waiting, seconds, expires))
+                sent.append(_Sent(node, part, waiting, seconds, expires))
         self._pending |= zip(self.grid.push_messages(messages), sent, strict=True)
 
     def _take(self) -> list[Reply]:
         """Receive the replies that have arrived."""
-        arrived = []
+        arrived = list[Reply]()
         for message in self.grid.pull_messages(self._pending.keys()):
             identifier = message.metadata.reply_to_message_id
             if (sent := self._pending.get(identifier)) is None:
                 continue  # its deadline has just passed
-            reply = reply_of(message)
-            if isinstance(reply, ClientError):
-                reply = self._failed(sent.waiting, list(sent.waiting), reply)
-            else:
-                self._report(reply)
-                self._record(sent.waiting, reply)
+            arrived += self._received(read_reply(message), sent)
             if not sent.waiting:
                 del self._pending[identifier]
-            arrived.append(reply)
         if arrived:
             self._awaiting.answered()
         return arrived
@@ -194,6 +195,19 @@ class Exchange:
         if (engine := (reply.engine, reply.why_not)) not in self._engines:
             self._engines.add(engine)
             self._emit(EngineReported(str(reply.engine), reply.why_not))
+
+    def _received(self, reply: Reply | ClientError, sent: _Sent) -> Iterator[Reply]:
+        """Check a reply, and record its outcomes; tasks that have none will not get one later."""
+        if isinstance(reply, ClientError):
+            yield self._failed(sent.waiting, list(sent.waiting), reply)
+            return
+        self._report(reply)
+        reply = self._checks.checked(reply, sent.batch)
+        self._record(sent.waiting, reply)
+        yield reply
+        if sent.waiting and not self.grid.replies_in_parts:
+            missing = rejected("its reply has no outcome of this task")
+            yield self._failed(sent.waiting, list(sent.waiting), missing)
 
     def _record(self, waiting: _Waiting, reply: Reply) -> None:
         trained: list[int] = []
@@ -283,16 +297,3 @@ def _together(held: Iterable[_Posted]) -> list[Batch]:
                 )
             )
     return list(found.values())
-
-
-def _count_down(batch: Batch, takers: Mapping[Phase, Replies]) -> None:
-    """Count the payload of a separate message per client: the model once, for its last task."""
-    model = size_of(batch.model)
-    sizes: dict[int, int] = {}  # of settings, which many clients share
-    last = {task.partition: task.phase for task in batch.tasks}
-    for task in batch.tasks:
-        if (settings := id(task.config)) not in sizes:
-            sizes[settings] = size_of(task.config)
-        takers[task.phase].bytes_down += sizes[settings]
-    for phase in last.values():
-        takers[phase].bytes_down += model

@@ -14,7 +14,7 @@ from flsimulation.messages.batch import Batch
 class PartitionedGrid(Grid):
     """A Flower grid that knows the partition of every node.
 
-    A message may have several replies, each with some of the outcomes of its tasks.
+    A message may have several replies, where `replies_in_parts`.
     """
 
     @property
@@ -30,6 +30,11 @@ class PartitionedGrid(Grid):
     @property
     def averages(self) -> bool:
         """Whether batches may request the mean of their clients' models instead of each one's."""
+        return False
+
+    @property
+    def replies_in_parts(self) -> bool:
+        """Whether a message may have several replies, each with some of the outcomes."""
         return False
 
     @abstractmethod

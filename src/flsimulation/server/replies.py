@@ -10,7 +10,8 @@ from flwr.app import ArrayRecord, Message
 
 from flsimulation.errors import ClientError, kind_of
 from flsimulation.events import Phase
-from flsimulation.messages.batch import Mean, Outcome
+from flsimulation.messages.arrays import size_of
+from flsimulation.messages.batch import Batch, Mean, Outcome
 from flsimulation.messages.codec import plain_reply
 
 _NAMED_FAILURES = 3  # most causes in the message of a failed round
@@ -110,3 +111,16 @@ class Replies:
             )
             for partition, own in sorted(self.metrics.items())
         ]
+
+
+def count_down(batch: Batch, takers: Mapping[Phase, Replies]) -> None:
+    """Count the payload of a separate message per client: the model once, for its last task."""
+    model = size_of(batch.model)
+    sizes: dict[int, int] = {}  # of settings, which many clients share
+    last = {task.partition: task.phase for task in batch.tasks}
+    for task in batch.tasks:
+        if (settings := id(task.config)) not in sizes:
+            sizes[settings] = size_of(task.config)
+        takers[task.phase].bytes_down += sizes[settings]
+    for phase in last.values():
+        takers[phase].bytes_down += model

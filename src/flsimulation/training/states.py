@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord
 from torch import nn
 from torchmetrics import Metric
 
-from flsimulation.errors import ClientError
+from flsimulation.errors import ClientError, describe_error, one_line
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.training.measured import Arrays, Measured, MetricState, Value, merged
 
@@ -59,10 +59,12 @@ def merged_scores(module: nn.Module, clients: Sequence[ArrayRecord]) -> dict[str
 
 
 def _merged(module: nn.Module, path: str, clients: Sequence[Arrays], score: str) -> Value:
-    metric = module.get_submodule(path)
+    metric = dict(module.named_modules()).get(path)
     if not isinstance(metric, Metric):
         return Value(math.nan, f"the server's module has no metric {path}")
     try:
         return merged(metric, clients, score)
     except ClientError as error:
         return Value(math.nan, str(error))
+    except Exception as error:  # states that do not fit each other: clients may send anything
+        return Value(math.nan, one_line(describe_error(error)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from flsimulation.cli.columns import in_words
 from flsimulation.cli.deploy.compose import find_files, open_project
-from flsimulation.errors import InputError
+from flsimulation.errors import InputError, one_line
 from flsimulation.events import main_metrics, scores_of
 from flsimulation.experiment.suggest import remedy
 from flsimulation.runtimes.network.names import MARK
@@ -38,7 +38,7 @@ def readable(line: str) -> str | None:
         text = _text(json.loads(content))
     except (ValueError, TypeError, KeyError, AttributeError):
         return line  # of another version, or truncated
-    return f"{before}flsim: {text}\n" if text else None
+    return f"{before}flsim: {one_line(text)}\n" if text else None
 
 
 def _text(event: dict[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flsimulation.cli.deploy.compose import RUNS, Project, find_files, open_project
 from flsimulation.cli.run import DEGRADED, RunConsole, view_of
-from flsimulation.cli.tables import print_table
+from flsimulation.cli.tables import plain, print_table
 from flsimulation.cli.view import PlainView
 from flsimulation.errors import FLSimulationError, RunError
 from flsimulation.events import Event, RunStarted, Sink
@@ -184,7 +184,15 @@ def _table(runs: list[KnownRun]) -> Table:
     table = Table("run", "name", "state", "rounds", "started", "directory", box=None, header_style="bold")  # fmt: skip
     for run in runs:
         rounds = f"{run.rounds}/{run.of_rounds}" if run.of_rounds is not None else "-"
-        table.add_row(run.id, run.name or "-", run.state, rounds, run.flower.submitted, run.run_dir or "-")  # fmt: skip
+        cells = (
+            run.id,
+            run.name or "-",
+            run.state,
+            rounds,
+            run.flower.submitted,
+            run.run_dir or "-",
+        )
+        table.add_row(*map(plain, cells))
     return table
 
 

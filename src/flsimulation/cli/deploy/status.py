@@ -17,7 +17,7 @@ from rich.table import Table
 
 from flsimulation.cli.deploy.compose import Project, find_files, open_project
 from flsimulation.cli.deploy.docker import ask
-from flsimulation.cli.tables import print_table
+from flsimulation.cli.tables import plain, print_table
 from flsimulation.errors import RunError
 from flsimulation.events import SOURCES
 
@@ -199,7 +199,8 @@ def _table(rows: list[dict[str, Any]], partitions: dict[str, str]) -> Table:
         ended = row["State"] == "exited"
         state = f"exited ({row['ExitCode']})" if ended else row["State"]
         partition = partitions.get(row["Name"]) or "-"
-        table.add_row(row["Service"], row["Name"], state, row.get("Health") or "-", partition)
+        cells = (row["Service"], row["Name"], state, row.get("Health") or "-", partition)
+        table.add_row(*map(plain, cells))
     return table
 
 

@@ -36,7 +36,7 @@ Values: TypeAlias = npt.NDArray[np.float64]
 _MANY = 60
 """More rounds than this are drawn as one outline instead of a bar each."""
 _PHASE_COLOURS = dict(zip(PHASES, (BLUE, ORANGE, GREEN, GREY), strict=True))
-_REASON_COLOURS = dict(zip(FAILURE_REASONS, (VERMILION, PINK, ORANGE, SKY), strict=True))
+_REASON_COLOURS = dict(zip(FAILURE_REASONS, (VERMILION, PINK, ORANGE, SKY, GREY), strict=True))
 
 
 @house_style()

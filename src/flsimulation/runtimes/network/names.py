@@ -14,5 +14,6 @@ OUT, RESUME, MODELS = "driver.out", "driver.resume", "driver.models"
 """Keys of a submitted run config that are not part of the experiment."""
 LEFT = 75
 """Exit status of a SuperNode that is to be started again at once (EX_TEMPFAIL of sysexits.h)."""
-MARK = "flsim-event "
-"""Start of the lines of a run's log that are for programs."""
+MARK = "\x01flsim-event "
+"""Start of the lines of a run's log that are for programs. A text that a client sent cannot hold it: it
+begins with a control character."""
