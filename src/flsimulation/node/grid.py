@@ -15,9 +15,9 @@ from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.internals.flower_messages import OF_SUPERLINK, Run, identifiers_of, requested
 from flsimulation.messages.batch import Batch, Task
-from flsimulation.messages.content import identity_of
 from flsimulation.messages.packing import pack
 from flsimulation.node.assignment import Identity, PartitionTable
+from flsimulation.node.identified import Names, identified
 from flsimulation.node.outbox import Outbox, replied_to
 from flsimulation.server.grid import PartitionedGrid
 
@@ -31,6 +31,7 @@ def connect(
     emit: Sink,
     clock: Clock = SYSTEM,
     memory: Path | None = None,
+    names: Names | None = None,
 ) -> AssignedGrid:
     """Wait for the experiment's clients; returns Flower's grid with their partitions.
 
@@ -46,6 +47,8 @@ def connect(
         The clock that the grid uses.
     memory : Path, optional
         File that stores which client holds which partition.
+    names : callable, optional
+        Returns the name that belongs to each node's key, by node; without it, names are as reported.
 
     Raises
     ------
@@ -53,7 +56,8 @@ def connect(
         If they do not connect in time.
     """
     clients, patience = experiment.data.clients, experiment.runtime.client_wait
-    assigned = AssignedGrid(grid, PartitionTable(clients, memory), experiment, emit, clock)
+    table = PartitionTable(clients, memory, verified=names is not None)
+    assigned = AssignedGrid(grid, table, experiment, emit, clock, names)
     if not assigned.wait(clients, patience):
         raise RunError(
             f"{len(assigned.partitions)} of {clients} clients connected within {patience:g} s; "
@@ -78,6 +82,8 @@ class AssignedGrid(PartitionedGrid):
         Notified when a client connects or disconnects.
     clock : Clock
         The clock that the grid uses.
+    names : callable, optional
+        As in `connect`.
     """
 
     def __init__(
@@ -87,8 +93,10 @@ class AssignedGrid(PartitionedGrid):
         experiment: Experiment,
         emit: Sink,
         clock: Clock = SYSTEM,
+        names: Names | None = None,
     ) -> None:
         self._grid, self._table, self._clock = grid, table, clock
+        self._own_names = names
         self._expected = experiment.data.clients
         self._client_wait = experiment.runtime.client_wait
         self._return_wait = experiment.runtime.return_wait
@@ -208,9 +216,10 @@ class AssignedGrid(PartitionedGrid):
             if node is not None and reply.has_error():
                 self._trouble = f"; a client replied: {reply.error.reason or reply.error.code}"
             elif node is not None:
-                met[node] = Identity(*identity_of(reply))
                 self._silent.pop(node, None)
-                self._explain(met[node])
+                if (identity := identified(reply, node, self._own_names)) is not None:
+                    met[node] = identity
+                    self._explain(identity)
         self._silent = {n: since for n, since in self._silent.items() if n in online}
         return met
 

@@ -29,13 +29,16 @@ from flsimulation.host.processes import alone
 from flsimulation.host.usage import peak_memory_bytes
 from flsimulation.internals.flower_words import SERVER_APP
 from flsimulation.node import ends, sockets, task, threads
+from flsimulation.node.admission import register_beside
 from flsimulation.node.grid import connect
+from flsimulation.node.identified import Names
 from flsimulation.node.launches import Killed
 from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.events import to_json
 from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME
 from flsimulation.runtimes.recorded import record_resumed, record_run
+from flsimulation.security.home import is_insecure
 from flsimulation.server.app import Start, make_server_app
 
 _ENDING_SECONDS = 5.0  # that a stopped run may take to end before the next one begins
@@ -95,7 +98,8 @@ def _run(
         _: Experiment, sinks: Iterable[Sink], space: Workspace | None, start: Start | None
     ) -> None:
         with quiet_flower():
-            make_server_app(sinks, space, start, partial(connect, memory=memory))(grid, context)
+            connected = partial(connect, memory=memory, names=_names(memory))
+            make_server_app(sinks, space, start, connected)(grid, context)
 
     sinks: list[Sink] = [_tell, *([lines.tell_model] if models else [])]
 
@@ -118,6 +122,11 @@ def _run(
         lines.tell_error(describe_error(error), input=False)
         raise
     lines.tell_result(asdict(result))
+
+
+def _names(memory: Path | None) -> Names | None:
+    """The names of the admitted nodes; None without node identity."""
+    return None if memory is None or is_insecure() else register_beside(memory).names
 
 
 def _tell(event: Event) -> None:

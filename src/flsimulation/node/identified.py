@@ -1,0 +1,40 @@
+"""Who a node's client is: what it reports about itself, under the name that belongs to its key."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+from flwr.app import Message
+
+from flsimulation.messages.content import identity_of
+from flsimulation.node.assignment import Identity
+
+Names: TypeAlias = Callable[[], Mapping[int, str]]
+"""Returns the name of each admitted node, by node."""
+
+
+def identified(reply: Message, node: int, names: Names | None) -> Identity | None:
+    """The identity in a node's reply; None if the node is not admitted any more.
+
+    Parameters
+    ----------
+    reply : Message
+        The reply to a query.
+    node : int
+        The node that the query was sent to.
+    names : callable, optional
+        Whose names count instead of the reported ones.
+    """
+    reported = Identity(*identity_of(reply))
+    if names is None:
+        return reported
+    name = names().get(node)
+    if name is None:
+        return None
+    if name != reported.name:
+        text = f"flsim: client {name} reports the name {reported.name}; its key's name counts"
+        print(text, file=sys.stderr, flush=True)
+    return replace(reported, name=name)
