@@ -975,7 +975,7 @@ def test_the_doctor_without_docker_and_without_a_project(
     monkeypatch.setenv("PATH", str(tmp_path))
     code, output, _ = flsim("doctor")
     assert code == 1
-    assert output.splitlines()[3:7] == [
+    assert output.splitlines()[3:8] == [
         "✗ docker is not installed, or not on PATH; install Docker Engine or Docker Desktop (flsim run needs neither)",
         "✓ port 8080 (superlink) is free",
         "✓ port 8081 (clients) is free",

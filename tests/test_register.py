@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from flwr.app import Message, MessageType, RecordDict
+from prometheus_client import CollectorRegistry
 
 from flsimulation.errors import InputError
+from flsimulation.internals.flower_messages import identity
+from flsimulation.messages.content import identity_reply
+from flsimulation.metrics.exporter import may_read, served
+from flsimulation.node import password, serving
+from flsimulation.node.identified import identified
 from flsimulation.security.keys import ensure_key, fingerprint
 from flsimulation.security.register import NameTaken, Register, wait_for_admission, waiting
 
@@ -28,7 +39,9 @@ def test_a_name_belongs_to_the_key_that_first_held_it(
     one, other = public
     register.admit("berlin", one)
     assert register.admit("berlin", one).name == "berlin"  # again: without effect
-    with pytest.raises(NameTaken, match=f"berlin: this name belongs to the key {fingerprint(one)}"):
+    with pytest.raises(
+        NameTaken, match=f"berlin: this name belongs to the key {re.escape(fingerprint(one))}"
+    ):
         register.admit("berlin", other)
     with pytest.raises(NameTaken, match=r"paris: the key SHA256:\S+ belongs to berlin"):
         register.admit("paris", one)
@@ -80,3 +93,87 @@ def test_what_waits_is_read_with_care(tmp_path: Path, public: tuple[str, str]) -
     os.mkfifo(folder / "pipe.pub")
     (folder / "folder.pub").mkdir()
     assert list(waiting(folder)) == [(file, "berlin", public[0])]
+
+
+def test_the_name_is_that_of_the_key_whatever_a_client_reports(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with identity(1, 1, 1):
+        asked = Message(RecordDict(), 7, MessageType.QUERY)
+        reply = identity_reply(asked, "berlin", 3, "it was late")
+
+    def who(names: dict[int, str] | None) -> object:
+        found = identified(reply, 7, None if names is None else lambda: names)
+        return found and (found.name, found.partition, found.trouble)
+
+    assert who(None) == ("berlin", 3, "it was late")
+    assert who({7: "berlin"}) == ("berlin", 3, "it was late")
+    assert capsys.readouterr().err == ""
+    assert who({7: "paris"}) == ("paris", 3, "it was late")
+    said = "flsim: client paris reports the name berlin; its key's name counts\n"
+    assert capsys.readouterr().err == said
+    assert who({8: "berlin"}) is None  # it was revoked meanwhile
+
+
+@pytest.mark.parametrize(
+    ("address", "reader", "allowed"),
+    [
+        ("127.0.0.1", "nowhere.invalid", True),
+        ("10.1.2.3", "10.1.2.3", True),
+        ("10.1.2.4", "10.1.2.3", False),
+        ("10.1.2.3", "nowhere.invalid", False),
+    ],
+)
+def test_metrics_are_for_loopback_and_the_host_that_is_named(
+    address: str, reader: str, allowed: bool
+) -> None:
+    assert may_read(address, reader) == allowed
+
+
+def test_a_host_that_is_not_named_gets_no_answer(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://127.0.0.1:{free_port}/metrics"
+    with served(CollectorRegistry(), free_port, reader="10.1.2.3"):
+        assert urllib.request.urlopen(url).status == 200
+        monkeypatch.setattr("flsimulation.metrics.exporter.may_read", lambda *_: False)
+        with pytest.raises(OSError, match="closed connection|reset"):
+            urllib.request.urlopen(url)
+
+
+def test_a_superlink_that_is_started_as_root_is_the_folders_owner_and_never_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="nowhere: no such folder; create it first"):
+        serving.owner_of(tmp_path / "nowhere")
+    for uid, expected in ((1234, (1234, 5)), (0, (1000, 1001))):
+        place = SimpleNamespace(
+            is_dir=lambda: True, stat=lambda uid=uid: SimpleNamespace(st_uid=uid, st_gid=5)
+        )
+        user = SimpleNamespace(pw_uid=1000, pw_gid=1001)
+        monkeypatch.setattr("pwd.getpwnam", lambda _, user=user: user)
+        assert serving.owner_of(place) == expected  # type: ignore[arg-type]
+
+    def nobody(_: str) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwnam", nobody)
+    with pytest.raises(InputError, match="belongs to root, and a SuperLink does not run as root"):
+        serving.owner_of(place)  # type: ignore[arg-type]
+
+
+def test_grafanas_password_is_made_once_or_given_and_never_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "password"
+    monkeypatch.setattr("sys.argv", ["password", str(path)])
+    password.main()
+    made = path.read_text()
+    assert len(made) >= 24
+    password.main()
+    assert path.read_text() == made
+    monkeypatch.setattr("sys.argv", ["password", str(path), "-"])
+    monkeypatch.setattr("sys.stdin", io.StringIO("of my own\n"))
+    password.main()
+    assert path.read_text() == "of my own"
+    assert capsys.readouterr().out == ""

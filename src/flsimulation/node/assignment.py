@@ -136,7 +136,7 @@ class PartitionTable:
     def _fill(self, *, evict: bool) -> None:
         for node, identity in self._identities.items():  # first those configured for one
             if identity.partition is not None and node not in self.partitions:
-                if not evict and identity.partition in self.partitions.values():
+                if not evict and self._is_anothers(identity.partition, identity.name):
                     continue
                 self._evict(identity.partition)
                 self.partitions[node] = identity.partition
@@ -157,6 +157,12 @@ class PartitionTable:
             free.sort(key=lambda p: (p in self._remembered.values(), p))
         if free:
             self.partitions[node] = free[0]
+
+    def _is_anothers(self, partition: int, name: str) -> bool:
+        """Whether another connected client holds a partition, or held it last."""
+        there = {identity.name for identity in self._identities.values()} - {name}
+        last = {other for other, held in self._remembered.items() if held == partition}
+        return partition in self.partitions.values() or bool(last & there)
 
     def _is_same(self, one: Identity, other: Identity) -> bool:
         """Whether the second is the same client as the first, restarted."""

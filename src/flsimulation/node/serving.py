@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prometheus_client import CollectorRegistry, Gauge
+
 from flsimulation.errors import InputError
 from flsimulation.internals.flower_words import SERVER_APP
+from flsimulation.node.admission import register_beside
 from flsimulation.node.node import Node
 from flsimulation.runtimes.network.names import CLIENTS, MEMORY
 from flsimulation.security import home, issuing
+from flsimulation.security.register import Register
 
 if TYPE_CHECKING:
     from flsimulation.events import Event
@@ -57,6 +61,8 @@ def run_superlink(
     metrics = PrometheusMetrics(clients=None)
     _settle(memory, metrics)
     metrics.registry.register(ContainerCollector())
+    if not home.is_insecure():
+        _count_refusals(register_beside(memory), metrics.registry)
     node = Node(
         "superlink",
         arguments,
@@ -82,6 +88,14 @@ def _protection() -> tuple[str, ...]:
         *("--ssl-certfile", str(place.server), "--ssl-keyfile", str(place.server_key)),
         "--enable-supernode-auth",
     )
+
+
+def _count_refusals(register: Register, registry: CollectorRegistry) -> None:
+    from flsimulation.metrics.table import REFUSED_METRIC, make_metric
+
+    gauge = make_metric(REFUSED_METRIC, registry)
+    assert isinstance(gauge, Gauge)  # noqa: S101 - the table says so
+    gauge.set_function(lambda: float(sum(register.refused().values())))
 
 
 def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
