@@ -44,11 +44,7 @@ class Secured(Stack):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.ports["CLIENTS"] = free_port()
-        self.environment |= {
-            "COMPOSE_PROJECT_NAME": "tls-test",
-            "CLIENTS_PORT": str(self.ports["CLIENTS"]),
-        }
+        self.environment["COMPOSE_PROJECT_NAME"] = "tls-test"
 
     def inside(self, service: str, *command: str) -> subprocess.CompletedProcess[str]:
         return self("exec", "--no-TTY", service, *command)

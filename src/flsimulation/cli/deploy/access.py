@@ -160,7 +160,8 @@ def revoke(
 
 
 def _register(runs: Path | None, file: Path | None) -> Path:
-    """The file of the register, in the folder of runs."""
+    """The file of the register, in the folder of runs; root continues as the folder's owner."""
+    from flsimulation.node.serving import become_owner_of
     from flsimulation.security.register import FILE_NAME
 
     if runs is None and (project := _project(file)) is not None:
@@ -168,6 +169,10 @@ def _register(runs: Path | None, file: Path | None) -> Path:
     folder = runs or Path("runs")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the SuperLink's with --runs")
+    if (
+        folder.stat().st_uid
+    ):  # in a container, root cannot write there; elsewhere, the owner must read it
+        become_owner_of(folder)
     return folder / FILE_NAME
 
 
