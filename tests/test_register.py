@@ -13,6 +13,8 @@ import pytest
 from flwr.app import Message, MessageType, RecordDict
 from prometheus_client import CollectorRegistry
 
+from flsimulation.cli.deploy.status import admission_lines
+from flsimulation.cli.main import main
 from flsimulation.errors import InputError
 from flsimulation.internals.flower_messages import identity
 from flsimulation.messages.content import identity_reply
@@ -177,3 +179,67 @@ def test_grafanas_password_is_made_once_or_given_and_never_printed(
     password.main()
     assert path.read_text() == "of my own"
     assert capsys.readouterr().out == ""
+
+
+def test_status_names_who_is_admitted_revoked_and_refused(
+    tmp_path: Path, public: tuple[str, str]
+) -> None:
+    assert admission_lines(tmp_path) == []
+    register = Register(tmp_path / ".clients.json")
+    register.admit("paris", public[1])
+    register.admit("berlin", public[0])
+    register.revoke("paris")
+    register.note_refusal("berlin", public[1])
+    one, other = map(fingerprint, public)
+    assert admission_lines(tmp_path) == [
+        f"admitted    berlin {one}",
+        f"            paris {other} (revoked)",
+        f"refused     berlin {other}, 1 time: not its name",
+    ]
+
+
+def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    output = capsys.readouterr()
+    return end.value.code, output.out, output.err
+
+
+def test_the_commands_admit_show_and_revoke(
+    tmp_path: Path,
+    public: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO(public[0]))
+    assert run_main(capsys, "admit", "berlin", "-")[2] == (
+        "flsim: runs: no such folder; give the SuperLink's with --runs\n"
+    )
+    Path("runs").mkdir()
+    Path("berlin.pub").write_text(public[0])
+    key = fingerprint(public[0])
+    admitted = run_main(capsys, "admit", "berlin", "berlin.pub")
+    assert admitted == (0, f"berlin is admitted with the key {key}\n", "")
+    shown = run_main(capsys, "status", "--runs", "runs")
+    assert shown == (0, f"admitted    berlin {key}\n", "")
+    revoked = run_main(capsys, "revoke", "berlin")
+    assert revoked == (0, f"berlin is revoked, its key {key} stays out\n", "")
+    Path("other.pub").write_text("none")
+    assert run_main(capsys, "admit", "x", "other.pub")[2] == (
+        "flsim: FILE other.pub: is not a public key; make one with flsim client --make-key\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--ca-cert=a"], ["--cert=a", "--key=b"], ["--ca-cert=a", "--ca-key=b", "--cert=c"]],
+)
+def test_certificates_of_ones_own_come_in_pairs(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(capsys, "certs", "--local", *options) == (
+        2,
+        "",
+        "flsim: give --ca-cert with --ca-key, or --ca-cert with --cert and --key\n",
+    )

@@ -69,7 +69,11 @@ def up(
 def down(
     volumes: Annotated[
         bool,
-        typer.Option("--volumes", "-v", help="Also delete the data of Prometheus and Grafana."),
+        typer.Option(
+            "--volumes",
+            "-v",
+            help="Also delete the certificates, and the data of Prometheus and Grafana.",
+        ),
     ] = False,
     file: ComposeFile = None,
 ) -> None:
