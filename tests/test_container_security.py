@@ -46,6 +46,12 @@ class Secured(Stack):
         super().__init__(folder)
         self.environment["COMPOSE_PROJECT_NAME"] = "tls-test"
 
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        """With those that have ended."""
+        ids = self("ps", "--all", "--quiet", service).stdout.split()
+        shown = subprocess.run(["docker", "inspect", *ids], capture_output=True, text=True)
+        return list(json.loads(shown.stdout))
+
     def inside(self, service: str, *command: str) -> subprocess.CompletedProcess[str]:
         return self("exec", "--no-TTY", service, *command)
 

@@ -71,7 +71,7 @@ def certs(
     if as_owner_of is None and not local and (project := _project(file)) is not None:
         if any(brought):
             raise InputError(
-                "--ca-cert and --cert: bring them into the volume, see docs/security.md"
+                "--ca-cert, --cert: give them to the service certs, or --local; see docs/security.md"
             )
         _certs_of(project, names or [], renew=renew, export=export)
         return
@@ -110,10 +110,10 @@ def _bring(ca_cert: Path | None, ca_key: Path | None, cert: Path | None, key: Pa
 def _certs_of(project: Project, names: list[str], *, renew: bool, export: Path | None) -> None:
     run = ("run", "--rm", "--no-TTY", SERVICE)
     if export is not None:
-        _write(export, project.ask(*run, "--export", "-"))
+        _write(export, project.ask(*run, "--export", "-", seconds=None))
         return
     more = [*(word for name in names for word in ("--name", name)), *["--renew"] * renew]
-    typer.echo(project.ask(*run, *more), nl=False)
+    typer.echo(project.ask(*run, *more, seconds=None), nl=False)
 
 
 def _write(export: Path, pem: str) -> None:
