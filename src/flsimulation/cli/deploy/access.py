@@ -160,7 +160,7 @@ def revoke(
 
 
 def _register(runs: Path | None, file: Path | None) -> Path:
-    """The file of the register, in the folder of runs; root continues as the folder's owner."""
+    """The file of the register, in the folder of runs."""
     from flsimulation.node.serving import become_owner_of
     from flsimulation.security.register import FILE_NAME
 
