@@ -243,3 +243,16 @@ def test_certificates_of_ones_own_come_in_pairs(
         "",
         "flsim: give --ca-cert with --ca-key, or --ca-cert with --cert and --key\n",
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_what_root_writes_belongs_to_the_folders_owner(
+    register: Register, public: tuple[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    os.chown(folder, 1234, 1235)
+    register.admit("berlin", public[0])
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in folder.iterdir()}
+    assert owners == {(1234, 1235)}
+    assert len(list(folder.iterdir())) == 2

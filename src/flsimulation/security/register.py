@@ -132,11 +132,12 @@ class Register:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            _give_to_owner(Path(lock.name))
             content = self._read()
             before = json.dumps(content)
             yield content
             if json.dumps(content) != before:
-                write_atomic(self._path, json.dumps(content, indent=2) + "\n")
+                _give_to_owner(write_atomic(self._path, json.dumps(content, indent=2) + "\n"))
 
     def _read(self) -> dict[str, Any]:
         """The content. A damaged file raises: an empty register would let others take the names."""
@@ -149,6 +150,14 @@ class Register:
         if not isinstance(found, dict):
             raise InputError(f"{self._path}: is damaged; restore it, or remove it and admit again")
         return found
+
+
+def _give_to_owner(path: Path) -> None:
+    """Make the folder's owner that of a file that root wrote: a SuperLink is not root."""
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        with contextlib.suppress(PermissionError):
+            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _clients(content: dict[str, Any]) -> list[Admitted]:

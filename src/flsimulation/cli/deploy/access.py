@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -169,9 +170,7 @@ def _register(runs: Path | None, file: Path | None) -> Path:
     folder = runs or Path("runs")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the SuperLink's with --runs")
-    if (
-        folder.stat().st_uid
-    ):  # in a container, root cannot write there; elsewhere, the owner must read it
+    if not os.access(folder, os.W_OK):  # root of a container, who may only become the owner
         become_owner_of(folder)
     return folder / FILE_NAME
 
