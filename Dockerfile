@@ -23,15 +23,20 @@ RUN /opt/venv/bin/pip wheel --disable-pip-version-check --no-deps --no-build-iso
 FROM python:${PYTHON_TAG}
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=package /opt/flsimulation /opt/flsimulation
-RUN useradd --uid 1000 --create-home flsim && install -d -o flsim /work
+# The folders of certificates and keys are empty here: volumes are mounted on them. Each client writes
+# its own key to keys; waiting is for public keys of clients of any user.
+RUN useradd --uid 1000 --create-home flsim && install -d -o flsim /work \
+ && install -d /flsim/server /flsim/trust && install -d -m 700 /flsim/ca \
+ && install -d -m 777 /flsim/waiting && install -d -m 700 -o flsim /flsim/keys
 ENV PATH=/opt/flsimulation/bin:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/flsimulation \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     MPLCONFIGDIR=/tmp/matplotlib \
     HOME=/tmp \
-    NO_PROXY=localhost,127.0.0.1,superlink \
-    no_proxy=localhost,127.0.0.1,superlink \
+    FLSIM_HOME=/flsim \
+    NO_PROXY=localhost,127.0.0.1,superlink,control \
+    no_proxy=localhost,127.0.0.1,superlink,control \
     FLWR_TELEMETRY_ENABLED=0 \
     FLWR_DISABLE_UPDATE_CHECK=1
 USER flsim

@@ -87,16 +87,18 @@ def main() -> None:
         folder, port = Path(place), free_port()
         (folder / "runs").mkdir()
         (folder / "slow.py").write_text(SLOW)
-        superlink = start(folder, "superlink", "superlink", f"--port={port}")
-        where = f"--superlink=127.0.0.1:{port}"
-        clients = {n: start(folder, n, "client", where, f"--name={n}") for n in CLIENTS}
+        own = free_port()
+        address = (f"--port={port}", f"--clients-port={own}")
+        superlink = start(folder, "superlink", "superlink", *address)
+        where = (f"--superlink=127.0.0.1:{own}", f"--allow-models-in={folder}")
+        clients = {n: start(folder, n, "client", *where, f"--name={n}") for n in CLIENTS}
         try:
             wait_for_health(port)
             for _ in range(options.repeats):
                 found.append(missed_after(folder, port, clients["b"]))
                 print(f"missed after {found[-1]:.1f} s", flush=True)
                 clients["b"].wait()
-                clients["b"] = start(folder, "b", "client", where, "--name=b")
+                clients["b"] = start(folder, "b", "client", *where, "--name=b")
         finally:
             for program in (*clients.values(), superlink):
                 kill_session(program.pid)

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +84,16 @@ def programs(folder: Path, commands: list[list[str]], port: int) -> Iterator[Non
 
 
 def wait_for_health(port: int) -> None:
-    for _ in range(300):
+    """Wait for a SuperLink, with or without TLS; its certificate does not matter here."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for _, scheme in itertools.product(range(300), ("https", "http")):
         with (
-            contextlib.suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health"),
+            contextlib.suppress(OSError, HTTPException),
+            urllib.request.urlopen(f"{scheme}://127.0.0.1:{port}/health", context=context),
         ):
             return
-        time.sleep(0.2)
+        time.sleep(0.1)
     raise SystemExit("no SuperLink answers")
 
 
@@ -104,12 +109,13 @@ def experiment(clients: int, rounds: int, examples: int) -> Experiment:
 
 
 def ours(spec: Experiment, folder: Path) -> list[dict[str, float]]:
-    port, clients = free_port(), spec.data.clients
+    port, own, clients = free_port(), free_port(), spec.data.clients
+    superlink = ["superlink", f"--port={port}", f"--clients-port={own}"]
     commands = [
-        [str(BIN / "flsim"), "superlink", f"--port={port}", f"--metrics-port={free_port()}"],
+        [str(BIN / "flsim"), *superlink, f"--metrics-port={free_port()}"],
         *(
             [
-                *(str(BIN / "flsim"), "client", f"--superlink=127.0.0.1:{port}"),
+                *(str(BIN / "flsim"), "client", f"--superlink=127.0.0.1:{own}"),
                 *(f"--name=client-{number}", f"--metrics-port={free_port()}"),
             ]
             for number in range(clients)

@@ -105,12 +105,13 @@ _NOW = row(
         Says(
             "Trouble",
             "Processes of clients that were killed before they answered, since their containers "
-            "started, and containers that cannot do their work now.",
+            "started, containers that cannot do their work now, and claims of another client's name.",
             "none",
             _NO_CONTAINER,
         ),
         Query("sum(fl_client_crashes_total)", "crashes"),
         Query("sum(fl_container_failing)", "failing"),
+        Query("sum(fl_clients_refused)", "refused"),
         steps=((None, GREEN), (1, RED)),
     ),
 )

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -27,6 +28,8 @@ from flsimulation.experiment import Experiment
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 """Figures, waves and processes are those of CPUs, also on a machine with a GPU; tests about a GPU have
 stand-ins for it. With CUDA_VISIBLE_DEVICES=0 they use the first one."""
+os.environ["FLSIM_HOME"] = tempfile.mkdtemp(prefix="flsim-tests-")
+"""Certificates and keys of the tests' networks: the user's own are not touched."""
 PATIENCE = 600.0
 """Seconds until a test that waits for what never comes fails: no machine needs as many."""
 

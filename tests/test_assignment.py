@@ -376,3 +376,16 @@ def test_in_the_middle_of_a_run_no_newcomer_ends_it() -> None:
     # made anew under another name, while the old node still counts as online
     table.update([10, 11, 13], {13: Identity("b2", 1)}, strict=False)
     assert table.partitions == {10: 0, 13: 1}
+
+
+def test_a_client_of_another_key_does_not_get_the_place_of_one_that_is_there() -> None:
+    table = PartitionTable(2, verified=True)
+    table.update([10, 11], {10: Identity("a", None), 11: Identity("b", 1)})
+    assert table.partitions == {10: 0, 11: 1}
+    thieves = {12: Identity("c", 0), 13: Identity("d", 1)}
+    table.update([10, 11, 12, 13], thieves, strict=False)
+    assert table.partitions == {10: 0, 11: 1}
+    table.update([10, 14, 12, 13], {14: Identity("b", 1)}, strict=False)  # b itself, restarted
+    assert table.partitions == {10: 0, 14: 1}
+    table.update([10, 12, 13], {}, strict=False)  # b is gone: its place is free
+    assert table.partitions == {10: 0, 13: 1}

@@ -165,7 +165,8 @@ def up_is_refused(network: Network, folder: Path) -> None:
         "flsim: a run is in progress (default, 0 of 3 rounds); "
         "flsim attach follows it, flsim stop ends it\n"
     )
-    assert docker.calls[-1].startswith("compose ps")
+    assert docker.calls[-2].startswith("compose ps")
+    assert docker.calls[-1] == "compose exec --no-TTY superlink cat /flsim/trust/ca.pem"
     done = flsim("runs", "--json", **here)  # without --superlink: the project's
     assert [run["state"] for run in json.loads(done.stdout)] == ["running"]
 

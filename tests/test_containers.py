@@ -92,7 +92,9 @@ class Stack:
         os.chown(self.runs, OWNER, OWNER)
         self.experiments = folder / "experiments"
         shutil.copytree(ROOT / "experiments", self.experiments)
-        self.ports = {name: free_port() for name in ("SUPERLINK", "PROMETHEUS", "GRAFANA")}
+        self.ports = {
+            name: free_port() for name in ("SUPERLINK", "CLIENTS", "PROMETHEUS", "GRAFANA")
+        }
         self.environment = {
             **os.environ,
             **{f"{name}_PORT": str(port) for name, port in self.ports.items()},
@@ -280,7 +282,10 @@ def owners_of(init: int) -> set[int]:
 
 def test_the_network_gives_what_one_process_gives(stack: Stack, default_run: Path) -> None:
     superlink = f"--superlink=127.0.0.1:{stack.ports['SUPERLINK']}"
-    done = flsim("verify", superlink, cwd=stack.runs.parent)
+    ca = stack.runs.parent / "ca.pem"
+    exported = flsim("certs", "--export", str(ca), cwd=ROOT, env=stack.environment)
+    assert exported.returncode == 0, exported.stderr
+    done = flsim("verify", superlink, cwd=ca.parent, env=os.environ | {"FLSIM_CA": str(ca)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("agree: 3 rounds, ")
     assert stack.values("fl_rounds_total") != []

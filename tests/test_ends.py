@@ -121,8 +121,7 @@ class Stage:
             )
 
     def restart(self) -> None:
-        port = f"--port={self.network.port}"
-        self.network.superlink = Program(self.folder, "superlink", "superlink", port)
+        self.network.superlink = Program(self.folder, "superlink", *self.network.arguments)
         self.network.ready()
 
 

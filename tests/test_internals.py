@@ -66,6 +66,37 @@ NAMES: dict[str, tuple[tuple[str, ...], str]] = {
         ("self", "run_id"),
         "a client that is missed within ten seconds",
     ),
+    "flwr.superlink.cli.flower_superlink.uvicorn.run": (
+        ("app", "host", "port", "ssl_certfile", "ssl_keyfile", "log_config"),
+        "clients that do not reach what submits runs",
+    ),
+    "flwr.superlink.routers.fleet.node_auth.authenticate_node": (
+        ("request",),
+        "replies in the name of another client are rejected",
+    ),
+    "flwr.proto.fleet_pb2.PushMessagesRequest": ((), "the same"),
+    "flwr.supernode.runtime.run_clientapp.install_from_fab": (
+        (),
+        "a client that unpacks nothing that arrives",
+    ),
+    "flwr.supernode.runtime.run_clientapp.get_load_client_app_fn": (
+        ("default_app_ref", "app_path", "multi_app"),
+        "a client that runs no code that arrives",
+    ),
+    "flwr.superlink.servicer.control.control_handlers.register_node": (
+        ("request", "account", "state"),
+        "admitted clients",
+    ),
+    "flwr.superlink.servicer.control.control_handlers.unregister_node": (
+        ("request", "account", "state"),
+        "revoked clients",
+    ),
+    "flwr.proto.control_pb2.RegisterNodeRequest": ((), "admitted clients"),
+    "flwr.proto.control_pb2.UnregisterNodeRequest": ((), "revoked clients"),
+    "flwr.supercore.primitives.asymmetric.public_key_to_bytes": ((), "admitted clients"),
+    "flwr.supercore.auth.typing.AccountInfo": (("flwr_aid", "account_name"), "admitted clients"),
+    "flwr.common.constant.NOOP_ACCOUNT_NAME": ((), "admitted clients"),
+    "flwr.common.constant.NOOP_FLWR_AID": ((), "admitted clients"),
     "flwr.proto.log_pb2.PushLogsRequest": ((), "the log of a run whose process was killed"),
     "flwr.proto.runtime_pb2.PushTaskOutputRequest": ((), "the end of such a run"),
     "flwr.supercore.interceptors.RuntimeTokenHttpInterceptor": (
@@ -385,7 +416,7 @@ class TestFailingATask:
 
         address, came = runtime_api
         with rests_on("RuntimeHttpClient", "the end of a run whose process was killed"):
-            flower_processes.fail_task(address, "secret", ["a", "b"], "killed", insecure=True)
+            flower_processes.fail_task(address, "secret", ["a", "b"], "killed", roots=None)
             (logs, headers, log), (end, _, output) = came
             assert (logs, end) == ("/v1/runtime/push-logs", "/v1/runtime/push-task-output")
             assert any("secret" in value for value in headers.values())
@@ -394,7 +425,7 @@ class TestFailingATask:
             assert (told.sub_status, told.details) == ("failed", "killed")
 
     def test_nothing_happens_where_nobody_answers(self, free_port: int) -> None:
-        flower_processes.fail_task(f"127.0.0.1:{free_port}", "t", [], "killed", insecure=True)
+        flower_processes.fail_task(f"127.0.0.1:{free_port}", "t", [], "killed", roots=None)
 
 
 def test_strings_need_no_import_of_flower() -> None:

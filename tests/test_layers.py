@@ -17,7 +17,7 @@ PACKAGE = Path(flsimulation.__file__).parent
 LAYERS = (
     ("clock", "errors", "seeds", "internals"),
     ("host",),
-    ("experiment",),
+    ("security", "experiment"),
     ("data", "events"),
     ("models", "messages"),
     ("training",),

@@ -828,7 +828,7 @@ class TestPrometheus:
                     {"names": ["client"], "type": "A", "port": 8000, "refresh_interval": "5s"}
                 ]
             },
-            "prometheus": {"static_configs": [{"targets": ["localhost:9090"]}]},
+            "prometheus": {"static_configs": [{"targets": ["dashboards.prometheus:9090"]}]},
         }
         assert config["rule_files"] == ["alerts.yml"]
         assert config["global"]["evaluation_interval"] == "5s"

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -120,25 +121,33 @@ class Network:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port, self.clients_port = free_port(), free_port()
         self.clients: dict[str, Program] = {}
-        self.superlink = Program(folder, "superlink", "superlink", f"--port={self.port}")
+        self.superlink = Program(folder, "superlink", *self.arguments)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Those of the SuperLink."""
+        return ("superlink", f"--port={self.port}", f"--clients-port={self.clients_port}")
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
     def join(self, name: str, *options: str) -> Program:
-        arguments = ("client", f"--superlink={self.address}", f"--name={name}", *options)
+        where = (f"--superlink=127.0.0.1:{self.clients_port}", f"--allow-models-in={self.folder}")
+        arguments = ("client", *where, f"--name={name}", *options)
         self.clients[name] = Program(self.folder, name, *arguments)
         return self.clients[name]
 
     def ready(self) -> None:
-        url = f"http://{self.address}/health"
-
         def answers() -> bool:
+            if not (ca := Path(os.environ["FLSIM_HOME"]) / "trust" / "ca.pem").is_file():
+                return False
+            context = ssl.create_default_context(cafile=ca)
+            url = f"https://127.0.0.1:{self.clients_port}/health"
             try:
-                with urllib.request.urlopen(url, timeout=2):
+                with urllib.request.urlopen(url, timeout=2, context=context):
                     return True
             except OSError:
                 return False
@@ -370,7 +379,8 @@ def test_where_no_superlink_answers_is_bad_input(tmp_path: Path) -> None:
 
 def test_a_taken_metrics_port_is_one_line(network: Network, tmp_path: Path) -> None:
     taken = str(network.superlink.metrics_port)
-    for verb in (["client"], ["superlink", f"--port={free_port()}"]):
+    ports = f"--port={free_port()}", f"--clients-port={free_port()}"
+    for verb in (["client", f"--superlink=127.0.0.1:{free_port()}"], ["superlink", *ports]):
         done = flsim(*verb, "--metrics-port", taken, cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr.startswith(f"flsim: --metrics-port {taken}: cannot listen on ")
@@ -543,8 +553,7 @@ def test_a_spare_takes_over_for_a_client_that_is_gone(network: Network) -> None:
 
 def test_the_superlink_may_be_started_anew_between_runs(network: Network) -> None:
     network.superlink.end()
-    arguments = ("superlink", f"--port={network.port}")
-    network.superlink = Program(network.folder, "superlink", *arguments)
+    network.superlink = Program(network.folder, "superlink", *network.arguments)
     network.ready()
     done = network.run("--set=strategy.rounds=1", "--json")
     assert done.returncode == 0, done.stderr

@@ -261,15 +261,14 @@ def test_up_says_what_to_open(docker: Docker, flsim: Any, free_ports: list[int])
     ]
 
 
-def test_up_shows_the_password_of_grafana_as_long_as_it_is_in_the_log(
+def test_up_says_how_to_see_the_password_of_grafana_but_never_prints_it(
     docker: Docker, flsim: Any
 ) -> None:
     docker.set_config(**{"grafana-password": {"build": {}}})
-    command = "compose logs --no-log-prefix grafana-password"
-    docker.answer(command, "Grafana: user admin, password x\n")
     _, output, _ = flsim("up", "--no-run")
-    assert output.splitlines()[0] == "Grafana: user admin, password x"
-    assert docker.calls[-1] == command
+    shown = "Password    docker compose exec grafana cat /secret/admin-password"
+    assert output.splitlines()[0] == shown
+    assert not [call for call in docker.calls if "logs" in call or "exec" in call]
     _, output, _ = flsim("up", "--no-run", "--without", "grafana")
     assert output.count("\n") == 1
 
@@ -977,9 +976,10 @@ def test_the_doctor_without_docker_and_without_a_project(
     monkeypatch.setenv("PATH", str(tmp_path))
     code, output, _ = flsim("doctor")
     assert code == 1
-    assert output.splitlines()[3:7] == [
+    assert output.splitlines()[3:8] == [
         "✗ docker is not installed, or not on PATH; install Docker Engine or Docker Desktop (flsim run needs neither)",
         "✓ port 8080 (superlink) is free",
+        "✓ port 8081 (clients) is free",
         "✓ port 9090 (prometheus) is free",
         "✓ port 3000 (grafana) is free",
     ]  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 from tests.test_containers import needed
 
 ROOT = Path(__file__).parent.parent
-PORTS = (8080, 9090)
+PORTS = (8080, 8081, 9090)
 ANSWERS = {
     "doctor": r"Docker Engine \d+",
     "config --services": r"superlink",

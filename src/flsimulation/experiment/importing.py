@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -22,6 +22,12 @@ _GUARD = 'put the call of run() below `if __name__ == "__main__":`'
 _is_importing: ContextVar[bool] = ContextVar("is_importing", default=False)
 _cut_short: set[str] = set()  # names of modules that were executed up to a call of run()
 _searched: set[str] = set()  # folders of the user's own, which were added to the search path
+_refusals: list[Callable[[str], str | None]] = []  # of this process, see `import_only`
+
+
+def import_only(refusal: Callable[[str], str | None]) -> None:
+    """From now on, import only references for which ``refusal`` returns None; else it returns why not."""
+    _refusals.append(refusal)
 
 
 def import_object(reference: str, key: str, error: type[InputError] = InputError) -> Any:
@@ -51,6 +57,9 @@ def import_object(reference: str, key: str, error: type[InputError] = InputError
     try:
         if not source or not name:
             raise _RefusalError("write it as module:name or path/to/file.py:name")
+        for refusal in _refusals:
+            if (why := refusal(reference)) is not None:
+                raise _RefusalError(why)
         module = _module_of_file(Path(source)) if source.endswith(".py") else _module(source)
         return _attribute(module, name, is_main=source == _MAIN)
     except _RefusalError as refusal:

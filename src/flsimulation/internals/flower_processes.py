@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
 from flwr.supercore import heartbeat
@@ -21,6 +22,7 @@ __all__ = [
     "fail_task",
     "has_answers",
     "list_nodes_heard",
+    "run_app",
     "set_heartbeat_interval",
     "set_pull_waits",
     "set_superexec_clock",
@@ -99,6 +101,13 @@ def wrap_push(wrap: Callable[[Wrapped], Wrapped]) -> None:
     )
 
 
+def run_app(app: Any) -> None:
+    """Make the processes of messages run this ClientApp, whatever app the run has; none is unpacked."""
+    module = vars(import_module("flwr.supernode.runtime.run_clientapp"))
+    module["install_from_fab"] = lambda *_, **__: None
+    module["get_load_client_app_fn"] = lambda **_: lambda *__: app
+
+
 def has_answers(state: Any) -> bool:
     """Whether a SuperNode's state holds replies that were not sent.
 
@@ -138,7 +147,7 @@ def list_nodes_heard(seconds: float) -> None:
 
 
 def fail_task(
-    address: str, token: str, log: Sequence[str], details: str, *, insecure: bool
+    address: str, token: str, log: Sequence[str], details: str, *, roots: bytes | None
 ) -> None:
     """End a ServerApp's task as failed, in place of its process; tries once.
 
@@ -150,8 +159,8 @@ def fail_task(
         Last lines of the run's log.
     details : str
         Why it failed, in one line.
-    insecure : bool
-        Whether the SuperLink is without TLS.
+    roots : bytes, optional
+        The CA's certificate by which the SuperLink is recognized; without it, there is no TLS.
     """
     from flwr.common.constant import SubStatus
     from flwr.proto.log_pb2 import PushLogsRequest
@@ -167,8 +176,8 @@ def fail_task(
     retry.max_tries = 1
     client = RuntimeHttpClient.from_server_address(
         server_address=address,
-        insecure=insecure,
-        root_certificates=None,
+        insecure=roots is None,
+        root_certificates=roots,
         interceptors=[
             RuntimeVersionHttpInterceptor(component_name=SERVER_APP),
             RuntimeTokenHttpInterceptor(token=token),

@@ -10,8 +10,13 @@ SUPEREXEC = "flower-superexec"
 """Started once by a SuperNode or a SuperLink; starts the other two."""
 SUPERNODE, SUPERLINK = "flower-supernode", "flower-superlink"
 
+OTHER_APPS = (SERVER_APP, "flwr-agentapp", "flwr-model", "flwr-connector", "flwr-simulation")
+"""What a SuperExec starts for other tasks; a client needs none of them."""
+
 ADDRESS, TOKEN, INSECURE = "--runtime-api-address", "--token", "--insecure"
 """Options of `SERVER_APP`: where it reports, with which token, and whether without TLS."""
+ROOTS = "--root-certificates"
+"""Option of `SERVER_APP` and `SUPERNODE`: the CA by which a SuperLink is recognized."""
 PARENT = "--parent-pid"
 """Option of `SERVER_APP`: id of a process that ends together with its SuperLink."""
 
@@ -39,3 +44,15 @@ for run in runs:
 PENDING, STARTING, RUNNING, FINISHED = "pending", "starting", "running", "finished"
 """A run's status; after `FINISHED` and a colon follows how it ended, as in the next ones."""
 COMPLETED, FAILED, STOPPED = "finished:completed", "finished:failed", "finished:stopped"
+
+HEALTH = "/health"
+"""Path of a SuperLink's health check."""
+CLIENT_PATHS = frozenset(
+    f"/v1/fleet/{verb}"
+    for verb in (
+        *("register-node", "activate-node", "deactivate-node", "unregister-node"),
+        *("send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab"),
+        *("push-object", "pull-object", "confirm-message-received"),
+    )
+)
+"""Paths of a SuperLink that a client needs: the whole Fleet API, where every request is signed."""

@@ -93,10 +93,13 @@ CONTAINER_METRICS = (
 HEALTH_METRIC = Metric("fl_container_failing", "gauge", "0 or 1", "1 while the container cannot do its work: its program ended by itself and is not running again, or its messages' processes are killed one after the other.")  # fmt: skip
 """What a container's health check reads."""
 
+REFUSED_METRIC = Metric("fl_clients_refused", "gauge", "claims", "Times that a name was claimed with a key that it does not belong to; flsim status names them.")  # fmt: skip
+"""What the register of a network's clients counts."""
+
 METRICS = SERVER_METRICS + CLIENT_METRICS
 """The metrics of a run in one process."""
 
-ALL_METRICS = (*METRICS, *NODE_METRICS, *CONTAINER_METRICS, HEALTH_METRIC)
+ALL_METRICS = (*METRICS, *NODE_METRICS, *CONTAINER_METRICS, HEALTH_METRIC, REFUSED_METRIC)
 """Every metric. The exporters, dashboards, alerts and docs/metrics.md are made from this table."""
 
 

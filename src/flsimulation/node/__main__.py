@@ -28,7 +28,8 @@ def main() -> None:
     """Import what the role needs, then serve."""
     path, role, *arguments = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
-    from flsimulation.node import client_app, flower_patches, shims, threads, waits, warm
+    from flsimulation.internals import flower_processes
+    from flsimulation.node import allowed, client_app, flower_patches, shims, threads, waits, warm
 
     end_with_parent()
 
@@ -43,6 +44,8 @@ def main() -> None:
     for command in COMMANDS[role]:
         import_module(command)
     if role == "client":
+        allowed.import_only_allowed()
+        flower_processes.run_app(client_app.app)
         watch = flower_patches.RunWatch()
         waits.shorten_looks(watch.look)
         flower_patches.leave_with_run(watch)
@@ -55,9 +58,10 @@ def main() -> None:
             serving=tell_up,
         )
     else:
-        from flsimulation.node import server_app
+        from flsimulation.node import gate, server_app
 
         flower_patches.list_nodes_heard_lately()
+        gate.serve_clients_apart()
         server = warm.WarmServer(
             Path(path),
             lambda: keep(SUPERLINK),

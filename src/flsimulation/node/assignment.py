@@ -39,10 +39,14 @@ class PartitionTable:
         Number of partitions.
     memory : Path, optional
         File that stores the partition of each name between runs.
+    verified : bool
+        Whether names are those of the clients' keys. Then a client that is configured for a
+        connected client's partition during a run is another client, and does not get it.
     """
 
-    def __init__(self, clients: int, memory: Path | None = None) -> None:
+    def __init__(self, clients: int, memory: Path | None = None, *, verified: bool = False) -> None:
         self._clients = clients
+        self._verified = verified
         self._memory = memory
         self._remembered = _read(memory)
         self._nodes_memory = memory and memory.with_name(f"{memory.stem}-nodes.json")
@@ -103,14 +107,14 @@ class PartitionTable:
             # A second node with the same name is a client that was restarted: its old node is dead,
             # although a SuperLink takes a minute to notice.
             self._identities = {
-                n: i for n, i in self._identities.items() if not _is_same(i, identity)
+                n: i for n, i in self._identities.items() if not self._is_same(i, identity)
             }
             self._identities[node] = identity
         if met:
             self._remember_names(there)
         held = {n: p for n, p in self.partitions.items() if n in self._identities}
         self.partitions = held
-        self._fill()
+        self._fill(evict=strict or not self._verified)
         self.partitions = dict(sorted(self.partitions.items(), key=lambda item: item[1]))
 
     def _check(self, identity: Identity) -> None:
@@ -129,9 +133,11 @@ class PartitionTable:
                     f"{wanted}; configure a different one for each"
                 )
 
-    def _fill(self) -> None:
+    def _fill(self, *, evict: bool) -> None:
         for node, identity in self._identities.items():  # first those configured for one
             if identity.partition is not None and node not in self.partitions:
+                if not evict and self._is_anothers(identity.partition, identity.name):
+                    continue
                 self._evict(identity.partition)
                 self.partitions[node] = identity.partition
         without = [n for n in self._identities if n not in self.partitions]
@@ -151,6 +157,17 @@ class PartitionTable:
             free.sort(key=lambda p: (p in self._remembered.values(), p))
         if free:
             self.partitions[node] = free[0]
+
+    def _is_anothers(self, partition: int, name: str) -> bool:
+        """Whether another connected client holds a partition, or held it last."""
+        there = {identity.name for identity in self._identities.values()} - {name}
+        last = {other for other, held in self._remembered.items() if held == partition}
+        return partition in self.partitions.values() or bool(last & there)
+
+    def _is_same(self, one: Identity, other: Identity) -> bool:
+        """Whether the second is the same client as the first, restarted."""
+        same_place = one.partition is not None and one.partition == other.partition
+        return one.name == other.name or (same_place and not self._verified)
 
     def _evict(self, partition: int) -> None:
         self.partitions = {n: p for n, p in self.partitions.items() if p != partition}
@@ -173,12 +190,6 @@ class PartitionTable:
             if self._memory is not None:
                 self._memory.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(self._memory, json.dumps(now, indent=2) + "\n")
-
-
-def _is_same(one: Identity, other: Identity) -> bool:
-    """Whether the second is the same client as the first, restarted."""
-    same_place = one.partition is not None and one.partition == other.partition
-    return one.name == other.name or same_place
 
 
 def _read(memory: Path | None) -> dict[str, int]:

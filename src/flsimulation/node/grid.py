@@ -17,6 +17,7 @@ from flsimulation.internals.flower_messages import OF_SUPERLINK, Run, identifier
 from flsimulation.messages.batch import Batch, Task
 from flsimulation.messages.packing import pack
 from flsimulation.node.assignment import Identity, PartitionTable
+from flsimulation.node.identified import Names, identified
 from flsimulation.node.introductions import introductions
 from flsimulation.node.outbox import Outbox, replied_to
 from flsimulation.server.grid import PartitionedGrid
@@ -31,6 +32,7 @@ def connect(
     emit: Sink,
     clock: Clock = SYSTEM,
     memory: Path | None = None,
+    names: Names | None = None,
 ) -> AssignedGrid:
     """Wait for the experiment's clients; returns Flower's grid with their partitions.
 
@@ -46,6 +48,8 @@ def connect(
         The clock that the grid uses.
     memory : Path, optional
         File that stores which client holds which partition.
+    names : callable, optional
+        Returns the name that belongs to each node's key, by node; without it, names are as reported.
 
     Raises
     ------
@@ -53,7 +57,8 @@ def connect(
         If they do not connect in time.
     """
     clients, patience = experiment.data.clients, experiment.runtime.client_wait
-    assigned = AssignedGrid(grid, PartitionTable(clients, memory), experiment, emit, clock)
+    table = PartitionTable(clients, memory, verified=names is not None)
+    assigned = AssignedGrid(grid, table, experiment, emit, clock, names)
     if not assigned.wait(clients, patience):
         raise RunError(
             f"{len(assigned.partitions)} of {clients} clients connected within {patience:g} s; "
@@ -78,6 +83,8 @@ class AssignedGrid(PartitionedGrid):
         Notified when a client connects or disconnects.
     clock : Clock
         The clock that the grid uses.
+    names : callable, optional
+        As in `connect`.
     """
 
     def __init__(
@@ -87,8 +94,10 @@ class AssignedGrid(PartitionedGrid):
         experiment: Experiment,
         emit: Sink,
         clock: Clock = SYSTEM,
+        names: Names | None = None,
     ) -> None:
         self._grid, self._table, self._clock = grid, table, clock
+        self._own_names = names
         self._expected = experiment.data.clients
         self._client_wait = experiment.runtime.client_wait
         self._return_wait = experiment.runtime.return_wait
@@ -210,15 +219,13 @@ class AssignedGrid(PartitionedGrid):
             if isinstance(found, str):
                 self._trouble = f"; a client replied: {found}"
                 continue
-            met[node] = found
             self._silent.pop(node, None)
-            self._explain(found)
+            if (identity := identified(found, node, self._own_names)) is not None:
+                met[node] = identity
+                if identity.trouble:
+                    self._trouble = f"; client {identity.name}: {identity.trouble}"
         self._silent = {n: since for n, since in self._silent.items() if n in online}
         return met
-
-    def _explain(self, identity: Identity) -> None:
-        if identity.trouble:
-            self._trouble = f"; client {identity.name}: {identity.trouble}"
 
     @property
     def trouble(self) -> str:

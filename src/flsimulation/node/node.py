@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,25 +13,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
 
 from flsimulation.errors import InputError
-from flsimulation.internals.flower_words import CLIENT_APP, SERVER_APP, SUPEREXEC
+from flsimulation.internals.flower_words import OTHER_APPS, SUPEREXEC
 from flsimulation.metrics.exporter import served
 from flsimulation.node import sockets
 from flsimulation.node.health import Health, describe_end, keep_trouble, see_kills
 from flsimulation.node.shims import write_shims
-from flsimulation.runtimes.network.names import (
-    MEMORY,
-    REPORTS,
-    TROUBLE,
-    WARM,
-)
-
-if TYPE_CHECKING:
-    from flsimulation.events import Event
+from flsimulation.runtimes.network.names import REPORTS, TROUBLE, WARM
 
 _AGAIN_SECONDS = 1.0  # before a program that ended is started again; twice as long each time ...
 _LATEST_SECONDS = 60.0  # ... up to this
@@ -44,6 +34,7 @@ _END_SECONDS = 8.0  # that the programs have to end; Docker allows ten in total
 _FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # nothing that a run names is installed
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # otherwise forks cannot use the GPU
 }
 
@@ -72,8 +63,18 @@ class Node:
     registry: CollectorRegistry
     count: Callable[[Any], None]
 
-    def run(self, metrics_port: int, memory: Path | None = None) -> None:
+    def run(self, metrics_port: int, metrics_for: str | None, variables: Mapping[str, str]) -> None:
         """Keep the node running until SIGTERM or Ctrl-C.
+
+        Parameters
+        ----------
+        metrics_port : int
+            Port to serve the metrics on, at the loopback address.
+        metrics_for : str, optional
+            Name or address of a host that may read them, too: then they are served at all addresses,
+            and other hosts are refused.
+        variables : mapping
+            Environment of the node's programs, besides this process's.
 
         Raises
         ------
@@ -81,12 +82,12 @@ class Node:
             If the port of the metrics is not available, or Flower's programs are not installed.
         """
         with tempfile.TemporaryDirectory(prefix="flsim-") as folder:
-            environment = self._environment(Path(folder), memory)
+            environment = {**self._environment(Path(folder)), **variables}
             os.environ[TROUBLE] = environment[TROUBLE]
             health = Health(self.registry)
             with (
                 sockets.received(Path(environment[REPORTS]), self._counting(health)),
-                served(self.registry, metrics_port, "0.0.0.0"),  # noqa: S104 - a container's
+                served(self.registry, metrics_port, reader=metrics_for),
             ):
                 _keep_up(
                     (
@@ -114,11 +115,15 @@ class Node:
 
         return count
 
-    def _environment(self, folder: Path, memory: Path | None) -> dict[str, str]:
-        real = {command: _installed(command) for command in (self.launches, SUPEREXEC)}
-        shims = folder / "bin"
-        write_shims(shims, folder / "warm", real)
-        environment = {
+    def _environment(self, folder: Path) -> dict[str, str]:
+        real: dict[str, str | None] = {
+            command: _installed(command) for command in (self.launches, SUPEREXEC)
+        }
+        shims, is_client = folder / "bin", self.role == "client"
+        if is_client:
+            real[self.launches] = None  # Flower's own would run the app that arrives
+        write_shims(shims, folder / "warm", real, OTHER_APPS if is_client else ())
+        return {
             "FLWR_HOME": str(folder / "flower"),
             **os.environ,
             **_FLOWER,
@@ -127,110 +132,6 @@ class Node:
             REPORTS: str(folder / "reports"),
             TROUBLE: str(folder / "trouble"),
         }
-        return environment | ({MEMORY: str(memory)} if memory is not None else {})
-
-
-def run_client(superlink: str, name: str | None, partition: int | None, metrics_port: int) -> None:
-    """Run a client: Flower's SuperNode, warm processes for its messages, and its metrics.
-
-    Parameters
-    ----------
-    superlink : str
-        ``host:port`` of the SuperLink.
-    name : str, optional
-        The name by which the server recognizes the client; by default the host's name.
-    partition : int, optional
-        The partition to hold; by default the server assigns one.
-    metrics_port : int
-        Port to serve the metrics on.
-    """
-    from flsimulation.metrics.client import ClientMetrics
-
-    name = name or socket.gethostname()
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise InputError(f"--name {name}: use letters, digits, '.', '_' and '-'")
-    if not re.fullmatch(r"[^\s/]+:[0-9]+", superlink):
-        raise InputError(f"--superlink {superlink}: write it as host:port, e.g. superlink:8080")
-    config = f'name="{name}"'
-    if partition is not None:
-        config += f" partition-id={partition}"
-    arguments = (
-        *("--insecure", "--superlink", superlink, "--node-config", config),
-        *("--port", str(_free_port())),
-    )
-    metrics = ClientMetrics(name)
-    Node("client", arguments, CLIENT_APP, metrics.registry, metrics.count).run(metrics_port)
-
-
-def run_superlink(host: str, port: int, memory: Path | None, metrics_port: int) -> None:
-    """Run the SuperLink, warm processes for its runs, and the server's metrics.
-
-    Parameters
-    ----------
-    host, port
-        Address that the SuperLink listens at.
-    memory : Path, optional
-        File that stores which client holds which partition.
-    metrics_port : int
-        Port to serve the metrics on.
-    """
-    from flsimulation.metrics.container import ContainerCollector
-    from flsimulation.metrics.server import PrometheusMetrics
-    from flsimulation.runtimes.network.events import from_json
-
-    arguments = (
-        *("--insecure", "--host", host, "--port", str(port)),
-        "--disable-runtime-dependency-installation",
-    )
-    _check_free(host, port)
-    metrics = PrometheusMetrics(clients=None)
-    _settle(memory, metrics)
-    metrics.registry.register(ContainerCollector())
-    node = Node(
-        "superlink",
-        arguments,
-        SERVER_APP,
-        metrics.registry,
-        lambda line: metrics(from_json(line)),
-    )
-    node.run(metrics_port, memory)
-
-
-def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:
-    """Write and print the ends of runs that an earlier SuperLink left when it was killed."""
-    from flsimulation.node.ends import last_end, settle_runs
-    from flsimulation.rundir.manifest import KILLED
-    from flsimulation.runtimes.resuming import resume_command
-
-    for run_dir, manifest in settle_runs(memory):
-        text = "interrupted in its first round; start it again"
-        if rounds := manifest["rounds"]:
-            clients = manifest.get("data", {}).get("clients")
-            command = resume_command(run_dir, clients=clients)
-            if manifest["error"] == KILLED:  # it may be a run in one process
-                command = f"flsim run --resume {run_dir}"
-            text = f"interrupted after round {rounds}; resume it with `{command}`"
-        print(f"flsim: {run_dir}: {text}", flush=True)
-    for event in last_end(memory) or ():
-        metrics(event)
-
-
-def become_owner_of(folder: Path) -> None:
-    """If this is root, continue as the owner of a folder, who then owns the files written there.
-
-    Raises
-    ------
-    InputError
-        If the folder does not exist.
-    """
-    if os.geteuid() != 0:
-        return
-    if not folder.is_dir():
-        raise InputError(f"--as-owner-of {folder}: no such folder; create it first")
-    owner = folder.stat()
-    os.setgroups([])
-    os.setgid(owner.st_gid)
-    os.setuid(owner.st_uid)
 
 
 def _keep_up(
@@ -270,23 +171,3 @@ def _installed(command: str) -> str:
     if found is None:
         raise InputError(f"{command} is not installed here; install flwr, which contains it")
     return found
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raise `InputError` if the port is not available."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"--port {port}: cannot listen on {host}:{port} ({error.strerror or error}); "
-                f"choose another port, or end the program that uses it"
-            ) from None
-
-
-def _free_port() -> int:
-    """A port for the SuperNode's own programs; several clients may run on one machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,8 +1,11 @@
-"""``python -m flsimulation.node.password FILE``: Grafana's password, created at the first start."""
+"""``python -m flsimulation.node.password FILE``: Grafana's password, created at the first start.
+
+It is never printed: logs are kept and read by others. With ``-`` as a second argument it is read from
+standard input instead.
+"""
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -11,15 +14,12 @@ from flsimulation.host.files import write_atomic
 
 
 def main() -> None:
-    """Write the password in ``GRAFANA_ADMIN_PASSWORD``, else a new one if the file does not exist."""
-    path = Path(sys.argv[1])
-    given = os.environ.get("GRAFANA_ADMIN_PASSWORD", "")
-    if given:
-        write_atomic(path, given)
-    elif not path.is_file():
-        password = secrets.token_urlsafe(12)
-        write_atomic(path, password)
-        print(f"Grafana: user admin, password {password} (it is not shown again)")
+    """Write the password: the one on standard input, or a new one if the file does not exist."""
+    path, *given = sys.argv[1:]
+    if given == ["-"]:
+        write_atomic(path, sys.stdin.readline().strip())
+    elif not Path(path).is_file():
+        write_atomic(path, secrets.token_urlsafe(18))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ from flsimulation.host.processes import alone
 from flsimulation.host.usage import peak_memory_bytes
 from flsimulation.internals.flower_words import SERVER_APP
 from flsimulation.node import ends, sockets, task, threads
+from flsimulation.node.admission import register_beside
 from flsimulation.node.grid import connect
+from flsimulation.node.identified import Names
 from flsimulation.node.launches import Killed
 from flsimulation.node.sited import Sited, agreed_sites
 from flsimulation.rundir import RunRecord
@@ -38,6 +40,7 @@ from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.events import to_json
 from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME
 from flsimulation.runtimes.recorded import record_resumed, record_run
+from flsimulation.security.home import is_insecure
 from flsimulation.server.app import Start, make_server_app
 from flsimulation.server.grid import PartitionedGrid
 
@@ -98,7 +101,8 @@ def _run(
         _: Experiment, sinks: Iterable[Sink], space: Workspace | None, start: Start | None
     ) -> None:
         with quiet_flower():
-            join = joined if sited is not None else partial(connect, memory=memory)
+            connected = partial(connect, memory=memory, names=_names(memory))
+            join = joined if sited is not None else connected
             make_server_app(sinks, space, start, join)(grid, context)
 
     sited: Sited | None = None
@@ -121,7 +125,7 @@ def _run(
         else:
             experiment = unflatten(context.run_config)
         if experiment.data.of_sites:
-            sited = agreed_sites(grid, experiment, _tell, memory)
+            sited = agreed_sites(grid, experiment, _tell, memory, _names(memory))
         data = sited.data if sited is not None else None
         if resumed:
             result = record_resumed(resumed, experiment, federate, sinks, clients=0, data=data)
@@ -136,6 +140,11 @@ def _run(
         lines.tell_error(describe_error(error), input=False)
         raise
     lines.tell_result(asdict(result))
+
+
+def _names(memory: Path | None) -> Names | None:
+    """The names of the admitted nodes; None without node identity."""
+    return None if memory is None or is_insecure() else register_beside(memory).names
 
 
 def _tell(event: Event) -> None:

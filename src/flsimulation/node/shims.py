@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -23,11 +23,22 @@ try:
             sys.exit(0)
 except OSError:
     pass
-os.execv({real!r}, [{real!r}, *sys.argv[1:]])  # no server listens: start without it
+real = {real!r}
+if real is None:
+    sys.exit("flsim: {command} does not run here without the program that restricts it")
+os.execv(real, [real, *sys.argv[1:]])  # no server listens: start without it
+"""
+
+_REFUSED = """\
+#!/bin/sh
+echo "flsim: {command} is not for clients" >&2
+exit 1
 """
 
 
-def write_shims(folder: Path, path: Path, commands: Mapping[str, str]) -> None:
+def write_shims(
+    folder: Path, path: Path, commands: Mapping[str, str | None], refused: Iterable[str] = ()
+) -> None:
     """Write the commands that forward to the server at ``path``.
 
     Parameters
@@ -37,13 +48,20 @@ def write_shims(folder: Path, path: Path, commands: Mapping[str, str]) -> None:
     path : Path
         The server's socket.
     commands : mapping
-        Name of a command -> full path of Flower's own, which is run if no server listens.
+        Name of a command -> full path of Flower's own, which is run if no server listens; None to
+        run nothing then.
+    refused : iterable of str
+        Names of commands that never run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for command, real in commands.items():
         shim = folder / command
         text = _SHIM.format(python=sys.executable, socket=str(path), command=command, real=real)
         shim.write_text(text, encoding="utf-8")
+        shim.chmod(0o755)
+    for command in refused:
+        shim = folder / command
+        shim.write_text(_REFUSED.format(command=command), encoding="utf-8")
         shim.chmod(0o755)
 
 

@@ -13,6 +13,7 @@ from flsimulation.data.sites.joined import load_no_site
 from flsimulation.events import ClientsConnected, Event, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.node.grid import AssignedGrid, connect
+from flsimulation.node.identified import Names
 from flsimulation.server.agreeing import agreed_by
 from flsimulation.server.grid import PartitionedGrid
 
@@ -50,6 +51,7 @@ def agreed_sites(
     experiment: Experiment,
     emit: Sink,
     memory: Path | None = None,
+    names: Names | None = None,
     clock: Clock = SYSTEM,
 ) -> Sited:
     """Wait for the sites, ask each for its facts, and let them agree.
@@ -64,6 +66,8 @@ def agreed_sites(
         Notified of clients that connect or disconnect.
     memory : Path, optional
         File that stores which client holds which partition.
+    names : callable, optional
+        Returns the names of the admitted nodes; without it, names are those that clients report.
     clock : Clock
         The clock to use.
 
@@ -75,7 +79,7 @@ def agreed_sites(
         In one sentence that names the site, if its data cannot be used or differs from the others'.
     """
     relay = _Relay(emit)
-    assigned = connect(grid, experiment, relay, clock, memory)
+    assigned = connect(grid, experiment, relay, clock, memory, names)
     agreement = agreed_by(assigned, experiment, clock)
     dataset = load_no_site(experiment.data, agreement)
     data = FederatedData.divide(dataset, experiment)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
-from flsimulation.internals.flower_words import ADDRESS, INSECURE, TOKEN
+from flsimulation.internals.flower_words import ADDRESS, ROOTS, TOKEN
 
 
 def fail(arguments: Sequence[str], log: Sequence[str], details: str) -> None:
@@ -28,4 +29,5 @@ def fail(arguments: Sequence[str], log: Sequence[str], details: str) -> None:
 
     options = dict(itertools.pairwise(arguments))
     if ADDRESS in options and TOKEN in options:
-        fail_task(options[ADDRESS], options[TOKEN], log, details, insecure=INSECURE in arguments)
+        roots = Path(options[ROOTS]).read_bytes() if ROOTS in options else None
+        fail_task(options[ADDRESS], options[TOKEN], log, details, roots=roots)

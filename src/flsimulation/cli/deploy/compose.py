@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from flsimulation.cli.deploy.docker import ANSWER_SECONDS, ask, parsed, show
-from flsimulation.errors import InputError
+from flsimulation.errors import InputError, RunError
 
 FILE_NAME = "compose.yaml"
 SITES_FILE = "compose.sites.yaml"
 """Beside it: the clients of sites, which ``flsim up`` adds and ``flsim down`` removes."""
-PORTS = {"superlink": 8080, "prometheus": 9090, "grafana": 3000}
-"""The services that are reached from outside, and their default ports."""
+PORTS = {"superlink": 8080, "clients": 8081, "prometheus": 9090, "grafana": 3000}
+"""What is reached from outside, and the default ports: services, and the SuperLink's for clients."""
 RUNS, EXPERIMENTS = "/work/runs", "/work/experiments"
 """Folders of the results and the experiments in the containers."""
+CA = "/flsim/trust/ca.pem"
+"""The CA's certificate in the containers."""
 ROLE = "flsimulation.role"
 """The label with the role of a service."""
 
@@ -61,6 +63,15 @@ class Project:
         host = _ANYWHERE.get(host, host)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
+    @property
+    def ca(self) -> str | None:
+        """The CA's certificate of the project's SuperLink, as PEM; None if it does not run."""
+        try:
+            found = self.ask("exec", "--no-TTY", "superlink", "cat", CA)
+        except RunError:
+            return None
+        return found if "BEGIN CERTIFICATE" in found else None
+
     def mount(self, target: str) -> Path | None:
         """The folder of this machine that is mounted at ``target`` in the SuperLink's container."""
         for volume in self.services["superlink"].get("volumes", []):
@@ -70,9 +81,12 @@ class Project:
 
     def port(self, service: str) -> tuple[str, int] | None:
         """Address and port where the service is published on this machine."""
-        for published in self.services.get(service, {}).get("ports", []):
-            if str(published.get("published", "")).isdigit():
-                return published.get("host_ip") or "127.0.0.1", int(published["published"])
+        of = "superlink" if service == "clients" else service
+        ports = self.services.get(of, {}).get("ports", [])
+        found = [one for one in ports if str(one.get("published", "")).isdigit()]
+        exact = [one for one in found if one.get("target") == PORTS.get(service)]
+        for one in exact or (found if service == of else []):
+            return one.get("host_ip") or "127.0.0.1", int(one["published"])
         return None
 
     def ask(self, *arguments: str, seconds: float | None = ANSWER_SECONDS) -> str:
@@ -168,7 +182,7 @@ def _compose(files: tuple[Path, ...]) -> tuple[str, ...]:
 
 
 def _place(service: str) -> int:
-    order = ("superlink", "client", "run", "prometheus", "grafana", "grafana-password")
+    order = ("superlink", "client", "run", "prometheus", "grafana", "grafana-password", "certs")
     return order.index(service) if service in order else len(order)
 
 

@@ -1,4 +1,4 @@
-"""The network's verbs: a single client or SuperLink, and the whole network in containers."""
+"""The network's verbs: the whole network in containers, its runs, and this machine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
+from flsimulation.cli.deploy import access, programs
 from flsimulation.cli.options import Columns, Json, Overrides, Quiet, listed
 from flsimulation.errors import InputError
 
-MetricsPort = Annotated[
-    int, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this port.")
-]
 ComposeFile = Annotated[
     Path | None,
     typer.Option(
@@ -36,75 +34,8 @@ Run = Annotated[
 
 verbs = typer.Typer()
 """The network's commands; ``flsim`` has them beside its own."""
-
-
-@verbs.command()
-def client(
-    superlink: Annotated[
-        str, typer.Option(metavar="HOST:PORT", envvar="SUPERLINK", help="The SuperLink to join.")
-    ] = "127.0.0.1:8080",
-    name: Annotated[
-        str | None,
-        typer.Option(
-            help="The name by which the server recognizes this client. [default: the host's name]"
-        ),
-    ] = None,
-    partition: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            envvar="PARTITION",
-            help="The partition to hold. [default: the server assigns one]",
-        ),
-    ] = None,
-    site: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            envvar="SITE",
-            help="The site whose data this client has, of an experiment with sites.",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(envvar="DATA", help="File or folder with the site's data."),
-    ] = None,
-    metrics_port: MetricsPort = 8000,
-) -> None:
-    """Run one client of a network until it is stopped."""
-    from flsimulation.node.node import run_client
-    from flsimulation.node.own_site import become_site
-
-    become_site(site, data)
-    run_client(superlink, name or site, partition, metrics_port)
-
-
-@verbs.command()
-def superlink(
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8080,
-    memory: Annotated[
-        Path | None,
-        typer.Option(
-            help="File that keeps which client holds which partition. "
-            "[default: runs/.partitions.json]"
-        ),
-    ] = None,
-    metrics_port: MetricsPort = 8000,
-    as_owner_of: Annotated[
-        Path | None,
-        typer.Option(help="If started as root: continue as the owner of this folder."),
-    ] = None,
-) -> None:
-    """Run a network's SuperLink and its runs until it is stopped.
-
-    The run directories are written to ./runs.
-    """
-    from flsimulation.node.node import become_owner_of, run_superlink
-
-    if as_owner_of is not None:
-        become_owner_of(as_owner_of)
-    run_superlink(host, port, memory or Path("runs") / ".partitions.json", metrics_port)
+verbs.add_typer(programs.verbs)
+verbs.add_typer(access.verbs)
 
 
 @verbs.command()
@@ -149,7 +80,11 @@ def up(
 def down(
     volumes: Annotated[
         bool,
-        typer.Option("--volumes", "-v", help="Also delete the data of Prometheus and Grafana."),
+        typer.Option(
+            "--volumes",
+            "-v",
+            help="Also delete the certificates, and the data of Prometheus and Grafana.",
+        ),
     ] = False,
     file: ComposeFile = None,
 ) -> None:
@@ -160,11 +95,17 @@ def down(
 
 
 @verbs.command()
-def status(file: ComposeFile = None) -> None:
-    """Show the network: containers, run, addresses."""
+def status(
+    file: ComposeFile = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="Only the admitted clients of a SuperLink without containers: its runs."),
+    ] = None,
+) -> None:
+    """Show the network: containers, run, addresses, admitted clients with their keys."""
     from flsimulation.cli.deploy.status import status_command
 
-    status_command(file)
+    status_command(file, runs)
 
 
 @verbs.command()
@@ -221,8 +162,8 @@ def logs(
 ) -> None:
     """Show the logs of the services.
 
-    SERVICE is superlink, client, run, prometheus, grafana or grafana-password (which printed
-    the password when it was created); without it, the logs of all are shown.
+    SERVICE is superlink, client, run, prometheus, grafana, certs or grafana-password; without it,
+    the logs of all are shown.
     """
     from flsimulation.cli.deploy.logs import logs_command
 

@@ -22,7 +22,7 @@ from flsimulation.errors import FLSimulationError, RunError
 from flsimulation.events import Event, RunStarted, Sink
 from flsimulation.rundir.reader import is_run_directory, report_of
 from flsimulation.runtimes.network.drive import attach_to_run
-from flsimulation.runtimes.network.flower import flower
+from flsimulation.runtimes.network.flower import Flower, flower
 from flsimulation.runtimes.network.runs import KnownRun, find_run, known_runs, stop_in_order
 from flsimulation.runtimes.resuming import resume_command
 
@@ -38,6 +38,11 @@ class Place:
     given: bool
     """Whether the command line or the environment specified it."""
     project: Project | None = None
+
+    def flower(self) -> contextlib.AbstractContextManager[Flower]:
+        """Flower's command line for it, which trusts the CA of its Compose project."""
+        ca = self.project.ca if self.project is not None else None
+        return flower(self.superlink, ca)
 
     @property
     def option(self) -> str:
@@ -84,7 +89,7 @@ def find_superlink(given: str | None) -> Place:
 def runs_command(superlink: str | None, limit: int, *, json: bool) -> None:
     """List the newest runs of a SuperLink."""
     place = find_superlink(superlink)
-    with flower(place.superlink) as command:
+    with place.flower() as command:
         command.check()
         listed = command.runs()
         found = known_runs(command, listed[:limit])
@@ -110,7 +115,7 @@ def attach_command(
 ) -> None:
     """Follow a run from its beginning, as ``flsim run`` shows it."""
     place, console = find_superlink(superlink), RunConsole(quiet=json or quiet)
-    with flower(place.superlink) as command:
+    with place.flower() as command:
         command.check()
         run = find_run(command, wanted)
 
@@ -130,7 +135,7 @@ def attach_command(
 def stop_command(superlink: str | None, wanted: str | None) -> None:
     """Stop a run, wait until it has written its end, and print how to resume it."""
     place, console = find_superlink(superlink), RunConsole()
-    with flower(place.superlink) as command:
+    with place.flower() as command:
         command.check()
         run = find_run(command, wanted)
         if run.flower.is_over:
@@ -196,9 +201,11 @@ def _table(runs: list[KnownRun]) -> Table:
     return table
 
 
-def going_run(superlink: str) -> KnownRun | None:
-    """The run in progress at a SuperLink; None if there is none, or no SuperLink answers yet."""
-    with flower(superlink) as command:
+def going_run(project: Project) -> KnownRun | None:
+    """The run in progress at a project's SuperLink; None if there is none, or it does not answer yet."""
+    if project.superlink is None:
+        return None
+    with Place(project.superlink, given=False, project=project).flower() as command:
         try:
             command.check()
             return find_run(command, None)

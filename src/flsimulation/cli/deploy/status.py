@@ -15,11 +15,12 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from flsimulation.cli.deploy.compose import Project, find_files, open_project
+from flsimulation.cli.deploy.compose import RUNS, Project, find_files, open_project
 from flsimulation.cli.deploy.docker import ask
 from flsimulation.cli.tables import plain, print_table
 from flsimulation.errors import RunError
 from flsimulation.events import SOURCES
+from flsimulation.security.register import FILE_NAME, Register
 
 Samples = dict[str, dict[str, float]]
 """Name of a metric -> value of its only label ("" without one) -> value."""
@@ -37,10 +38,17 @@ _READ = (
 _SECONDS = 2.0  # timeout for Prometheus, which is on this machine
 _AT_ONCE = 8  # containers queried at the same time
 _NAMED = 5  # most clients named in one line
+_ADMITTED = 20  # most admitted clients shown
 
 
-def status_command(file: Path | None) -> None:
-    """Print the table of containers, the run's state, and the addresses."""
+def status_command(file: Path | None, runs: Path | None = None) -> None:
+    """Print the table of containers, the run's state, the addresses, and who is admitted.
+
+    With a folder of runs, only who is admitted there: a SuperLink without containers has no more.
+    """
+    if runs is not None:
+        typer.echo("\n".join(admission_lines(runs) or ["no client was admitted yet"]))
+        return
     project = open_project(find_files(file))
     rows = project.containers()
     running = [row for row in rows if row["State"] == "running"]
@@ -51,7 +59,8 @@ def status_command(file: Path | None) -> None:
         return
     typer.echo()
     lines = run_lines(_samples(project, running), time.time())
-    for line in (*lines, *address_lines(project, running)):
+    admitted = admission_lines(mount) if (mount := project.mount(RUNS)) is not None else []
+    for line in (*lines, *address_lines(project, running), *admitted):
         typer.echo(line)
 
 
@@ -128,6 +137,20 @@ def address_lines(project: Project, running: Iterable[dict[str, Any]]) -> list[s
     titles = {"grafana": "Grafana", "prometheus": "Prometheus"}
     ports = {service: project.port(service) for service in titles if service in there}
     return [_line(titles[s], f"http://localhost:{at[1]}") for s, at in ports.items() if at]
+
+
+def admission_lines(runs: Path) -> list[str]:
+    """One line for each client that was admitted, with its key, and for each that was refused."""
+    register = Register(runs / FILE_NAME)
+    clients = sorted(register.clients(), key=lambda one: one.name)
+    lines = [f"{one.name} {one.fingerprint}{' (revoked)' * one.revoked}" for one in clients]
+    if len(lines) > _ADMITTED:
+        more = f"and {len(lines) - _ADMITTED} more, in {runs / FILE_NAME}"
+        lines = [*lines[:_ADMITTED], more]
+    found = [_line("admitted" if not i else "", text) for i, text in enumerate(lines)]
+    for who, times in register.refused().items():
+        found.append(_line("refused", f"{who}, {times} time{'s' * (times > 1)}: not its name"))
+    return found
 
 
 def parse_metrics(text: str) -> Samples:

@@ -26,6 +26,7 @@ STANDING = ("superlink", "client", "prometheus", "grafana")
 """The long-running services; ``run`` is started for each experiment."""
 
 _PASSWORD = "grafana-password"  # noqa: S105 - the service that creates it
+_SHOW_PASSWORD = "docker compose exec grafana cat /secret/admin-password"  # noqa: S105 - how to see it
 _CAN_BE_LEFT_OUT = ("prometheus", "grafana")
 
 
@@ -62,8 +63,8 @@ def up_command(
     project.show("up", "--detach", *wanted, explain=True)
     for line in address_lines(project, project.containers()):
         typer.echo(line)
-    if "grafana" in wanted and _PASSWORD in project.services:  # it was printed when it was created
-        typer.echo(project.ask("logs", "--no-log-prefix", _PASSWORD), nl=False)
+    if "grafana" in wanted and _PASSWORD in project.services:
+        typer.echo(f"{'Password':<12}{_SHOW_PASSWORD}")
     if run:
         _run(project)
     else:
@@ -134,11 +135,11 @@ def _inside(project: Project, experiment: Path) -> str:
 def _refuse_second_run(project: Project) -> None:
     """Raise if a run is in progress. The SuperLink is queried: a detached run has no container."""
     running = {row["Service"] for row in project.containers() if row["State"] == "running"}
-    if "superlink" not in running or project.superlink is None:
+    if "superlink" not in running:
         return
     from flsimulation.cli.deploy.runs import going_run
 
-    if (run := going_run(project.superlink)) is not None:
+    if (run := going_run(project)) is not None:
         raise RunError(
             f"a run is in progress ({run.name or run.id}, {run.progress}); "
             "flsim attach follows it, flsim stop ends it"

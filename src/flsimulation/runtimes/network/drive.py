@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.flower import Flower, flower
 from flsimulation.runtimes.network.names import MODELS, OUT, RESUME
 from flsimulation.runtimes.resuming import resume_command
+from flsimulation.security.home import WARNING, is_insecure
 
 _GOING = (PENDING, STARTING, RUNNING)
 _AGAIN_SECONDS = 1.0  # before a broken stream is requested again
@@ -101,6 +103,8 @@ class NetworkRuntime:
 @contextlib.contextmanager
 def open_network(experiment: Experiment, _: tuple[Sink, ...] = ()) -> Iterator[NetworkRuntime]:
     """Open the experiment's SuperLink. Raises `InputError` if it does not answer."""
+    if is_insecure():
+        print(f"flsim: {WARNING}", file=sys.stderr)
     with flower(experiment.runtime.superlink) as command:
         command.check()
         yield NetworkRuntime(experiment, command)

@@ -9,7 +9,6 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,19 @@ from typing import Any
 import tomli_w
 
 from flsimulation.errors import InputError, RunError
-from flsimulation.internals.flower_words import COMMAND_LINE, FINISHED, LOGS, PENDING, STARTING
+from flsimulation.host.files import write_atomic
+from flsimulation.internals.flower_words import (
+    COMMAND_LINE,
+    FINISHED,
+    LOGS,
+    PENDING,
+    STARTING,
+)
+from flsimulation.runtimes.network.answering import check_answers
+from flsimulation.security.home import is_insecure, known_ca
 
 _CONNECTION = "flsim"  # our name of the SuperLink in Flower's configuration
 _UNKNOWN = "unknown"  # our word for the status of a run that is not listed
-_HEALTH_SECONDS = 5.0
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy
 _FLWR = (sys.executable, "-m", COMMAND_LINE)
 _LOGS_SECONDS = (
     60.0  # timeout for the logs of all runs: flwr waits for a log that does not exist yet
@@ -60,12 +66,20 @@ class Flower:
         ``host:port``.
     home : Path
         Folder for Flower's configuration; the user's own is not changed.
+    ca : str, optional
+        The CA's certificate, as PEM, by which the SuperLink is recognized; by default the one that
+        this machine knows.
     """
 
-    def __init__(self, superlink: str, home: Path) -> None:
+    def __init__(self, superlink: str, home: Path, ca: str | None = None) -> None:
         self._superlink = superlink
         self._home = home
-        connection = {"address": superlink, "insecure": True}
+        self._ca = None if is_insecure() else known_ca()
+        if ca is not None and self._ca is not None:
+            self._ca = write_atomic(home / "ca.pem", ca)
+        connection: dict[str, str | bool] = {"address": superlink, "insecure": self._ca is None}
+        if self._ca is not None:
+            connection["root-certificates"] = str(self._ca)
         config = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
         (home / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
 
@@ -80,18 +94,9 @@ class Flower:
         Raises
         ------
         InputError
-            If it does not answer.
+            If it does not answer, or with a certificate that is not accepted.
         """
-        url = f"http://{self._superlink}/health"
-        try:
-            with _DIRECT.open(url, timeout=_HEALTH_SECONDS):
-                return
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise InputError(
-                f"runtime.superlink {self._superlink}: no SuperLink answers there ({reason}); "
-                f"start one with `flsim up` or `flsim superlink`, or specify another with --superlink"
-            ) from None
+        check_answers(self._superlink, self._ca)
 
     def answers(self) -> bool:
         """Whether the SuperLink answers."""
@@ -226,10 +231,10 @@ class Flower:
 
 
 @contextlib.contextmanager
-def flower(superlink: str) -> Iterator[Flower]:
-    """Flower's command line for one SuperLink, inside the block."""
-    with tempfile.TemporaryDirectory(prefix="flsim-flower-") as home:
-        yield Flower(superlink, Path(home))
+def flower(superlink: str, ca: str | None = None) -> Iterator[Flower]:
+    """Flower's command line for one SuperLink, inside the block; see `Flower`."""
+    with tempfile.TemporaryDirectory(prefix="flsim-flower-") as folder:
+        yield Flower(superlink, Path(folder), ca)
 
 
 def write_app(folder: Path, config: Mapping[str, bool | float | int | str]) -> None:

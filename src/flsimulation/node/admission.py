@@ -1,0 +1,80 @@
+"""Lets a SuperLink's nodes follow the register of clients, and admits those of its own machine."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Protocol
+
+from flsimulation.security.keys import fingerprint
+from flsimulation.security.register import FILE_NAME, NameTaken, Register, waiting
+
+
+def register_beside(memory: str | Path) -> Register:
+    """The register beside the file that stores which client holds which partition."""
+    return Register(Path(memory).with_name(FILE_NAME))
+
+
+def make_writable_like(folder: Path, other: Path) -> None:
+    """Make a folder with the permissions of another: clients of other users may have to write there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(PermissionError):  # it is there, and another user's
+        folder.chmod(other.stat().st_mode & 0o777)
+
+
+class Nodes(Protocol):
+    """Registration of nodes at a SuperLink."""
+
+    def register(self, key: str, name: str) -> int:
+        """Register the node of a public key; returns its id."""
+
+    def unregister(self, node: int) -> None:
+        """Reject a node's requests from now on."""
+
+
+class Admission:
+    """Registers the nodes of admitted clients, and unregisters those of revoked ones.
+
+    Parameters
+    ----------
+    register : Register
+        Who is admitted.
+    folder : Path
+        Where clients of this machine leave their public keys; it need not exist.
+    nodes : Nodes
+        The SuperLink's registration, which is empty at its start.
+    """
+
+    def __init__(self, register: Register, folder: Path, nodes: Nodes) -> None:
+        self._register, self._folder, self._nodes = register, folder, nodes
+        self._known: dict[str, int] = {}  # node of each key that is registered
+        self._refused: set[tuple[str, str]] = set()  # printed once
+        self._stored: dict[str, int] | None = None
+
+    def look(self) -> None:
+        """Admit those who wait, and register what is new in the register."""
+        came = list(waiting(self._folder))
+        for _, name, key in came:
+            self._admit(name, key)
+        for one in self._register.clients():
+            if not one.revoked and one.key not in self._known:
+                self._known[one.key] = self._nodes.register(one.key, one.name)
+                print(f"flsim: client {one.name} is admitted, {one.fingerprint}", flush=True)
+            elif one.revoked and one.key in self._known:
+                self._nodes.unregister(self._known.pop(one.key))
+                print(f"flsim: client {one.name} is revoked, {one.fingerprint}", flush=True)
+        if self._known != self._stored:
+            self._register.set_nodes(self._known)
+            self._stored = dict(self._known)
+        for path, _, _ in came:  # it may start now
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _admit(self, name: str, key: str) -> None:
+        try:
+            self._register.admit(name, key)
+        except NameTaken as error:
+            self._register.note_refusal(name, key)
+            if (name, key) not in self._refused:
+                self._refused.add((name, key))
+                print(f"flsim: a client with {fingerprint(key)} is refused: {error}", flush=True)

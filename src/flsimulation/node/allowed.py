@@ -1,0 +1,118 @@
+"""The code that a client runs: the installed package's, and what its allow-list names.
+
+A run's Flower app is not executed on a client: whatever app arrives, the installed package's own
+ClientApp answers. What an experiment names besides (a model, a function that reads data, a transform) is
+imported only if it is allowed, from the client's own files, with the content that they had at its start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flsimulation.errors import InputError
+from flsimulation.experiment.importing import import_only
+from flsimulation.runtimes.network.names import ALLOWED
+
+_OWN = "flsimulation"
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """One entry of an allow-list."""
+
+    name: str
+    """The object of a file or a module, or ``*`` for each in the files of a folder."""
+    path: str
+    """A file, a folder, or the name of a module."""
+    sha256: str = ""
+    """Of a file; "" for a folder's files, which may change, and for modules."""
+
+    def __str__(self) -> str:
+        if self.name == "*":
+            return f"{self.path}: every file in it, unpinned"
+        pinned = f" sha256 {self.sha256}" if self.sha256 else " installed, unpinned"
+        return f"{self.path}:{self.name}{pinned}"
+
+
+@dataclass(frozen=True)
+class AllowList:
+    """What a client allows."""
+
+    entries: tuple[Allowed, ...] = ()
+
+    def refusal(self, reference: str) -> str | None:
+        """Why an experiment's ``module:name`` or ``file.py:name`` is not imported; None if it is."""
+        source, _, name = reference.rpartition(":")
+        if not source.endswith(".py"):
+            if source.split(".")[0] == _OWN or any(
+                (one.path, one.name) == (source, name) for one in self.entries
+            ):
+                return None
+            return f"this client does not allow it (flsim client --allow-model {reference})"
+        path = Path(source).expanduser().resolve()
+        if any(one.name == "*" and path.is_relative_to(one.path) for one in self.entries):
+            return None
+        named = [one for one in self.entries if (one.path, one.name) == (str(path), name)]
+        if not named:
+            return f"this client does not allow it (flsim client --allow-model {reference})"
+        if path.is_file() and _digest(path) == named[-1].sha256:
+            return None
+        return f"the file is not the one that this client allows (sha256 {named[-1].sha256})"
+
+    def write(self, path: Path) -> None:
+        """Write the list to a file."""
+        path.write_text(json.dumps([asdict(one) for one in self.entries]), encoding="utf-8")
+
+
+def read_allowed(specs: Sequence[str], folders: Sequence[Path]) -> AllowList:
+    """The allow-list of the command line.
+
+    Parameters
+    ----------
+    specs : sequence of str
+        ``file.py:Name``, ``file.py:Name@SHA256`` or ``module:Name``.
+    folders : sequence of Path
+        Folders whose files are all allowed.
+
+    Raises
+    ------
+    InputError
+        If a file does not exist or has another digest.
+    """
+    entries = [_entry(spec) for spec in specs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"--allow-models-in {folder}: no such folder")
+        entries.append(Allowed("*", str(folder.resolve())))
+    return AllowList(tuple(entries))
+
+
+def _entry(spec: str) -> Allowed:
+    reference, _, pinned = spec.partition("@")
+    source, _, name = reference.rpartition(":")
+    if not source or not name:
+        raise InputError(f"--allow-model {spec}: write it as file.py:Name or module:Name")
+    if not source.endswith(".py"):
+        return Allowed(name, source)
+    path = Path(source).expanduser().resolve()
+    if not path.is_file():
+        raise InputError(f"--allow-model {spec}: there is no file {path}")
+    found = _digest(path)
+    if pinned and pinned.removeprefix("sha256:").lower() != found:
+        raise InputError(f"--allow-model {spec}: the sha256 of {path} is {found}; check the file")
+    return Allowed(name, str(path), found)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def import_only_allowed() -> None:
+    """From now on, import for experiments only what the file in ``FLSIM_ALLOWED`` allows."""
+    entries = json.loads(Path(os.environ[ALLOWED]).read_text(encoding="utf-8"))
+    import_only(AllowList(tuple(Allowed(**entry) for entry in entries)).refusal)

@@ -1,0 +1,129 @@
+"""The SuperLink's two addresses: one for its clients, and one that also submits and stops runs.
+
+Flower's SuperLink serves everything at one address. Here the clients have another one, in the same
+process, that passes the paths that a client needs and refuses all others; docs/decisions/0034.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import uvicorn
+
+from flsimulation.internals import flower_superlink
+from flsimulation.internals.flower_superlink import Nodes
+from flsimulation.internals.flower_words import CLIENT_PATHS, HEALTH
+from flsimulation.node.admission import Admission, make_writable_like, register_beside
+from flsimulation.runtimes.network.names import CLIENTS, MEMORY
+from flsimulation.security.home import home, is_insecure
+
+App: TypeAlias = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+
+_LOOK_SECONDS = 1.0  # between two looks at the register, those who wait, and the certificate
+_STARTED_SECONDS = 0.05
+
+
+class ClientsOnly:
+    """An ASGI app that passes a client's requests to another one, and answers others with 404.
+
+    Parameters
+    ----------
+    app : callable
+        The SuperLink's app.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Pass or refuse a request."""
+        if scope["type"] != "http":
+            return
+        if scope["path"] in CLIENT_PATHS or scope["path"] == HEALTH:
+            await self._app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b"not for clients\n"})
+
+
+def serve_clients_apart() -> None:
+    """Make the SuperLink that is forked from this process serve its clients at their own address."""
+    flower_superlink.check_senders()
+    flower_superlink.serve_by(serve)
+
+
+def serve(app: App, options: dict[str, Any]) -> None:
+    """Serve both addresses until the program is ended; admit clients, renew the certificate."""
+    host, _, port = os.environ[CLIENTS].rpartition(":")
+    gate = {**options, "app": ClientsOnly(app), "host": host, "port": int(port), "lifespan": "off"}
+    # "off": the SuperLink's programs are started once, by the other address
+    clients = uvicorn.Server(uvicorn.Config(**gate))
+    everything = uvicorn.Server(uvicorn.Config(app, **options))
+    threading.Thread(target=_serve_clients, args=(clients, everything), daemon=True).start()
+    threading.Thread(target=_look_after, args=(app, [clients, everything]), daemon=True).start()
+    try:
+        everything.run()
+    finally:
+        clients.should_exit = True
+
+
+def _serve_clients(clients: uvicorn.Server, everything: uvicorn.Server) -> None:
+    """Serve the clients from when everything is served; end both if that is not possible."""
+    while not everything.started:
+        time.sleep(_STARTED_SECONDS)
+    try:
+        clients.run()
+    finally:
+        everything.should_exit = True
+
+
+def _look_after(app: App, servers: list[uvicorn.Server]) -> None:
+    looks: list[Callable[[], None]] = []
+    if not is_insecure():
+        folder = home().waiting_at(servers[0].config.port)
+        make_writable_like(folder, folder.parent)
+        admission = Admission(register_beside(os.environ[MEMORY]), folder, Nodes(app))
+        looks = [admission.look, Renewal(servers).look]
+    while looks:
+        for look in looks:
+            try:
+                look()
+            except Exception as error:  # a full disk, a damaged file: the next look tries again
+                print(f"flsim: {error}", flush=True)
+                time.sleep(10 * _LOOK_SECONDS)
+        time.sleep(_LOOK_SECONDS)
+
+
+class Renewal:
+    """Lets servers use a renewed certificate for new connections.
+
+    Parameters
+    ----------
+    servers : list of uvicorn.Server
+        Servers with the certificate of this machine's SuperLink.
+    """
+
+    def __init__(self, servers: list[uvicorn.Server]) -> None:
+        self._servers = servers
+        self._seen = self._stamp()
+
+    def look(self) -> None:
+        """Load the certificate if it is another one."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        place = home()
+        for server in self._servers:
+            if server.config.ssl is not None:
+                server.config.ssl.load_cert_chain(place.server, place.server_key)
+        self._seen = stamp
+        print("flsim: the SuperLink's certificate was renewed, and is used from now on", flush=True)
+
+    @staticmethod
+    def _stamp() -> tuple[int, int]:
+        place = home()
+        return place.server.stat().st_mtime_ns, place.server_key.stat().st_mtime_ns

@@ -1,0 +1,118 @@
+"""The code that a client runs besides the installed package's: only what its allow-list names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flsimulation.errors import InputError
+from flsimulation.experiment import importing
+from flsimulation.node.allowed import AllowList, import_only_allowed, read_allowed
+
+CODE = "class Net: pass\nclass Other: pass\n"
+SHA = hashlib.sha256(CODE.encode()).hexdigest()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "models" / "own.py"
+    path.parent.mkdir()
+    path.write_text(CODE)
+    return path
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "_refusals", [])
+
+
+def allowed(list: AllowList, reference: str) -> bool:
+    return list.refusal(reference) is None
+
+
+def test_without_a_list_only_the_installed_package_is_allowed(file: Path) -> None:
+    nothing = AllowList()
+    assert allowed(nothing, "flsimulation.models:MLP")
+    for reference in (f"{file}:Net", "os:system", "flsimulation2:x", "flsimulation.py:Net"):
+        assert not allowed(nothing, reference)
+
+
+def test_a_file_is_pinned_to_what_it_was_and_to_its_names(file: Path) -> None:
+    pinned = read_allowed([f"{file}:Net", "torch.nn:Linear"], [])
+    assert [str(entry) for entry in pinned.entries] == [
+        f"{file}:Net sha256 {SHA}",
+        "torch.nn:Linear installed, unpinned",
+    ]
+    assert allowed(pinned, f"{file}:Net")
+    assert allowed(pinned, f"{file.parent}/../models/own.py:Net")
+    assert not allowed(pinned, f"{file}:Other")
+    assert allowed(pinned, "torch.nn:Linear")
+    assert not allowed(pinned, "torch.nn:Conv2d")
+    file.write_text(CODE + "# changed\n")
+    assert f"is not the one that this client allows (sha256 {SHA})" in str(
+        pinned.refusal(f"{file}:Net")
+    )
+
+
+def test_a_folder_allows_what_is_in_it_and_not_what_it_links_to(file: Path, tmp_path: Path) -> None:
+    folder = read_allowed([], [file.parent])
+    assert allowed(folder, f"{file}:Other")
+    outside = tmp_path / "outside.py"
+    outside.write_text(CODE)
+    (file.parent / "link.py").symlink_to(outside)
+    assert not allowed(folder, f"{file.parent / 'link.py'}:Net")
+    assert not allowed(folder, f"{file.parent}/../outside.py:Net")
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        ("own.py", "write it as file.py:Name or module:Name"),
+        ("nowhere.py:Net", "there is no file"),
+        ("{file}:Net@" + "0" * 64, f"the sha256 of .* is {SHA}; check the file"),
+    ],
+)
+def test_an_entry_that_cannot_be_meant_is_refused(file: Path, spec: str, error: str) -> None:
+    with pytest.raises(InputError, match=f"--allow-model .*: {error}"):
+        read_allowed([spec.format(file=file)], [])
+    assert read_allowed([f"{file}:Net@{SHA}"], []).entries[0].sha256 == SHA
+
+
+def test_what_is_not_allowed_is_not_even_executed(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: None
+) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Net: pass\n")
+    read_allowed([f"{file}:Net"], []).write(tmp_path / "allowed.json")
+    monkeypatch.setenv("FLSIM_ALLOWED", str(tmp_path / "allowed.json"))
+    import_only_allowed()
+    assert importing.import_object(f"{file}:Net", "model.class").__name__ == "Net"
+    with pytest.raises(InputError, match=r"model\.class '.*other\.py:Net': this client does not"):
+        importing.import_object(f"{other}:Net", "model.class")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.seconds
+def test_show_prints_what_a_client_would_accept(file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flsimulation", "client", "--show", "--name=berlin"]
+    options = [f"--allow-model={file}:Net", f"--allow-models-in={file.parent}"]
+    done = subprocess.run(
+        [*command, *options],
+        env=os.environ | {"FLSIM_INSECURE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == [
+        "name        berlin",
+        "SuperLink   127.0.0.1:8081",
+        "TLS         off (FLSIM_INSECURE)",
+        "runs        the installed package's models and data sets",
+        f"            {file}:Net sha256 {SHA}",
+        f"            {file.parent}: every file in it, unpinned",
+    ]

@@ -1,0 +1,196 @@
+"""What the SuperLink's clients reach, on Flower's own app: their own requests, under their own names."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives import serialization
+from fastapi.routing import iter_route_contexts
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.proto import fleet_pb2 as fleet
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.superlink.main import create_app
+from flwr.superlink.routers.fleet import node_auth
+
+from flsimulation.internals.flower_superlink import Nodes, check_senders
+from flsimulation.internals.flower_words import CLIENT_PATHS
+from flsimulation.node.admission import Admission
+from flsimulation.node.gate import ClientsOnly
+from flsimulation.security.keys import ensure_key, fingerprint
+from flsimulation.security.register import Register, wait_for_admission
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(node_auth, "authenticate_node", node_auth.authenticate_node)  # restored
+    check_senders()
+    app = create_app()
+    app.state.enable_supernode_auth = True
+    return app
+
+
+class Http:
+    """Requests to an ASGI app."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def __call__(self, path: str, method: str = "POST", **options: Any) -> httpx.Response:
+        async def requested() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport) as client:
+                return await client.request(method, f"http://superlink{path}", **options)
+
+        return asyncio.run(requested())
+
+
+@pytest.fixture
+def clients(app: Any) -> Http:
+    return Http(ClientsOnly(app))
+
+
+class Client:
+    """Signs requests as Flower's SuperNode does."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.text = ensure_key(folder / name)
+        self._key: Any = serialization.load_ssh_private_key((folder / name).read_bytes(), None)
+        self.public = public_key_to_bytes(self._key.public_key())
+
+    def post(self, http: Http, path: str, content: Any) -> Any:
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        headers = {
+            FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(self.public).decode(),
+            FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(self._key, now.encode())).decode(),
+            TIMESTAMP_HEADER: now,
+            "content-type": "application/protobuf",
+        }
+        return http(f"/v1/fleet/{path}", content=content.SerializeToString(), headers=headers)
+
+    def activate(self, http: Http) -> int:
+        request = fleet.ActivateNodeRequest(public_key=self.public, heartbeat_interval=30)
+        return int(self.post(http, "activate-node", request).status_code)
+
+
+def test_clients_reach_the_fleet_api_and_nothing_else(app: Any, clients: Http) -> None:
+    routes = [context.route for context in iter_route_contexts(app.routes)]
+    paths = {str(getattr(route, "path", "")) for route in routes}
+    assert {path for path in paths if path.startswith("/v1/fleet/")} == CLIENT_PATHS
+    others = sorted(paths - CLIENT_PATHS - {"/health"})
+    assert {"/v1/control/start-run", "/v1/runtime/acquire-task", "/docs"} <= set(others)
+    tricks = ["/v1/fleet/../control/start-run", "//v1/control/start-run", "/V1/control/start-run"]
+    for path in [*others, *tricks]:
+        answer = clients(path)
+        assert (answer.status_code, answer.text) == (404, "not for clients\n"), path
+    assert clients("/health", "GET").status_code == 200
+    for path in CLIENT_PATHS:  # it is there, and wants a signature
+        assert clients(path).status_code in (400, 401, 415, 422), path
+
+
+class TestAdmission:
+    @pytest.fixture
+    def register(self, tmp_path: Path) -> Register:
+        return Register(tmp_path / "runs" / ".clients.json")
+
+    @pytest.fixture
+    def waiting(self, tmp_path: Path) -> Path:
+        (tmp_path / "waiting").mkdir()
+        return tmp_path / "waiting"
+
+    def test_a_client_joins_from_its_admission_to_its_end(
+        self, app: Any, clients: Http, register: Register, waiting: Path, tmp_path: Path
+    ) -> None:
+        admission, berlin = Admission(register, waiting, Nodes(app)), Client(tmp_path, "berlin")
+        assert berlin.activate(clients) == 412  # nobody knows it
+        wait_for_admission(waiting, "berlin", berlin.text)
+        admission.look()
+        assert list(waiting.iterdir()) == []
+        assert berlin.activate(clients) == 200
+        ((node, name),) = register.names().items()
+        assert name == "berlin"
+        pull = fleet.PullMessagesRequest(node=Node(node_id=node))
+        assert berlin.post(clients, "pull-messages", pull).status_code == 200
+        register.revoke("berlin")
+        admission.look()
+        assert berlin.post(clients, "pull-messages", pull).status_code == 401
+        assert berlin.activate(clients) == 412
+        assert register.names() == {}
+
+    def test_one_that_never_came_can_be_revoked(
+        self, app: Any, clients: Http, register: Register, waiting: Path, tmp_path: Path
+    ) -> None:
+        admission, berlin = Admission(register, waiting, Nodes(app)), Client(tmp_path, "berlin")
+        register.admit("berlin", berlin.text)
+        admission.look()
+        register.revoke("berlin")
+        admission.look()
+        assert berlin.activate(clients) == 412
+
+    def test_a_superlink_that_starts_again_knows_who_is_admitted(
+        self, app: Any, clients: Http, register: Register, waiting: Path, tmp_path: Path
+    ) -> None:
+        berlin = Client(tmp_path, "berlin")
+        Admission(register, waiting, Nodes(create_app())).look()
+        register.admit("berlin", berlin.text)
+        Admission(register, waiting, Nodes(app)).look()
+        assert berlin.activate(clients) == 200
+
+    def test_a_second_claimant_is_refused_named_and_counted(
+        self,
+        app: Any,
+        register: Register,
+        waiting: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        admission = Admission(register, waiting, Nodes(app))
+        first, second = Client(tmp_path, "first"), Client(tmp_path, "second")
+        wait_for_admission(waiting, "berlin", first.text)
+        admission.look()
+        for _ in range(2):
+            wait_for_admission(waiting, "berlin", second.text)
+            admission.look()
+        assert [one.key for one in register.clients()] == [first.text]
+        assert register.refused() == {f"berlin {fingerprint(second.text)}": 2}
+        said = [line for line in capsys.readouterr().out.splitlines() if "refused" in line]
+        assert len(said) == 1
+        assert said[0].startswith(f"flsim: a client with {fingerprint(second.text)} is refused: ")
+        assert list(waiting.iterdir()) == []
+
+    def test_nobody_gets_or_answers_the_messages_of_another(
+        self, app: Any, clients: Http, register: Register, waiting: Path, tmp_path: Path
+    ) -> None:
+        berlin, paris = Client(tmp_path, "berlin"), Client(tmp_path, "paris")
+        for one in (berlin, paris):
+            register.admit(one.name, one.text)
+        Admission(register, waiting, Nodes(app)).look()
+        nodes = {name: node for node, name in register.names().items()}
+        assert [one.activate(clients) for one in (berlin, paris)] == [200, 200]
+
+        def pull(one: Client, name: str) -> int:
+            request = fleet.PullMessagesRequest(node=Node(node_id=nodes[name]))
+            return int(one.post(clients, "pull-messages", request).status_code)
+
+        assert [pull(paris, "paris"), pull(paris, "berlin")] == [200, 401]
+
+        def push(sender: str) -> Any:
+            message = MessageProto()
+            message.metadata.src_node_id = nodes[sender]
+            request = fleet.PushMessagesRequest(
+                node=Node(node_id=nodes["paris"]), messages_list=[message]
+            )
+            return paris.post(clients, "push-messages", request)
+
+        assert push("berlin").status_code == 401
+        assert "Invalid sender" in push("berlin").text
+        assert push("paris").status_code != 401  # it fails later: there is no run
