@@ -17,7 +17,7 @@ class Data(Section):
     here), `file:PATH` (a folder of IDX files or of images, with masks or not, a `.csv` or a `.npz`),
     `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), or your own `module:function` or
     `path/to/file.py:function`. Paths are relative to the experiment file."""
-    clients: Count = 2
+    clients: Annotated[int, Field(ge=1, lt=2**31)] = 2
     """Number of clients; each is one partition of the training data."""
     partition: Literal[
         "iid",
