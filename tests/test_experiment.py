@@ -192,7 +192,7 @@ positive = st.floats(1e-6, 1e6)
 experiments = st.fixed_dictionaries(
     {},
     optional={
-        "name": st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z"),
+        "name": st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}[A-Za-z0-9_-]\Z"),
         "seed": st.integers(0, 2**63 - 1),
         "data": st.fixed_dictionaries(
             {},

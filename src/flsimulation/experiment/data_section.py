@@ -21,7 +21,7 @@ class Data(Section):
     `hf:OWNER/NAME` (Hugging Face, through Flower Datasets), `sites:FOLDER` (a data set of its own for
     each client), or your own `module:function` or `path/to/file.py:function`. Paths are relative to
     the experiment file."""
-    clients: Count = 2
+    clients: Annotated[int, Field(ge=1, lt=2**31)] = 2
     """Number of clients; each is one partition of the training data."""
     partition: Literal[
         "iid",
