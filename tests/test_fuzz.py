@@ -52,7 +52,7 @@ def test_what_must_not_happen_is_noticed() -> None:
         "for does in sys.argv[1:]:\n"
         "    read = lambda folder: exec(does)\n"
         "    fuzz.KINDS = {'x': fuzz.Kind(lambda: {'a': b'abc'}, read)}\n"
-        "    (failure,) = fuzz.fuzz(1, kinds=('x',)); print(failure.what)"
+        "    (failure,) = fuzz.fuzz(1, kinds=('x',), tell=[].append); print(failure.what)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *HARMFUL],
