@@ -318,7 +318,9 @@ def _judge(sent: Message, content: RecordDict) -> None:
     read = read_reply(reply)
     if isinstance(read, ClientError):
         return
-    for outcome in Checks(lambda *_: 5).checked(read, batch_of(sent)).outcomes:
+    batch = batch_of(sent)
+    tasks = {(task.partition, task.phase) for task in batch.tasks}
+    for outcome in Checks(lambda *_: 5).checked(read, batch, tasks).outcomes:
         if outcome.error is None:
             assert np.isfinite([*map(float, outcome.metrics.values())]).all()
             assert outcome.metrics["num-examples"] <= 5

@@ -94,7 +94,9 @@ def outcomes(
         found = answer(message, good)
         return reply_to(message, found) if isinstance(found, Reply) else found
 
-    exchange = Exchange(Network(reply), 0.0, recorder, checks=Checks(lambda *_: HELD))
+    held = {0: HELD, 1: HELD}  # of others nothing is known, and asking for it is an error
+    checks = Checks(lambda partition, _: held[partition])
+    exchange = Exchange(Network(reply), 0.0, recorder, checks=checks)
     tasks = [Task(partition, phase, 1, CONFIG) for partition in (0, 1)]
     replies = exchange.post(1, phase, [Batch(MODEL, tasks, average)])
     list(exchange.outcomes())
@@ -224,12 +226,25 @@ def test_a_reply_that_is_none_is_rejected_with_its_cause(recorder: Any) -> None:
     }
 
 
-def test_a_reply_about_another_client_is_not_used(recorder: Any) -> None:
-    """The honest client's own outcome counts; the one that spoke for it has none."""
-    found = outcomes(
-        recorder, lambda _, good: Reply([good._replace(partition=0, metrics={"num-examples": 1})])
-    )
-    assert found == {0: "", 1: "its reply has no outcome of this task"}
+@pytest.mark.parametrize(
+    ("partition", "why"),
+    [
+        (0, "its reply has no outcome of this task"),
+        (7, "its reply has no outcome of this task"),
+        (-1, "its reply has no outcome of this task"),
+        (1.0, "its reply cannot be read: ValueError: a client's number is float"),
+        (True, "its reply cannot be read: ValueError: a client's number is bool"),
+    ],
+)
+def test_a_reply_about_another_client_is_not_used(recorder: Any, partition: Any, why: str) -> None:
+    """The honest client's own outcome counts; the one that spoke for it, or for nobody, has none."""
+
+    def answer(_: Message, good: Outcome) -> Reply:
+        return Reply([good._replace(partition=partition, metrics={"num-examples": 1})])
+
+    found = outcomes(recorder, answer)
+    assert found[0] == ""
+    assert found[1].startswith(why)
     assert recorder.of(ClientReplied)[0].metrics == GOOD
 
 
@@ -272,7 +287,9 @@ def test_nobody_of_a_mean_with_a_rejected_client_is_used() -> None:
     )
     alone = Outcome(2, "train", dict(GOOD), None, MODEL)
     batch = Batch(MODEL, [Task(p, "train", 1, CONFIG) for p in range(3)], average=True)
-    reply = Checks(lambda *_: HELD).checked(Reply([good, bad, alone], Mean(MODEL, 109)), batch)
+    reply = Checks(lambda *_: HELD).checked(
+        Reply([good, bad, alone], Mean(MODEL, 109)), batch, {(p, "train") for p in range(3)}
+    )
     assert reply.mean is None
     assert [str(outcome.error or "") for outcome in reply.outcomes] == [
         "its model is in a mean with that of a rejected client",

@@ -61,6 +61,7 @@ def read_reply(message: Message) -> Reply | ClientError:
 
 
 def _readable(outcome: Outcome) -> Outcome:
+    _client(outcome.partition)
     if outcome.error is None and not outcome.left_out:
         return outcome
     error = None if outcome.error is None else _told(outcome.error)

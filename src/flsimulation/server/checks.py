@@ -7,7 +7,7 @@ it contains the bad one's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -48,8 +48,10 @@ class Checks:
 
     held: Held = not_known
 
-    def checked(self, reply: Reply, batch: Batch) -> Reply:
+    def checked(self, reply: Reply, batch: Batch, waiting: Container[tuple[int, Phase]]) -> Reply:
         """The reply with an error in place of every outcome that must not be used.
+
+        Outcomes of other tasks are left out: what a client holds is known of those only that exist.
 
         Parameters
         ----------
@@ -57,8 +59,14 @@ class Checks:
             As received.
         batch : Batch
             The tasks that it replies to, with the model that was sent.
+        waiting : container
+            Partition and phase of the tasks that have no outcome yet.
         """
-        outcomes = [self._checked(outcome, reply, batch) for outcome in reply.outcomes]
+        outcomes = [
+            self._checked(outcome, reply, batch)
+            for outcome in reply.outcomes
+            if (outcome.partition, outcome.phase) in waiting
+        ]
         if reply.mean is None:
             return replace(reply, outcomes=outcomes)
         try:

@@ -202,7 +202,7 @@ class Exchange:
             yield self._failed(sent.waiting, list(sent.waiting), reply)
             return
         self._report(reply)
-        reply = self._checks.checked(reply, sent.batch)
+        reply = self._checks.checked(reply, sent.batch, sent.waiting)
         self._record(sent.waiting, reply)
         yield reply
         if sent.waiting and not self.grid.replies_in_parts:
