@@ -95,6 +95,18 @@ def test_impossible_configurations_are_refused_by_name() -> None:
         table.update([10, 11], met("a", "b", a=1, b=1))
 
 
+def test_a_partition_that_belongs_to_a_name_is_for_no_other_client() -> None:
+    table = PartitionTable(2, verified=True, owners=("berlin", "lodz"))
+    table.update([10, 11], met("lodz", "madrid"))  # neither is configured for a partition
+    assert table.partitions == {10: 1}
+    with pytest.raises(RunError, match="client madrid was started as site berlin, which only "):
+        table.update([10, 11, 12], met("madrid", first=12, madrid=0))
+    table.update([10, 13], met("madrid", first=13, madrid=0), strict=False)
+    assert table.partitions == {10: 1}
+    table.update([10, 14], met("berlin", first=14, berlin=0), strict=False)
+    assert table.partitions == {14: 0, 10: 1}
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"a": true, "b": "x"}', "{"])
 def test_a_damaged_memory_is_as_good_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "memory").write_text(text)

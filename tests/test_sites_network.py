@@ -195,6 +195,23 @@ def test_two_clients_of_one_site_are_refused(apart: Path) -> None:
         agreed_sites(network, spec, lambda _: None, clock=Ticking())
 
 
+def test_a_site_is_the_client_with_the_key_of_its_name(apart: Path) -> None:
+    spec = elsewhere(hospitals())
+    network = Sites(spec, apart, *SITES)
+    keys = dict(network.names)
+    sited = agreed_sites(network, spec, lambda _: None, names=lambda: keys, clock=Ticking())
+    assert {keys[node]: p for node, p in sited.grid.partitions.items()} == {
+        "berlin": 0,
+        "lodz": 1,
+        "porto": 2,
+    }
+    other = next(node for node, name in keys.items() if name == "lodz")
+    with pytest.raises(RunError, match="client madrid was started as site lodz, which only the "):
+        agreed_sites(
+            network, spec, lambda _: None, names=lambda: {**keys, other: "madrid"}, clock=Ticking()
+        )
+
+
 def test_facts_that_are_none_are_refused(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = elsewhere(hospitals())
     wrong = SiteFacts.model_construct(site="lodz", examples=5)

@@ -9,7 +9,7 @@ over partitions that become free.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,21 @@ class PartitionTable:
     verified : bool
         Whether names are those of the clients' keys. Then a client that is configured for a
         connected client's partition during a run is another client, and does not get it.
+    owners : sequence of str
+        Name of the only client that may hold each partition, as a site's key alone holds the site's;
+        empty if any client may hold any.
     """
 
-    def __init__(self, clients: int, memory: Path | None = None, *, verified: bool = False) -> None:
+    def __init__(
+        self,
+        clients: int,
+        memory: Path | None = None,
+        *,
+        verified: bool = False,
+        owners: Sequence[str] = (),
+    ) -> None:
         self._clients = clients
-        self._verified = verified
+        self._verified, self._owners = verified, owners
         self._memory = memory
         self._remembered = _read(memory)
         self._nodes_memory = memory and memory.with_name(f"{memory.stem}-nodes.json")
@@ -88,21 +98,24 @@ class PartitionTable:
             New reports.
         strict : bool
             Whether a wrong configuration is an error. Not during a run: then a client that is
-            configured for a partition that does not exist is ignored, and the last client
-            configured for a partition replaces the one before.
+            configured for a partition that does not exist or is another's is ignored, and the last
+            client configured for a partition replaces the one before.
 
         Raises
         ------
         RunError
             If two clients are configured for one partition, or one for a partition that does not
-            exist.
+            exist or is another's.
         """
         there = set(online)
         self._identities = {n: i for n, i in self._identities.items() if n in there}
         for node, identity in met.items():
             if strict:
                 self._check(identity)
-            elif identity.partition is not None and not 0 <= identity.partition < self._clients:
+            elif identity.partition is not None and not (
+                0 <= identity.partition < self._clients
+                and self._may_hold(identity.name, identity.partition)
+            ):
                 continue
             # A second node with the same name is a client that was restarted: its old node is dead,
             # although a SuperLink takes a minute to notice.
@@ -125,6 +138,12 @@ class PartitionTable:
             raise RunError(
                 f"client {identity.name} is configured for partition {wanted}, but the experiment "
                 f"has partitions 0 to {self._clients - 1}; change its partition or data.clients"
+            )
+        if not self._may_hold(identity.name, wanted):
+            site = self._owners[wanted]
+            raise RunError(
+                f"client {identity.name} was started as site {site}, which only the client with the key "
+                f"of the name {site} is; start it with --name {site}, or stop it"
             )
         for other in self._identities.values():
             if other.partition == wanted and other.name != identity.name:
@@ -149,14 +168,17 @@ class PartitionTable:
         self._remember()
 
     def _place(self, node: int, *, own: bool) -> None:
-        free = [p for p in range(self._clients) if p not in self.partitions.values()]
-        name = self._identities[node].name
+        name, held = self._identities[node].name, self.partitions.values()
+        free = [p for p in range(self._clients) if p not in held and self._may_hold(name, p)]
         if own:
             free = [p for p in free if self._remembered.get(name) == p]
         else:  # first those that no client held before
             free.sort(key=lambda p: (p in self._remembered.values(), p))
         if free:
             self.partitions[node] = free[0]
+
+    def _may_hold(self, name: str, partition: int) -> bool:
+        return not self._owners or self._owners[partition] == name
 
     def _is_anothers(self, partition: int, name: str) -> bool:
         """Whether another connected client holds a partition, or held it last."""

@@ -57,7 +57,8 @@ def connect(
         If they do not connect in time.
     """
     clients, patience = experiment.data.clients, experiment.runtime.client_wait
-    table = PartitionTable(clients, memory, verified=names is not None)
+    verified, sites = names is not None, experiment.data.sites
+    table = PartitionTable(clients, memory, verified=verified, owners=sites if verified else ())
     assigned = AssignedGrid(grid, table, experiment, emit, clock, names)
     if not assigned.wait(clients, patience):
         raise RunError(
