@@ -252,7 +252,7 @@ def test_the_command_of_a_client_checks_its_site(
 
 
 def join(network: Network, site: str, data: Path) -> None:
-    network.join(site, f"--site={site}", f"--data={data}")
+    network.join(site, f"--site={site}", f"--data={data}", f"--allow-models-in={HOSPITALS}")
 
 
 @pytest.mark.slow
