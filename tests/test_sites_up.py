@@ -23,6 +23,8 @@ from flsimulation.client.workspace import Workspace
 from flsimulation.events import RoundFinished
 from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.security.keys import ensure_key
+from flsimulation.security.register import Register
 
 ROOT = Path(__file__).parent.parent
 SITES = '[berlin]\ndata = "berlin.csv"\nmemory = "2g"\n[lodz]\ndata = "lodz"\n'
@@ -83,6 +85,22 @@ def test_up_starts_a_client_for_each_site_which_alone_sees_its_data(
     assert settings == {"CLIENTS": "2", "EXPERIMENT": "experiments/mine.toml"}
     flsim("down")
     assert not override.exists()
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("deletes", [True, False])
+def test_a_site_whose_key_is_deleted_may_come_back_with_another(
+    docker: Docker, flsim: Any, tmp_path: Path, deletes: bool
+) -> None:
+    docker.set_config(**{"site-berlin": {**CLIENT, "environment": {"SITE": "berlin"}}})
+    register = Register(docker.project / "runs" / ".clients.json")
+    keys = [ensure_key(tmp_path / name) for name in ("berlin", "paris", "new")]
+    register.admit("berlin", keys[0])
+    register.admit("paris", keys[1])  # on another machine: its key is not deleted
+    assert flsim("down", *["--volumes"] * deletes)[0] == 0
+    assert {one.name: one.revoked for one in register.clients()} == {"berlin": deletes, "paris": False}  # fmt: skip
+    if deletes:
+        assert register.admit("berlin", keys[2]).key == keys[2]
 
 
 @pytest.mark.seconds

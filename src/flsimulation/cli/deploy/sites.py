@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import Field, ValidationError
 
-from flsimulation.cli.deploy.compose import EXPERIMENTS, SITES_FILE, Project, open_project
+from flsimulation.cli.deploy.compose import EXPERIMENTS, RUNS, SITES_FILE, Project, open_project
 from flsimulation.errors import InputError
 from flsimulation.experiment import Experiment, load_experiment
 from flsimulation.experiment.load import explain
@@ -107,6 +107,27 @@ def compose_of(containers: Mapping[str, Container], project: Project, source: Pa
         lines += [f"  {name}:", *(f"    {key}: {_flow(value)}" for key, value in service.items())]
     lines += ["volumes:", *(f"  {name}:" for name in volumes)] if volumes else []
     return "\n".join(lines) + "\n"
+
+
+def revoke_sites(project: Project) -> None:
+    """Revoke the sites' keys, which were deleted with their volumes: the names are free for new ones."""
+    from flsimulation.security.register import FILE_NAME, Register
+
+    sites = {
+        (service.get("environment") or {}).get("SITE") for service in project.services.values()
+    }
+    if (runs := project.mount(RUNS)) is None or not (runs / FILE_NAME).is_file():
+        return
+    register = Register(runs / FILE_NAME)
+    try:
+        for one in register.clients():
+            if one.name in sites and not one.revoked:
+                register.revoke(one.name)
+    except OSError as error:
+        raise InputError(
+            f"{runs / FILE_NAME}: cannot be written ({error.strerror}); the sites' keys are deleted, so "
+            f"flsim revoke each of them before the next start"
+        ) from None
 
 
 def _containers(source: Path, spec: Experiment) -> dict[str, Container]:

@@ -17,7 +17,7 @@ from flsimulation.cli.deploy.compose import (
 )
 from flsimulation.cli.deploy.docker import ask
 from flsimulation.cli.deploy.doctor import memory, memory_check, ready
-from flsimulation.cli.deploy.sites import with_sites
+from flsimulation.cli.deploy.sites import revoke_sites, with_sites
 from flsimulation.cli.deploy.status import address_lines
 from flsimulation.errors import InputError, RunError
 from flsimulation.rundir.reader import report_of
@@ -74,8 +74,11 @@ def up_command(
 def down_command(file: Path | None, *, volumes: bool) -> None:
     """Stop and remove everything that the project started."""
     project = open_project(find_files(file))
-    if not project.show("down", "--remove-orphans", *["--volumes"] * volumes, explain=True):
-        (project.folder / SITES_FILE).unlink(missing_ok=True)
+    if project.show("down", "--remove-orphans", *["--volumes"] * volumes, explain=True):
+        return
+    if volumes:
+        revoke_sites(project)
+    (project.folder / SITES_FILE).unlink(missing_ok=True)
 
 
 def _wanted(without: list[str]) -> list[str]:
