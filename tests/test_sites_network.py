@@ -220,6 +220,11 @@ def test_facts_that_are_none_are_refused(apart: Path, monkeypatch: pytest.Monkey
         agreed_sites(Sites(spec, apart, *SITES), spec, lambda _: None, clock=Ticking())
     with pytest.raises(ValueError, match="finite"):
         SiteFacts.model_validate_json('{"site": "a", "examples": 3, "task": "regression", "target": [], "targets": [{"mean": NaN}]}')  # fmt: skip
+    for large in ('{"mean": 1e200}', '{"squares": 1e300}', '{"count": 2147483648}'):
+        with pytest.raises(ValueError, match="should be less than"):
+            SiteFacts.model_validate_json(f'{{"site": "a", "examples": 3, "task": "regression", "target": [], "targets": [{large}]}}')  # fmt: skip
+    with pytest.raises(ValueError, match="examples"):
+        SiteFacts.model_validate_json('{"site": "a", "examples": 2147483648, "task": "regression", "target": []}')  # fmt: skip
 
 
 def test_the_command_of_a_client_checks_its_site(

@@ -16,6 +16,9 @@ class Reported(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+_LARGEST = 1e100  # of numbers: float32 ends at 3e38, and squares of all sites' must stay finite
+
+
 class Moments(Reported):
     """Count, mean and sum of squared deviations of some numbers: as much as their sum and that of
     their squares, without the cancellation.
@@ -24,9 +27,9 @@ class Moments(Reported):
     computing sample variances", 1979.
     """
 
-    count: int = Field(default=0, ge=0)
-    mean: float = 0.0
-    squares: float = Field(default=0.0, ge=0)
+    count: int = Field(default=0, ge=0, lt=2**31)
+    mean: float = Field(default=0.0, ge=-_LARGEST, le=_LARGEST)
+    squares: float = Field(default=0.0, ge=0, le=4 * _LARGEST**2 * 2**31)
     """Sum of squared deviations from the mean."""
 
     @classmethod
@@ -43,7 +46,7 @@ class Moments(Reported):
         if not self.count or not other.count:
             return self if self.count else other
         count, apart = self.count + other.count, other.mean - self.mean
-        return Moments(
+        return Moments.model_construct(  # without the bounds of a single site's
             count=count,
             mean=self.mean + apart * other.count / count,
             squares=self.squares + other.squares + apart**2 * self.count * other.count / count,

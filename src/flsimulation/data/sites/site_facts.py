@@ -62,7 +62,7 @@ class SiteFacts(Reported):
     """What one site reports."""
 
     site: Name
-    examples: int = Field(ge=1)
+    examples: int = Field(ge=1, lt=2**31)
     columns: Annotated[tuple[ColumnFacts, ...], Field(max_length=10_000)] = ()
     """Of a table, in the order of the file; empty for other data."""
     inputs: Annotated[tuple[InputFacts, ...], Field(max_length=100)] = ()
