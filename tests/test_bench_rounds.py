@@ -243,7 +243,7 @@ def test_summary_without_the_third_side(modules: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["W11"], "W11 is no workload; choose from W1, W2, "),
+        (["W13"], "W13 is no workload; choose from W1, W2, "),
         (["--rounds", "2"], "--rounds must be more than 2, which are left out"),
     ],
 )
