@@ -157,9 +157,8 @@ messages, events and the run directory, for cohorts of several sizes.
         """\
 `python benchmarks/command.py` runs the command `flsim run` for the default experiment, W1, W2 and for populations of
 a thousand and of a million clients (`1k`, `1M`: 100 per round; `10k cohort`: 10,000 per round), and measures the
-seconds of the command, until its first round begins and until it ends, of its start-up (the command less the run) and
-of a round, and the largest memory. In turn with them it runs a program that only imports PyTorch, and prints the ratio of the
-end of the first round to it.
+seconds of the command, until its first round, of its start-up (the command less the run) and of a round, and the
+largest memory. In turn with them it runs a program that only imports PyTorch.
 """,
         figure_tables.command,
     ),
