@@ -99,8 +99,8 @@ def test_what_is_not_allowed_is_not_even_executed(
 
 @pytest.mark.seconds
 def test_show_prints_what_a_client_would_accept(file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flsimulation", "client", "--show", "--name=berlin"]
-    options = [f"--allow-model={file}:Net", f"--allow-models-in={file.parent}"]
+    command = [sys.executable, "-m", "flsimulation", "client", "--show", "--site=berlin"]
+    options = [f"--data={file}", f"--allow-model={file}:Net", f"--allow-models-in={file.parent}"]
     done = subprocess.run(
         [*command, *options],
         env=os.environ | {"FLSIM_INSECURE": "1"},
@@ -112,6 +112,7 @@ def test_show_prints_what_a_client_would_accept(file: Path, tmp_path: Path) -> N
         "name        berlin",
         "SuperLink   127.0.0.1:8081",
         "TLS         off (FLSIM_INSECURE)",
+        f"site        berlin, {file.resolve()}",
         "runs        the installed package's models and data sets",
         f"            {file}:Net sha256 {SHA}",
         f"            {file.parent}: every file in it, unpinned",
