@@ -13,13 +13,12 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import RunError
 from flsimulation.events import ClientsConnected, Sink
 from flsimulation.experiment import Experiment
-from flsimulation.internals.flower_messages import OF_SUPERLINK, Run, identifiers_of, requested
+from flsimulation.internals.flower_messages import Run, identifiers_of, requested
 from flsimulation.messages.batch import Batch, Task
-from flsimulation.messages.packing import pack
 from flsimulation.node.assignment import Identity, PartitionTable
 from flsimulation.node.identified import Names, identified
 from flsimulation.node.introductions import introductions
-from flsimulation.node.outbox import Outbox, replied_to
+from flsimulation.node.outbox import Outbox, is_flowers_own, packed, replied_to
 from flsimulation.server.grid import PartitionedGrid
 
 _LOOK_SECONDS = 0.5  # between two updates of the connected nodes
@@ -252,9 +251,9 @@ class AssignedGrid(PartitionedGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send copies of messages, packed."""
         models: dict[int, ConfigRecord | ArrayRecord] = {}  # usually one, the same for all
-        packed = [_packed(message, models) for message in messages]
-        identifiers = self._outbox.push(packed)
-        nodes = (message.metadata.dst_node_id for message in packed)
+        sent = [packed(message, models) for message in messages]
+        identifiers = self._outbox.push(sent)
+        nodes = (message.metadata.dst_node_id for message in sent)
         identities = {node: self._table.identity_of(node) for node in nodes}
         self._names |= {n: i.name for n, i in identities.items() if i is not None}
         return identifiers
@@ -275,26 +274,25 @@ class AssignedGrid(PartitionedGrid):
         self._names = {n: a for n, a in self._names.items() if n in self._outbox.nodes}
         self._unavailable = {i: m for i, m in self._unavailable.items() if i in wanted}
         replies = self._outbox.pull(wanted - self._unavailable.keys())
-        late = [reply for reply in replies if _is_flowers_own(reply)]
+        late = [reply for reply in replies if is_flowers_own(reply)]
         self._unavailable |= {replied_to(reply): reply for reply in late}
         if late:
             self._looked = float("-inf")  # the connected nodes have changed
+            if self._own_names is not None:  # a key keeps its node: it may come back restarted
+                gone = {self._outbox.node_of(replied_to(reply)) for reply in late}
+                self._known = {n: i for n, i in self._known.items() if n not in gone}
             self.look()
         there = self.partitions
         given_up = [i for i in self._unavailable if self._outbox.node_of(i) in there]
         return [
-            *(reply for reply in replies if not _is_flowers_own(reply)),
-            *(self._unavailable.pop(i) for i in given_up),
+            *(reply for reply in replies if not is_flowers_own(reply)),
+            *(self._explained(self._unavailable.pop(i)) for i in given_up),
         ]
 
-
-def _packed(message: Message, models: dict[int, ConfigRecord | ArrayRecord]) -> Message:
-    content, sent = pack(message.content, models), message.metadata
-    return Message(
-        content, sent.dst_node_id, sent.message_type, ttl=sent.ttl, group_id=sent.group_id
-    )
-
-
-def _is_flowers_own(reply: Message) -> bool:
-    """Whether the reply is Flower's own, because the node or the message does not exist any more."""
-    return reply.has_error() and reply.error.code in OF_SUPERLINK
+    def _explained(self, unavailable: Message) -> Message:
+        """Flower's own reply, with what the client itself says of it if it says anything."""
+        identifier = replied_to(unavailable)
+        identity = self._table.identity_of(self._outbox.node_of(identifier) or 0)
+        if identity is None or not identity.trouble:
+            return unavailable
+        return self._outbox.lost(identifier, identity.trouble)

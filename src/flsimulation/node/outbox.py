@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
 
-from flwr.app import Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, describe_error, one_line
-from flsimulation.internals.flower_messages import identifiers_of, set_message_id
+from flsimulation.internals.flower_messages import OF_SUPERLINK, identifiers_of, set_message_id
 from flsimulation.internals.flower_replies import Refused, pull_replies
 from flsimulation.messages.arrays import size_of
 from flsimulation.messages.codec import failed_reply
-from flsimulation.messages.packing import is_packed, unpack
+from flsimulation.messages.packing import is_packed, pack, unpack
 from flsimulation.messages.received import rejected
 
 _MORE_BYTES = 320 * 2**20  # that a reply may have besides a model: predictions of metric objects
@@ -78,6 +78,10 @@ class Outbox:
             self._rejected[identifier] = _lost(identifier, message.metadata, why)
         return identifier
 
+    def lost(self, identifier: str, why: str) -> Message:
+        """The failure of a message, in place of a reply."""
+        return _lost(identifier, self._sent[identifier], why)
+
     def pull(self, wanted: Set[str]) -> list[Message]:
         """Replies that have arrived, and failures in place of those that will not arrive."""
         rejected = [self._rejected.pop(i) for i in sorted(wanted & self._rejected.keys())]
@@ -111,6 +115,11 @@ def _bytes_of(content: RecordDict) -> int:
     return sum(size_of(record) for record in content.values())
 
 
+def is_flowers_own(reply: Message) -> bool:
+    """Whether the reply is Flower's own, because the node or the message does not exist any more."""
+    return reply.has_error() and reply.error.code in OF_SUPERLINK
+
+
 def replied_to(reply: Message) -> str:
     """The id of the message that this is the reply to."""
     return reply.metadata.reply_to_message_id
@@ -127,6 +136,14 @@ def _failed(identifier: str, metadata: Metadata, error: ClientError) -> Message:
     message = Message(RecordDict(), node, message_type, group_id=metadata.group_id)
     set_message_id(message, identifier)
     return failed_reply(message, error)
+
+
+def packed(message: Message, models: dict[int, ConfigRecord | ArrayRecord]) -> Message:
+    """A copy of the message with its content packed; ``models`` keeps those that several share."""
+    content, sent = pack(message.content, models), message.metadata
+    return Message(
+        content, sent.dst_node_id, sent.message_type, ttl=sent.ttl, group_id=sent.group_id
+    )
 
 
 def unpacked(reply: Message) -> Message:
