@@ -19,8 +19,6 @@ import argparse
 import copy
 import functools
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,17 +45,6 @@ from flsimulation.training.stacked.wave import WaveTerms, WaveFit
 
 COUNTED = {"perceptron": "W2", "CNN": "W3", "recurrent": "W7"}
 STEPS = 19  # of a long fit; a short one has a step
-FIRST = """
-import time
-from flsimulation.internals.slow_imports import defer_slow_imports
-defer_slow_imports()
-import flsimulation.runner, torch
-began = time.process_time()
-from torch.fx.experimental.proxy_tensor import make_fx
-make_fx(torch.func.vmap(torch.sin))(torch.ones(2, 3))
-print(time.process_time() - began)
-"""
-"""What a process takes once before it traces, the imports of `make_fx` most of all."""
 
 
 def bare(space: Workspace, cohort: range, state: dict[str, torch.Tensor]) -> None:
@@ -137,17 +124,12 @@ def count(options: argparse.Namespace) -> None:
     """Print, for each model, medians of the turns, and what they are in calls of its own step."""
     own = {name: Counted(workload) for name, workload in COUNTED.items()}
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in own}
-    first = list[float]()
     for turn in range(options.repeats + 1):
-        first.append(float(subprocess.check_output([sys.executable, "-c", FIRST])))
         for name, counted in own.items():
             found = counted.turn()
             if turn:  # the first time things are made
                 turns[name].append(found)
-    rows: list[dict[str, Any]] = [
-        {"what": "first use of the tracer", "seconds": statistics.median(first)}
-    ]
-    print(f"first use of the tracer {rows[0]['seconds']:.2f} s")
+    rows = list[dict[str, Any]]()
     for name, counted in own.items():
         medians = {key: statistics.median(t[key] for t in turns[name]) for key in turns[name][0]}
         made, alone = counted.calls.made, counted.calls.alone

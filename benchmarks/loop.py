@@ -152,7 +152,7 @@ class Processes:
         return new
 
     def close(self) -> None:
-        self._pool.terminate()
+        self._pool.close()
         self._pool.join()
 
 

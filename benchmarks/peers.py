@@ -208,7 +208,7 @@ def main() -> None:
         refuse("--rounds and --repeats must be at least 1")
     if missing := environments.missing_tools():
         refuse(f"this Python lacks {missing}, which makes the peers' environments")
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     process_tree.adopt_orphans()
     try:
         python = pythons(peers, options.environments.resolve())
@@ -219,6 +219,7 @@ def main() -> None:
         raise SystemExit(130) from None
     finally:
         process_tree.end_all()
+        signal.signal(signal.SIGTERM, before)
     if options.json:
         write(options.json, command_line(), written)
     runs = sum(len(row["all"]) for row in written)

@@ -161,6 +161,15 @@ def small_disk() -> Callable[[Path], AbstractContextManager[Disk]]:
     return mounted
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As for a GPU: waves one after the other, also on the CPU that stands for it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Recorder:
     """A sink that keeps the events."""
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -233,9 +234,11 @@ def test_a_run_that_fails_does_not_take_the_others_figures_along(
     monkeypatch.setattr(peers, "write_data", lambda *_: None)
     command = ["peers.py", "W1", "--peers", "bare", "pfl", "--json", str(tmp_path / "f.json")]
     monkeypatch.setattr(sys, "argv", [*command, "--rounds", "20"])
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
         peers.main()
     assert caught.value.code == 1
+    assert signal.getsignal(signal.SIGTERM) is handler  # it would be that of processes forked later
     rows = json.loads((tmp_path / "f.json").read_text())["results"]
     assert [(row["peer"], row["median-seconds"], row["failed"]) for row in rows] == [
         ("bare", 1, 1),

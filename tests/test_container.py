@@ -130,6 +130,25 @@ def test_a_check_of_the_containers_health_does_not_hide_its_limits(
     assert is_own(write(tmp_path, VERSION_2 | {"cgroup.procs": f"{os.getpid()}\n{orphan}\n"}))
 
 
+def test_where_a_session_entered_a_container_the_rest_of_it_is_not_the_clients_either(
+    tmp_path: Path, orphan: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So are tests under a tool that enters a container and takes in what its children leave."""
+    entered = [process for process in (os.getpid(), *usage.ancestors(os.getpid())) if process != 1]
+    found = usage._stat
+    parents = {entered[-1]: "0", orphan: str(entered[-1])}
+
+    def stat(process: int) -> list[str]:
+        fields = found(process)
+        if fields and process in parents:
+            fields[usage._PARENT] = parents[process]
+        return fields
+
+    monkeypatch.setattr(usage, "_stat", stat)
+    shared = VERSION_2 | {"cgroup.procs": f"{os.getpid()}\n{orphan}\n"}
+    assert not is_own(write(tmp_path, shared))
+
+
 def test_own_use_is_that_of_the_process_and_of_all_that_it_started() -> None:
     before = own_usage()
     code = "held = bytearray(b'x' * (100 * 2**20)); print('ready', flush=True); input()"

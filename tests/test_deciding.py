@@ -152,15 +152,15 @@ def test_a_tensor_outside_of_the_step_is_not_called_a_buffer() -> None:
 
 
 def test_few_steps_are_not_worth_a_trace_and_rare_sizes_no_program() -> None:
-    # 15,000 + 500 x 50 = 40,000 against half of 10 x 100 for the fits and 988 x (30 + 50) for the steps
+    # 500 x 50 = 25,000 against half of 10 x 100 for the fits and 613 x (30 + 50) for the steps
     plain, writing = (Calls(50, writes, alone=50) for writes in (False, True))
-    assert Work(rounds=10, fits=10, steps=988).is_worth_tracing(plain)
-    assert not Work(rounds=10, fits=10, steps=987).is_worth_tracing(plain)
-    assert not Work(rounds=10, fits=10, steps=1362).is_worth_tracing(writing)
-    assert Work(rounds=10, fits=10, steps=1363).is_worth_tracing(writing)
+    assert Work(rounds=10, fits=10, steps=613).is_worth_tracing(plain)
+    assert not Work(rounds=10, fits=10, steps=612).is_worth_tracing(plain)
+    assert not Work(rounds=10, fits=10, steps=987).is_worth_tracing(writing)
+    assert Work(rounds=10, fits=10, steps=988).is_worth_tracing(writing)
     # in two processes half of that, and 2 x 2,000 for their start
-    assert not Work(rounds=10, fits=10, steps=1887, processes=2).is_worth_tracing(plain)
-    assert Work(rounds=10, fits=10, steps=1888, processes=2).is_worth_tracing(plain)
+    assert not Work(rounds=10, fits=10, steps=1137, processes=2).is_worth_tracing(plain)
+    assert Work(rounds=10, fits=10, steps=1138, processes=2).is_worth_tracing(plain)
     assert Work(rounds=1, fits=1, steps=1, decided=True).is_worth_tracing(plain)
     work = Work(rounds=10, fits=30, steps=1000)
     assert (work.is_worth_a_program(2), work.is_worth_a_program(3)) == (False, True)

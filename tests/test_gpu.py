@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,15 +134,6 @@ def precision() -> tuple[str, str, str]:
     backends: Any = torch.backends
     kinds = backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision
     return *kinds, torch.get_float32_matmul_precision()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As for a GPU: waves one after the other, also on the CPU that stands for it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.seconds

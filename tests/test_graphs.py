@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -32,15 +32,6 @@ Y = torch.tensor(np.arange(160) % 3)
 ALIKE, UNEVEN = (30, 30, 30), (34, 30, 22)
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 Optimizing = Callable[[nn.Module], Any]
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As for a GPU: waves one after the other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 TRACES: dict[Any, StepPrograms] = {}

@@ -184,10 +184,10 @@ def test_only_where_it_is_allowed_a_workspace_measures(
 def test_only_where_one_process_chooses_its_cores_count(
     measures: bool, make_experiment: Any
 ) -> None:
-    # 960 steps are worth a trace, unless two processes share them
-    long = make_experiment(strategy={"rounds": 120})
+    # 640 steps are worth a trace, unless two processes share them
+    long = make_experiment(strategy={"rounds": 80})
     space = Workspace.load(long, clock=Costs(4.0, 4.0), measures=measures, processes=2)
-    assert str(space.engine.why_not).startswith("960 training steps in all") == measures
+    assert str(space.engine.why_not).startswith("640 training steps in all") == measures
 
 
 def test_a_run_in_one_process_measures_and_on_ray_none(

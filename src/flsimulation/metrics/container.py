@@ -103,12 +103,13 @@ def is_own(root: Path) -> bool:
     listed = next((text for file in files if (text := _text(file))), "")
     here = {int(process) for process in listed.split()} - {0}  # 0: of another container
     others = here - {*ancestors(os.getpid()), *process_tree(os.getpid())}
-    return not any(map(_began_here, others))
+    began_here = {1, _first(os.getpid())}  # another one, where this process came from outside itself
+    return not any(_first(process) in began_here for process in others)
 
 
-def _began_here(process: int) -> bool:
-    """Whether a process, if it has not ended, comes from the first one of this machine or container."""
-    return [process, *ancestors(process)][-1] == 1
+def _first(process: int) -> int:
+    """The process that all of this one's parents come from; itself if it has ended."""
+    return [process, *ancestors(process)][-1]
 
 
 def _cores(quota: str, period: str) -> float:

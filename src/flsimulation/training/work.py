@@ -13,10 +13,8 @@ from typing import NamedTuple, TypeAlias
 Tell: TypeAlias = Callable[[str], None]
 """Called with what is done now, in a few words, before it is done."""
 
-_FIRST = 15_000
-"""Time of what a process needs once before it traces, in units of a call's time: imports, first calls."""
 _TRACED = 500
-"""Time of tracing a step, comparing and trying it, for each of its calls, in the same unit."""
+"""Time of tracing a step, comparing and trying it, for each of its calls; the unit is a call's time."""
 _SAVED = 0.5
 """Part of a small step's time that taking it for many clients at once saves."""
 _TRACED_AGAIN = 1.6
@@ -91,7 +89,7 @@ class Work(NamedTuple):
 
 def _traced(calls: Calls) -> float:
     """Time of all that is done before clients are trained stacked."""
-    return _FIRST + _TRACED * calls.made * (_TRACED_AGAIN if calls.writes else 1)
+    return _TRACED * calls.made * (_TRACED_AGAIN if calls.writes else 1)
 
 
 def silent(_: str) -> None:

@@ -179,15 +179,8 @@ class Replays:
         return work
 
 
-def replays_of(
-    stack: Stack,
-    terms: WaveTerms,
-    plan: Plan,
-    tensors: tuple[list[Tensor], list[Tensor], list[Tensor]],
-    descent: Descent | None,
-    draws: WaveDraws,
-) -> Replays | None:
-    """What takes a wave's steps by graphs; None on a CPU, and where the first reason not to is told."""
+def usable(stack: Stack, descent: Descent | None) -> Graphs | None:
+    """The trainer's graphs; None on a CPU, and where the first reason not to use them is told."""
     graphs = stack.graphs
     if graphs is None or graphs.why_not is not None:
         return None
@@ -201,4 +194,4 @@ def replays_of(
     if reason is not None:
         graphs.stop(reason)
         return None
-    return Replays(graphs, stack, terms, plan, tensors, descent, draws)
+    return graphs

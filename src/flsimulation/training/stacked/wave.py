@@ -24,7 +24,7 @@ from flsimulation.training.stacked.compiler.given import Given, Step
 from flsimulation.training.stacked.descent import Descent
 from flsimulation.training.stacked.inputs import WaveDraws, WaveInputs
 from flsimulation.training.stacked.plan import Plan
-from flsimulation.training.stacked.replays import Replays, replays_of
+from flsimulation.training.stacked.replays import Replays, usable
 from flsimulation.training.stacked.rows import diverged_clients, mean_of_rows
 from flsimulation.training.stacked.stack import Stack, WaveTerms
 
@@ -140,9 +140,10 @@ class WaveFit:
                 parts = self._stack, self._terms, self._plan, self._leaves, self._origin
                 self._descent = Descent(*parts)
                 self._leaves = [leaf.detach() for leaf in self._descent.leaves]
-            tensors = self._leaves, self._moving, self._shared
-            whole = self._stack, self._terms, self._plan
-            self._replays = replays_of(*whole, tensors, self._descent, self._draws)
+            if (graphs := usable(self._stack, self._descent)) is not None:
+                tensors = self._leaves, self._moving, self._shared
+                whole = graphs, self._stack, self._terms, self._plan
+                self._replays = Replays(*whole, tensors, self._descent, self._draws)
             self._take_steps()
             for place, rows in self._ended.items():
                 for leaf, row in zip(self._leaves, rows, strict=True):
