@@ -209,16 +209,15 @@ def main() -> None:
     if missing := environments.missing_tools():
         refuse(f"this Python lacks {missing}, which makes the peers' environments")
     before = signal.signal(signal.SIGTERM, _terminated)
-    process_tree.adopt_orphans()
     try:
-        python = pythons(peers, options.environments.resolve())
-        written = measure(names, peers, python, options.rounds, options.repeats)
+        with process_tree.adopted_orphans():
+            python = pythons(peers, options.environments.resolve())
+            written = measure(names, peers, python, options.rounds, options.repeats)
     except environments.InstallError as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
-        process_tree.end_all()
         signal.signal(signal.SIGTERM, before)
     if options.json:
         write(options.json, command_line(), written)

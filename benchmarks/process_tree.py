@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
@@ -22,9 +23,16 @@ _SAMPLE_SHARE = 0.02  # of a core, at most, that the looks take; they cost by th
 _GRACE_SECONDS = 10.0  # from the request to end to the kill
 
 
-def adopt_orphans() -> None:
-    """Let this process be the parent of what its descendants leave behind."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+@contextlib.contextmanager
+def adopted_orphans() -> Iterator[None]:
+    """Be the parent of what descendants leave behind, inside a block; at its end nothing of it is left."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        end_all()
+        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def descendants(root: int) -> list[int]:

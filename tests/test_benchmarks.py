@@ -239,6 +239,10 @@ def test_a_run_that_fails_does_not_take_the_others_figures_along(
         peers.main()
     assert caught.value.code == 1
     assert signal.getsignal(signal.SIGTERM) is handler  # it would be that of processes forked later
+    orphan = int(subprocess.check_output(["sh", "-c", "sleep 600 >&- 2>&- & echo $!"]))
+    adopted = orphan in modules.process_tree.descendants(os.getpid())
+    os.kill(orphan, signal.SIGKILL)
+    assert not adopted  # what later tests leave behind would be this process's
     rows = json.loads((tmp_path / "f.json").read_text())["results"]
     assert [(row["peer"], row["median-seconds"], row["failed"]) for row in rows] == [
         ("bare", 1, 1),
@@ -455,15 +459,15 @@ LEAVES_ONE_BEHIND = """
 import os, sys, time
 from pathlib import Path
 import process_tree
-process_tree.adopt_orphans()
 script = "(trap '' TERM; sleep 300 & echo $! > pid; wait) & while [ ! -s pid ]; do sleep 0.05; done; sleep 1; exit 3"
 process_tree._GRACE_SECONDS = 0.2
-status, seconds, peak = process_tree.run(["sh", "-c", script], Path.cwd(), dict(os.environ), 600)
-print(status, peak > 0, seconds >= 1, process_tree.descendants(os.getpid()))
-try:
-    process_tree.run(["sleep", "300"], Path.cwd(), dict(os.environ), 0.5)
-except TimeoutError:
-    print("ended", process_tree.descendants(os.getpid()))
+with process_tree.adopted_orphans():
+    status, seconds, peak = process_tree.run(["sh", "-c", script], Path.cwd(), dict(os.environ), 600)
+    print(status, peak > 0, seconds >= 1, process_tree.descendants(os.getpid()))
+    try:
+        process_tree.run(["sleep", "300"], Path.cwd(), dict(os.environ), 0.5)
+    except TimeoutError:
+        print("ended", process_tree.descendants(os.getpid()))
 """
 
 
