@@ -35,7 +35,7 @@ from flsimulation.errors import ClientError, FLSimulationError
 from flsimulation.experiment import load_experiment
 from flsimulation.experiment.load import dump_toml
 from flsimulation.experiment.spec import Data
-from flsimulation.messages.arrays import record_of
+from flsimulation.messages.state_dicts import record_of
 from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.messages.codec import batch_of, message_of, reply_to
 from flsimulation.messages.packing import pack

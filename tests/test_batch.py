@@ -13,7 +13,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from flsimulation.errors import ClientError
 from flsimulation.host.warned import NOBODY, TEST_SET, Warned
-from flsimulation.messages.arrays import record_of
 from flsimulation.messages.batch import (
     Batch,
     Mean,
@@ -26,6 +25,7 @@ from flsimulation.messages.batch import (
 )
 from flsimulation.messages.codec import batch_of, failed_reply, message_of, reply_of, reply_to
 from flsimulation.messages.packing import pack, unpack
+from flsimulation.messages.state_dicts import record_of
 from flsimulation.runtimes.simulated import flower_identity
 
 SETTINGS, OTHERS = ConfigRecord({"server-round": 3, "proximal-mu": 0.5}), ConfigRecord({"a": True})

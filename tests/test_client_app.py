@@ -12,10 +12,10 @@ from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import RunError
 from flsimulation.experiment import flatten
-from flsimulation.messages.arrays import held_state, record_of
 from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.messages.codec import message_of, reply_of
 from flsimulation.messages.packing import is_packed, pack, unpack
+from flsimulation.messages.state_dicts import held_state, record_of
 from flsimulation.runtimes.simulated import flower_identity
 
 CONFIG = ConfigRecord({"server-round": 1})

@@ -22,7 +22,7 @@ from flsimulation.client.workspace import Workspace
 from flsimulation.clock import SYSTEM, Clock, VirtualClock
 from flsimulation.errors import ClientError
 from flsimulation.events import Checkpoint, ClientReplied, RoundFinished
-from flsimulation.messages.arrays import held_state
+from flsimulation.messages.state_dicts import held_state
 from flsimulation.models import CNN, MLP, Logistic, TwoNN
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.training import Batches, Engine

@@ -17,8 +17,8 @@ from flsimulation.client.answers import answers
 from flsimulation.client.workspace import Workspace
 from flsimulation.events import Checkpoint, ClientReplied, Noticed, RoundFinished
 from flsimulation.experiment import Experiment, flatten
-from flsimulation.messages.arrays import held_state
 from flsimulation.messages.packing import pack, unpack
+from flsimulation.messages.state_dicts import held_state
 from flsimulation.runtimes.inprocess import InProcessGrid, run_in_process
 from flsimulation.runtimes.simulated import RUN_ID, SERVER_NODE_ID, flower_identity
 from flsimulation.server.app import make_server_app

@@ -13,8 +13,8 @@ from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError
 from flsimulation.events import RESERVED, Phase
 from flsimulation.host.warned import taken
-from flsimulation.messages.arrays import held_state, record_of
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
+from flsimulation.messages.state_dicts import held_state, record_of
 from flsimulation.training import Fitted, Scored, State, Terms, Trained
 from flsimulation.training.measured import Measured
 from flsimulation.training.states import record_of_states

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
-from torch import Tensor, from_numpy
 
 from flsimulation.internals.flower_messages import NUMPY
 
@@ -45,22 +44,12 @@ class HeldArray(Array):
         return _header_bytes(self.dtype, self.shape) + self._values.nbytes
 
 
-def record_of(state: Mapping[str, Tensor]) -> ArrayRecord:
-    """A state_dict as a record. Its tensors are on the CPU, not copied, and must not be changed."""
-    return joined({name: HeldArray(value.detach().numpy()) for name, value in state.items()})
-
-
 def joined(arrays: Mapping[str, Array]) -> ArrayRecord:
     """A record of these arrays, without the copies that ``ArrayRecord`` makes."""
     record = ArrayRecord()
     for name, array in arrays.items():
         record[name] = array
     return record
-
-
-def held_state(record: ArrayRecord) -> dict[str, Tensor]:
-    """A record's model as a state_dict; a copy, so that changes do not affect the record."""
-    return {name: from_numpy(np.array(array.numpy())) for name, array in record.items()}
 
 
 def size_of(record: Any) -> int:

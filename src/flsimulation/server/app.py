@@ -38,9 +38,9 @@ from flsimulation.events import (
 )
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.processes import undisturbed
-from flsimulation.messages.arrays import held_state, record_of
 from flsimulation.messages.batch import Batch, Task
 from flsimulation.messages.received import model_like
+from flsimulation.messages.state_dicts import held_state, record_of
 from flsimulation.messages.weights import not_finite
 from flsimulation.models import model_arguments
 from flsimulation.server.attempts import Attempts

@@ -18,7 +18,8 @@ from flwr.app import Array, ArrayRecord
 from flsimulation.client.workspace import Workspace
 from flsimulation.events import Checkpoint, Event, RoundFinished
 from flsimulation.experiment import Experiment
-from flsimulation.messages.arrays import HeldArray, joined, record_of
+from flsimulation.messages.arrays import HeldArray, joined
+from flsimulation.messages.state_dicts import record_of
 from flsimulation.runtimes import Federate, Runtime
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.server.app import Start
