@@ -219,6 +219,7 @@ def main() -> None:
         raise SystemExit(130) from None
     finally:
         process_tree.end_all()
+        process_tree.adopt_orphans(wanted=False)
         signal.signal(signal.SIGTERM, before)
     if options.json:
         write(options.json, command_line(), written)

@@ -22,9 +22,9 @@ _SAMPLE_SHARE = 0.02  # of a core, at most, that the looks take; they cost by th
 _GRACE_SECONDS = 10.0  # from the request to end to the kill
 
 
-def adopt_orphans() -> None:
-    """Let this process be the parent of what its descendants leave behind."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def adopt_orphans(*, wanted: bool = True) -> None:
+    """Let this process be the parent of what its descendants leave behind, or not any more."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def descendants(root: int) -> list[int]:

@@ -239,6 +239,11 @@ def test_a_run_that_fails_does_not_take_the_others_figures_along(
         peers.main()
     assert caught.value.code == 1
     assert signal.getsignal(signal.SIGTERM) is handler  # it would be that of processes forked later
+    left = int(subprocess.check_output(["sh", "-c", "sleep 600 >&- & echo $!"]))
+    assert left not in modules.process_tree.descendants(
+        os.getpid()
+    )  # nor that for others' processes
+    os.kill(left, signal.SIGKILL)
     rows = json.loads((tmp_path / "f.json").read_text())["results"]
     assert [(row["peer"], row["median-seconds"], row["failed"]) for row in rows] == [
         ("bare", 1, 1),
