@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.client.workspace import Workspace
+from flsimulation.training.products import in_tf32
 from flsimulation.host.processes import end_with_parent
 from flsimulation.training.alone import detached
 
@@ -76,7 +77,7 @@ class Loop:
 
     def round(self, state: State, cohort: Sequence[int], number: int, *, judge: bool) -> State:
         """Train the cohort from ``state``, average, and evaluate if ``judge``; the new model."""
-        with threads(1):
+        with threads(1), in_tf32(None if self.device == "cpu" else False):  # as FLSimulation
             new = self.summed(state, cohort, number).mean()
             if judge:
                 self.judge(new)

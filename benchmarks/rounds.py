@@ -73,7 +73,7 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """Rounds of all sides, one after the other; a row for each round."""
     spec = experiment(workload, rounds, engine, device)
-    space = Workspace.load(spec)
+    space = Workspace.load(spec, measures=True)
     turns = Turns()
     with (
         TemporaryDirectory(ignore_cleanup_errors=True) as folder,

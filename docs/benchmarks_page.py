@@ -96,7 +96,7 @@ clients, 60 examples and batches of 10. `python benchmarks/rounds.py W5 W6 W7 W8
 
 W11 is W4 with the two dropouts of pfl-research's model, W12 a ResNet-18 with GroupNorm on the same images. Both are
 for GPUs. `python benchmarks/rounds.py --device cuda` runs all workloads on a GPU, each beside the plain loop on the same
-GPU. It has not been run with the CUDA graphs of [decision 32](decisions/0032-graphs.md), which names the aims.
+GPU. [Decision 32](decisions/0032-graphs.md) has figures of an H200.
 
 Medians without the first two rounds:
 """,

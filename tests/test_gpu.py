@@ -102,15 +102,14 @@ def test_a_part_of_a_data_set_is_kept_on_a_gpu_that_has_room(memory: Memory) -> 
 class Recording(pl.LightningModule):
     """Notes in which precision a GPU would multiply, where the optimizer steps and in evaluations."""
 
-    seen: list[tuple[str, str, str]]
+    seen: list[tuple[Any, ...]]
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(6, 3)
 
     def note(self, where: str) -> None:
-        kinds = torch.backends.cuda.matmul, torch.get_float32_matmul_precision
-        type(self).seen.append((where, kinds[0].fp32_precision, kinds[1]()))
+        type(self).seen.append((where, *precision()))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return functional.cross_entropy(self.layer(batch[0]), batch[1])
@@ -130,10 +129,13 @@ class Recording(pl.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
 
-def precision() -> tuple[str, str, str]:
+def precision() -> tuple[Any, ...]:
+    """Of products, convolutions and recurrent layers, and whether sums have a fixed order."""
     backends: Any = torch.backends
-    kinds = backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision
-    return *kinds, torch.get_float32_matmul_precision()
+    cudnn = backends.cudnn
+    kinds = backends.cuda.matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn
+    last = cudnn.allow_tf32, cudnn.deterministic
+    return torch.get_float32_matmul_precision(), *(kind.fp32_precision for kind in kinds), *last
 
 
 @pytest.mark.seconds
@@ -153,7 +155,7 @@ def test_products_are_rounded_to_tf32_on_a_gpu_if_asked_and_as_before_afterwards
     for _ in own.fit(module.state_dict(), jobs, Terms()):
         assert precision() == before
     list(own.evaluate(module.state_dict(), jobs))  # compared
-    Recording.seen = [*Recording.seen, ("then", "", "")]
+    Recording.seen = [*Recording.seen, ("then",)]
     list(own.evaluate(module.state_dict(), jobs))  # together
     for _ in own.evaluate(module.state_dict(), jobs[:1]):  # alone
         assert precision() == before
@@ -161,8 +163,11 @@ def test_products_are_rounded_to_tf32_on_a_gpu_if_asked_and_as_before_afterwards
     places = [where for where, *_ in Recording.seen]
     last = Recording.seen[places.index("then") + 1 :]
     found = {*Recording.seen[: places.index("evaluate")], *last}
-    rounded = ("tf32", "high") if tf32 and gpu else (before[0], before[2])
-    assert found == {("train", *rounded), ("evaluate", *rounded)}
+    assert before == ("highest", "none", "none", "tf32", "tf32", True, False)  # PyTorch's
+    rounded = ("high", *["tf32"] * 4, True, True)
+    exact = ("highest", *["none"] * 4, False, True)
+    wanted = (rounded if tf32 else exact) if gpu else before
+    assert found == {("train", *wanted), ("evaluate", *wanted)}
 
 
 def test_a_setting_of_the_users_own_is_left_also_after_an_error() -> None:
@@ -172,13 +177,16 @@ def test_a_setting_of_the_users_own_is_left_also_after_an_error() -> None:
         torch.set_float32_matmul_precision("medium")
         own = precision()
         with pytest.raises(ZeroDivisionError), in_tf32(True):
-            1 / (precision()[0] != "tf32")
+            1 / (precision()[0] != "high")
         assert precision() == own
         with in_tf32(False):
+            assert precision()[:2] == own[:2]
+        assert precision() == own
+        with in_tf32(None):
             assert precision() == own
     finally:
-        torch.set_float32_matmul_precision(before[2])
-        backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision = before[:2]
+        torch.set_float32_matmul_precision(before[0])
+        backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision = before[1:3]
 
 
 @pytest.mark.seconds

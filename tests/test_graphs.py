@@ -22,6 +22,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.host.warned import collected
 from flsimulation.training import Batches, Before, Job, Terms, engine_for
 from flsimulation.training.stacked.compiler.program import StepPrograms
+from flsimulation.training.stacked.graphs import CudaRecorder
 from flsimulation.training.stacked.trainer import StackedTrainer
 from flsimulation.training.work import Work
 
@@ -75,6 +76,32 @@ class Net(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return self.optimizing(self)
+
+
+class Rows(Net):
+    """A recurrent network of two layers, whose dropout cuDNN draws inside one call."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__(of(SGD, lr=0.1))
+        self.layers, self.head = nn.GRU(2, 5, 2, batch_first=True, dropout=dropout), nn.Linear(5, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logits: Tensor = self.head(self.layers(batch[0].view(-1, 3, 2))[0][:, -1])
+        return functional.cross_entropy(logits, batch[1])
+
+
+class Attending(Net):
+    """Attention, whose dropout a GPU's faster kernels draw inside."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__(of(SGD, lr=0.1))
+        self.layers = nn.MultiheadAttention(2, 1, dropout, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = batch[0].view(-1, 3, 2)
+        logits: Tensor = self.head(self.layers(x, x, x, need_weights=False)[0].flatten(1))
+        return functional.cross_entropy(logits, batch[1])
 
 
 def of(cls: Any, **options: Any) -> Optimizing:
@@ -173,6 +200,44 @@ def test_a_gpu_repeats_steps_bit_for_bit(
     plain, _ = trained(monkeypatch, None, optimizing, device="cuda")
     ours, said = trained(monkeypatch, ..., optimizing, device="cuda")
     assert (difference(ours, plain), said) == (0, [])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA_VISIBLE_DEVICES=0")
+def test_a_gpu_records_again_when_all_graphs_are_gone() -> None:
+    recorder, x = CudaRecorder(torch.device("cuda")), torch.zeros(4, device="cuda")
+    for number in (1, 2):
+        recorder.record(lambda: x.add_(1))()
+        assert x.tolist() == [number] * 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA_VISIBLE_DEVICES=0")
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", [Rows, Attending])
+def test_a_gpu_stacks_layers_that_it_has_single_kernels_for(kind: Any, dropout: float) -> None:
+    module = kind(dropout)
+    ours, theirs = (_trained(module, ALIKE, 2, 0.0, {"device": d}) for d in ("cuda", "cpu"))
+    assert (ours[1], len(ours[0])) == ([], 6)
+    if not dropout:  # whose numbers are others on a GPU
+        assert difference(ours[0], theirs[0]) < 1e-5
+
+
+def test_recurrent_layers_are_stacked_where_they_look_for_their_weights_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As torch.nn.RNNBase.flatten_parameters does on a GPU, for cuDNN."""
+    looked = list[int]()
+
+    def flatten(layers: nn.RNNBase) -> None:
+        looked.extend(weight.data_ptr() for weight in layers._flat_weights)
+
+    plain, _ = _trained(Rows(0.3), ALIKE, 1, 0.0, {"device": "cpu"})
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flatten)
+    TRACES.clear()
+    ours, _ = _trained(module := Rows(0.3), ALIKE, 1, 0.0, {"device": "cpu"})
+    assert difference(ours, plain) == 0
+    looked.clear()
+    module.layers._init_flat_weights()
+    assert looked  # of the user's module, as before
 
 
 def broken() -> None:

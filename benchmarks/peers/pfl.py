@@ -66,7 +66,8 @@ class Clock(TrainingProcessCallback[Any]):
 
 data, module, rounds, steps = load(workload), Module(), Rounds(), Steps()
 model = PyTorchModel(module, workload.optimizer_class, torch.optim.SGD(module.parameters(), lr=1.0))
-users = {number: data.client(number) for number in range(workload.clients)}
+device = pytorch_ops.get_default_device()
+users = {n: tuple(part.to(device) for part in data.client(n)) for n in range(workload.clients)}
 training = FederatedDataset.from_slices(users, get_user_sampler("minimize_reuse", list(users)))
 FederatedAveraging().run(
     algorithm_params=NNAlgorithmParams(
@@ -85,7 +86,7 @@ FederatedAveraging().run(
     model_eval_params=NNEvalHyperParams(local_batch_size=1000),
     callbacks=[
         CentralEvaluationCallback(
-            Dataset((data.x_test, data.y_test)),
+            Dataset((data.x_test.to(device), data.y_test.to(device))),
             NNEvalHyperParams(local_batch_size=1000),
             frequency=workload.evaluate_every,
         ),
@@ -98,4 +99,4 @@ total = pytorch_ops.distributed.all_reduce([torch.tensor([float(steps.number)])]
 if pytorch_ops.distributed.global_rank == 0:
     # the server's optimizer stepped once a round in each process
     clients_steps = int(total) - processes * workload.rounds
-    write(rounds, clients_steps, accuracy(module.layers, data), "pfl")
+    write(rounds, clients_steps, accuracy(module.layers.cpu(), data), "pfl")

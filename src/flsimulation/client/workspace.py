@@ -29,6 +29,7 @@ from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.work import Tell, Work, silent
 
 _MEASURED = 2  # examples on which an evaluation's memory is measured
+_GPU_BATCH = 10  # times a CPU's batch of an evaluation
 _TEST_SHARE = 8  # of a GPU's free memory for the test set: 1 / 8
 _TEST = -1  # stands for the partition of the test set
 
@@ -205,7 +206,8 @@ def _fitting(
         (batch,) = Batches(x, y, few, _MEASURED, prepared=prepared)
     except ClientError:  # a transform refuses these few
         return otherwise
-    return examples_within_budget(module, batch, otherwise)
+    gpu = takes_gpu(experiment.train)
+    return examples_within_budget(module, batch, otherwise, times=_GPU_BATCH if gpu else 1)
 
 
 def _chosen(
@@ -245,4 +247,4 @@ def work_of(experiment: Experiment, data: FederatedData) -> Work:
     fits = rounds * experiment.cohort_size
     examples = data.train_examples * (1 - data.validation_fraction) / experiment.data.clients
     batches = max(1, math.ceil(round(examples, 6) / spec.batch_size))
-    return Work(rounds, fits, fits * spec.epochs * batches, examples)
+    return Work(rounds, fits, fits * spec.epochs * batches, examples, gpu=takes_gpu(spec))

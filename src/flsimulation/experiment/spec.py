@@ -57,7 +57,7 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` uses a GPU if there is one."""
     tf32: bool = False
-    """Whether a GPU rounds the factors of matrix products to TF32's 10 bits, in training and in
+    """Whether a GPU rounds the factors of products and convolutions to TF32's 10 bits, in training and in
     evaluation: faster for large layers, and less exact. No effect on a CPU."""
 
     @field_validator("engine", mode="before")

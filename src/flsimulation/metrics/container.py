@@ -103,8 +103,7 @@ def is_own(root: Path) -> bool:
     listed = next((text for file in files if (text := _text(file))), "")
     here = {int(process) for process in listed.split()} - {0}  # 0: of another container
     others = here - {*ancestors(os.getpid()), *process_tree(os.getpid())}
-    # Not 1 for this process where it came from outside itself.
-    began_here = {1, _first(os.getpid())}
+    began_here = {1, _first(os.getpid())}  # which may have come from outside itself
     return not any(_first(process) in began_here for process in others)
 
 

@@ -97,7 +97,7 @@ class Candidates:
         """Have the stacked engine measure its ways of a step, if there are two and many steps."""
         if self.work is None or not stacked.has_choice:
             return False
-        if self._sample(self.work, stacked.at_once(self.work.cohort)).is_worth_it:
+        if self.work.is_worth_a_choice(stacked.at_once(self.work.cohort)):
             self.tell("measuring a few steps")
             stacked.choose(self.work.cohort)
         return bool(stacked.step_seconds)

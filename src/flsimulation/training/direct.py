@@ -65,8 +65,8 @@ class DirectEvaluator:
         Evaluate on the GPU.
     clock : Clock
         The clock to use.
-    tf32 : bool
-        Multiply matrices in TF32, if that is on the GPU.
+    tf32 : bool, optional
+        As `in_tf32`.
 
     Raises
     ------
@@ -80,7 +80,7 @@ class DirectEvaluator:
         *,
         gpu: bool = False,
         clock: Clock = SYSTEM,
-        tf32: bool = False,
+        tf32: bool | None = None,
     ) -> None:
         own = [step for step in _STEPS if defines(step, module)]
         if not own:

@@ -54,8 +54,8 @@ class Evaluating:
         How batches are prepared for the module.
     precision : str
         As ``train.precision``.
-    tf32 : bool
-        Multiply matrices in TF32, if that is on the GPU.
+    tf32 : bool, optional
+        As `in_tf32`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Evaluating:
         *,
         prepared: Preparation = PLAIN,
         precision: str = "32-true",
-        tf32: bool = False,
+        tf32: bool | None = None,
     ) -> None:
         self._lightning = lightning
         self._direct: DirectEvaluator | None = None

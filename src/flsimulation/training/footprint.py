@@ -15,14 +15,16 @@ from torch.utils._pytree import tree_leaves
 from flsimulation.training.alone import detached, evaluation_step, take, unnoticed
 
 _BUDGET = 256 * 2**20  # bytes of a batch's inputs and of what its step holds at a time
-_MOST = 1000  # examples: larger batches are no faster
+_MOST = 1000  # examples: larger batches are no faster on a CPU
 
 
-def examples_within_budget(module: pl.LightningModule, batch: Any, otherwise: int) -> int:
+def examples_within_budget(
+    module: pl.LightningModule, batch: Any, otherwise: int, *, times: int = 1
+) -> int:
     """Examples of an evaluation's batch, as many as a fixed budget of memory allows.
 
     The bytes that operations hold are counted, once, on a small batch. So the number is the same in
-    every process and on every machine.
+    every process and on every machine that evaluates on the same kind of device.
 
     Parameters
     ----------
@@ -32,18 +34,20 @@ def examples_within_budget(module: pl.LightningModule, batch: Any, otherwise: in
         A few examples, as the module's evaluation step gets them; each tensor [n, ...].
     otherwise : int
         The number where neither the step nor the forward pass works without a Trainer.
+    times : int
+        Times a CPU's budget, and a CPU's most examples.
     """
     step = evaluation_step(module)
     if step is None:
-        return _MOST
+        return times * _MOST
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     peak = _peak(module, lambda copied: take(copied, step, batch))
     if peak is None:
         peak = _peak(module, lambda copied: copied(tensors[0]))
     if peak is None:
-        return min(otherwise, _MOST)
+        return min(otherwise, times * _MOST)
     each = -(-(peak + sum(tensor.nbytes for tensor in tensors)) // len(tensors[0]))
-    return max(1, min(_BUDGET // each, _MOST))
+    return max(1, min(times * _BUDGET // each, times * _MOST))
 
 
 def _peak(module: pl.LightningModule, call: Callable[[pl.LightningModule], Any]) -> int | None:

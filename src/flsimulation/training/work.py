@@ -17,6 +17,8 @@ _TRACED = 500
 """Time of tracing a step, comparing and trying it, for each of its calls; the unit is a call's time."""
 _SAVED = 0.5
 """Part of a small step's time that taking it for many clients at once saves."""
+_SAVED_ON_GPU = 1.5
+"""The same on a GPU, whose calls take twice the time from Python: most of both is saved."""
 _TRACED_AGAIN = 1.6
 """Times that, where a step writes in place and its trace is made a second time without that."""
 _STEP = 30
@@ -27,6 +29,10 @@ _PROCESS = 2000
 """Time of starting one of its processes, in the same unit."""
 _RARE = 30
 """Steps of a size that take at least three times as long, by autograd, as a program for the size."""
+_RARE_ON_GPU = 10
+"""The same on a GPU, which waits for Python meanwhile."""
+_WAYS = 48
+"""Steps of a cohort that take at least three times as long as measuring both ways of a step on a GPU."""
 
 
 class Calls(NamedTuple):
@@ -54,6 +60,8 @@ class Work(NamedTuple):
     """In which clients train one by one."""
     decided: bool = False
     """Whether it was decided before that they train stacked."""
+    gpu: bool = False
+    """Whether clients train on one."""
 
     @property
     def cohort(self) -> int:
@@ -68,7 +76,8 @@ class Work(NamedTuple):
 
     def is_worth_tracing(self, calls: Calls) -> bool:
         """Whether tracing such a step takes no longer than it saves of the training one by one."""
-        return self.decided or _SAVED * self._one_by_one(calls) >= _traced(calls)
+        saved = _SAVED_ON_GPU if self.gpu else _SAVED
+        return self.decided or saved * self._one_by_one(calls) >= _traced(calls)
 
     def _one_by_one(self, calls: Calls) -> float:
         """Time of all fits in the engine ``direct``, its processes' start included."""
@@ -84,7 +93,17 @@ class Work(NamedTuple):
         steps : int
             Steps of that size in a round.
         """
-        return steps * self.rounds >= _RARE
+        return steps * self.rounds >= (_RARE_ON_GPU if self.gpu else _RARE)
+
+    def is_worth_a_choice(self, clients: int) -> bool:
+        """Whether measuring both ways of a step on a GPU takes no more than a third of the training.
+
+        Parameters
+        ----------
+        clients : int
+            That train at a time.
+        """
+        return self.steps >= _WAYS * clients
 
 
 def _traced(calls: Calls) -> float:

@@ -7,6 +7,7 @@ without it have made the same bits. docs/decisions/0032 has the reasons.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -48,7 +49,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs; all of them use one pool of memory, of which nothing is read later.
+    """Records CUDA graphs; those that exist use one pool of memory, of which nothing is read later.
 
     Parameters
     ----------
@@ -59,17 +60,21 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs = weakref.WeakSet[torch.cuda.CUDAGraph]()  # in the pool
         self._streams: list[torch.cuda.Stream] = []
 
     def record(self, work: Work) -> Work:
         """A graph of the work. Raises what the work raises, and what a graph cannot hold."""
         graph = torch.cuda.CUDAGraph()
+        if not self._graphs:  # PyTorch gives up a pool with the last graph in it
+            self._pool = torch.cuda.graph_pool_handle()
         # after an error PyTorch's block leaves its own stream as the current one
         with (
             torch.cuda.stream(torch.cuda.current_stream(self._device)),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             work()
+        self._graphs.add(graph)
         return graph.replay
 
     def apart(self, works: Sequence[Work]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -53,8 +52,7 @@ class Apart:
             found[place] = self._taken(given, place)
 
         clients = range(len(given.trained[0]))
-        with _same_each_time():
-            self._run([functools.partial(take, place) for place in clients])
+        self._run([functools.partial(take, place) for place in clients])
         losses, *lists = zip(*(found[place] for place in clients), strict=True)
         logged, moved, gradients = (
             [_many(own) for own in zip(*each, strict=True)] for each in lists
@@ -86,17 +84,6 @@ class _Taken(NamedTuple):
     logged: list[Tensor]
     moved: list[Tensor]
     gradients: list[Tensor | None]
-
-
-@contextlib.contextmanager
-def _same_each_time() -> Iterator[None]:
-    """Let convolutions on a GPU add up in one order, so that a run has the same bits again."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
 
 
 def _many(own: Sequence[Any]) -> Any:

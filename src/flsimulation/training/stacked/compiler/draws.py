@@ -212,10 +212,9 @@ def _size(args: Sequence[Any]) -> tuple[int, ...]:
 
 def _drops_nothing(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call has a probability of dropout, and it is 0."""
-    names = [argument.name for argument in func._schema.arguments]
-    if "dropout_p" not in names:
-        return False
-    place = names.index("dropout_p")
-    default = func._schema.arguments[place].default_value
-    given = args[place] if len(args) > place else kwargs.get("dropout_p", default)
-    return bool(given == 0)
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name in ("dropout_p", "dropout"):  # of attention; of cuDNN's recurrent layers
+            default = argument.default_value
+            given = args[place] if len(args) > place else kwargs.get(argument.name, default)
+            return bool(given == 0)
+    return False

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flsimulation import seeds
 from flsimulation.data.leaves import Leaves, each, first, one
@@ -17,6 +17,7 @@ from flsimulation.errors import describe_error, place_of
 from flsimulation.training.form import PAIR, Form
 from flsimulation.training.logged import CannotTake, Log, Logged
 from flsimulation.training.memory import is_out_of_memory
+from flsimulation.training.stacked.compiler.comparison import exactly
 from flsimulation.training.stacked.compiler.draws import (
     Draw,
     Recording,
@@ -156,7 +157,11 @@ class EagerStep:
 
     def watched(self, log: Log, facts: Mapping[str, Any] = TYPICAL) -> pl.LightningModule:
         """A copy of the module whose step logs to ``log`` and knows these numbers of a fit."""
-        return watched(copy.deepcopy(self.module), log, Facts(facts, self.constants))
+        module = copy.deepcopy(self.module)
+        for part in module.modules():
+            if isinstance(part, nn.RNNBase):  # cuDNN's form of its weights, by their addresses
+                vars(part)["flatten_parameters"] = _nothing
+        return watched(module, log, Facts(facts, self.constants))
 
     def in_double(self) -> EagerStep:
         """The same step in float64."""
@@ -211,7 +216,7 @@ class EagerStep:
         module = self.watched(log, FIRST)
         before, recording = tensors_of(module), Recording()
         values = {name: tensor.detach().clone() for name, tensor in named_tensors(module).items()}
-        with seeds.global_streams(_SEED), torch.enable_grad():
+        with seeds.global_streams(_SEED), exactly(), torch.enable_grad():
             foreign = foreign_random_states()
             try:
                 with recording:
@@ -234,6 +239,10 @@ class EagerStep:
         after = named_tensors(module)  # PyTorch writes into some without saying so
         changed += [n for n, v in values.items() if n not in changed and _differ(v, after[n])]
         return Observed(log.how, recording.draws, changed)
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _unlike_number(error: BaseException, read: Collection[str]) -> NotStackable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flsimulation.data.leaves import Leaves, first, one
 from flsimulation.models.lightning_modules import SILENT, defines
@@ -103,7 +105,7 @@ class Whole(nn.Module):
     def forward(self, x: Leaves, y: Leaves) -> tuple[Tensor, list[Tensor]]:
         """The loss, a scalar, and the buffers that the step changes, as they are afterwards."""
         before = tensors_of(self.module, self._moving)
-        with Undropped() if self._mode is None else self._mode(first(x)):
+        with _in_calls(first(x).device), self._mode(first(x)) if self._mode else Undropped():
             output: Any = self.module.training_step(self._form.batch(x, y), *self._also())
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
@@ -119,6 +121,11 @@ class Whole(nn.Module):
         """The batch's number, where the step takes it."""
         number = facts_of(self.module).get("batch_idx")
         return (_BatchIndex() if number is None else number,) if self._takes_number else ()
+
+
+def _in_calls(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Let a GPU's attention draw its dropout's numbers by a call of its own, as a CPU's does."""
+    return contextlib.nullcontext() if device.type == "cpu" else sdpa_kernel(SDPBackend.MATH)
 
 
 def facts_of(module: Any) -> Facts:
