@@ -38,8 +38,16 @@ def allowed(list: AllowList, reference: str) -> bool:
 def test_without_a_list_only_the_installed_package_is_allowed(file: Path) -> None:
     nothing = AllowList()
     assert allowed(nothing, "flsimulation.models:MLP")
-    for reference in (f"{file}:Net", "os:system", "flsimulation2:x", "flsimulation.py:Net"):
-        assert not allowed(nothing, reference)
+    assert allowed(nothing, "flsimulation.models.mlp:MLP")
+    for reference in (
+        *(f"{file}:Net", "os:system", "flsimulation2:x", "flsimulation.py:Net"),
+        "flsimulation.node.node:subprocess.run",  # what the package imports
+        "flsimulation.models.mlp:torch.hub.load",
+        "flsimulation.host.files:write_atomic",  # what it does itself
+        "flsimulation.models:build_model",
+        "flsimulation.models2:MLP",
+    ):
+        assert not allowed(nothing, reference), reference
 
 
 def test_a_file_is_pinned_to_what_it_was_and_to_its_names(file: Path) -> None:
@@ -62,6 +70,7 @@ def test_a_file_is_pinned_to_what_it_was_and_to_its_names(file: Path) -> None:
 def test_a_folder_allows_what_is_in_it_and_not_what_it_links_to(file: Path, tmp_path: Path) -> None:
     folder = read_allowed([], [file.parent])
     assert allowed(folder, f"{file}:Other")
+    assert not allowed(folder, f"{file}:os.system")
     outside = tmp_path / "outside.py"
     outside.write_text(CODE)
     (file.parent / "link.py").symlink_to(outside)

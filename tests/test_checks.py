@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -216,6 +217,29 @@ def test_metrics_that_are_no_named_finite_numbers_are_rejected(
     assert found[1].startswith(why)
 
 
+def test_a_client_that_trained_on_nothing_is_rejected(recorder: Any) -> None:
+    answer = lambda _, good: Reply([good._replace(metrics={**GOOD, "num-examples": 0})])  # noqa: E731
+    assert outcomes(recorder, answer)[1] == "it trained on no example (num-examples is 0)"
+
+
+def test_a_reply_of_very_many_outcomes_takes_no_memory_before_it_is_refused(recorder: Any) -> None:
+    def many(message: Message, _: Outcome) -> Message:
+        header = ConfigRecord(
+            {"sizes": [10**8], "phases": ["train"], "partitions": [1], "examples": 0}
+        )
+        content = RecordDict({"outcomes": header, "metrics-0": ConfigRecord({})})
+        return Message(content, reply_to=message)
+
+    tracemalloc.start()
+    try:
+        found = outcomes(recorder, many)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found[1].startswith("its reply cannot be read: ")
+    assert peak < 20 * 2**20
+
+
 def test_a_reply_that_is_none_is_rejected_with_its_cause(recorder: Any) -> None:
     def strange(message: Message, _: Outcome) -> Message:
         return Message(RecordDict({"x": MetricRecord({"y": 1})}), reply_to=message)
@@ -333,6 +357,11 @@ def _one(message: Message) -> Outcome:
             ArrayRecord({"a\nb\nc": Array(np.array(["text"]))}),
             "its array a b c cannot be read: other numbers than announced",
         ),
+        (
+            ArrayRecord({"acc\nmetric\ntotal": Array(np.array([1.0, np.nan]))}),
+            "a state of its metrics is not a number: acc metric total",
+        ),
+        (ArrayRecord({"least\nmetric\nvalue": Array(np.array(np.inf))}), ""),
     ],
 )
 def test_states_of_metrics_are_arrays_of_numbers(

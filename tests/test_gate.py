@@ -23,7 +23,8 @@ from flwr.superlink.routers.fleet import node_auth
 
 from flsimulation.internals.flower_superlink import Nodes, check_senders
 from flsimulation.internals.flower_words import CLIENT_PATHS
-from flsimulation.node.admission import Admission
+from flsimulation.node import gate
+from flsimulation.node.admission import Admission, make_writable_like
 from flsimulation.node.gate import ClientsOnly
 from flsimulation.security.keys import ensure_key, fingerprint
 from flsimulation.security.register import Register, wait_for_admission
@@ -56,6 +57,33 @@ class Http:
 @pytest.fixture
 def clients(app: Any) -> Http:
     return Http(ClientsOnly(app))
+
+
+def test_a_body_beyond_the_limit_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Flower, which reads all of it before it looks who sent it, has more in memory."""
+    monkeypatch.setattr(gate, "_LARGEST_BODY", 1000)
+    read: list[Any] = []
+
+    async def reads_all(_: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            read.append(len(message["body"]) if "body" in message else message["type"])
+            more = message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def chunks() -> Any:
+        for _ in range(5):
+            yield bytes(400)
+
+    http = Http(ClientsOnly(reads_all))
+    path = min(CLIENT_PATHS)
+    http(path, content=chunks())
+    assert read == [400, 400, "http.disconnect"]
+    read.clear()
+    assert http(path, content=bytes(1000)).status_code == 200
+    assert sum(own for own in read if own != "http.disconnect") == 1000
 
 
 class Client:
@@ -194,3 +222,16 @@ class TestAdmission:
         assert push("berlin").status_code == 401
         assert "Invalid sender" in push("berlin").text
         assert push("paris").status_code != 401  # it fails later: there is no run
+
+
+def test_a_folder_that_was_replaced_by_a_link_is_not_made_writable(tmp_path: Path) -> None:
+    private, shared = tmp_path / "private", tmp_path / "shared"
+    private.mkdir(mode=0o700)
+    shared.mkdir()
+    shared.chmod(0o777)
+    (shared / "8081").symlink_to(private)
+    with pytest.raises(OSError, match="8081"):
+        make_writable_like(shared / "8081", shared)
+    assert private.stat().st_mode & 0o777 == 0o700
+    make_writable_like(shared / "8082", shared)
+    assert (shared / "8082").stat().st_mode & 0o777 == 0o777

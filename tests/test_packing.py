@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given
@@ -63,6 +64,14 @@ def test_what_is_packed_comes_back_the_same(
         assert array.tobytes() == np.asarray(value, order="C").tobytes()
     assert repr(dict(back["config"])) == repr(dict(content["config"]))  # type: ignore[call-overload]
     assert repr(dict(back["a"])) == repr(dict(content["a"]))  # type: ignore[call-overload]
+
+
+def test_small_records_that_are_not_small_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack(RecordDict({"config": ConfigRecord({"text": "x" * 100})}))
+    assert unpack(packed)["config"]["text"] == "x" * 100  # type: ignore[index]
+    monkeypatch.setattr(packing, "_LONGEST", 100)
+    with pytest.raises(ValueError, match="its small records have 1.. characters, 100 at most"):
+        unpack(packed)
 
 
 def test_a_model_of_six_arrays_travels_as_four_objects_down_and_three_up() -> None:

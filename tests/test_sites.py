@@ -18,7 +18,9 @@ from flsimulation.cli.main import main
 from flsimulation.data.federated import FederatedData
 from flsimulation.data.sites.agree import Agreement, agree
 from flsimulation.data.sites.joined import load_no_site, load_site, read_facts
-from flsimulation.data.sites.site_facts import SiteFacts
+from flsimulation.data.sites.moments import Moments, together
+from flsimulation.data.sites.raw import read_site
+from flsimulation.data.sites.site_facts import SiteFacts, facts_of
 from flsimulation.errors import DataError, ExperimentError
 from flsimulation.experiment import Experiment, flatten, unflatten
 from flsimulation.models import build_model
@@ -96,6 +98,7 @@ def test_the_sites_of_a_folder_are_the_clients_named_by_it(folder: Path) -> None
         (rows("age,ward,label", "2020-01-05,a,well", "2021-02-03,b,sick"), {}, "site lodz: column 'age' of its table has dates such as '2020-01-05', which are no input; turn dates into numbers, or leave it out by data.input-columns: data.input-columns = [\"ward\"]"),
         (rows("age,ward,label", "50,a,well", "60,b,sick", "61,b,sick", times=1), {}, "site lodz has 3 examples, but data.min-examples is 10; lower it (2 at least), or leave the site out"),
         (rows("age,\"wa\trd\",label", "50,a,well", "60,b,sick"), {}, "site lodz: its name cannot be reported, got 'wa\\trd': must be printable, in one line; shorten or correct it"),
+        (rows("age,ward,label", "50,a,1", "60,b,0"), {"classes": ["well", "sick"]}, "site lodz: column 'label' has numbers, but data.classes are words (well, sick); write the classes' names there"),
         (rows("age,ward,label", "50,a,0.5", "60,b,1.5"), {}, "site lodz has labels of a regression, but berlin of a classification; correct them there, or set data.task"),
     ],
 )  # fmt: skip
@@ -405,3 +408,18 @@ def test_the_hospitals_files_are_those_that_their_program_writes(
     namespace["main"]()
     for path in (HOSPITALS / "hospitals").glob("*.csv"):
         assert (tmp_path / "hospitals" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_column_of_equal_numbers_is_divided_by_1_whatever_its_roundings() -> None:
+    parts = [Moments.of(np.full(rows, 36.6)) for rows in (7, 10)]
+    assert together(parts).deviation == 1
+    assert together([Moments.of(np.array([36.6, 36.6 + 1e-9]))]).deviation < 1e-8
+
+
+def test_a_report_of_another_length_is_refused_by_name(folder: Path) -> None:
+    spec = experiment(folder, sites=["berlin", "lodz", "porto"]).data
+    raws = [read_site(own, folder / f"{own}.csv", spec) for own in spec.sites]
+    facts = [facts_of(raw, spec) for raw in raws]
+    facts[1] = facts[1].model_copy(update={"targets": (Moments(),)})
+    with pytest.raises(DataError, match="site lodz reports moments of .* use one version"):
+        agree(facts, spec)

@@ -19,7 +19,9 @@ from tests.test_network_verbs import flsim as flsim
 from tests.test_network_verbs import free_ports as free_ports
 
 from flsimulation import load_experiment
+from flsimulation.cli.deploy.sites import compose_of
 from flsimulation.client.workspace import Workspace
+from flsimulation.errors import InputError
 from flsimulation.events import RoundFinished
 from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.inprocess import run_in_process
@@ -116,6 +118,13 @@ def test_another_experiment_has_no_clients_of_sites(
     code, _, errors = flsim("up", "--no-run", "--sites", hospitals / "sites.toml")
     assert code == 2
     assert "the experiment has no sites; leave it out" in errors
+
+
+def test_sites_whose_names_differ_in_case_only_are_refused() -> None:
+    containers: Any = {"berlin": None, "Berlin": None}
+    project: Any = None
+    with pytest.raises(InputError, match="berlin and Berlin are one name in lower case"):
+        compose_of(containers, project, Path("sites.toml"))
 
 
 @pytest.mark.seconds

@@ -31,6 +31,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 __all__ = ["HttpGrid", "Refused", "pull_replies"]
 
 _MOST_PARTS = 100_000  # of a reply; Flower's parts have up to 5 MiB
+_MOST_SECONDS = 60.0  # that a reply may take to be read: its client sends its parts first
 
 
 class Refused(NamedTuple):
@@ -99,16 +100,16 @@ def _contents(tree: Any, pull: Callable[[str], bytes], largest: int) -> dict[str
     parts = list(itertools.islice(_identifiers(tree), _MOST_PARTS + 1))
     if len(parts) > _MOST_PARTS:
         raise _TooLargeError(f"its reply has more than {_MOST_PARTS:,} parts")
-    sizes: list[int] = []  # appended by several threads
+    sizes: list[int] = []  # of the parts so far; threads may each leave one out
 
     def bounded(identifier: str) -> bytes:
         content = pull(identifier)
-        sizes.append(len(content))
-        if sum(sizes) > largest:
+        sizes.append(len(content) + (sizes[-1] if sizes else 0))
+        if sizes[-1] > largest:
             raise _TooLargeError(f"its reply is larger than {largest:,} bytes")
         return content
 
-    return pull_objects(parts, bounded)
+    return pull_objects(parts, bounded, max_time=_MOST_SECONDS)
 
 
 def _identifiers(tree: Any) -> Iterable[str]:

@@ -6,6 +6,7 @@ Flower's own round loop, with one model and one client's settings, is a batch of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -261,7 +262,7 @@ def _succeeded(content: RecordDict) -> Iterator[Outcome]:
     for place, (size, phase) in enumerate(_rows(header, "sizes", "phases")):
         columns = cast(Mapping[str, list[float]], content[f"{METRICS}-{place}"])
         names = list(columns)
-        rows = zip(*columns.values(), strict=True) if names else iter([()] * size)
+        rows = zip(*columns.values(), strict=True) if names else itertools.repeat((), size)
         for row in rows:
             partition = next(partitions)
             kind = ARRAYS if phase == "train" else _STATES

@@ -21,6 +21,7 @@ _REST = "flsim-packed"  # the record with all small records, and the models' pla
 _MODEL = "flsim-model:"
 _ALL = "all"
 _LARGE = 8 * 2**20  # bytes
+_LONGEST = 32 * 2**20  # characters of the small records
 _KINDS: dict[str, type[ConfigRecord] | type[MetricRecord]] = {
     "config": ConfigRecord,
     "metrics": MetricRecord,
@@ -68,7 +69,10 @@ def is_packed(content: RecordDict) -> bool:
 
 def unpack(content: RecordDict) -> RecordDict:
     """The original content: the same records, in the same order."""
-    rest: dict[str, Any] = json.loads(str(cast(ConfigRecord, content[_REST])["json"]))
+    text = str(cast(ConfigRecord, content[_REST])["json"])
+    if len(text) > _LONGEST:  # as objects of Python it takes many times as much
+        raise ValueError(f"its small records have {len(text):,} characters, {_LONGEST:,} at most")
+    rest: dict[str, Any] = json.loads(text)
     return RecordDict({name: _record(name, held, content) for name, held in rest.items()})
 
 

@@ -120,6 +120,12 @@ def checked_metrics(metrics: Mapping[str, object], held: int | None) -> dict[str
     return found
 
 
+def check_trained(metrics: Mapping[str, float]) -> None:
+    """Refuse a training on nothing: strategies divide by the number of examples."""
+    if metrics["num-examples"] <= 0:
+        raise rejected("it trained on no example (num-examples is 0)")
+
+
 def _finite(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise rejected(f"{name} is no number, but {type(value).__name__}")
@@ -247,5 +253,7 @@ def checked_states(states: ArrayRecord, longest: int) -> ArrayRecord:
         held = array if isinstance(array, HeldArray) else HeldArray(_values(name, array))
         if held.numpy().dtype.kind not in _NUMBERS:
             raise rejected(f"a state of its metrics is {held.dtype}")
+        if held.numpy().dtype.kind in "fc" and np.isnan(held.numpy()).any():
+            raise rejected(f"a state of its metrics is not a number: {name.replace(chr(10), ' ')}")
         found[name] = held
     return joined(found)

@@ -53,9 +53,7 @@ def not_finite(arrays: ArrayRecord) -> list[str]:
     """Names of the arrays that hold a NaN or an infinity, for example a causal mask."""
     values = ((str(name), array.numpy()) for name, array in arrays.items())
     return [
-        name
-        for name, value in values
-        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all()
+        name for name, value in values if value.dtype.kind in "fc" and not np.isfinite(value).all()
     ]
 
 

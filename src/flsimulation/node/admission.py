@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +19,12 @@ def register_beside(memory: str | Path) -> Register:
 def make_writable_like(folder: Path, other: Path) -> None:
     """Make a folder with the permissions of another: clients of other users may have to write there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(PermissionError):  # it is there, and another user's
-        folder.chmod(other.stat().st_mode & 0o777)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # those may replace it
+    try:
+        with contextlib.suppress(PermissionError):  # it is there, and another user's
+            os.fchmod(handle, other.stat().st_mode & 0o777)
+    finally:
+        os.close(handle)
 
 
 class Nodes(Protocol):

@@ -18,7 +18,7 @@ from flsimulation.errors import InputError
 from flsimulation.experiment.importing import import_only
 from flsimulation.runtimes.network.names import ALLOWED
 
-_OWN = "flsimulation"
+_MODELS = "flsimulation.models"
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class AllowList:
         """Why an experiment's ``module:name`` or ``file.py:name`` is not imported; None if it is."""
         source, _, name = reference.rpartition(":")
         if not source.endswith(".py"):
-            if source.split(".")[0] == _OWN or any(
-                (one.path, one.name) == (source, name) for one in self.entries
-            ):
+            named = any((one.path, one.name) == (source, name) for one in self.entries)
+            if named or _is_shipped(source, name):
                 return None
             return f"this client does not allow it (flsim client --allow-model {reference})"
         path = Path(source).expanduser().resolve()
-        if any(one.name == "*" and path.is_relative_to(one.path) for one in self.entries):
+        inside = any(one.name == "*" and path.is_relative_to(one.path) for one in self.entries)
+        if inside and name.isidentifier():  # no attribute of what the file imports
             return None
         named = [one for one in self.entries if (one.path, one.name) == (str(path), name)]
         if not named:
@@ -67,6 +67,14 @@ class AllowList:
     def write(self, path: Path) -> None:
         """Write the list to a file."""
         path.write_text(json.dumps([asdict(one) for one in self.entries]), encoding="utf-8")
+
+
+def _is_shipped(source: str, name: str) -> bool:
+    """Whether it is a class of the package's own models: nothing else of the package, nor of what it
+    imports, does only what an experiment says.
+    """
+    ours = source == _MODELS or source.startswith(f"{_MODELS}.")
+    return ours and name.isidentifier() and name[0].isupper()
 
 
 def read_allowed(specs: Sequence[str], folders: Sequence[Path]) -> AllowList:

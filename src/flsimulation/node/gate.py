@@ -6,6 +6,7 @@ process, that passes the paths that a client needs and refuses all others; docs/
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ App: TypeAlias = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
 _LOOK_SECONDS = 1.0  # between two looks at the register, those who wait, and the certificate
 _STARTED_SECONDS = 0.05
+_LARGEST_BODY = 64 * 2**20  # bytes; Flower sends a message's parts one by one, in pieces of 5 MiB
 
 
 class ClientsOnly:
@@ -44,10 +46,26 @@ class ClientsOnly:
         if scope["type"] != "http":
             return
         if scope["path"] in CLIENT_PATHS or scope["path"] == HEALTH:
-            await self._app(scope, receive, send)
+            await self._app(scope, _at_most(_LARGEST_BODY, receive), send)
             return
         await send({"type": "http.response.start", "status": 404, "headers": []})
         await send({"type": "http.response.body", "body": b"not for clients\n"})
+
+
+def _at_most(size: int, receive: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    """What is received, up to a size: more is as if the sender had hung up.
+
+    Flower reads the whole body before it looks who sent it.
+    """
+    left = size
+
+    async def bounded() -> Any:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        return message if left >= 0 else {"type": "http.disconnect"}
+
+    return bounded
 
 
 def serve_clients_apart() -> None:
@@ -82,13 +100,16 @@ def _serve_clients(clients: uvicorn.Server, everything: uvicorn.Server) -> None:
 
 
 def _look_after(app: App, servers: list[uvicorn.Server]) -> None:
-    looks: list[Callable[[], None]] = []
-    if not is_insecure():
-        folder = home().waiting_at(servers[0].config.port)
-        make_writable_like(folder, folder.parent)
-        admission = Admission(register_beside(os.environ[MEMORY]), folder, Nodes(app))
-        looks = [admission.look, Renewal(servers).look]
-    while looks:
+    if is_insecure():
+        return
+    folder = home().waiting_at(servers[0].config.port)
+    admission = Admission(register_beside(os.environ[MEMORY]), folder, Nodes(app))
+    looks: list[Callable[[], object]] = [
+        functools.partial(make_writable_like, folder, folder.parent),
+        admission.look,
+        Renewal(servers).look,
+    ]
+    while True:
         for look in looks:
             try:
                 look()

@@ -80,14 +80,26 @@ def _protection() -> tuple[str, ...]:
         print(f"flsim: {home.WARNING}", flush=True)
         return ("--insecure",)
     place = home.home()
-    if not (place.server.is_file() and place.server_key.is_file()):
-        issuing.ensure(place)
-        print(f"flsim: made a CA and the SuperLink's certificate in {place.folder}", flush=True)
+    if made := _ensured(place):
+        what = "a CA and the SuperLink's certificate" if made == "made" else "the certificate"
+        print(f"flsim: {made} {what} in {place.folder}", flush=True)
     return (
         *("--ssl-ca-certfile", str(place.ca)),
         *("--ssl-certfile", str(place.server), "--ssl-keyfile", str(place.server_key)),
         "--enable-supernode-auth",
     )
+
+
+def _ensured(place: home.Home) -> str:
+    """What was done for the certificates; an old one is used while nothing here can sign another."""
+    is_there = place.server.is_file() and place.server_key.is_file()
+    try:
+        return issuing.ensure(place)
+    except InputError as error:
+        if not is_there:
+            raise
+        print(f"flsim: {error}", flush=True)
+        return ""
 
 
 def _count_refusals(register: Register, registry: CollectorRegistry) -> None:

@@ -23,7 +23,15 @@ from flsimulation.rundir.tensors import tensors_of
 
 _KEPT = 2
 _MODEL = re.compile(r"round-(\d{6,9})\.safetensors")
-_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_DAMAGED = (
+    OSError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)

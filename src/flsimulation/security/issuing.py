@@ -83,7 +83,7 @@ def ensure(
         make_ca(now).write(home.ca, home.ca_key)
     home.waiting.mkdir(parents=True, exist_ok=True)
     wanted = list(dict.fromkeys([*_names(home), *own_names(container=container), *names]))
-    is_new = not home.server.is_file()
+    is_new = not (home.server.is_file() and home.server_key.is_file())
     if not (is_new or renew or _is_due(home, names, now)):
         return ""
     make_server(_signer(home), wanted, now).write(home.server, home.server_key)

@@ -15,7 +15,13 @@ from flsimulation.data.federated import FederatedData
 from flsimulation.errors import ClientError
 from flsimulation.events import Phase
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply
-from flsimulation.messages.received import checked_metrics, checked_states, model_like, rejected
+from flsimulation.messages.received import (
+    check_trained,
+    checked_metrics,
+    checked_states,
+    model_like,
+    rejected,
+)
 
 Held: TypeAlias = Callable[[int, Phase], "int | None"]
 """Examples that a client holds for a phase, of its partition and the phase; None if not known."""
@@ -81,6 +87,8 @@ class Checks:
         try:
             held = self.held(outcome.partition, outcome.phase)
             metrics = checked_metrics(outcome.metrics, held)
+            if outcome.phase == "train":
+                check_trained(metrics)
             if outcome.model is not None:
                 return outcome._replace(
                     metrics=metrics, model=model_like(outcome.model, batch.model)

@@ -91,6 +91,13 @@ def compose_of(containers: Mapping[str, Container], project: Project, source: Pa
     InputError
         If the data of a site is missing, or in a folder that all containers see.
     """
+    for site in containers:
+        alike = [other for other in containers if other.lower() == site.lower()]
+        if len(alike) > 1:  # names of Compose are lower case
+            raise InputError(
+                f"{source}: {' and '.join(alike)} are one name in lower case, which containers and "
+                f"their volumes have; rename one"
+            )
     paths = {site: _path(site, own, project, source) for site, own in containers.items()}
     anonymous = _anonymous(project)
     services = {

@@ -29,6 +29,7 @@ def check_alike(facts: Sequence[SiteFacts], spec: Data) -> None:
     _check_constant(facts, spec)
     _check_inputs(facts)
     _check_task(facts)
+    _check_lengths(facts)
     if facts[0].task != "classification":
         _check_order(facts)
     elif not spec.classes:
@@ -105,7 +106,7 @@ def _check_inputs(facts: Sequence[SiteFacts]) -> None:
     usual, odd = _divided(facts, _forms)
     if odd is None:
         return
-    image = max(len(own.shape) for own in odd.inputs) == 3
+    image = max((len(own.shape) for own in odd.inputs), default=0) == 3
     remedy = "set data.image-size and data.image-mode" if image else "bring them to one form"
     raise DataError(
         f"site {odd.site} has inputs of the form {_described(odd)}, but {usual.site} {_described(usual)}; "
@@ -134,6 +135,20 @@ def _check_task(facts: Sequence[SiteFacts]) -> None:
             f"site {odd.site} has targets of shape {list(odd.target)}, but {usual.site} of "
             f"{list(usual.target)}; use one shape"
         )
+
+
+def _check_lengths(facts: Sequence[SiteFacts]) -> None:
+    """Refuse reports of another form: no program of this package makes them."""
+    usual, odd = _divided(facts, _lengths)
+    if odd is not None:
+        raise DataError(
+            f"site {odd.site} reports moments of {_lengths(odd)} numbers, but {usual.site} of "
+            f"{_lengths(usual)}; use one version of flsimulation"
+        )
+
+
+def _lengths(own: SiteFacts) -> tuple[int, ...]:
+    return len(own.targets), *(len(one.moments) for one in own.inputs)
 
 
 def _check_order(facts: Sequence[SiteFacts]) -> None:

@@ -19,6 +19,9 @@ class Reported(BaseModel):
 _LARGEST = 1e100  # of numbers: float32 ends at 3e38, and squares of all sites' must stay finite
 
 
+_ROUNDING = 1e-12  # of a mean: what equal numbers seem to deviate from it
+
+
 class Moments(Reported):
     """Count, mean and sum of squared deviations of some numbers: as much as their sum and that of
     their squares, without the cancellation.
@@ -60,7 +63,7 @@ class Moments(Reported):
     def deviation(self) -> float:
         """Standard deviation (of the population); 1 where all numbers are equal."""
         deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
-        return deviation if deviation > 0 else 1.0
+        return deviation if deviation > _ROUNDING * abs(self.mean) else 1.0
 
 
 def together(parts: Iterable[Moments]) -> Moments:

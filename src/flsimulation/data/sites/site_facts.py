@@ -34,7 +34,7 @@ class ColumnFacts(Reported):
 
     name: Name
     kind: Literal["number", "category"]
-    missing: int = Field(default=0, ge=0)
+    missing: int = Field(default=0, ge=0, lt=2**31)
     """Missing cells that the agreement fills."""
     constant: bool = False
     """Whether all its cells are equal."""
@@ -52,7 +52,7 @@ class InputFacts(Reported):
     shape: Shape
     """Of one example."""
     dtype: Literal["float32", "int64"]
-    largest: int | None = None
+    largest: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """The largest token, of integers."""
     moments: Annotated[tuple[Moments, ...], Field(max_length=100_000)] = ()
     """Of each number of an example, where ``data.standardize`` needs them."""
@@ -74,7 +74,7 @@ class SiteFacts(Reported):
     """Shape of one example's target."""
     classes: Names = ()
     """Class names of the site, unless ``data.classes`` lists them."""
-    largest: int | None = None
+    largest: Annotated[int, Field(lt=2**31)] | None = None
     """The largest label of segmentation and language."""
     targets: Annotated[tuple[Moments, ...], Field(max_length=100_000)] = ()
     """Of each target of a regression."""

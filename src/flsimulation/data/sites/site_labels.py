@@ -54,7 +54,7 @@ def labels_of(raw: Raw, spec: Data) -> Labels:
 def in_order(names: set[str]) -> tuple[str, ...]:
     """Names of classes in the order of their numbers, where all are numbers, else of words."""
     if all(_is_integer(name) for name in names):
-        return tuple(sorted(names, key=int))
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
@@ -119,6 +119,11 @@ def _names(raw: Raw, spec: Data) -> np.ndarray:
         check_range(spec, numbers, len(raw.classes))
         return np.array(raw.classes)[numbers]
     if spec.classes and not all(map(_is_integer, spec.classes)):
+        if raw.about.table:  # where 0 may well be the second class
+            raise DataError(
+                f"{raw.about.label} has numbers, but data.classes are words "
+                f"({', '.join(spec.classes[:5])}); write the classes' names there"
+            )
         check_range(spec, numbers, len(spec.classes), f" ({', '.join(spec.classes)})")
         return np.array(spec.classes)[numbers]
     return numbers.astype(np.str_)
