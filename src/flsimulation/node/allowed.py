@@ -49,8 +49,8 @@ class AllowList:
         """Why an experiment's ``module:name`` or ``file.py:name`` is not imported; None if it is."""
         source, _, name = reference.rpartition(":")
         if not source.endswith(".py"):
-            named = any((one.path, one.name) == (source, name) for one in self.entries)
-            if named or _is_shipped(source, name):
+            is_named = any((one.path, one.name) == (source, name) for one in self.entries)
+            if is_named or _is_shipped(source, name):
                 return None
             return f"this client does not allow it (flsim client --allow-model {reference})"
         path = Path(source).expanduser().resolve()
