@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,24 @@ from tests.test_network import Network, flsim, started
 from flsimulation import load_experiment
 from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
+from flsimulation.data.sites.agree import Agreement, agree
 from flsimulation.data.sites.site_facts import SiteFacts
 from flsimulation.errors import ClientError, DataError, InputError, RunError
-from flsimulation.events import ClientsConnected, RoundFinished, RunStarted
+from flsimulation.events import (
+    ClientMoved,
+    ClientReplied,
+    ClientsConnected,
+    Noticed,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+)
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.messages.codec import failed_reply
+from flsimulation.metrics.server import PrometheusMetrics
 from flsimulation.node import grid as assigned_grid
 from flsimulation.node.own_site import OwnSite, become_site
-from flsimulation.node.sited import agreed_sites
+from flsimulation.node.sited import agreed_sites, keep_agreement, kept_agreement
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.runtimes.network.names import SITE, SITE_DATA
 from flsimulation.runtimes.simulated import flower_identity
@@ -225,6 +235,140 @@ def test_facts_that_are_none_are_refused(apart: Path, monkeypatch: pytest.Monkey
             SiteFacts.model_validate_json(f'{{"site": "a", "examples": 3, "task": "regression", "target": [], "targets": [{large}]}}')  # fmt: skip
     with pytest.raises(ValueError, match="examples"):
         SiteFacts.model_validate_json('{"site": "a", "examples": 2147483648, "task": "regression", "target": []}')  # fmt: skip
+
+
+class Joined(Recorder):
+    """Runs sites that may join late; ``after`` says what happens on the network after each round."""
+
+    def __init__(
+        self, network: Sites, after: dict[int, Callable[[], Any]], before: Agreement | None = None
+    ) -> None:
+        super().__init__()
+        self.after = after
+        spec = EXPERIMENTS[-1]
+        sited = agreed_sites(network, spec, lambda _: None, clock=Ticking(), before=before)
+        self.agreement = sited.data.dataset.agreed
+        space = Workspace.load(spec, clients=0, data=sited.data)
+        app = make_server_app([self], space, connect=lambda _, __, emit, ___: sited.continued(emit))
+        app(network, Context(1, 1, {}, RecordDict(), dict(flatten(spec))))
+
+    def __call__(self, event: Any) -> None:
+        super().__call__(event)
+        if isinstance(event, RoundFinished) and event.round in self.after:
+            self.after[event.round]()
+
+    @property
+    def moves(self) -> list[tuple[str, str]]:
+        return [(event.name, event.move) for event in self.of(ClientMoved)]
+
+    @property
+    def cohorts(self) -> list[tuple[int, ...]]:
+        return [event.cohort for event in self.of(RoundFinished)]
+
+
+JOIN = ("round.late=join", "runtime.return-wait=0", "strategy.rounds=6")
+
+
+@pytest.mark.seconds
+def test_a_site_joins_late_under_what_the_others_agreed_leaves_and_returns(apart: Path) -> None:
+    spec = elsewhere(hospitals(*JOIN))
+    network = Sites(spec, apart, "berlin", "porto")
+
+    def leave() -> None:
+        del network.names[next(n for n, name in network.names.items() if name == "lodz")]
+
+    ran = Joined(
+        network, {1: lambda: network.join("lodz"), 3: leave, 4: lambda: network.join("lodz")}
+    )
+    facts = [Site(n, apart / f"{n}.csv").facts(spec) for n in ("berlin", "porto")]
+    two = agree(facts, spec.data, ["berlin", "porto"])
+    assert ran.agreement == two
+    assert {text for _, text in KEPT} == {two.for_clients()}  # lodz encodes its rows by the same
+    assert [size.examples for size in two.sizes] == [160, 0, 90]
+    assert ran.moves == [("lodz", "joined"), ("lodz", "left"), ("lodz", "returned")]
+    assert (ran.cohorts[0], ran.cohorts[-1]) == ((0, 2), (0, 1, 2))
+    assert network.types.count("evaluate") >= 3
+    assert not any(event.failures for event in ran.of(RoundFinished))
+    own = {e.metrics["num-examples"] for e in ran.of(ClientReplied) if (e.partition, e.phase) == (1, "train")}  # fmt: skip
+    assert own == {90}  # of 120
+    assert ran.of(RunFinished)[0].state == "completed"
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace('"yes"', '"ja"'), "site lodz has the class 'ja', which is none of those that the sites agreed on before the first round (no, yes); correct it there, or list it in data.classes and start a new run"),
+        (lambda text: text.replace('"bmi"', '"weight"'), "site lodz has no column 'bmi' (but has 'weight'), which berlin has; add or rename it there, or set data.input-columns = "),
+        (lambda text: text.replace('"surgery"', '"hall"'), "site lodz has 'hall' in column 'ward', which is none of those that the sites agreed on before the first round (cardiology, emergency, surgery); correct it there, or list it in data.categories"),
+        (lambda text: "\n".join(text.splitlines()[:4]), "site lodz has 3 examples, but data.min-examples is 10"),
+        (lambda _: "", "site lodz: lodz.csv cannot be read as CSV"),
+    ],
+    ids=["class", "column", "category", "rows", "damaged"],
+)  # fmt: skip
+def test_a_late_site_that_does_not_fit_is_refused_and_the_run_continues(
+    apart: Path, change: Callable[[str], str], said: str
+) -> None:
+    path = apart / "lodz.csv"
+    original = path.read_text()
+    path.write_text(change(original))
+    spec = elsewhere(hospitals(*JOIN, "data.classes=[]", "data.categories={}"))
+    network = Sites(spec, apart, "berlin", "porto")
+    metrics = PrometheusMetrics(None)
+
+    def correct() -> None:
+        path.write_text(original)
+        del network.names[next(n for n, name in network.names.items() if name == "lodz")]
+
+    ran = Joined(
+        network, {1: lambda: network.join("lodz"), 3: correct, 4: lambda: network.join("lodz")}
+    )
+    for event in ran.events:
+        metrics(event)
+    assert ran.moves == [("lodz", "refused"), ("lodz", "joined")]
+    refused = ran.of(ClientMoved)[0]
+    assert refused.why.startswith(said)
+    assert (refused.partition, ran.cohorts[2], ran.cohorts[-1]) == (1, (0, 2), (0, 1, 2))
+    count = metrics.registry.get_sample_value("fl_client_moves_total", {"move": "refused"})
+    assert count == 1
+
+
+@pytest.mark.seconds
+def test_a_late_client_that_is_no_site_is_refused_and_one_that_stays_away_is_named(
+    apart: Path,
+) -> None:
+    spec = elsewhere(hospitals(*JOIN[:2]))
+    network = Sites(spec, apart, "berlin", "porto")
+    ran = Joined(network, {1: lambda: network.join("madrid")})
+    (refused,) = ran.of(ClientMoved)
+    assert (refused.move, refused.partition) == ("refused", None)
+    assert refused.why.startswith(
+        "client madrid is none of data.sites (berlin, lodz, porto); start"
+    )
+    assert ran.of(Noticed)[-1].text == (
+        "client 1 (lodz) never connected: the model is made without its data"
+    )
+
+
+@pytest.mark.seconds
+def test_a_resumed_run_keeps_what_its_sites_agreed_on(apart: Path, tmp_path: Path) -> None:
+    spec = elsewhere(hospitals(*JOIN[:2]))
+    first = agreed_sites(
+        Sites(spec, apart, "berlin", "porto"), spec, lambda _: None, clock=Ticking()
+    )
+    keep_agreement(tmp_path, first)
+    before = kept_agreement(tmp_path)
+    ran = Joined(Sites(spec, apart, "berlin", "lodz"), {}, before)
+    assert ran.agreement is not None
+    assert before is not None
+    assert ran.agreement.for_clients() == before.for_clients()
+    assert [size.examples for size in ran.agreement.sizes] == [160, 120, 90]
+    assert ran.cohorts == [(0, 1), (0, 1)]
+    (tmp_path / "agreement.json").write_text("{")
+    with pytest.raises(
+        InputError, match=r"agreement\.json: cannot be read .*; restore it, or start a"
+    ):
+        kept_agreement(tmp_path)
 
 
 def test_the_command_of_a_client_checks_its_site(

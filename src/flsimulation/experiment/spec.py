@@ -129,6 +129,11 @@ class Round(Section):
     done by then are left out and counted. 0 for no limit."""
     min_results: Count = 1
     """Clients that must succeed for a round to count; with fewer the run stops."""
+    late: Literal["refuse", "join"] = "refuse"
+    """On a network, clients that are not connected when `runtime.client-wait` is over. `refuse`: the
+    run stops. `join`: it begins without them, if there are at least `min-results` and
+    `strategy.min-train-nodes` others, and each takes part from the next round after it connects; see
+    [a client may join late](sites.md#a-client-may-join-late). In one process and on Ray there are none."""
 
 
 class Runtime(Section):
@@ -243,6 +248,11 @@ class Experiment(Section):
         """Clients that train in a round, as Flower's strategies count them."""
         share = int(self.data.clients * self.strategy.fraction_train)
         return max(share, self.strategy.min_train_nodes)
+
+    @property
+    def least_clients(self) -> int:
+        """Fewest clients without which no round is trained."""
+        return max(self.round.min_results, self.strategy.min_train_nodes)
 
     @property
     def evaluated_size(self) -> int:

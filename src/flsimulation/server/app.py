@@ -129,6 +129,8 @@ def make_server_app(
             for text in space.notices:
                 emit(Noticed(text))
             _federate(lambda: _exchange(grid, started, emit, connect, space), space, emit, start)
+            if absent := attempts.never_connected():
+                emit(Noticed(absent))
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
         except Exception as error:
@@ -207,13 +209,14 @@ def _exchange(
 ) -> Exchange:
     """The exchange, over a grid with a partition for each node."""
     experiment, engine = started.experiment, (started.engine, started.not_stacked)
-    clock, checks = space.clock, Checks(held_by(space.data))
+    clock = space.clock
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
     elif connect is None:
         raise RunError("the grid does not report which node holds which partition")
     else:
         grid = connect(grid, experiment, emit, clock)
+    checks = Checks(held_by(space.data, grid.examples_of))
     agreement = _agreement(space.data.dataset)
     return Exchange(grid, experiment.round.deadline, emit, *engine, clock, checks, agreement)
 
