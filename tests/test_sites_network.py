@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
-from tests.conftest import Recorder
+from tests.conftest import Recorder, wait_for
 from tests.test_assignment import Network as FakeNetwork
 from tests.test_assignment import Ticking
 from tests.test_network import Network, flsim, started
@@ -404,6 +406,42 @@ def join(network: Network, site: str, data: Path) -> None:
     network.join(site, f"--site={site}", f"--data={data}", f"--allow-models-in={HOSPITALS}")
 
 
+def leave_and_join(network: Network, file: str, apart: Path, folder: Path) -> None:
+    """A run that begins without lodz, which joins, leaves and returns."""
+    network.clients["lodz"].end()
+    sets = ("--set=strategy.rounds=1000", "--set=train.device=cpu", "--set=round.late=join")
+    sets += ("--set=runtime.client-wait=20", "--set=runtime.return-wait=2")
+    where = ("--runtime=network", f"--superlink={network.address}", "--out=runs/2-late")
+    command = [sys.executable, "-m", "flsimulation", "run", file, *where, *sets, "--quiet"]
+    run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+
+    def trains(*cohort: int) -> None:
+        def now() -> bool:
+            assert run.poll() is None
+            path = folder / "runs" / "2-late" / "rounds.jsonl"
+            lines = path.read_text().splitlines() if path.exists() else []
+            return bool(lines) and json.loads(lines[-1])["cohort"] == [*cohort]
+
+        wait_for(f"a round of {cohort}", now)
+
+    trains(0, 2)
+    join(network, "lodz", apart / "lodz.csv")
+    trains(0, 1, 2)
+    network.clients["lodz"].end()
+    trains(0, 2)
+    join(network, "lodz", apart / "lodz.csv")
+    trains(0, 1, 2)
+    flsim("stop", f"--superlink={network.address}", cwd=folder)
+    run.communicate()
+    moves = {k: v for k, v in network.superlink.samples().items() if "moves_total" in k}
+    assert {key.rpartition("=")[2]: value for key, value in moves.items()} == {
+        "joined": 1,
+        "left": 1,
+        "returned": 1,
+        "refused": 0,
+    }
+
+
 @pytest.mark.slow
 def test_sites_of_real_processes_agree_with_one_process_and_are_refused_by_name(
     apart: Path, tmp_path: Path
@@ -424,9 +462,10 @@ def test_sites_of_real_processes_agree_with_one_process_and_are_refused_by_name(
         assert result["state"] == "completed"
         lines = (folder / result["run_dir"] / "rounds.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["central"] is None
+        leave_and_join(network, file, apart, folder)
         path = apart / "lodz.csv"
         path.write_text(path.read_text().replace('"yes"', '"ja"'))
         refused = flsim("run", file, "--runtime=network", f"--superlink={network.address}", *sets, cwd=folder)  # fmt: skip
         assert refused.returncode == 2, refused.stdout + refused.stderr
         assert "site lodz: column 'readmitted' has 'ja'" in refused.stderr
-        assert len(list((folder / "runs").glob("2*"))) == 2  # of verify and of the first run
+        assert len(list((folder / "runs").glob("2*"))) == 3  # of verify and of the runs that began
