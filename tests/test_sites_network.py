@@ -318,13 +318,18 @@ def test_a_late_site_that_does_not_fit_is_refused_and_the_run_continues(
     network = Sites(spec, apart, "berlin", "porto")
     metrics = PrometheusMetrics(None)
 
-    def correct() -> None:
-        path.write_text(original)
-        del network.names[next(n for n, name in network.names.items() if name == "lodz")]
+    refused_node: list[int] = []
 
-    ran = Joined(
-        network, {1: lambda: network.join("lodz"), 3: correct, 4: lambda: network.join("lodz")}
-    )
+    def leave() -> None:
+        path.write_text(original)
+        node = next(n for n, name in network.names.items() if name == "lodz")
+        del network.names[node]
+        refused_node.append(node)
+
+    def come_back() -> None:
+        network.names[refused_node[0]] = "lodz"  # a key keeps its node
+
+    ran = Joined(network, {1: lambda: network.join("lodz"), 3: leave, 4: come_back})
     for event in ran.events:
         metrics(event)
     assert ran.moves == [("lodz", "refused"), ("lodz", "joined")]
