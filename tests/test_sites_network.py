@@ -108,10 +108,16 @@ def elsewhere(spec: Experiment) -> Experiment:
     return spec.model_copy(update={"data": data})
 
 
+OWN = "train.sites={berlin = {epochs = 3, learning-rate = 0.05}, porto = {batch-size = 8}}"
+
+
 @pytest.mark.seconds
-def test_a_run_of_sites_that_are_apart_equals_that_of_one_process(apart: Path) -> None:
+@pytest.mark.parametrize("own", [(), (OWN,)], ids=["alike", "own"])
+def test_a_run_of_sites_that_are_apart_equals_that_of_one_process(
+    apart: Path, own: tuple[str, ...]
+) -> None:
     here, there = Recorder(), Recorder()
-    spec = hospitals()
+    spec = hospitals(*own)
     run_in_process(spec, [here], Workspace.load(spec, clients=1, processes=1))
     remote = elsewhere(spec)
     network = Sites(remote, apart, "porto", "berlin", "lodz")

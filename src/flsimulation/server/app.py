@@ -37,6 +37,7 @@ from flsimulation.events import (
     Sink,
 )
 from flsimulation.experiment import Experiment, unflatten
+from flsimulation.experiment.own_train import own_notes
 from flsimulation.host.processes import undisturbed
 from flsimulation.messages.batch import Batch, Task
 from flsimulation.messages.received import model_like
@@ -245,7 +246,7 @@ def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
         gpu=space.engine.gpu if trains else None,
         done=done,
         task=data.dataset.task,
-        notes=data.dataset.notes,
+        notes=(*data.dataset.notes, *own_notes(space.experiment.train.sites)),
     )
 
 
