@@ -76,6 +76,16 @@ def test_only_the_site_with_own_keys_trains_by_them(tmp_path: Path) -> None:
     assert "[train.sites.lodz]" in dump_toml(again)
 
 
+@pytest.mark.seconds
+def test_the_cause_of_a_failure_is_found_with_the_sites_own_keys() -> None:
+    own = "{epochs = 2, batch-size = 8, learning-rate = 1e30}"
+    failed = [
+        e for e in ran(hospitals(f"train.sites={{lodz = {own}}}")).of(ClientReplied) if e.reason
+    ]
+    assert {(e.partition, e.reason) for e in failed if e.phase == "train"} == {(1, "diverged")}
+    assert "lower train.sites.lodz.learning-rate (1e+30)" in failed[0].error
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

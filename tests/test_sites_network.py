@@ -464,7 +464,8 @@ def test_sites_of_real_processes_agree_with_one_process_and_are_refused_by_name(
             join(network, site, apart / f"{site}.csv")
         sets = ("--set=strategy.rounds=3", "--set=train.device=cpu")
         file = str(HOSPITALS / "hospitals.toml")
-        verified = flsim("verify", file, f"--superlink={network.address}", *sets, cwd=folder)
+        own = f"--set={OWN}"  # a site's own values reach it over the network, too
+        verified = flsim("verify", file, f"--superlink={network.address}", *sets, own, cwd=folder)
         assert verified.returncode == 0, verified.stdout + verified.stderr
         assert "agree" in verified.stdout
         run = flsim("run", file, "--runtime=network", f"--superlink={network.address}", *sets, "--json", cwd=folder)  # fmt: skip

@@ -122,6 +122,13 @@ class Workspace:
         engine = _chosen(experiment, self.data, self.module, self.prepared, clock=self.clock)
         return dataclasses.replace(self, experiment=experiment, engine=engine)
 
+    def module_of(self, partition: int) -> pl.LightningModule:
+        """The model as a client trains it: with its site's own learning rate, if it has one."""
+        own = self.experiment.of_client(partition)
+        if own.model == self.experiment.model:
+            return self.module
+        return build_model(own.model, self.data.dataset, own.seed)
+
     @property
     def can_evaluate_clients(self) -> bool:
         """Whether clients have a held-out part and the module can evaluate it."""
