@@ -248,7 +248,17 @@ _SINCE_START = row(
         names=True,
         steps=((None, GREY), (1, RED)),
     ),
-    widths=(4, 10, 10),
+    numbers(
+        Says(
+            "Clients that joined or left",
+            "Clients that joined or left runs in progress, came back, or were refused, in all runs since "
+            "the server started; only of runs with round.late = join.",
+            "none",
+        ),
+        Query("sum by (move) (fl_client_moves_total)", "{{move}}"),
+        names=True,
+    ),
+    widths=(4, 7, 7, 6),
 )
 
 

@@ -17,6 +17,7 @@ from flsimulation.client.app import make_client_app
 from flsimulation.clock import SYSTEM, Clock, VirtualClock
 from flsimulation.errors import ClientError, RunError, describe_error
 from flsimulation.events import (
+    ClientMoved,
     ClientsConnected,
     EngineReported,
     RoundFinished,
@@ -267,6 +268,32 @@ def test_too_few_clients_end_the_run_with_a_sentence() -> None:
     ] == [(0,)]
     (end,) = of(events, RunFinished)
     assert end.state == "failed"
+
+
+def test_a_run_that_clients_may_join_begins_without_those_that_are_missing() -> None:
+    spec = experiment(
+        "data.clients=3", "round.late=join", "round.min-results=2", "strategy.rounds=5"
+    )
+    events: list[Any] = []
+    network = network_of(spec, ["a", "b"])
+
+    def watch(event: Any) -> None:
+        events.append(event)
+        if isinstance(event, RoundFinished) and event.round == 1:
+            network.join("c")
+
+    context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
+    make_server_app([watch], connect=connect)(network, context)
+    cohorts = [e.cohort for e in of(events, RoundFinished)]
+    assert (cohorts[0], cohorts[-1]) == ((0, 1), (0, 1, 2))
+    (moved,) = of(events, ClientMoved)
+    assert (moved.move, moved.name, moved.partition) == ("joined", "c", 2)
+    assert 1 <= moved.round < 5
+    assert of(events, RunFinished)[0].state == "completed"
+    with pytest.raises(
+        RunError, match=r"1 of 3 clients connected within 0\.3 s, at least 2 needed; start"
+    ):
+        federate(spec, network_of(spec, ["a"]), [])
 
 
 def test_a_client_that_goes_away_is_counted_and_used_again_when_it_is_back() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
@@ -13,7 +14,7 @@ from flsimulation.cli.deploy.logs import readable
 from flsimulation.cli.tables import plain
 from flsimulation.cli.view import PlainView
 from flsimulation.errors import one_line
-from flsimulation.events import ClientReplied, ClientsConnected, Noticed
+from flsimulation.events import ClientMoved, ClientReplied, ClientsConnected, Event, Noticed
 from flsimulation.experiment import load_experiment
 from flsimulation.report import write_report
 from flsimulation.rundir.jsonlines import JsonLines
@@ -32,6 +33,25 @@ def test_the_terminal_shows_markup_and_escape_sequences_as_text() -> None:
     shown = file.getvalue().replace("\x1b[33m", "").replace("\x1b[0m", "")  # Rich's own yellow
     assert shown.count("[red]x[/red]<script>") == 3
     assert not CODES & set(shown)
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (ClientMoved(2, "joined", "lodz", 1), "client 1 (lodz) joined in round 2; it takes part from the next round on"),
+        (ClientMoved(0, "joined", "lodz", 1), "client 1 (lodz) joined before round 1; it takes part from the next round on"),
+        (ClientMoved(4, "left", "lodz", 1), "client 1 (lodz) left in round 4; the run continues without it"),
+        (ClientMoved(4, "refused", "madrid", None, "it is no site"), "client madrid was refused in round 4: it is no site"),
+        (ClientsConnected((0, 2), 3), "clients: 2 of 3 connected"),
+        (ClientsConnected((0, 2), 3, {"1": "lodz"}, 30), "clients: 2 of 3 connected; client 1 (lodz) disconnected, waiting for it for up to 30 s"),
+    ],
+)  # fmt: skip
+def test_the_terminal_and_the_log_say_who_joins_and_leaves(event: Event, said: str) -> None:
+    file = io.StringIO()
+    PlainView(Console(file=file, width=200), load_experiment())(event)
+    assert file.getvalue() == f"  {said}\n"
+    if isinstance(event, ClientMoved):
+        assert readable(lines.of(event)) == f"flsim: {said}\n"
 
 
 def test_a_cell_of_a_table_is_text() -> None:

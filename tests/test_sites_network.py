@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
-from tests.conftest import Recorder
+from tests.conftest import Recorder, wait_for
 from tests.test_assignment import Network as FakeNetwork
 from tests.test_assignment import Ticking
 from tests.test_network import Network, flsim, started
@@ -18,14 +20,24 @@ from tests.test_network import Network, flsim, started
 from flsimulation import load_experiment
 from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
+from flsimulation.data.sites.agree import Agreement, agree
 from flsimulation.data.sites.site_facts import SiteFacts
 from flsimulation.errors import ClientError, DataError, InputError, RunError
-from flsimulation.events import ClientsConnected, RoundFinished, RunStarted
+from flsimulation.events import (
+    ClientMoved,
+    ClientReplied,
+    ClientsConnected,
+    Noticed,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+)
 from flsimulation.experiment import Experiment, flatten
 from flsimulation.messages.codec import failed_reply
+from flsimulation.metrics.server import PrometheusMetrics
 from flsimulation.node import grid as assigned_grid
 from flsimulation.node.own_site import OwnSite, become_site
-from flsimulation.node.sited import agreed_sites
+from flsimulation.node.sited import agreed_sites, keep_agreement, kept_agreement
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.runtimes.network.names import SITE, SITE_DATA
 from flsimulation.runtimes.simulated import flower_identity
@@ -96,10 +108,16 @@ def elsewhere(spec: Experiment) -> Experiment:
     return spec.model_copy(update={"data": data})
 
 
+OWN = "train.sites={berlin = {epochs = 3, learning-rate = 0.05}, porto = {batch-size = 8}}"
+
+
 @pytest.mark.seconds
-def test_a_run_of_sites_that_are_apart_equals_that_of_one_process(apart: Path) -> None:
+@pytest.mark.parametrize("own", [(), (OWN,)], ids=["alike", "own"])
+def test_a_run_of_sites_that_are_apart_equals_that_of_one_process(
+    apart: Path, own: tuple[str, ...]
+) -> None:
     here, there = Recorder(), Recorder()
-    spec = hospitals()
+    spec = hospitals(*own)
     run_in_process(spec, [here], Workspace.load(spec, clients=1, processes=1))
     remote = elsewhere(spec)
     network = Sites(remote, apart, "porto", "berlin", "lodz")
@@ -227,6 +245,145 @@ def test_facts_that_are_none_are_refused(apart: Path, monkeypatch: pytest.Monkey
         SiteFacts.model_validate_json('{"site": "a", "examples": 2147483648, "task": "regression", "target": []}')  # fmt: skip
 
 
+class Joined(Recorder):
+    """Runs sites that may join late; ``after`` says what happens on the network after each round."""
+
+    def __init__(
+        self, network: Sites, after: dict[int, Callable[[], Any]], before: Agreement | None = None
+    ) -> None:
+        super().__init__()
+        self.after = after
+        spec = EXPERIMENTS[-1]
+        sited = agreed_sites(network, spec, lambda _: None, clock=Ticking(), before=before)
+        self.agreement = sited.data.dataset.agreed
+        space = Workspace.load(spec, clients=0, data=sited.data)
+        app = make_server_app([self], space, connect=lambda _, __, emit, ___: sited.continued(emit))
+        app(network, Context(1, 1, {}, RecordDict(), dict(flatten(spec))))
+
+    def __call__(self, event: Any) -> None:
+        super().__call__(event)
+        if isinstance(event, RoundFinished) and event.round in self.after:
+            self.after[event.round]()
+
+    @property
+    def moves(self) -> list[tuple[str, str]]:
+        return [(event.name, event.move) for event in self.of(ClientMoved)]
+
+    @property
+    def cohorts(self) -> list[tuple[int, ...]]:
+        return [event.cohort for event in self.of(RoundFinished)]
+
+
+JOIN = ("round.late=join", "runtime.return-wait=0", "strategy.rounds=6")
+
+
+@pytest.mark.seconds
+def test_a_site_joins_late_under_what_the_others_agreed_leaves_and_returns(apart: Path) -> None:
+    spec = elsewhere(hospitals(*JOIN))
+    network = Sites(spec, apart, "berlin", "porto")
+
+    def leave() -> None:
+        del network.names[next(n for n, name in network.names.items() if name == "lodz")]
+
+    ran = Joined(
+        network, {1: lambda: network.join("lodz"), 3: leave, 4: lambda: network.join("lodz")}
+    )
+    facts = [Site(n, apart / f"{n}.csv").facts(spec) for n in ("berlin", "porto")]
+    two = agree(facts, spec.data, ["berlin", "porto"])
+    assert ran.agreement == two
+    assert {text for _, text in KEPT} == {two.for_clients()}  # lodz encodes its rows by the same
+    assert [size.examples for size in two.sizes] == [160, 0, 90]
+    assert ran.moves == [("lodz", "joined"), ("lodz", "left"), ("lodz", "returned")]
+    assert (ran.cohorts[0], ran.cohorts[-1]) == ((0, 2), (0, 1, 2))
+    assert network.types.count("evaluate") >= 3
+    assert not any(event.failures for event in ran.of(RoundFinished))
+    own = {e.metrics["num-examples"] for e in ran.of(ClientReplied) if (e.partition, e.phase) == (1, "train")}  # fmt: skip
+    assert own == {90}  # of 120
+    assert ran.of(RunFinished)[0].state == "completed"
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace('"yes"', '"ja"'), "site lodz has the class 'ja', which is none of those that the sites agreed on before the first round (no, yes); correct it there, or list it in data.classes and start a new run"),
+        (lambda text: text.replace('"bmi"', '"weight"'), "site lodz has no column 'bmi' (but has 'weight'), which berlin has; add or rename it there, or set data.input-columns = "),
+        (lambda text: text.replace('"surgery"', '"hall"'), "site lodz has 'hall' in column 'ward', which is none of those that the sites agreed on before the first round (cardiology, emergency, surgery); correct it there, or list it in data.categories"),
+        (lambda text: "\n".join(text.splitlines()[:4]), "site lodz has 3 examples, but data.min-examples is 10"),
+        (lambda _: "", "site lodz: lodz.csv cannot be read as CSV"),
+    ],
+    ids=["class", "column", "category", "rows", "damaged"],
+)  # fmt: skip
+def test_a_late_site_that_does_not_fit_is_refused_and_the_run_continues(
+    apart: Path, change: Callable[[str], str], said: str
+) -> None:
+    path = apart / "lodz.csv"
+    original = path.read_text()
+    path.write_text(change(original))
+    spec = elsewhere(hospitals(*JOIN, "data.classes=[]", "data.categories={}"))
+    network = Sites(spec, apart, "berlin", "porto")
+    metrics = PrometheusMetrics(None)
+
+    refused_node: list[int] = []
+
+    def leave() -> None:
+        path.write_text(original)
+        node = next(n for n, name in network.names.items() if name == "lodz")
+        del network.names[node]
+        refused_node.append(node)
+
+    def come_back() -> None:
+        network.names[refused_node[0]] = "lodz"  # a key keeps its node
+
+    ran = Joined(network, {1: lambda: network.join("lodz"), 3: leave, 4: come_back})
+    for event in ran.events:
+        metrics(event)
+    assert ran.moves == [("lodz", "refused"), ("lodz", "joined")]
+    refused = ran.of(ClientMoved)[0]
+    assert refused.why.startswith(said)
+    assert (refused.partition, ran.cohorts[2], ran.cohorts[-1]) == (1, (0, 2), (0, 1, 2))
+    count = metrics.registry.get_sample_value("fl_client_moves_total", {"move": "refused"})
+    assert count == 1
+
+
+@pytest.mark.seconds
+def test_a_late_client_that_is_no_site_is_refused_and_one_that_stays_away_is_named(
+    apart: Path,
+) -> None:
+    spec = elsewhere(hospitals(*JOIN[:2]))
+    network = Sites(spec, apart, "berlin", "porto")
+    ran = Joined(network, {1: lambda: network.join("madrid")})
+    (refused,) = ran.of(ClientMoved)
+    assert (refused.move, refused.partition) == ("refused", None)
+    assert refused.why.startswith(
+        "client madrid is none of data.sites (berlin, lodz, porto); start"
+    )
+    assert ran.of(Noticed)[-1].text == (
+        "client 1 (lodz) never connected: the model is made without its data"
+    )
+
+
+@pytest.mark.seconds
+def test_a_resumed_run_keeps_what_its_sites_agreed_on(apart: Path, tmp_path: Path) -> None:
+    spec = elsewhere(hospitals(*JOIN[:2]))
+    first = agreed_sites(
+        Sites(spec, apart, "berlin", "porto"), spec, lambda _: None, clock=Ticking()
+    )
+    keep_agreement(tmp_path, first)
+    before = kept_agreement(tmp_path)
+    ran = Joined(Sites(spec, apart, "berlin", "lodz"), {}, before)
+    assert ran.agreement is not None
+    assert before is not None
+    assert ran.agreement.for_clients() == before.for_clients()
+    assert [size.examples for size in ran.agreement.sizes] == [160, 120, 90]
+    assert ran.cohorts == [(0, 1), (0, 1)]
+    (tmp_path / "agreement.json").write_text("{")
+    with pytest.raises(
+        InputError, match=r"agreement\.json: cannot be read .*; restore it, or start a"
+    ):
+        kept_agreement(tmp_path)
+
+
 def test_the_command_of_a_client_checks_its_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +417,42 @@ def join(network: Network, site: str, data: Path) -> None:
     network.join(site, f"--site={site}", f"--data={data}", f"--allow-models-in={HOSPITALS}")
 
 
+def leave_and_join(network: Network, file: str, apart: Path, folder: Path) -> None:
+    """A run that begins without lodz, which joins, leaves and returns."""
+    network.clients["lodz"].end()
+    sets = ("--set=strategy.rounds=1000", "--set=train.device=cpu", "--set=round.late=join")
+    sets += ("--set=runtime.client-wait=20", "--set=runtime.return-wait=2")
+    where = ("--runtime=network", f"--superlink={network.address}", "--out=runs/2-late")
+    command = [sys.executable, "-m", "flsimulation", "run", file, *where, *sets, "--quiet"]
+    run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+
+    def trains(*cohort: int) -> None:
+        def now() -> bool:
+            assert run.poll() is None
+            path = folder / "runs" / "2-late" / "rounds.jsonl"
+            lines = path.read_text().splitlines() if path.exists() else []
+            return bool(lines) and json.loads(lines[-1])["cohort"] == [*cohort]
+
+        wait_for(f"a round of {cohort}", now)
+
+    trains(0, 2)
+    join(network, "lodz", apart / "lodz.csv")
+    trains(0, 1, 2)
+    network.clients["lodz"].end()
+    trains(0, 2)
+    join(network, "lodz", apart / "lodz.csv")
+    trains(0, 1, 2)
+    flsim("stop", f"--superlink={network.address}", cwd=folder)
+    run.communicate()
+    moves = {k: v for k, v in network.superlink.samples().items() if "moves_total" in k}
+    assert {key.rpartition("=")[2]: value for key, value in moves.items()} == {
+        "joined": 1,
+        "left": 1,
+        "returned": 1,
+        "refused": 0,
+    }
+
+
 @pytest.mark.slow
 def test_sites_of_real_processes_agree_with_one_process_and_are_refused_by_name(
     apart: Path, tmp_path: Path
@@ -271,7 +464,8 @@ def test_sites_of_real_processes_agree_with_one_process_and_are_refused_by_name(
             join(network, site, apart / f"{site}.csv")
         sets = ("--set=strategy.rounds=3", "--set=train.device=cpu")
         file = str(HOSPITALS / "hospitals.toml")
-        verified = flsim("verify", file, f"--superlink={network.address}", *sets, cwd=folder)
+        own = f"--set={OWN}"  # a site's own values reach it over the network, too
+        verified = flsim("verify", file, f"--superlink={network.address}", *sets, own, cwd=folder)
         assert verified.returncode == 0, verified.stdout + verified.stderr
         assert "agree" in verified.stdout
         run = flsim("run", file, "--runtime=network", f"--superlink={network.address}", *sets, "--json", cwd=folder)  # fmt: skip
@@ -280,9 +474,10 @@ def test_sites_of_real_processes_agree_with_one_process_and_are_refused_by_name(
         assert result["state"] == "completed"
         lines = (folder / result["run_dir"] / "rounds.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["central"] is None
+        leave_and_join(network, file, apart, folder)
         path = apart / "lodz.csv"
         path.write_text(path.read_text().replace('"yes"', '"ja"'))
         refused = flsim("run", file, "--runtime=network", f"--superlink={network.address}", *sets, cwd=folder)  # fmt: skip
         assert refused.returncode == 2, refused.stdout + refused.stderr
         assert "site lodz: column 'readmitted' has 'ja'" in refused.stderr
-        assert len(list((folder / "runs").glob("2*"))) == 2  # of verify and of the first run
+        assert len(list((folder / "runs").glob("2*"))) == 3  # of verify and of the runs that began

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.test_network_verbs import free_ports as free_ports
 
 from flsimulation import load_experiment
 from flsimulation.cli.deploy.sites import compose_of
+from flsimulation.cli.run import run_command
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import InputError
 from flsimulation.events import RoundFinished
@@ -106,6 +108,26 @@ def test_a_site_whose_key_is_deleted_may_come_back_with_another(
 
 
 @pytest.mark.seconds
+def test_train_keys_of_a_site_reach_the_run(
+    docker: Docker, flsim: Any, hospitals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hospitals / "sites.toml").write_text(f"{SITES}epochs = 2\nlearning-rate = 0.05\n")
+    assert flsim("up", "experiments/mine.toml", "--sites", hospitals / "sites.toml")[0] == 0
+    text = (docker.project / "compose.sites.yaml").read_text()
+    value = '{ "lodz" = { epochs = 2, learning-rate = 0.05 } }'
+    assert f"  run:\n    environment: {json.dumps({'FLSIM_TRAIN_SITES': value})}\n" in text
+    monkeypatch.setenv("FLSIM_TRAIN_SITES", value)
+    ran: list[Any] = []
+    monkeypatch.setattr("flsimulation.runner.run", lambda spec, *_: ran.append(spec) or sys.exit(0))
+    file, no = docker.project / "experiments" / "mine.toml", list[str]()
+    with pytest.raises(SystemExit):
+        run_command(file, no, None, None, json=False, quiet=True, port=None, runtime=no, columns=no)
+    assert ran[0].of_client(1).train.epochs == 2
+    assert ran[0].of_client(1).model.args == {"learning_rate": 0.05}
+    assert ran[0].of_client(0).train == ran[0].train
+
+
+@pytest.mark.seconds
 def test_another_experiment_has_no_clients_of_sites(
     docker: Docker,
     flsim: Any,
@@ -138,6 +160,7 @@ def test_sites_whose_names_differ_in_case_only_are_refused() -> None:
         (SITES.replace("memory", "memroy"), "[berlin]: memroy is not a key, got '2g'; did you mean 'memory'?"),
         (SITES.replace("berlin.csv", "no.csv"), "[berlin] data 'no.csv': no such file or folder; correct it"),
         (SITES.replace('"lodz"', '"../experiments"'), "which all containers see; move it to another folder"),
+        (SITES + "epochs = -1\n", "[lodz]: epochs must be greater than or equal to 0, got -1"),
         ("[berlin", "cannot be read"),
     ],
 )  # fmt: skip

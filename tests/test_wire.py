@@ -16,6 +16,7 @@ from flsimulation import RunResult, load_experiment, resume, run
 from flsimulation.errors import ClientError, InputError, RunError
 from flsimulation.events import (
     Checkpoint,
+    ClientMoved,
     ClientReplied,
     ClientsConnected,
     EngineReported,
@@ -66,6 +67,7 @@ def finished(number: int, loss: float = 0.5, cohort: tuple[int, ...] = (0, 1)) -
 EVENTS = (
     STARTED,
     ClientsConnected((0, 2), 3),
+    ClientMoved(2, "refused", "lodz", 1, "site lodz has the class 'ja'"),
     EngineReported("lightning", "BatchNorm1d keeps running statistics"),
     PhaseStarted(1, "train", (0, 1)),
     ClientReplied(1, "train", 0, {"loss": 0.25, "num-examples": 3}),

@@ -20,6 +20,8 @@ Phase: TypeAlias = Literal["train", "evaluate", "final", "facts"]
 before the first, which no event contains."""
 RunState: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 """``degraded``: all rounds are done, but a client never succeeded."""
+Move: TypeAlias = Literal["joined", "returned", "left", "refused"]
+"""``joined``: for the first time; ``returned``: after it had left."""
 Scores: TypeAlias = dict[str, float]
 """``loss``, ``accuracy`` and all else that the module logs, by name."""
 
@@ -143,7 +145,21 @@ class ClientsConnected:
     gone: Mapping[str, str] = field(default_factory=dict)
     """Names of the clients that disconnected in this run, by partition."""
     patience: float | None = None
-    """Seconds that the server waits for those that are missing, at most."""
+    """Seconds that the server waits for those that are missing, at most; None if it does not."""
+
+
+@dataclass(frozen=True)
+class ClientMoved:
+    """A client joined or left a run that is in progress, where ``round.late`` is ``join``."""
+
+    round: int
+    """The round in progress, which is the last one that began; 0 before the first."""
+    move: Move
+    name: str
+    partition: int | None
+    """None for a client that has none, because it was refused."""
+    why: str = ""
+    """One line for people if it was refused."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +264,7 @@ Event: TypeAlias = (
     | Noticed
     | ActorsAwaited
     | ClientsConnected
+    | ClientMoved
     | ClientsAwaited
     | PhaseStarted
     | ClientReplied

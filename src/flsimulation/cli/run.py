@@ -16,6 +16,7 @@ from flsimulation import runner
 from flsimulation.cli.view import LiveView, PlainView
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment, load_experiment
+from flsimulation.experiment.own_train import VARIABLE
 from flsimulation.host.warned import collected
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.reader import report_of
@@ -38,7 +39,9 @@ def run_command(
     if resume is not None:
         experiment = RunRecord(resume).experiment(runtime)
     else:
-        experiment = load_experiment(file, [*overrides, *runtime])
+        own = os.environ.get(VARIABLE)
+        given = [f"train.sites={own}"] if own else []
+        experiment = load_experiment(file, [*given, *overrides, *runtime])
     console = RunConsole(quiet=json or quiet)
     folders = [resume] if resume is not None else []
     with contextlib.ExitStack() as stack:

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from flsimulation.cli import presence
 from flsimulation.cli.columns import Columns, in_words, spread_in_words
 from flsimulation.cli.title import client_of, engine_line, title
 from flsimulation.cli.waiting import Waiting
 from flsimulation.errors import kind_of, printable
 from flsimulation.events import (
     ActorsAwaited,
+    ClientMoved,
     ClientReplied,
     ClientsAwaited,
     ClientsConnected,
@@ -34,11 +36,9 @@ from flsimulation.events import (
 from flsimulation.experiment import Experiment
 from flsimulation.host.usage import peak_memory_bytes
 
-_NAMED = 3  # most clients named in one line
 _SHOWN_FAILURES = 5  # most failed clients shown per round; the run directory has them all
 _LONG = 2.0  # seconds after which a line says what takes so long
 _SHOWN_SECONDS = 0.05  # the least that is not shown as 0.0
-_WORDS = {"train": "training", "evaluate": "evaluating", "final": "final evaluation"}
 
 
 class PlainView:
@@ -107,7 +107,9 @@ class PlainView:
         elif isinstance(event, ClientsConnected):
             self._connected(event)
         elif isinstance(event, ClientsAwaited):
-            self._awaited(event)
+            self._say(f"  {presence.awaited(event, self.rounds)}", style="yellow")
+        elif isinstance(event, ClientMoved):
+            self._say(f"  {presence.moved(event)}", style="yellow")
         elif isinstance(event, PhaseStarted):
             self._tell_again()
             self._failed = 0
@@ -156,28 +158,10 @@ class PlainView:
 
     def _connected(self, event: ClientsConnected) -> None:
         """Show which clients are missing, and when all are connected again."""
-        count, missing = len(event.partitions), len(event.partitions) < event.expected
+        missing = len(event.partitions) < event.expected
         if missing or self._missing:
-            text = f"  clients: {count} of {event.expected} connected"
-            if event.gone:
-                names = [f"client {p} ({name})" for p, name in event.gone.items()]
-                text += f"; {_some(names)} disconnected"
-            if missing:
-                up_to = f" for up to {event.patience:g} s" if event.patience is not None else ""
-                text += f", waiting for {'it' if len(event.gone) == 1 else 'the others'}{up_to}"
-            self._say(text, style="yellow")
+            self._say(f"  {presence.connected(event)}", style="yellow")
         self._missing = missing
-
-    def _awaited(self, event: ClientsAwaited) -> None:
-        """Show which clients a phase waits for."""
-        place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
-        clients = "clients" if len(event.partitions) > 1 else "client"
-        names = _some([str(partition) for partition in event.partitions])
-        self._say(
-            f"  {place}: waiting for {clients} {names}, {event.seconds:.0f} s so far; "
-            f"the others took at most {event.others:.0f} s",
-            style="yellow",
-        )
 
     def _client(self, event: ClientReplied) -> None:
         self._replies[event.partition] += 1
@@ -191,7 +175,7 @@ class PlainView:
                     self._final.setdefault(name, []).append(event.metrics[name])
         if event.reason is None or event.phase == "final":
             return
-        place = f"round {event.round}/{self.rounds}, {_WORDS[event.phase]}"
+        place = f"round {event.round}/{self.rounds}, {presence.WORDS[event.phase]}"
         if event.reason in ("error", "diverged"):
             if (kind := kind_of(f"{event.phase} {event.error}")) in self._told:
                 self._again.append(client_of(event.partition, self._sites))
@@ -209,7 +193,7 @@ class PlainView:
     def _tell_again(self) -> None:
         """Show which clients of a phase failed as others whose error was shown."""
         if self._again:
-            text = f"  {self._place}: {_some(self._again)} failed as shown above"
+            text = f"  {self._place}: {presence.some(self._again)} failed as shown above"
             self._say(text, style="yellow")
         self._again = []
 
@@ -237,7 +221,7 @@ class PlainView:
             for p, count in self._failures.most_common()
         ]
         total = self._failures.total()
-        return f"{total:,} repl{'ies' if total > 1 else 'y'} failed or lost: {_some(names, '; ')}"
+        return f"{total:,} repl{'ies' if total > 1 else 'y'} failed or lost: {presence.some(names, '; ')}"
 
     def _say(self, text: str, style: str = "") -> None:
         self.console.print(Text(printable(text), style=style), soft_wrap=True)
@@ -284,15 +268,9 @@ class LiveView(PlainView):
             self._progress.update(self._task, description=doing)
         elif isinstance(event, PhaseStarted):
             self._phase = event.phase
-            place = f"round {event.round}/{self.rounds}  {_WORDS[event.phase]}"
+            place = f"round {event.round}/{self.rounds}  {presence.WORDS[event.phase]}"
             self._progress.reset(self._task, total=len(event.cohort), description=place)
         elif isinstance(event, ClientReplied) and event.phase == self._phase:
             self._progress.advance(self._task)
         elif isinstance(event, RunFinished):
             self._progress.stop()
-
-
-def _some(names: list[str], between: str = ", ") -> str:
-    """The first names, and the number of the others."""
-    more = f"{between}{len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return between.join(names[:_NAMED]) + more

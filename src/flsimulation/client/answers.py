@@ -104,7 +104,7 @@ def _fit(partition: int, done: Trained | ClientError, space: Workspace, causes: 
         metrics = {
             **defined,
             "num-examples": space.data.train_size(partition),
-            "epochs": space.experiment.train.epochs,
+            "epochs": space.experiment.of_client(partition).train.epochs,
             "steps": done.steps,
             "seconds": done.seconds,
         }

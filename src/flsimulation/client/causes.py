@@ -16,6 +16,7 @@ from flsimulation.data.federated import FederatedData
 from flsimulation.data.leaves import Leaves, examples
 from flsimulation.errors import ClientError, ModelError, kind_of
 from flsimulation.experiment import Experiment
+from flsimulation.experiment.spec import Train
 from flsimulation.training import Batches, State
 from flsimulation.training.alone import evaluation_step
 from flsimulation.training.diagnosis import why_diverged
@@ -169,8 +170,9 @@ class Causes:
         space = self._space
         try:
             job = functools.partial(space.train_job, partition, self._round)
-            columns = space.data.dataset.columns
-            return why_diverged(space.module, self._model, job, space.experiment.train, columns)
+            columns, spec = space.data.dataset.columns, space.experiment.of_client(partition).train
+            why = why_diverged(space.module_of(partition), self._model, job, spec, columns)
+            return _with_own_key(why, space.experiment, partition)
         except Exception:  # a user's module may do anything when its steps are repeated
             return "where it began is not known; lower the learning rate"
 
@@ -187,15 +189,16 @@ class Causes:
 
     def _found(self, step: str, partition: int | None, error: str) -> str | None:
         space, training = self._space, step == "training_step"
+        spec = _own_spec(space, partition)
         if TOO_SMALL.search(error):
-            size = space.experiment.train.batch_size if training else space.evaluation_batch
+            size = spec.batch_size if training else space.evaluation_batch
             key = "train.batch-size" if training else "evaluate.batch-size"
             return f"there is not enough memory for {step}; lower {key} ({size})"
         if training and partition is not None and _ONE.search(error):
             return _of_one(space, partition)
         if not is_cheap(space.module):
             return None
-        dataset, spec = space.data.dataset, space.experiment.train
+        dataset = space.data.dataset
         if partition is None:
             data, indices = (dataset.x_test, dataset.y_test), dataset.test_indices
         else:
@@ -207,9 +210,23 @@ class Causes:
         return finding.text if finding is not None and finding.certain else None
 
 
+def _with_own_key(text: str, experiment: Experiment, partition: int) -> str:
+    """The remedy with the key of the learning rate that a site has for itself."""
+    if experiment.of_client(partition).model == experiment.model:
+        return text
+    key = f"train.sites.{experiment.data.sites[partition]}.learning-rate"
+    return text.replace("model.args.learning_rate", key)
+
+
+def _own_spec(space: Workspace, partition: int | None) -> Train:
+    """How a client trains; of the test set, as the experiment says."""
+    own = space.experiment if partition is None else space.experiment.of_client(partition)
+    return own.train
+
+
 def _of_one(space: Workspace, partition: int) -> str:
     """Why batch normalisation fails for a client, whose last batch has one example."""
-    size, count = space.experiment.train.batch_size, space.data.train_size(partition)
+    size, count = _own_spec(space, partition).batch_size, space.data.train_size(partition)
     takes = "batch normalisation needs two examples in a batch"
     if size == 1:
         return f"{takes}; raise train.batch-size (1)"

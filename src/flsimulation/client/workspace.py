@@ -20,9 +20,10 @@ from flsimulation.data.leaves import Leaves, first
 from flsimulation.errors import ClientError
 from flsimulation.events import EngineChoosing, Sink
 from flsimulation.experiment import Experiment
-from flsimulation.models import build_model
+from flsimulation.models import build_model, require_argument
 from flsimulation.training import Batches, Before, Engine, Job, State, engine_for, processes_for
 from flsimulation.training.footprint import examples_within_budget
+from flsimulation.training.own_engines import OwnEngines
 from flsimulation.training.preparation import PLAIN, Preparation, preparation
 from flsimulation.training.stacked.room import kept_on
 from flsimulation.training.trainers import takes_gpu
@@ -97,6 +98,10 @@ class Workspace:
             fit the data.
         """
         data = data or FederatedData.load(experiment)
+        for name, own in experiment.train.sites.items():
+            if own.learning_rate:
+                key = f"train.sites.{name}.learning-rate"
+                require_argument(experiment.model, "learning_rate", key)
         module = build_model(experiment.model, data.dataset, experiment.seed)
         prepared = preparation(experiment, data.dataset)
         notices = check_steps(experiment, data, module, prepared)
@@ -117,6 +122,13 @@ class Workspace:
         """The same data and model with the engine that another experiment chooses."""
         engine = _chosen(experiment, self.data, self.module, self.prepared, clock=self.clock)
         return dataclasses.replace(self, experiment=experiment, engine=engine)
+
+    def module_of(self, partition: int) -> pl.LightningModule:
+        """The model as a client trains it: with its site's own learning rate, if it has one."""
+        own = self.experiment.of_client(partition)
+        if own.model == self.experiment.model:
+            return self.module
+        return build_model(own.model, self.data.dataset, own.seed)
 
     @property
     def can_evaluate_clients(self) -> bool:
@@ -152,7 +164,7 @@ class Workspace:
             dataset.x_train,
             dataset.y_train,
             indices,
-            spec.train.batch_size,
+            spec.of_client(partition).train.batch_size,
             stream,
             functools.partial(seeds.integer, spec.seed, "transform", round, partition),
             prepared=self.prepared,
@@ -223,6 +235,7 @@ def _chosen(
     before: Before | None = None,
 ) -> Engine:
     spec, dataset = experiment.train, data.dataset
+    own = _own_engines(experiment, data, module, prepared, processes, clock) if clients != 0 else {}
     if processes is None:
         processes = processes_for(spec, experiment.cohort_size if clients is None else clients)
     if clients is None:  # also a cohort of one: many clients may evaluate
@@ -231,7 +244,7 @@ def _chosen(
     work = work_of(experiment, data)
     if measures:  # elsewhere other processes of the run choose too, which may have other cores
         work = work._replace(processes=processes)
-    return engine_for(
+    usual = engine_for(
         *(module, spec, x, y, clients, processes, clock),
         prepared=prepared,
         work=work,
@@ -239,6 +252,32 @@ def _chosen(
         measures=measures,
         before=before,
     )
+    return OwnEngines(usual, own) if own else usual
+
+
+def _own_engines(
+    experiment: Experiment,
+    data: FederatedData,
+    module: pl.LightningModule,
+    prepared: Preparation,
+    processes: int | None,
+    clock: Clock,
+) -> dict[int, Engine]:
+    """The engines of the clients here that have train keys of their own, one for equal keys."""
+    groups: dict[str, list[int]] = {}
+    for partition in data.held if experiment.train.sites else ():
+        keys = experiment.train.sites.get(experiment.data.sites[partition])
+        if keys is not None and keys.given:
+            groups.setdefault(keys.in_words(), []).append(partition)
+    dataset, engines = data.dataset, dict[int, Engine]()
+    for group in groups.values():
+        own = experiment.of_client(group[0])
+        is_same = own.model == experiment.model
+        model = module if is_same else build_model(own.model, dataset, own.seed)
+        count = processes or processes_for(own.train, len(group))
+        given = own.train, dataset.x_train, dataset.y_train, len(group), count, clock
+        engines |= dict.fromkeys(group, engine_for(model, *given, prepared=prepared))
+    return engines
 
 
 def work_of(experiment: Experiment, data: FederatedData) -> Work:

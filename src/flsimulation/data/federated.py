@@ -65,6 +65,14 @@ class FederatedData:
         """Examples that the client holds out."""
         return self._held_out(partition)
 
+    def held_out_of(self, size: int) -> int:
+        """Examples that a client with ``size`` of them holds out: the fraction, but at least one, and
+        at least one left to train on.
+        """
+        if self.validation_fraction == 0:
+            return 0
+        return max(0, min(max(1, round(self.validation_fraction * size)), size - 1))
+
     @property
     def train_examples(self) -> int:
         """Examples that the clients hold together, held-out parts included."""
@@ -137,8 +145,4 @@ class FederatedData:
         return order
 
     def _held_out(self, partition: int) -> int:
-        """Held-out examples: the fraction, but at least one, and at least one left to train on."""
-        if self.validation_fraction == 0:
-            return 0
-        size = self._size(partition)
-        return min(max(1, round(self.validation_fraction * size)), size - 1)
+        return self.held_out_of(self._size(partition))

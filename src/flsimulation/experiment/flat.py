@@ -10,7 +10,7 @@ from flsimulation.experiment.spec import Experiment
 
 _JSON = (
     *("model.args", "data.args", "data.input-columns", "data.missing-values", "data.sites"),
-    *("data.classes", "data.categories", "data.fill-columns"),
+    *("data.classes", "data.categories", "data.fill-columns", "train.sites"),
 )
 """Lists and tables of the user's own; each travels as one JSON string."""
 

@@ -206,7 +206,9 @@ def _keys(location: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
     for part in location:
         if isinstance(part, int):  # a place in a list, whose sections the key before it found
             continue
-        field = next(f for n, f in model.model_fields.items() if kebab(n) == part)
+        field = next((f for n, f in model.model_fields.items() if kebab(n) == part), None)
+        if field is None:  # a name in a table of tables, which the key before it found
+            continue
         kinds = (field.annotation, *get_args(field.annotation))  # itself, a list's or an optional
         sections = [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]
         if not sections:

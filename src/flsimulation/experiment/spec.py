@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from flsimulation.experiment.data_section import Data as Data
+from flsimulation.experiment.own_train import OwnTrain, check_own
 from flsimulation.experiment.section import Count, Fraction
 from flsimulation.experiment.section import Section as Section
 from flsimulation.experiment.section import kebab as kebab
@@ -59,6 +60,10 @@ class Train(Section):
     tf32: bool = False
     """Whether a GPU rounds the factors of products and convolutions to TF32's 10 bits, in training and in
     evaluation: faster for large layers, and less exact. No effect on a CPU."""
+    sites: dict[str, OwnTrain] = {}
+    """Sites that train in their own way: a table `[train.sites.NAME]` for each, with `batch-size`,
+    `epochs` or `learning-rate` (the model's argument `learning_rate`); see
+    [own values of a site](sites.md#own-values-of-a-site)."""
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -129,6 +134,11 @@ class Round(Section):
     done by then are left out and counted. 0 for no limit."""
     min_results: Count = 1
     """Clients that must succeed for a round to count; with fewer the run stops."""
+    late: Literal["refuse", "join"] = "refuse"
+    """On a network, clients that are not connected when `runtime.client-wait` is over. `refuse`: the
+    run stops. `join`: it begins without them, if there are at least `min-results` and
+    `strategy.min-train-nodes` others, and each takes part from the next round after it connects; see
+    [a client may join late](sites.md#a-client-may-join-late). In one process and on Ray there are none."""
 
 
 class Runtime(Section):
@@ -219,7 +229,22 @@ class Experiment(Section):
                 f"set, and the sites have none; set data.test, or leave the key out"
             )
         self._check_robustness()
+        check_own(self.train.sites, self.data)
         return self
+
+    def of_client(self, partition: int) -> Experiment:
+        """The experiment as one client trains by it, with its site's own keys."""
+        if not self.train.sites:
+            return self
+        own = self.train.sites.get(self.data.sites[partition], OwnTrain())
+        values = {"batch_size": own.batch_size, "epochs": own.epochs}
+        train = {name: value for name, value in values.items() if value}
+        model = self.model
+        if own.learning_rate:
+            args = {**model.args, "learning_rate": own.learning_rate}
+            model = model.model_copy(update={"args": args})
+        update = {"train": self.train.model_copy(update=train), "model": model}
+        return self.model_copy(update=update)
 
     def _check_robustness(self) -> None:
         """Check that Krum and Bulyan have enough clients."""
@@ -243,6 +268,11 @@ class Experiment(Section):
         """Clients that train in a round, as Flower's strategies count them."""
         share = int(self.data.clients * self.strategy.fraction_train)
         return max(share, self.strategy.min_train_nodes)
+
+    @property
+    def least_clients(self) -> int:
+        """Fewest clients without which no round is trained."""
+        return max(self.round.min_results, self.strategy.min_train_nodes)
 
     @property
     def evaluated_size(self) -> int:

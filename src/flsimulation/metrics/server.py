@@ -13,10 +13,12 @@ from prometheus_client.process_collector import ProcessCollector
 from flsimulation.errors import FAILURE_REASONS
 from flsimulation.events import (
     SOURCES,
+    ClientMoved,
     ClientReplied,
     ClientsConnected,
     Event,
     Judged,
+    Move,
     Phase,
     PhaseStarted,
     RoundFinished,
@@ -77,6 +79,8 @@ class PrometheusMetrics:
         for reason in FAILURE_REASONS:
             self._series.counter("fl_client_failures_total", reason=reason)
             self._series.gauge("fl_run_failures", reason=reason)
+        for move in get_args(Move):
+            self._series.counter("fl_client_moves_total", move=move)
         for direction in ("down", "up"):
             self._series.counter("fl_message_bytes_total", direction=direction)
         for phase in PHASES:  # a rate needs the zero before the first round
@@ -88,6 +92,8 @@ class PrometheusMetrics:
             self._begin(event)
         elif isinstance(event, ClientsConnected):
             self._connected(event)
+        elif isinstance(event, ClientMoved):
+            self._series.counter("fl_client_moves_total", move=event.move).inc()
         elif isinstance(event, PhaseStarted):
             self._phase(event)
         elif isinstance(event, ClientReplied):

@@ -57,6 +57,7 @@ SERVER_METRICS = (
     Metric("fl_clients_selected", "gauge", "clients", "Clients with a task in the current phase."),
     Metric("fl_clients_awaited", "gauge", "clients", "Clients whose reply the server waits for in the current phase."),
     Metric("fl_client_awaited", "gauge", "0 or 1", "1 while the server waits for the reply of the client that holds the partition.", ("partition",)),
+    Metric("fl_client_moves_total", "counter", "clients", "Clients that joined or left a run in progress, came back, or were refused, with round.late = 'join'.", ("move",)),
     Metric("fl_client_failures_total", "counter", "failures", "Replies that failed or did not arrive: error, diverged, deadline, lost or rejected.", ("reason",)),
     Metric("fl_message_bytes_total", "counter", "bytes", "Payload of the messages to (down) and from (up) the clients.", ("direction",)),
 )  # fmt: skip

@@ -1,6 +1,12 @@
 """Models: LightningModules that ship with the package, and the way to one's own."""
 
-from flsimulation.models.build import MODELS, build_model, instantiate, model_arguments
+from flsimulation.models.build import (
+    MODELS,
+    build_model,
+    instantiate,
+    model_arguments,
+    require_argument,
+)
 from flsimulation.models.cnn import CNN
 from flsimulation.models.logistic import Logistic
 from flsimulation.models.lstm import LSTM
@@ -20,4 +26,5 @@ __all__ = [
     "build_model",
     "instantiate",
     "model_arguments",
+    "require_argument",
 ]

@@ -83,6 +83,18 @@ def instantiate(name: str, arguments: dict[str, Any]) -> pl.LightningModule:
         raise ModelError(_refusal(name, cls, arguments, error)) from error
 
 
+def require_argument(spec: Model, argument: str, key: str) -> None:
+    """Raise `ModelError`, which names the key, if the model's class takes no such argument."""
+    takes = inspect.signature(_model_class(spec.class_)).parameters
+    if argument in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return
+    raise ModelError(
+        f"{key} is the argument {argument} of the model, but {spec.class_!r} does not take it (it takes: "
+        f"{', '.join(takes) or 'no arguments'}); add it to the class and use it in configure_optimizers, "
+        f"or leave the key out"
+    )
+
+
 def _model_class(name: str) -> type[pl.LightningModule]:
     if name in MODELS:
         return MODELS[name]

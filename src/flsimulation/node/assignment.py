@@ -111,7 +111,7 @@ class PartitionTable:
         self._identities = {n: i for n, i in self._identities.items() if n in there}
         for node, identity in met.items():
             if strict:
-                self._check(identity)
+                self.check(identity)
             elif identity.partition is not None and not (
                 0 <= identity.partition < self._clients
                 and self._may_hold(identity.name, identity.partition)
@@ -130,7 +130,8 @@ class PartitionTable:
         self._fill(evict=strict or not self._verified)
         self.partitions = dict(sorted(self.partitions.items(), key=lambda item: item[1]))
 
-    def _check(self, identity: Identity) -> None:
+    def check(self, identity: Identity) -> None:
+        """Raise `RunError` if a client cannot hold the partition that it is configured for."""
         wanted = identity.partition
         if wanted is None:
             return

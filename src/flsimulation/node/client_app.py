@@ -57,7 +57,7 @@ def _practise(space: Workspace) -> None:
         lambda: seeds.rng(0, "practice"),
         prepared=space.prepared,
     )
-    job, state = Job(0, batches, seed=int, round=1), space.initial_state()
+    job, state = Job(space.data.held[0], batches, seed=int, round=1), space.initial_state()
     with contextlib.suppress(Exception):  # the first message reports the error
         list(space.engine.fit(state, [job], Terms()))
         if space.can_evaluate_clients:

@@ -6,23 +6,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import RunError
-from flsimulation.events import ClientsConnected, Sink
+from flsimulation.events import Sink
 from flsimulation.experiment import Experiment
-from flsimulation.internals.flower_messages import Run, identifiers_of, requested
+from flsimulation.internals.flower_messages import Run, requested
 from flsimulation.messages.batch import Batch, Task
 from flsimulation.node.assignment import Identity, PartitionTable
-from flsimulation.node.identified import Names, identified
-from flsimulation.node.introductions import introductions
+from flsimulation.node.identified import Names
+from flsimulation.node.introductions import Introductions
+from flsimulation.node.late_sites import LateSites
 from flsimulation.node.outbox import RESTARTED, Outbox, is_flowers_own, packed, replied_to
+from flsimulation.node.presence import Presence
 from flsimulation.server.grid import PartitionedGrid
 
 _LOOK_SECONDS = 0.5  # between two updates of the connected nodes
-_SILENT = 10.0  # seconds after which a node that has not reported its name counts as silent
 
 
 def connect(
@@ -56,12 +57,14 @@ def connect(
         If they do not connect in time.
     """
     clients, patience = experiment.data.clients, experiment.runtime.client_wait
+    least = clients if experiment.round.late == "refuse" else experiment.least_clients
     verified, sites = names is not None, experiment.data.sites
     table = PartitionTable(clients, memory, verified=verified, owners=sites if verified else ())
     assigned = AssignedGrid(grid, table, experiment, emit, clock, names)
-    if not assigned.wait(clients, patience):
+    if not assigned.wait(clients, patience) and not assigned.begin(least):
+        needed = f", at least {least} needed" if least < clients else ""
         raise RunError(
-            f"{len(assigned.partitions)} of {clients} clients connected within {patience:g} s; "
+            f"{len(assigned.partitions)} of {clients} clients connected within {patience:g} s{needed}; "
             f"start more clients, lower data.clients, or raise runtime.client-wait"
             f"{assigned.trouble}"
         )
@@ -98,23 +101,15 @@ class AssignedGrid(PartitionedGrid):
     ) -> None:
         self._grid, self._table, self._clock = grid, table, clock
         self._own_names = names
-        self._expected = experiment.data.clients
-        self._client_wait = experiment.runtime.client_wait
-        self._return_wait = experiment.runtime.return_wait
-        self._emit = emit
-        self._queried: dict[str, int] = {}
-        self._silent: dict[int, float] = {}  # nodes without a reported name, and since when
+        self._presence = Presence(experiment, table.name_of, emit, clock)
+        self._late: LateSites | None = None
+        self._met = Introductions(grid, names, table.name_of_node, clock)
         self._known: dict[int, Identity] = {}  # identities of all nodes that reported one
-        self._notified: tuple[int, ...] | None = None
-        self._gone: dict[int, float] = {}  # partitions whose client disconnected, and when
         self._away: dict[int, float] = {}  # disconnected nodes that owe a reply, and since when
-        self._given_up: set[int] = set()  # partitions that are not waited for any more
         self._looked = float("-inf")
-        self._begun = False  # whether all clients have been connected once
         self._outbox = Outbox(grid, clock)
         self._names: dict[int, str] = {}  # names of the nodes that got a task, at that time
         self._unavailable: dict[str, Message] = {}  # Flower's own replies for disconnected nodes
-        self._trouble = ""
 
     @property
     def partitions(self) -> Mapping[int, int]:
@@ -129,6 +124,7 @@ class AssignedGrid(PartitionedGrid):
     def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:
         """All tasks of a client in one message."""
         tasks: dict[int, list[Task]] = {}
+        self._presence.round = max([self._presence.round, *(task.round for task in batch.tasks)])
         for task in batch.tasks:
             tasks.setdefault(task.partition, []).append(task)
         nodes = {partition: node for node, partition in self.partitions.items()}
@@ -139,36 +135,42 @@ class AssignedGrid(PartitionedGrid):
         """Update the connected nodes; requests the names of new ones, without waiting."""
         if self._clock.monotonic() - self._looked < _LOOK_SECONDS:
             return
-        now = self._clock.monotonic()
         online = set(self._grid.get_node_ids())
-        new = online - self._table.nodes - set(self._queried.values())
+        new = online - self._table.nodes - self._met.nodes
         back = {node: self._known[node] for node in new & self._known.keys()}
-        if unknown := sorted(new - back.keys()):
-            ids = self._grid.push_messages(
-                [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
-            )
-            sent = zip(identifiers_of(ids, len(unknown)), unknown, strict=True)
-            self._queried |= {identifier: node for identifier, node in sent if identifier}
-            self._silent = dict.fromkeys(unknown, now) | self._silent
-        met = self._replies(online)
+        self._met.ask(sorted(new - back.keys()))
+        met = self._met.replies(online)
         names = {identity.name for identity in met.values()}  # their older nodes are dead
         self._known = {n: i for n, i in self._known.items() if i.name not in names} | met
-        self._table.update(online, back | met, strict=not self._begun)
-        if (partitions := tuple(self.partitions.values())) != self._notified:
-            self._notify(partitions, now)
+        self._table.update(
+            online, self._admitted(back | met, online), strict=not self._presence.begun
+        )
+        self._presence.notice(tuple(self.partitions.values()))
         self._away = {n: since for n, since in self._away.items() if n not in self.partitions}
         self._looked = self._clock.monotonic()
 
-    def _notify(self, partitions: tuple[int, ...], now: float) -> None:
-        """Emit an event with the connected and the disconnected clients."""
-        left = {*self._gone, *(self._notified or ())} - {*partitions}
-        self._gone = {p: self._gone.get(p, now) for p in sorted(left)}
-        self._given_up &= left
-        waited = [p for p in self._gone if p not in self._given_up]
-        gone = {str(p): self._table.name_of(p) or "unknown" for p in waited}
-        patience = self._return_wait if self._begun else self._client_wait
-        self._notified = partitions
-        self._emit(ClientsConnected(partitions, self._expected, gone, patience))
+    def _admitted(self, met: dict[int, Identity], online: set[int]) -> dict[int, Identity]:
+        """The clients that may take part; of sites that come late, those that fit the others."""
+        if self._late is None:
+            return met
+        for node in self._late.forget(online):  # it may come back as another site
+            self._known.pop(node, None)
+        return self._late.admitted(met, online)
+
+    def expect_late_sites(self, experiment: Experiment) -> LateSites:
+        """From now on admit the sites that are not connected only if they fit what the others agree."""
+
+        def refuse(identity: Identity, why: str) -> None:
+            self._presence.refuse(identity.name, identity.partition, why)
+
+        present = set(self.partitions.values())
+        check, clock = self._table.check, self._clock
+        self._late = LateSites(self._grid, experiment, present, refuse, check, clock)
+        return self._late
+
+    def examples_of(self, partition: int) -> int | None:
+        """Examples that a client declared when it joined late; None for all others."""
+        return self._late.examples.get(partition) if self._late is not None else None
 
     def why_lost(self, partition: int, node: int) -> str | None:
         """Why a disconnected node will not reply; None if it still may.
@@ -180,12 +182,13 @@ class AssignedGrid(PartitionedGrid):
         if identity is not None and identity.name == self._names.get(node):
             return identity.trouble or RESTARTED
         now = self._clock.monotonic()
-        if now - self._away.setdefault(node, now) < self._return_wait:
+        if now - self._away.setdefault(node, now) < self._presence.return_wait:
             return None
         if identity is not None:
             return f"it disconnected before it replied, and client {identity.name} took its place"
-        self._given_up.add(partition)
-        return f"it disconnected before it replied, and did not reconnect within {self._return_wait:g} s"
+        self._presence.given_up.add(partition)
+        waited = f"{self._presence.return_wait:g} s"
+        return f"it disconnected before it replied, and did not reconnect within {waited}"
 
     def wait(self, least: int, seconds: float) -> bool:
         """Wait until ``least`` clients hold a partition; False if that takes too long."""
@@ -194,50 +197,32 @@ class AssignedGrid(PartitionedGrid):
         while len(self.partitions) < least and self._clock.monotonic() < until:
             self._clock.sleep(_LOOK_SECONDS)
             self.look()
-        self._begun = self._begun or len(self.partitions) >= self._expected
+        if len(self.partitions) >= self._presence.expected:
+            self._presence.begun = True
         return len(self.partitions) >= least
+
+    def begin(self, least: int) -> bool:
+        """Begin without the clients that are not connected; False if fewer than ``least`` are."""
+        partitions = set(self.partitions.values())
+        if len(partitions) < least:
+            return False
+        self._presence.begin(partitions)
+        return True
 
     def gather(self, seconds: float) -> int:
         """Wait for disconnected clients, once per absence; returns how many are connected."""
         self.look()
-        absent = self._absent()
-        if absent - self._given_up:
-            self.wait(self._expected - len(absent & self._given_up), seconds)
-        self._given_up = self._absent()
+        presence = self._presence
+        absent = presence.absent(set(self.partitions.values()))
+        if absent - presence.given_up:
+            self.wait(presence.expected - len(absent & presence.given_up), seconds)
+        presence.given_up = presence.absent(set(self.partitions.values()))
         return len(self.partitions)
-
-    def _absent(self) -> set[int]:
-        return set(range(self._expected)) - set(self.partitions.values())
-
-    def _replies(self, online: set[int]) -> dict[int, Identity]:
-        self._queried = {m: n for m, n in self._queried.items() if n in online}
-        met = {}
-        for query, found in introductions(self._grid, list(self._queried)):
-            node = self._queried.pop(query, None)
-            if node is None:
-                continue
-            if isinstance(found, str):
-                self._trouble = f"; a client replied: {found}"
-                continue
-            self._silent.pop(node, None)
-            if (identity := identified(found, node, self._own_names)) is not None:
-                met[node] = identity
-                if identity.trouble:
-                    self._trouble = f"; client {identity.name}: {identity.trouble}"
-        self._silent = {n: since for n, since in self._silent.items() if n in online}
-        return met
 
     @property
     def trouble(self) -> str:
         """What is known about missing clients, as the end of a sentence."""
-        silent = [
-            n for n, since in self._silent.items() if self._clock.monotonic() - since > _SILENT
-        ]
-        if self._trouble or not silent:
-            return self._trouble
-        names = ", ".join(sorted(self._table.name_of_node(node) for node in silent))
-        them = "them" if len(silent) > 1 else "it"
-        return f"; connected, but not responding: {names}; restart {them} (docker restart)"
+        return self._met.trouble
 
     def set_run(self, run: Run) -> None:
         """Set the run's description."""

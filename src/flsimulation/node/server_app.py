@@ -34,8 +34,9 @@ from flsimulation.node.admission import register_beside
 from flsimulation.node.grid import connect
 from flsimulation.node.identified import Names
 from flsimulation.node.launches import Killed
-from flsimulation.node.sited import Sited, agreed_sites
+from flsimulation.node.sited import Sited, agreed_sites, keep_agreement, kept_agreement
 from flsimulation.rundir import RunRecord
+from flsimulation.rundir.storage import storing
 from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.events import to_json
 from flsimulation.runtimes.network.names import MEMORY, MODELS, OUT, REPORTS, RESUME
@@ -117,6 +118,9 @@ def _run(
     def opened(path: str | Path) -> None:
         ends.remember(memory, str(path))
         lines.tell_opened(str(path))
+        if sited is not None and experiment.round.late == "join":
+            with storing(Path(path)):
+                keep_agreement(Path(path), sited)
 
     try:
         if resumed:
@@ -125,7 +129,9 @@ def _run(
         else:
             experiment = unflatten(context.run_config)
         if experiment.data.of_sites:
-            sited = agreed_sites(grid, experiment, _tell, memory, _names(memory))
+            before = kept_agreement(Path(resumed)) if resumed else None
+            names = _names(memory)
+            sited = agreed_sites(grid, experiment, _tell, memory, names, before=before)
         data = sited.data if sited is not None else None
         if resumed:
             result = record_resumed(resumed, experiment, federate, sinks, clients=0, data=data)

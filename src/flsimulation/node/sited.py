@@ -9,11 +9,15 @@ from flwr.serverapp import Grid
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.federated import FederatedData
+from flsimulation.data.sites.agree import Agreement
 from flsimulation.data.sites.joined import load_no_site
+from flsimulation.errors import InputError, one_line
 from flsimulation.events import ClientsConnected, Event, Sink
 from flsimulation.experiment import Experiment
+from flsimulation.host.files import write_atomic
 from flsimulation.node.grid import AssignedGrid, connect
 from flsimulation.node.identified import Names
+from flsimulation.rundir.layout import AGREEMENT
 from flsimulation.server.agreeing import agreed_by
 from flsimulation.server.grid import PartitionedGrid
 
@@ -46,6 +50,31 @@ class Sited:
         return self.grid
 
 
+def keep_agreement(run_dir: Path, sited: Sited) -> None:
+    """Write what the sites agreed on, so that the resumed run does not agree again with others."""
+    if (agreed := sited.data.dataset.agreed) is not None:
+        write_atomic(run_dir / AGREEMENT, agreed.model_dump_json(indent=2) + "\n")
+
+
+def kept_agreement(run_dir: Path) -> Agreement | None:
+    """What the sites of a run agreed on; None if they all have to be there.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    path = run_dir / AGREEMENT
+    if not path.exists():
+        return None
+    try:
+        return Agreement.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({one_line(error, 200)}); restore it, or start a new run"
+        ) from None
+
+
 def agreed_sites(
     grid: Grid,
     experiment: Experiment,
@@ -53,6 +82,7 @@ def agreed_sites(
     memory: Path | None = None,
     names: Names | None = None,
     clock: Clock = SYSTEM,
+    before: Agreement | None = None,
 ) -> Sited:
     """Wait for the sites, ask each for its facts, and let them agree.
 
@@ -70,6 +100,8 @@ def agreed_sites(
         Returns the names of the admitted nodes; without it, names are those that clients report.
     clock : Clock
         The clock to use.
+    before : Agreement, optional
+        Of a run that is resumed.
 
     Raises
     ------
@@ -80,7 +112,10 @@ def agreed_sites(
     """
     relay = _Relay(emit)
     assigned = connect(grid, experiment, relay, clock, memory, names)
-    agreement = agreed_by(assigned, experiment, clock)
+    late = assigned.expect_late_sites(experiment) if experiment.round.late == "join" else None
+    agreement = agreed_by(assigned, experiment, clock, before)
+    if late is not None:
+        late.agreed(agreement)
     dataset = load_no_site(experiment.data, agreement)
     data = FederatedData.divide(dataset, experiment)
     return Sited(assigned, data, experiment.data.clients, relay)

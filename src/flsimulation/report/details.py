@@ -30,9 +30,17 @@ def _data(run: RunRecord) -> Pairs:
         ("Training examples", number(data, "train-examples")),
         ("Test examples", number(data, "test-examples") or _no_test(run)),
         ("Sites", ", ".join(run.site_names)),
+        ("Own train keys", "; ".join(_own_keys(data))),
         ("Classes", ", ".join(classes)),
         ("SHA-256", look(data, "digest")),
     )
+
+
+def _own_keys(data: object) -> list[str]:
+    """``berlin epochs 2, batch-size 8`` for each site that trains in its own way."""
+    sites = look(data, "train-sites")
+    tables = sites.items() if isinstance(sites, dict) else ()
+    return [f"{site} {', '.join(f'{k} {v}' for k, v in _texts(own))}" for site, own in tables]
 
 
 def _no_test(run: RunRecord) -> str | None:

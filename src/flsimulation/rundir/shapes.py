@@ -96,6 +96,7 @@ DATA: Shapes = {
     "digest": TEXT,
     "classes": TEXTS,
     "notes": TEXTS,
+    "train-sites": OBJECT,
     "task": TEXT,
     "train-examples": WHOLE,
     "test-examples": WHOLE,

@@ -242,6 +242,7 @@ def _description(event: RunStarted) -> dict[str, Any]:
             "histogram": event.histogram,
             "task": event.task,
             "notes": list(event.notes),
+            "train-sites": {name: own.given for name, own in spec.train.sites.items()},
         },
         "model": {
             "class": spec.model.class_,

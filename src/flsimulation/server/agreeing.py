@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flwr.app import ArrayRecord, ConfigRecord
 from pydantic import ValidationError
 
 from flsimulation.clock import SYSTEM, Clock
-from flsimulation.data.sites.agree import Agreement, agree
+from flsimulation.data.sites.agree import Agreement, agree, sizes_of
+from flsimulation.data.sites.late_site import check_fits
 from flsimulation.data.sites.site_facts import SiteFacts
-from flsimulation.errors import DataError, RunError
+from flsimulation.errors import ClientError, DataError, RunError
 from flsimulation.experiment import Experiment
 from flsimulation.messages.batch import Batch, Task
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.grid import PartitionedGrid
-from flsimulation.server.replies import Replies
 
 _MOST = 10_000_000  # characters of a site's facts: ten thousand categories of ordinary length
 
 
-def agreed_by(grid: PartitionedGrid, experiment: Experiment, clock: Clock = SYSTEM) -> Agreement:
-    """What the sites agreed on.
+def agreed_by(
+    grid: PartitionedGrid,
+    experiment: Experiment,
+    clock: Clock = SYSTEM,
+    before: Agreement | None = None,
+) -> Agreement:
+    """What the sites agreed on; with ``round.late = "join"`` those that are connected.
+
+    Parameters
+    ----------
+    grid : PartitionedGrid
+        Of which every connected client is a site.
+    experiment : Experiment
+        Names the sites.
+    clock : Clock
+        The clock to use.
+    before : Agreement, optional
+        Of a run that is resumed: the sites have to fit it, and only their sizes are new.
 
     Raises
     ------
@@ -28,27 +46,49 @@ def agreed_by(grid: PartitionedGrid, experiment: Experiment, clock: Clock = SYST
     RunError
         If a site does not reply.
     """
-    exchange = Exchange(grid, 0.0, lambda _: None, clock=clock)
+    spec, partitions = experiment.data, list(range(experiment.data.clients))
+    if experiment.round.late == "join":
+        partitions = list(grid.partitions.values())
+    facts = _reported(grid, partitions, spec.sites, clock)
+    if before is None:
+        return agree(facts, spec, [spec.sites[partition] for partition in partitions])
+    for own in facts:
+        check_fits(own, before, spec)
+    sizes = sizes_of(facts, before.classes, spec)
+    kept = zip(sizes, before.sizes, strict=True)
+    merged = tuple(now if now.examples else earlier for now, earlier in kept)
+    return before.model_copy(update={"sizes": merged})
+
+
+def facts_batch(partitions: Sequence[int]) -> Batch:
+    """The tasks that ask the sites of some partitions for their facts."""
     config = ConfigRecord()
-    tasks = [Task(partition, "facts", 0, config) for partition in range(experiment.data.clients)]
-    replies = exchange.post(0, "facts", [Batch(ArrayRecord(), tasks)])
-    for _ in exchange.outcomes():
-        pass
-    sites = experiment.data.sites
-    return agree(
-        [_facts(replies, number, site) for number, site in enumerate(sites)], experiment.data
-    )
+    return Batch(ArrayRecord(), [Task(partition, "facts", 0, config) for partition in partitions])
 
 
-def _facts(replies: Replies, partition: int, site: str) -> SiteFacts:
-    """The facts of a site, if they are what a site may report."""
-    if (error := replies.failures.get(partition)) is not None:
+def facts_in(text: str, error: ClientError | None, site: str) -> SiteFacts:
+    """The facts of a site in the outcome of its task, if they are what a site may report.
+
+    Parameters
+    ----------
+    text, error
+        Of the outcome.
+    site : str
+        The site that was asked.
+
+    Raises
+    ------
+    DataError
+        If they are not, or if the site's data cannot be used.
+    RunError
+        If it did not reply.
+    """
+    if error is not None:
         text = str(error)
         if error.reason == "lost":
             raise RunError(f"site {site} reported no facts of its data: {text}")
         prefix = "" if text.startswith(f"site {site}: ") else f"site {site}: "
         raise DataError(f"{prefix}{text}")
-    text = replies.texts.get(partition, "")
     if len(text) > _MOST:
         raise DataError(f"site {site} reports {len(text):,} characters of facts, {_MOST:,} at most")
     try:
@@ -62,3 +102,15 @@ def _facts(replies: Replies, partition: int, site: str) -> SiteFacts:
     if facts.site != site:
         raise DataError(f"site {site} reports the facts of {facts.site!r}; check its --site")
     return facts
+
+
+def _reported(
+    grid: PartitionedGrid, partitions: Sequence[int], sites: Sequence[str], clock: Clock
+) -> list[SiteFacts]:
+    exchange = Exchange(grid, 0.0, lambda _: None, clock=clock)
+    replies = exchange.post(0, "facts", [facts_batch(partitions)])
+    for _ in exchange.outcomes():
+        pass
+    return [
+        facts_in(replies.texts.get(p, ""), replies.failures.get(p), sites[p]) for p in partitions
+    ]

@@ -37,6 +37,7 @@ from flsimulation.events import (
     Sink,
 )
 from flsimulation.experiment import Experiment, unflatten
+from flsimulation.experiment.own_train import own_notes
 from flsimulation.host.processes import undisturbed
 from flsimulation.messages.batch import Batch, Task
 from flsimulation.messages.received import model_like
@@ -129,6 +130,8 @@ def make_server_app(
             for text in space.notices:
                 emit(Noticed(text))
             _federate(lambda: _exchange(grid, started, emit, connect, space), space, emit, start)
+            if absent := attempts.never_connected():
+                emit(Noticed(absent))
             never = attempts.never_succeeded()
             finish("degraded" if never else "completed", never or None)
         except Exception as error:
@@ -207,13 +210,14 @@ def _exchange(
 ) -> Exchange:
     """The exchange, over a grid with a partition for each node."""
     experiment, engine = started.experiment, (started.engine, started.not_stacked)
-    clock, checks = space.clock, Checks(held_by(space.data))
+    clock = space.clock
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
     elif connect is None:
         raise RunError("the grid does not report which node holds which partition")
     else:
         grid = connect(grid, experiment, emit, clock)
+    checks = Checks(held_by(space.data, grid.examples_of))
     agreement = _agreement(space.data.dataset)
     return Exchange(grid, experiment.round.deadline, emit, *engine, clock, checks, agreement)
 
@@ -242,7 +246,7 @@ def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
         gpu=space.engine.gpu if trains else None,
         done=done,
         task=data.dataset.task,
-        notes=data.dataset.notes,
+        notes=(*data.dataset.notes, *own_notes(space.experiment.train.sites)),
     )
 
 

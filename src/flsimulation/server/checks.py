@@ -33,10 +33,21 @@ def not_known(_: int, __: Phase) -> None:
     """Nothing is known of what clients hold."""
 
 
-def held_by(data: FederatedData) -> Held:
-    """What clients hold of a federation's data, which need not be here."""
+def held_by(data: FederatedData, declared: Callable[[int], int | None]) -> Held:
+    """What clients hold of a federation's data, which need not be here.
+
+    Parameters
+    ----------
+    data : FederatedData
+        The data of the clients that were there before the first round.
+    declared : callable
+        Returns the examples that a client of a partition declared later; None for those.
+    """
 
     def held(partition: int, phase: Phase) -> int:
+        if (size := declared(partition)) is not None:
+            held_out = data.held_out_of(size)
+            return size - held_out if phase == "train" else held_out
         return data.train_size(partition) if phase == "train" else data.validation_size(partition)
 
     return held

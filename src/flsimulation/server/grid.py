@@ -60,6 +60,10 @@ class PartitionedGrid(Grid):
         """Why a disconnected node will not reply; None if it still may."""
         return "it disconnected before it replied"
 
+    def examples_of(self, partition: int) -> int | None:  # noqa: ARG002 - for networks
+        """Examples that a client declared when it joined late; None for all others."""
+        return None
+
     def node_of(self, partition: int) -> int | None:
         """The node that holds a partition; None if there is none."""
         return next((node for node, held in self.partitions.items() if held == partition), None)

@@ -210,9 +210,7 @@ class Rounds:
     def _gather(self, number: int, phase: str) -> None:
         """Wait for disconnected clients; continue without them if enough are left."""
         spec, grid = self.experiment, self.exchange.grid
-        least = max(spec.round.min_results, spec.strategy.min_train_nodes)
-        if phase == "evaluate":
-            least = spec.strategy.min_evaluate_nodes
+        least = spec.strategy.min_evaluate_nodes if phase == "evaluate" else spec.least_clients
         there = grid.gather(spec.runtime.return_wait)
         if there < least and not grid.wait(least, spec.runtime.client_wait):
             raise RoundError(

@@ -9,8 +9,9 @@ from typing import Any
 
 from flsimulation.cli.columns import in_words
 from flsimulation.cli.deploy.compose import find_files, open_project
+from flsimulation.cli.presence import moved
 from flsimulation.errors import InputError, one_line
-from flsimulation.events import main_metrics, scores_of
+from flsimulation.events import ClientMoved, main_metrics, scores_of
 from flsimulation.experiment.suggest import remedy
 from flsimulation.runtimes.network.names import MARK
 
@@ -55,6 +56,8 @@ def _text(event: dict[str, Any]) -> str | None:
         return str(event["text"])
     if kind == "ClientsConnected":
         return f"{len(event['partitions'])} of {event['expected']} clients connected"
+    if kind == "ClientMoved":
+        return moved(ClientMoved(**{k: v for k, v in event.items() if k != "event"}))
     if kind == "ClientReplied" and event["reason"] is not None:
         return f"round {event['round']}: client {event['partition']} failed ({event['reason']}): {event['error']}"
     if kind == "RoundFinished":

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flsimulation.data.refusal import counted
 from flsimulation.data.sites.alike import check_alike
 from flsimulation.data.sites.moments import Reported, together
 from flsimulation.data.sites.raw import rule_of
@@ -49,6 +48,7 @@ class SiteSize(Reported):
 
     site: str
     examples: int
+    """0 of a site that was not connected when the others agreed."""
     histogram: tuple[int, ...] | None = None
     """Examples of each class, if the sites share them."""
 
@@ -87,28 +87,24 @@ class Agreement(Reported):
         return self.model_copy(update={"sizes": ()}).model_dump_json()
 
 
-def agree(facts: Sequence[SiteFacts], spec: Data) -> Agreement:
+def agree(facts: Sequence[SiteFacts], spec: Data, sites: Sequence[str] | None = None) -> Agreement:
     """Compare what the sites report, and find what holds at all of them.
 
     Parameters
     ----------
     facts : sequence of SiteFacts
-        Of every site of ``data.sites``, in any order.
+        Of each of the sites, in any order.
     spec : Data
         The experiment's section ``data``.
+    sites : sequence of str, optional
+        The sites that agree, in the order of ``data.sites``; by default all of these.
 
     Raises
     ------
     DataError
         In one sentence that names the site, what is different there, and the remedy.
     """
-    ordered = _in_order(facts, spec)
-    for own in ordered:
-        if own.examples < spec.min_examples:
-            raise DataError(
-                f"site {own.site} has {counted(own.examples, 'example')}, but data.min-examples is "
-                f"{spec.min_examples}; lower it (2 at least), or leave the site out"
-            )
+    ordered = _in_order(facts, spec.sites if sites is None else sites)
     check_alike(ordered, spec)
     first = ordered[0]
     classes = _classes(ordered, spec)
@@ -125,21 +121,20 @@ def agree(facts: Sequence[SiteFacts], spec: Data) -> Agreement:
         largest_label=_largest([f.largest for f in ordered]),
         means=tuple(own.mean for own in targets),
         deviations=tuple(own.deviation for own in targets),
-        sizes=tuple(_size(own, classes) for own in ordered),
+        sizes=sizes_of(ordered, classes, spec),
     )
 
 
-def _in_order(facts: Sequence[SiteFacts], spec: Data) -> list[SiteFacts]:
-    """The facts in the order of ``data.sites``."""
+def _in_order(facts: Sequence[SiteFacts], sites: Sequence[str]) -> list[SiteFacts]:
+    """The facts in the order of the sites."""
     known = {own.site: own for own in facts}
-    missing = [site for site in spec.sites if site not in known]
-    if missing or len(known) != len(facts) or len(known) != len(spec.sites):
+    if len(known) != len(facts) or known.keys() != {*sites}:
         got = ", ".join(sorted(own.site for own in facts)) or "none"
         raise DataError(
-            f"data.sites are {', '.join(spec.sites)}, but facts are there of: {got}; name the sites "
+            f"data.sites are {', '.join(sites)}, but facts are there of: {got}; name the sites "
             f"that take part"
         )
-    return [known[site] for site in spec.sites]
+    return [known[site] for site in sites]
 
 
 def _classes(facts: Sequence[SiteFacts], spec: Data) -> tuple[str, ...]:
@@ -179,6 +174,14 @@ def _input(own: Sequence[InputFacts]) -> AgreedInput:
 
 def _largest(values: Sequence[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
+
+
+def sizes_of(
+    facts: Sequence[SiteFacts], classes: tuple[str, ...], spec: Data
+) -> tuple[SiteSize, ...]:
+    """The size of each of ``data.sites``, of which some may be absent."""
+    known = {own.site: _size(own, classes) for own in facts}
+    return tuple(known.get(site, SiteSize(site=site, examples=0)) for site in spec.sites)
 
 
 def _size(own: SiteFacts, classes: tuple[str, ...]) -> SiteSize:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flsimulation.data.refusal import counted
 from flsimulation.data.sites.site_facts import SiteFacts
 from flsimulation.errors import DataError
 from flsimulation.experiment.spec import Data
@@ -17,6 +18,12 @@ def check_alike(facts: Sequence[SiteFacts], spec: Data) -> None:
 
     Of two forms, that of more sites counts as the one that is meant, of as many, that of the first.
     """
+    for own in facts:
+        if own.examples < spec.min_examples:
+            raise DataError(
+                f"site {own.site} has {counted(own.examples, 'example')}, but data.min-examples is "
+                f"{spec.min_examples}; lower it (2 at least), or leave the site out"
+            )
     usual, odd = _divided(facts, lambda own: bool(own.columns))
     if odd is not None:
         kinds = {True: "a table", False: "arrays or images"}

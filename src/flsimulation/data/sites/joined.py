@@ -124,11 +124,12 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
 
 def _notes(agreement: Agreement, spec: Data) -> list[str]:
     """Lines for people; the same in one process and on a network's server."""
-    sizes = [size.examples for size in agreement.sizes]
     notes = []
-    if sizes:
-        names = shortened(tuple(size.site for size in agreement.sizes))
+    if there := [size for size in agreement.sizes if size.examples]:
+        sizes, names = [s.examples for s in there], shortened(tuple(s.site for s in there))
         notes.append(f"sites: {len(sizes)} of {min(sizes)} to {max(sizes)} examples: {names}")
+    if absent := tuple(size.site for size in agreement.sizes if not size.examples):
+        notes.append(f"not connected: {shortened(absent)}; each may join (round.late)")
     if agreement.columns:
         categories = {own.name: own.categories for own in agreement.columns}
         notes.append(f"inputs: {cells.kinds(columns_of(agreement), categories)}")

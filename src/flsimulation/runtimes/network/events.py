@@ -17,6 +17,7 @@ _KINDS: dict[str, type[Any]] = {
         events.EngineReported,
         events.Noticed,
         events.ClientsConnected,
+        events.ClientMoved,
         events.ClientsAwaited,
         events.PhaseStarted,
         events.ClientReplied,
