@@ -248,7 +248,18 @@ _SINCE_START = row(
         names=True,
         steps=((None, GREY), (1, RED)),
     ),
-    widths=(4, 10, 10),
+    numbers(
+        Says(
+            "Certificates",
+            "Time until the certificates of the CA and of the SuperLink expire.",
+            "s",
+            "no certificates",
+        ),
+        Query("min by (certificate) (fl_certificate_remaining_seconds)", "{{certificate}}"),
+        names=True,
+        steps=((None, RED), (14 * 86400, ORANGE), (30 * 86400, GREEN)),
+    ),
+    widths=(4, 8, 8, 4),
 )
 
 
