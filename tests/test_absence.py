@@ -55,6 +55,7 @@ class Nodes:
         self.troubles: dict[int, str] = {}
         self.silent: set[int] = set()
         self.unregistered: set[int] = set()
+        self.deleted: set[int] = set()  # nodes whose training the SuperLink has deleted
         self.messages: dict[str, Message] = {}
         self.answers: dict[str, Message] = {}
         self.asked: list[str] = []
@@ -97,6 +98,8 @@ class Nodes:
             elif message.metadata.message_type == "query":
                 if node in self.names and node not in self.silent:
                     yield identity_reply(message, self.names[node], None, self.troubles[node])
+            elif node in self.deleted:
+                yield Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "Flower's"), reply_to=message)
             elif identifier in self.answers:
                 yield self.answers.pop(identifier)
 
@@ -128,13 +131,16 @@ def nodes(clock: Time) -> Nodes:
 class Federation:
     """A grid of two clients and one training with them."""
 
-    def __init__(self, nodes: Nodes, memory: Path | None = None, *overrides: str) -> None:
-        keys = ("runtime.client-wait=120", "runtime.return-wait=30", *overrides)
-        experiment = load_experiment(None, keys)
+    def __init__(
+        self, nodes: Nodes, memory: Path | None = None, *overrides: str, keys: bool = False
+    ) -> None:
+        waits = ("runtime.client-wait=120", "runtime.return-wait=30", *overrides)
+        experiment = load_experiment(None, waits)
         self.events: list[Any] = []
         table = PartitionTable(2, memory)
         self.clock = nodes.clock
-        self.grid = AssignedGrid(nodes, table, experiment, self.events.append, self.clock)  # type: ignore[arg-type]
+        names = (lambda: nodes.names) if keys else None
+        self.grid = AssignedGrid(nodes, table, experiment, self.events.append, self.clock, names)  # type: ignore[arg-type]
 
     def train(self, deadline: float = 0.0) -> dict[int, str]:
         """Train; gives what became of the clients that failed."""
@@ -206,6 +212,24 @@ def test_one_that_was_started_again_for_no_known_reason_is_lost_too(
     clock.after(2, lambda: nodes.leave(11))
     clock.after(3, lambda: nodes.join(12, "b"))
     assert federation.train() == {1: "it was restarted before it replied"}
+
+
+@pytest.mark.parametrize(
+    ("cause", "seen"),  # seconds after which the run's server sees that its message was deleted
+    [("its program was ended by SIGKILL", 12), ("its program was ended by SIGKILL", 13), ("", 13)],
+)
+def test_a_killed_client_that_returns_with_its_key_tells_the_cause_and_is_used_again(
+    clock: Time, nodes: Nodes, cause: str, seen: float
+) -> None:
+    federation = Federation(nodes, keys=True)
+    federation.grid.wait(2, 5)
+    clock.after(1, lambda: nodes.answer(10))
+    clock.after(2, lambda: nodes.leave(11))
+    clock.after(12, lambda: nodes.join(11, "b", cause))  # the same node
+    clock.after(seen, lambda: nodes.deleted.add(11))
+    assert federation.train() == {1: cause or "it was restarted before it replied"}
+    assert federation.grid.partitions == {10: 0, 11: 1}
+    assert nodes.asked.count("query") == 3
 
 
 def test_a_dead_node_that_still_counts_does_not_take_its_followers_place(

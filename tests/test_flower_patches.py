@@ -27,7 +27,7 @@ from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from flsimulation.internals import flower_processes
-from flsimulation.internals.flower_messages import empty_run, identity, set_message_id
+from flsimulation.internals.flower_messages import DELETED, empty_run, identity, set_message_id
 from flsimulation.node import flower_patches
 from flsimulation.runtimes.network.names import LEFT, TROUBLE
 
@@ -339,11 +339,14 @@ class TestHeartbeats:
         assert 1.7 < min(waited) <= max(waited) < 2.3
 
 
-class TestNodesHeardLately:
+class TestNodes:
+    """Which nodes a SuperLink lists, and which it accepts."""
+
     @pytest.fixture
     def state(self, monkeypatch: pytest.MonkeyPatch) -> InMemoryLinkState:
         """A SuperLink's own state with one run."""
-        monkeypatch.setattr(InMemoryLinkState, "get_nodes", InMemoryLinkState.get_nodes)
+        for name in ("get_nodes", "activate_node"):
+            monkeypatch.setattr(InMemoryLinkState, name, getattr(InMemoryLinkState, name))
         state = InMemoryLinkState(NoOpFederationManager(), InMemoryObjectStore())
         run = SimpleNamespace(federation_id=NOOP_FEDERATION_ID)
         state.run_ids[1] = SimpleNamespace(run=run)  # type: ignore[assignment]
@@ -372,3 +375,26 @@ class TestNodesHeardLately:
         flower_patches.list_nodes_heard_lately()
         self.node(state, "here", 0)
         assert state.get_nodes(2) == set()
+
+    def test_flower_rejects_a_killed_node_for_a_minute(self, state):
+        late, gone = self.node(state, "late", 59), self.node(state, "gone", 61)
+        assert [state.activate_node(node, 30) for node in (late, gone)] == [False, True]
+
+    def test_ours_accepts_it_after_ten_seconds(self, state):
+        flower_patches.let_killed_nodes_return()
+        here, late = self.node(state, "here", 9), self.node(state, "late", 11)
+        assert [state.activate_node(node, 30) for node in (here, late)] == [False, True]
+        assert not state.activate_node(late + here, 30)
+
+    def test_messages_that_a_killed_node_took_are_unavailable_to_the_run(self, state):
+        flower_patches.let_killed_nodes_return()
+        here, late = self.node(state, "here", 0), self.node(state, "late", 11)
+        with identity(1, 1, SUPERLINK_NODE_ID):
+            sent = [Message(RecordDict(), node, "train") for node in (here, late, late)]
+        for number, told in enumerate(message.metadata for message in sent):
+            told.__dict__["_message_id"] = str(number)
+            told.delivered_at = "" if number == 2 else "lately"
+        state.message_ins_store.update({str(n): message for n, message in enumerate(sent)})
+        assert state.activate_node(late, 30)
+        replies = state.get_message_res({"0", "1", "2"}, 1)
+        assert [(r.metadata.reply_to_message_id, r.error.code) for r in replies] == [("1", DELETED)]

@@ -68,6 +68,10 @@ NAMES: dict[str, tuple[tuple[str, ...], str]] = {
         ("self", "run_id"),
         "a client that is missed within ten seconds",
     ),
+    "flwr.server.superlink.linkstate.InMemoryLinkState.activate_node": (
+        ("self", "node_id", "heartbeat_interval"),
+        "a killed client that returns with its key",
+    ),
     "flwr.superlink.cli.flower_superlink.uvicorn.run": (
         ("app", "host", "port", "ssl_certfile", "ssl_keyfile", "log_config"),
         "clients that do not reach what submits runs",

@@ -12,6 +12,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
+    "DELETED",
     "NUMPY",
     "OF_CLIENT_APP",
     "OF_SUPERLINK",
@@ -44,6 +45,8 @@ OF_SUPERLINK = frozenset(
     )
 )
 """Codes of errors that a SuperLink of 1.42 replies in place of a node; that of 1.43 does not."""
+DELETED = ErrorCode.MESSAGE_UNAVAILABLE
+"""The one of them for a message that the SuperLink has deleted, or whose time to live is over."""
 
 
 @contextlib.contextmanager

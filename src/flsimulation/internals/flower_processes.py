@@ -21,6 +21,7 @@ __all__ = [
     "RunNotRunningException",
     "fail_task",
     "has_answers",
+    "let_nodes_return",
     "list_nodes_heard",
     "run_app",
     "set_heartbeat_interval",
@@ -127,23 +128,59 @@ def list_nodes_heard(seconds: float) -> None:
 
     Replaces ``InMemoryLinkState.get_nodes``, from which a run's server gets the connected nodes.
     """
-    from flwr.common.constant import HEARTBEAT_PATIENCE
     from flwr.server.superlink.linkstate import InMemoryLinkState
-    from flwr.supercore.date import now
 
     get_nodes = InMemoryLinkState.get_nodes
 
     def heard(state: InMemoryLinkState, run_id: int) -> set[int]:
         with state.lock:
-            since = now().timestamp() - seconds
-            return {
-                number
-                for number in get_nodes(state, run_id)
-                for node in [state.nodes[number]]
-                if node.online_until - HEARTBEAT_PATIENCE * node.heartbeat_interval >= since
-            }
+            numbers = get_nodes(state, run_id)
+            return {n for n in numbers if _was_heard(state.nodes[n], seconds)}
 
     setattr(InMemoryLinkState, "get_nodes", heard)  # noqa: B010 - a type checker rejects the other form
+
+
+def let_nodes_return(seconds: float) -> None:
+    """Make the SuperLink in this process accept a node again that sent no heartbeat in the last seconds.
+
+    The messages that it had taken are deleted: the process that took them has ended. Replaces
+    ``InMemoryLinkState.activate_node``, which a SuperNode's first request calls.
+    """
+    from flwr.server.superlink.linkstate import InMemoryLinkState
+
+    activate_node = InMemoryLinkState.activate_node
+
+    def activate(state: InMemoryLinkState, node_id: int, heartbeat_interval: float) -> bool:
+        with state.lock:
+            node = state.nodes.get(node_id)
+            if node is not None and not _was_heard(node, seconds):
+                state.deactivate_node(node_id)
+            if not activate_node(state, node_id, heartbeat_interval):
+                return False
+            state.delete_messages(_taken(state, node_id))
+            return True
+
+    setattr(InMemoryLinkState, "activate_node", activate)  # noqa: B010 - as above
+
+
+def _was_heard(node: Any, seconds: float) -> bool:
+    """Whether a node of a SuperLink's state sent a heartbeat in the last seconds."""
+    from flwr.common.constant import HEARTBEAT_PATIENCE
+    from flwr.supercore.date import now
+
+    last = node.online_until - HEARTBEAT_PATIENCE * node.heartbeat_interval
+    return bool(last >= now().timestamp() - seconds)
+
+
+def _taken(state: Any, node: int) -> set[str]:
+    """Ids of the messages that a node took and has not replied to."""
+    return {
+        identifier
+        for identifier, message in state.message_ins_store.items()
+        if message.metadata.dst_node_id == node
+        and message.metadata.delivered_at
+        and identifier not in state.message_ins_id_to_message_res_id
+    }
 
 
 def fail_task(

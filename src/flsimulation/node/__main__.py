@@ -70,6 +70,7 @@ def main() -> None:
         from flsimulation.node import gate, server_app
 
         flower_patches.list_nodes_heard_lately()
+        flower_patches.let_killed_nodes_return()
         gate.serve_clients_apart()
         server = warm.WarmServer(
             Path(path),

@@ -52,6 +52,6 @@ def why_not_connected(arguments: Sequence[str]) -> str:
         return str(error)
     return (
         f"the SuperLink at {superlink} refuses the key {printed}: it is not admitted there or was "
-        f"revoked (on its machine: flsim admit {name} {name}.pub), or this client was killed a moment "
-        "ago and still counts as connected; tried again"
+        f"revoked (on its machine: flsim admit {name} {name}.pub), or a process with this key is "
+        "connected, or was until some seconds ago; the client tries again"
     )

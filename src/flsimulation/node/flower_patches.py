@@ -19,6 +19,7 @@ from flsimulation.runtimes.network.names import LEFT
 
 HEARD_SECONDS = 8.0
 """A client without a heartbeat for this long counts as disconnected."""
+_DEAD_SECONDS = HEARD_SECONDS + 2  # until it may return: the run's server has missed it before
 
 _HEARTBEAT = 7.5  # from which Flower's sender calculates 1.75 to 2.25 seconds
 _LOOK_SECONDS = 2.0  # at least, between two checks whether the run still needs the reply
@@ -168,3 +169,13 @@ def list_nodes_heard_lately() -> None:
     Flower lists a node until twice the interval that it announced has passed, which is a minute.
     """
     flower_processes.list_nodes_heard(HEARD_SECONDS)
+
+
+def let_killed_nodes_return() -> None:
+    """Make the SuperLink in this process accept a client that was killed and is restarted.
+
+    A client keeps its key, so it is the same node. Flower rejects a node that it counts as connected,
+    which a killed one is for a minute. One that sends heartbeats is still rejected: two processes with one
+    key would take each other's messages.
+    """
+    flower_processes.let_nodes_return(_DEAD_SECONDS)

@@ -18,7 +18,7 @@ from flsimulation.messages.batch import Batch, Task
 from flsimulation.node.assignment import Identity, PartitionTable
 from flsimulation.node.identified import Names, identified
 from flsimulation.node.introductions import introductions
-from flsimulation.node.outbox import Outbox, is_flowers_own, packed, replied_to
+from flsimulation.node.outbox import RESTARTED, Outbox, is_flowers_own, packed, replied_to
 from flsimulation.server.grid import PartitionedGrid
 
 _LOOK_SECONDS = 0.5  # between two updates of the connected nodes
@@ -178,7 +178,7 @@ class AssignedGrid(PartitionedGrid):
         holder = self.node_of(partition)
         identity = self._table.identity_of(holder) if holder is not None else None
         if identity is not None and identity.name == self._names.get(node):
-            return identity.trouble or "it was restarted before it replied"
+            return identity.trouble or RESTARTED
         now = self._clock.monotonic()
         if now - self._away.setdefault(node, now) < self._return_wait:
             return None
@@ -279,8 +279,10 @@ class AssignedGrid(PartitionedGrid):
         if late:
             self._looked = float("-inf")  # the connected nodes have changed
             if self._own_names is not None:  # a key keeps its node: it may come back restarted
-                gone = {self._outbox.node_of(replied_to(reply)) for reply in late}
+                gone = self._outbox.nodes_of(late)
                 self._known = {n: i for n, i in self._known.items() if n not in gone}
+                ended = self._outbox.nodes_of(filter(self._outbox.was_deleted, late))
+                self._table.update(self._table.nodes - ended, {}, strict=False)
             self.look()
         there = self.partitions
         given_up = [i for i in self._unavailable if self._outbox.node_of(i) in there]
@@ -290,9 +292,6 @@ class AssignedGrid(PartitionedGrid):
         ]
 
     def _explained(self, unavailable: Message) -> Message:
-        """Flower's own reply, with what the client itself says of it if it says anything."""
-        identifier = replied_to(unavailable)
-        identity = self._table.identity_of(self._outbox.node_of(identifier) or 0)
-        if identity is None or not identity.trouble:
-            return unavailable
-        return self._outbox.lost(identifier, identity.trouble)
+        """Flower's own reply; if the client has been restarted, what it says of that."""
+        identity = self._table.identity_of(self._outbox.node_of(replied_to(unavailable)) or 0)
+        return self._outbox.explained(unavailable, identity.trouble if identity else "")

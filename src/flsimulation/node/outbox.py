@@ -9,7 +9,12 @@ from flwr.serverapp import Grid
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, describe_error, one_line
-from flsimulation.internals.flower_messages import OF_SUPERLINK, identifiers_of, set_message_id
+from flsimulation.internals.flower_messages import (
+    DELETED,
+    OF_SUPERLINK,
+    identifiers_of,
+    set_message_id,
+)
 from flsimulation.internals.flower_replies import Refused, pull_replies
 from flsimulation.messages.arrays import size_of
 from flsimulation.messages.codec import failed_reply
@@ -17,6 +22,8 @@ from flsimulation.messages.packing import is_packed, pack, unpack
 from flsimulation.messages.received import rejected
 
 _MORE_BYTES = 320 * 2**20  # that a reply may have besides a model: predictions of metric objects
+RESTARTED = "it was restarted before it replied"
+"""Why a client has no reply, if it does not say more."""
 _EXPIRED = 60.0  # seconds after a message's time to live; its deadline, if any, is then over
 
 
@@ -53,6 +60,16 @@ class Outbox:
         metadata = self._sent.get(identifier)
         return metadata.dst_node_id if metadata is not None else None
 
+    def nodes_of(self, replies: Iterable[Message]) -> set[int | None]:
+        """Nodes that the messages went to, by the replies."""
+        return {self.node_of(replied_to(reply)) for reply in replies}
+
+    def was_deleted(self, unavailable: Message) -> bool:
+        """Whether a message was deleted within its time to live: its node's process has ended."""
+        sent = self._sent[replied_to(unavailable)]
+        lives = self._clock.time() < sent.created_at + sent.ttl
+        return unavailable.error.code == DELETED and lives
+
     def push(self, messages: Iterable[Message]) -> list[str]:
         """Send messages; returns their ids, also for those that were rejected."""
         # One by one: Flower offers a node its message before the message's parts are stored, and many
@@ -78,9 +95,11 @@ class Outbox:
             self._rejected[identifier] = _lost(identifier, message.metadata, why)
         return identifier
 
-    def lost(self, identifier: str, why: str) -> Message:
-        """The failure of a message, in place of a reply."""
-        return _lost(identifier, self._sent[identifier], why)
+    def explained(self, unavailable: Message, trouble: str) -> Message:
+        """Flower's own reply, with what the restarted client says that ended its message."""
+        identifier = replied_to(unavailable)
+        why = trouble or (RESTARTED if self.was_deleted(unavailable) else "")
+        return _lost(identifier, self._sent[identifier], why) if why else unavailable
 
     def pull(self, wanted: Set[str]) -> list[Message]:
         """Replies that have arrived, and failures in place of those that will not arrive."""
