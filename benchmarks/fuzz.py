@@ -463,6 +463,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, action="append", help="only these")
     given = parser.parse_args()
     kinds = tuple(given.kind or KINDS)
+    began = time.monotonic()
     failures = fuzz(given.cases, given.seed, kinds)
     causes = Counter((f.kind, f.what.partition(":")[0], f.place) for f in failures)
     for cause, count in causes.most_common():
@@ -472,7 +473,9 @@ def main() -> int:
             f"{count} x {first.kind} at {first.place}: {first.what}\n"
             f"    python benchmarks/fuzz.py --cases 1 --seed {first.seed}{alone}"
         )
-    print(f"{given.cases:,} cases, {len(failures)} failed")
+    took = f"{time.monotonic() - began:.0f} s"
+    last = given.seed + given.cases - 1
+    print(f"cases {given.seed} to {last} of {', '.join(kinds)}: {took}, {len(failures)} failed")
     return 1 if failures else 0
 
 

@@ -148,7 +148,7 @@ def metrics_page() -> str:
         ("The server", table.SERVER_METRICS),
         ("The clients", table.CLIENT_METRICS),
         ("A client's container, on a network", table.NODE_METRICS),
-        ("The SuperLink, on a network", (table.REFUSED_METRIC,)),
+        ("The SuperLink, on a network", (table.REFUSED_METRIC, table.CERTIFICATE_METRIC)),
         ("Every container, on a network", (*table.CONTAINER_METRICS, table.HEALTH_METRIC)),
     )
     process = [(f"`{name}`", kind, unit, text) for name, kind, unit, text in PROCESS_METRICS]

@@ -176,6 +176,22 @@ ALERTS = (
         """),
     ),
     Alert(
+        name="CertificateExpires",
+        severity="warning",
+        panel="Certificates",
+        dashboard="resources",
+        lasts="1m",
+        expression=promql("14 * 86400 - fl_certificate_remaining_seconds > 0"),
+        summary="The certificate of the {{ $labels.certificate }} expires in less than 14 days",
+        description=_text("""
+            The certificate of the {{ $labels.certificate }} has less than 14 days left, or none: after
+            it has expired, no client connects. `flsim certs` shows it.
+            {{ if eq $labels.certificate "ca" }}Make another CA, or bring one, and give its certificate
+            to every client.
+            {{- else }}`flsim certs --renew` renews it while runs go on.{{ end }}
+        """),
+    ),
+    Alert(
         name="NoRun",
         severity="info",
         panel="State",

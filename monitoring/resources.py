@@ -258,7 +258,18 @@ _SINCE_START = row(
         Query("sum by (move) (fl_client_moves_total)", "{{move}}"),
         names=True,
     ),
-    widths=(4, 7, 7, 6),
+    numbers(
+        Says(
+            "Certificates",
+            "Time until the certificates of the CA and of the SuperLink expire.",
+            "s",
+            "no certificates",
+        ),
+        Query("min by (certificate) (fl_certificate_remaining_seconds)", "{{certificate}}"),
+        names=True,
+        steps=((None, RED), (14 * 86400, ORANGE), (30 * 86400, GREEN)),
+    ),
+    widths=(4, 6, 6, 4, 4),
 )
 
 

@@ -28,11 +28,15 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_refusals", [])
+    monkeypatch.setattr(importing, "_gates", [])
 
 
 def allowed(list: AllowList, reference: str) -> bool:
-    return list.refusal(reference) is None
+    try:
+        list.find(reference)
+    except InputError:
+        return False
+    return True
 
 
 def test_without_a_list_only_the_installed_package_is_allowed(file: Path) -> None:
@@ -62,9 +66,25 @@ def test_a_file_is_pinned_to_what_it_was_and_to_its_names(file: Path) -> None:
     assert allowed(pinned, "torch.nn:Linear")
     assert not allowed(pinned, "torch.nn:Conv2d")
     file.write_text(CODE + "# changed\n")
-    assert f"is not the one that this client allows (sha256 {SHA})" in str(
-        pinned.refusal(f"{file}:Net")
-    )
+    with pytest.raises(InputError, match=rf"not the one that this client allows \(sha256 {SHA}\)"):
+        pinned.find(f"{file}:Net")
+
+
+def test_a_file_of_the_servers_machine_is_the_clients_own_of_the_same_name(
+    file: Path, tmp_path: Path
+) -> None:
+    own = read_allowed([f"{file}:Net"], [])
+    assert own.find("/of/the/server/own.py:Net") == f"{file}:Net"
+    assert not allowed(own, "/of/the/server/own.py:Other")
+    assert not allowed(own, "/of/the/server/another.py:Net")
+    here = tmp_path / "own.py"
+    here.write_text(CODE + "# another\n")  # which this machine has, and does not allow
+    assert not allowed(own, f"{here}:Net")
+    here.write_text(CODE)
+    assert own.find(f"{here}:Net") == f"{file}:Net"
+    two = read_allowed([f"{file}:Net", f"{here}:Net"], [])
+    with pytest.raises(InputError, match=f"several files of this name: {file}, {here}"):
+        two.find("/of/the/server/own.py:Net")
 
 
 def test_a_folder_allows_what_is_in_it_and_not_what_it_links_to(file: Path, tmp_path: Path) -> None:

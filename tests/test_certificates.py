@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import socket
 import ssl
 import subprocess
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from prometheus_client import CollectorRegistry
 
 from flsimulation.errors import InputError
+from flsimulation.node.joining import make_key
+from flsimulation.node.serving import show_certificates
 from flsimulation.security import issuing, keys
 from flsimulation.security.certificates import days_left, make_ca, make_server, names_of, pem_of
 from flsimulation.security.certificates import read_certificate as read
@@ -214,3 +218,39 @@ def test_the_environment_names_the_ca_or_turns_tls_off(
     monkeypatch.setenv("FLSIM_INSECURE", "yes")
     with pytest.raises(InputError, match="FLSIM_INSECURE must be 0 or 1, got 'yes'"):
         is_insecure()
+
+
+@pytest.mark.parametrize("what", ["the key", "the public key"])
+def test_where_a_key_cannot_be_written_the_remedy_is_named(
+    what: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLSIM_HOME", str(home.folder))
+    if what == "the key":
+        home.folder.write_text("no folder")
+        said = (
+            r"/keys/a\.key: the client's key cannot be written \(.*\); set FLSIM_HOME to a folder"
+        )
+    else:
+        monkeypatch.chdir("/proc")
+        said = r"^a\.pub: cannot be written in this folder \(.*\); run the command in another one"
+    with pytest.raises(InputError, match=said):
+        make_key("a")
+
+
+def test_the_days_that_certificates_have_left_are_a_metric(home: Home) -> None:
+    registry = CollectorRegistry()
+    show_certificates(home, registry)
+
+    def days(certificate: str) -> float:
+        labels = {"certificate": certificate}
+        found = registry.get_sample_value("fl_certificate_remaining_seconds", labels)
+        assert found is not None
+        return found / 86400
+
+    assert math.isnan(days("ca"))
+    assert math.isnan(days("superlink"))
+    issuing.ensure(home)
+    assert days("ca") == pytest.approx(3650, abs=0.1)
+    assert days("superlink") == pytest.approx(397, abs=0.1)
+    issuing.ensure(home, renew=True, now=issuing.utc_now() - 100 * DAY)
+    assert days("superlink") == pytest.approx(297, abs=0.1)

@@ -33,6 +33,8 @@ NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "flwr.common.constant.ErrorCode": ((), "which errors are the client's, which the SuperLink's"),
     "flwr.common.constant.SType": ((), "arrays that are not serialised in one process"),
     "flwr.common.constant.SUPERLINK_NODE_ID": ((), "answers that a SuperNode did not send"),
+    "flwr.common.constant.TIMESTAMP_TOLERANCE": ((), "which clocks are refused"),
+    "flwr.common.constant.SYSTEM_TIME_TOLERANCE": ((), "which clocks are refused"),
     "flwr.common.constant.HEARTBEAT_PATIENCE": ((), "when a node was last heard"),
     "flwr.common.constant.SubStatus.FAILED": ((), "the end of a run whose process was killed"),
     "flwr.serverapp.strategy.strategy_utils.aggregate_metricrecords": (
@@ -231,6 +233,12 @@ class TestMessages:
     def test_an_empty_run_has_its_id(self) -> None:
         with rests_on("Run.create_empty", "the run of a grid in one process"):
             assert flower_messages.empty_run(7).run_id == 7
+
+    def test_clocks_may_differ_by_what_flower_accepts(self) -> None:
+        from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+
+        assert flower_words.AHEAD_SECONDS == SYSTEM_TIME_TOLERANCE
+        assert flower_words.BEHIND_SECONDS == TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 
     def test_the_codes_of_errors_are_those_that_are_known(self) -> None:
         """A new code would be unknown, and its client lost: it belongs to one of the two."""

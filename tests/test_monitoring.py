@@ -714,6 +714,7 @@ class TestAlerts:
             "ModelDiverged",
             "ClientMemoryNearLimit",
             "FailuresHigh",
+            "CertificateExpires",
             "NoRun",
             "TargetDown",
         }

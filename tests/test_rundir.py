@@ -81,6 +81,12 @@ def test_a_runs_directory_says_what_the_run_returned(make_experiment: Any, tmp_p
     assert record.trained(until=0) == []
 
 
+def test_a_client_of_no_site_has_its_number_for_a_name(tmp_path: Path) -> None:
+    run = RunRecord(written(tmp_path / "run", []))
+    (run.path / "experiment.toml").write_text('[data]\nsites = ["berlin"]\n')
+    assert [run.client_name(partition) for partition in (0, 1, -2)] == ["0 (berlin)", "1", "-2"]
+
+
 def test_lines_count_by_their_round(make_experiment: Any, tmp_path: Path) -> None:
     rounds = [line(3), line(2), line(3, {"loss": 1.0})]
     record = RunRecord(written(tmp_path / "run", rounds))

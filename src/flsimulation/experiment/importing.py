@@ -22,12 +22,12 @@ _GUARD = 'put the call of run() below `if __name__ == "__main__":`'
 _is_importing: ContextVar[bool] = ContextVar("is_importing", default=False)
 _cut_short: set[str] = set()  # names of modules that were executed up to a call of run()
 _searched: set[str] = set()  # folders of the user's own, which were added to the search path
-_refusals: list[Callable[[str], str | None]] = []  # of this process, see `import_only`
+_gates: list[Callable[[str], str]] = []  # of this process, see `import_only`
 
 
-def import_only(refusal: Callable[[str], str | None]) -> None:
-    """From now on, import only references for which ``refusal`` returns None; else it returns why not."""
-    _refusals.append(refusal)
+def import_only(allowed: Callable[[str], str]) -> None:
+    """From now on, import what ``allowed`` returns for a reference; it raises `InputError` if nothing."""
+    _gates.append(allowed)
 
 
 def import_object(reference: str, key: str, error: type[InputError] = InputError) -> Any:
@@ -53,17 +53,24 @@ def import_object(reference: str, key: str, error: type[InputError] = InputError
     InputError
         As ``error``: if the module cannot be found or imported, or has no such name.
     """
-    source, _, name = reference.rpartition(":")
     try:
-        if not source or not name:
-            raise _RefusalError("write it as module:name or path/to/file.py:name")
-        for refusal in _refusals:
-            if (why := refusal(reference)) is not None:
-                raise _RefusalError(why)
+        source, _, name = _allowed(reference).rpartition(":")
         module = _module_of_file(Path(source)) if source.endswith(".py") else _module(source)
         return _attribute(module, name, is_main=source == _MAIN)
     except _RefusalError as refusal:
         raise error(f"{key} {reference!r}: {refusal}") from refusal.__cause__
+
+
+def _allowed(reference: str) -> str:
+    source, _, name = reference.rpartition(":")
+    if not source or not name:
+        raise _RefusalError("write it as module:name or path/to/file.py:name")
+    for gate in _gates:
+        try:
+            reference = gate(reference)
+        except InputError as why:
+            raise _RefusalError(str(why)) from None
+    return reference
 
 
 class RunOfImport(BaseException):

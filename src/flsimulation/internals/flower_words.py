@@ -17,6 +17,8 @@ ADDRESS, TOKEN, INSECURE = "--runtime-api-address", "--token", "--insecure"
 """Options of `SERVER_APP`: where it reports, with which token, and whether without TLS."""
 ROOTS = "--root-certificates"
 """Option of `SERVER_APP` and `SUPERNODE`: the CA by which a SuperLink is recognized."""
+LINK, KEY = "--superlink", "--auth-supernode-private-key"
+"""Options of `SUPERNODE`: where the SuperLink is, and the key's file."""
 PARENT = "--parent-pid"
 """Option of `SERVER_APP`: id of a process that ends together with its SuperLink."""
 
@@ -47,6 +49,8 @@ COMPLETED, FAILED, STOPPED = "finished:completed", "finished:failed", "finished:
 
 HEALTH = "/health"
 """Path of a SuperLink's health check."""
+AHEAD_SECONDS, BEHIND_SECONDS = 5.0, 305.0
+"""By which a client's clock may differ from the SuperLink's: requests carry a signed time."""
 CLIENT_PATHS = frozenset(
     f"/v1/fleet/{verb}"
     for verb in (

@@ -97,10 +97,16 @@ HEALTH_METRIC = Metric("fl_container_failing", "gauge", "0 or 1", "1 while the c
 REFUSED_METRIC = Metric("fl_clients_refused", "gauge", "claims", "Times that a name was claimed with a key that it does not belong to; flsim status names them.")  # fmt: skip
 """What the register of a network's clients counts."""
 
+CERTIFICATE_METRIC = Metric("fl_certificate_remaining_seconds", "gauge", "seconds", "Time until the certificate of the CA (ca) or of the SuperLink (superlink) expires; negative after it.", ("certificate",))  # fmt: skip
+"""What the SuperLink's container knows of its certificates."""
+
 METRICS = SERVER_METRICS + CLIENT_METRICS
 """The metrics of a run in one process."""
 
-ALL_METRICS = (*METRICS, *NODE_METRICS, *CONTAINER_METRICS, HEALTH_METRIC, REFUSED_METRIC)
+ALL_METRICS = (
+    *(*METRICS, *NODE_METRICS, *CONTAINER_METRICS),
+    *(HEALTH_METRIC, REFUSED_METRIC, CERTIFICATE_METRIC),
+)
 """Every metric. The exporters, dashboards, alerts and docs/metrics.md are made from this table."""
 
 

@@ -29,7 +29,16 @@ def main() -> None:
     path, role, *arguments = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
     from flsimulation.internals import flower_processes
-    from flsimulation.node import allowed, client_app, flower_patches, shims, threads, waits, warm
+    from flsimulation.node import (
+        allowed,
+        client_app,
+        explained,
+        flower_patches,
+        shims,
+        threads,
+        waits,
+        warm,
+    )
 
     end_with_parent()
 
@@ -52,7 +61,7 @@ def main() -> None:
         flower_patches.leave_with_lost_answer()
         server = warm.WarmServer(
             Path(path),
-            lambda: keep(SUPERNODE),
+            lambda: explained.explained(lambda: keep(SUPERNODE), arguments),
             client_app.prepare,
             client_app.tell_killed,
             serving=tell_up,

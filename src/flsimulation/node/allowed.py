@@ -45,24 +45,46 @@ class AllowList:
 
     entries: tuple[Allowed, ...] = ()
 
-    def refusal(self, reference: str) -> str | None:
-        """Why an experiment's ``module:name`` or ``file.py:name`` is not imported; None if it is."""
+    def find(self, reference: str) -> str:
+        """What is imported for an experiment's ``module:name`` or ``file.py:name``.
+
+        The experiment names files of the machine that submitted it. Where the client has no other file
+        at that path, its own allowed file of the same name is meant.
+
+        Raises
+        ------
+        InputError
+            If it is not allowed.
+        """
         source, _, name = reference.rpartition(":")
         if not source.endswith(".py"):
-            is_named = any((one.path, one.name) == (source, name) for one in self.entries)
-            if is_named or _is_shipped(source, name):
-                return None
-            return f"this client does not allow it (flsim client --allow-model {reference})"
+            named = any((one.path, one.name) == (source, name) for one in self.entries)
+            if named or _is_shipped(source, name):
+                return reference
+            raise _not_allowed(reference)
         path = Path(source).expanduser().resolve()
         inside = any(one.name == "*" and path.is_relative_to(one.path) for one in self.entries)
         if inside and name.isidentifier():  # no attribute of what the file imports
-            return None
-        named = [one for one in self.entries if (one.path, one.name) == (str(path), name)]
-        if not named:
-            return f"this client does not allow it (flsim client --allow-model {reference})"
-        if path.is_file() and _digest(path) == named[-1].sha256:
-            return None
-        return f"the file is not the one that this client allows (sha256 {named[-1].sha256})"
+            return reference
+        entry = self._entry_of(path, name, reference)
+        if not Path(entry.path).is_file() or _digest(Path(entry.path)) != entry.sha256:
+            raise InputError(
+                f"the file is not the one that this client allows (sha256 {entry.sha256})"
+            )
+        return f"{entry.path}:{name}"
+
+    def _entry_of(self, path: Path, name: str, reference: str) -> Allowed:
+        files = [one for one in self.entries if one.sha256 and one.name == name]
+        found = {one.path: one for one in files if one.path == str(path)}
+        if not found:
+            here = _digest(path) if os.access(path, os.R_OK) else None
+            named = [one for one in files if Path(one.path).name == path.name]
+            found = {one.path: one for one in named if here in (None, one.sha256)}
+        if len(found) > 1:
+            raise InputError(f"this client allows several files of this name: {', '.join(found)}")
+        if not found:
+            raise _not_allowed(reference)
+        return next(iter(found.values()))
 
     def write(self, path: Path) -> None:
         """Write the list to a file."""
@@ -75,6 +97,13 @@ def _is_shipped(source: str, name: str) -> bool:
     """
     ours = source == _MODELS or source.startswith(f"{_MODELS}.")
     return ours and name.isidentifier() and name[0].isupper()
+
+
+def _not_allowed(reference: str) -> InputError:
+    return InputError(
+        f"this client does not allow it (flsim client --allow-model {reference}, or the path of its "
+        "own copy)"
+    )
 
 
 def read_allowed(specs: Sequence[str], folders: Sequence[Path]) -> AllowList:
@@ -123,4 +152,4 @@ def _digest(path: Path) -> str:
 def import_only_allowed() -> None:
     """From now on, import for experiments only what the file in ``FLSIM_ALLOWED`` allows."""
     entries = json.loads(Path(os.environ[ALLOWED]).read_text(encoding="utf-8"))
-    import_only(AllowList(tuple(Allowed(**entry) for entry in entries)).refusal)
+    import_only(AllowList(tuple(Allowed(**entry) for entry in entries)).find)

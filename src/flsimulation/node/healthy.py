@@ -10,6 +10,7 @@ import ssl
 import sys
 import urllib.request
 
+from flsimulation.host.proxies import spare_local_names
 from flsimulation.security.home import is_insecure, trusted_ca
 
 _METRICS = "http://127.0.0.1:8000/metrics"
@@ -19,6 +20,7 @@ _SECONDS = 3.0
 
 def main() -> None:
     """Exit with status 1, and the reason, if the container is not healthy."""
+    spare_local_names()
     for address in sys.argv[1:]:
         _answers(address)
     with urllib.request.urlopen(_METRICS, timeout=_SECONDS) as answer:

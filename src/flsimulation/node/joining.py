@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,17 +12,17 @@ from pathlib import Path
 
 from flsimulation.errors import InputError
 from flsimulation.host.files import write_atomic
-from flsimulation.internals.flower_words import CLIENT_APP, ROOTS
+from flsimulation.internals.flower_words import CLIENT_APP, KEY, LINK, ROOTS
 from flsimulation.node.allowed import AllowList
 from flsimulation.node.node import Node
 from flsimulation.node.own_site import OwnSite
+from flsimulation.runtimes.network.answering import check_accepts
 from flsimulation.runtimes.network.names import ALLOWED
 from flsimulation.security import home, keys
 from flsimulation.security.register import wait_for_admission
 
 _LOOK_SECONDS = 0.1
 _ADMITTED_SECONDS = 60.0  # that a SuperLink of this machine may take; without it, the client tries
-_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Joining:
 
         metrics = ClientMetrics(self.name)
         arguments = (
-            *("--superlink", self.superlink, "--node-config", self._config()),
+            *(LINK, self.superlink, "--node-config", self._config()),
             *("--port", str(_free_port()), *self._identity()),
         )
         node = Node("client", arguments, CLIENT_APP, metrics.registry, metrics.count)
@@ -92,11 +91,12 @@ class Joining:
             return ("--insecure",)
         place, ca = home.home(), home.trusted_ca()
         public = keys.ensure_key(place.key(self.name))
-        check_certificate(self.superlink, ca)
+        if why := check_accepts(self.superlink, ca):
+            print(f"flsim: {why}; the client tries again until it does", flush=True)
         port = int(self.superlink.rpartition(":")[2])
         self._be_admitted(place.waiting_at(port), public)
         key = str(place.key(self.name))
-        return (ROOTS, str(ca), "--auth-supernode-private-key", key)
+        return (ROOTS, str(ca), KEY, key)
 
     def _be_admitted(self, folder: Path, public: str) -> None:
         """Wait until a SuperLink of this machine has taken the public key; elsewhere, say what to do."""
@@ -123,40 +123,17 @@ class Joining:
 def make_key(name: str) -> list[str]:
     """Make a client's key if it has none; leave ``NAME.pub`` here. Returns lines for the user."""
     public = keys.ensure_key(home.home().key(keys.check_name(name)))
-    path = write_atomic(Path(f"{name}.pub"), f"{public} {name}\n")
+    try:
+        path = write_atomic(Path(f"{name}.pub"), f"{public} {name}\n")
+    except OSError as error:
+        raise InputError(
+            f"{name}.pub: cannot be written in this folder ({error.strerror or error}); run the "
+            "command in another one"
+        ) from None
     return [
         f"{path}  {keys.fingerprint(public)}",
         f"on the server's machine: flsim admit {name} {path}; compare the fingerprint",
     ]
-
-
-def check_certificate(superlink: str, ca: Path) -> None:
-    """Check that a SuperLink which answers has a certificate of the CA.
-
-    One that does not answer is no error: a client may be started first.
-
-    Raises
-    ------
-    InputError
-        If its certificate is not accepted, or it does not use TLS.
-    """
-    host, _, port = superlink.rpartition(":")
-    try:
-        context = ssl.create_default_context(cafile=ca)
-        with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS) as plain:
-            context.wrap_socket(plain, server_hostname=host.strip("[]")).close()
-    except ssl.SSLCertVerificationError as error:
-        raise InputError(
-            f"--superlink {superlink}: its certificate is not accepted with the CA {ca} "
-            f"({error.verify_message}); flsim certs on the server's machine shows it"
-        ) from None
-    except ssl.SSLError as error:
-        raise InputError(
-            f"--superlink {superlink}: does not use TLS, or is no SuperLink ({error.reason}); "
-            f"start it without {home.INSECURE}"
-        ) from None
-    except OSError:
-        return
 
 
 def _free_port() -> int:

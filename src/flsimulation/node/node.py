@@ -18,6 +18,7 @@ from typing import Any, Literal
 from prometheus_client import CollectorRegistry
 
 from flsimulation.errors import InputError
+from flsimulation.host.proxies import spare_local_names
 from flsimulation.internals.flower_words import OTHER_APPS, SUPEREXEC
 from flsimulation.metrics.exporter import served
 from flsimulation.node import sockets
@@ -81,6 +82,7 @@ class Node:
         InputError
             If the port of the metrics is not available, or Flower's programs are not installed.
         """
+        spare_local_names()
         with tempfile.TemporaryDirectory(prefix="flsim-") as folder:
             environment = {**self._environment(Path(folder)), **variables}
             os.environ[TROUBLE] = environment[TROUBLE]

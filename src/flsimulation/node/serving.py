@@ -6,6 +6,7 @@ import os
 import pwd
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from flsimulation.errors import InputError
 from flsimulation.internals.flower_words import SERVER_APP
+from flsimulation.metrics.table import CERTIFICATE_METRIC, REFUSED_METRIC, make_metric
 from flsimulation.node.admission import register_beside
 from flsimulation.node.node import Node
 from flsimulation.runtimes.network.names import CLIENTS, MEMORY
@@ -63,6 +65,7 @@ def run_superlink(
     metrics.registry.register(ContainerCollector())
     if not home.is_insecure():
         _count_refusals(register_beside(memory), metrics.registry)
+        show_certificates(home.home(), metrics.registry)
     node = Node(
         "superlink",
         arguments,
@@ -103,11 +106,17 @@ def _ensured(place: home.Home) -> str:
 
 
 def _count_refusals(register: Register, registry: CollectorRegistry) -> None:
-    from flsimulation.metrics.table import REFUSED_METRIC, make_metric
-
     gauge = make_metric(REFUSED_METRIC, registry)
     assert isinstance(gauge, Gauge)  # noqa: S101 - the table says so
     gauge.set_function(lambda: float(sum(register.refused().values())))
+
+
+def show_certificates(place: home.Home, registry: CollectorRegistry) -> None:
+    """Serve in how many seconds the CA's and the SuperLink's certificate expire, as files have it now."""
+    gauge = make_metric(CERTIFICATE_METRIC, registry)
+    assert isinstance(gauge, Gauge)  # noqa: S101 - the table says so
+    for name, path in (("ca", place.ca), ("superlink", place.server)):
+        gauge.labels(name).set_function(partial(issuing.seconds_left, path))
 
 
 def _settle(memory: Path | None, metrics: Callable[[Event], None]) -> None:

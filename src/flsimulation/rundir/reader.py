@@ -191,7 +191,9 @@ class RunRecord:
     def client_name(self, partition: int) -> str:
         """The site's name with the client's number, or the number alone."""
         names = self.site_names
-        return f"{partition} ({names[partition]})" if partition < len(names) else str(partition)
+        return (
+            f"{partition} ({names[partition]})" if 0 <= partition < len(names) else str(partition)
+        )
 
     def started(self) -> RunStarted:
         """The event with which the run began. Raises `InputError` if the run did not get that far."""

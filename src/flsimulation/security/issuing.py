@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from flsimulation.errors import InputError
 from flsimulation.host.files import write_atomic
+from flsimulation.host.proxies import LOCAL
 from flsimulation.security.certificates import (
     RENEW_DAYS,
     Signed,
@@ -26,9 +28,6 @@ from flsimulation.security.certificates import (
 )
 from flsimulation.security.home import Home
 
-CONTAINERS = ("superlink", "control", "localhost", "127.0.0.1", "::1")
-"""Names of a SuperLink in its container network and on its own machine."""
-
 
 def utc_now() -> datetime.datetime:
     """The time, in UTC."""
@@ -37,9 +36,7 @@ def utc_now() -> datetime.datetime:
 
 def own_names(*, container: bool) -> list[str]:
     """Names by which a SuperLink is reached on this machine; a container's host name is not one."""
-    return (
-        list(CONTAINERS) if container else list(dict.fromkeys([*CONTAINERS, socket.gethostname()]))
-    )
+    return list(LOCAL) if container else list(dict.fromkeys([*LOCAL, socket.gethostname()]))
 
 
 def ensure(
@@ -147,6 +144,14 @@ def bring_server(home: Home, ca: Path, certificate: Path, key: Path) -> None:
     write_atomic(home.ca, ca.read_bytes())
     write_atomic(home.server_key, key.read_bytes(), mode=0o600)
     write_atomic(home.server, certificate.read_bytes())  # with those between it and the CA
+
+
+def seconds_left(path: Path) -> float:
+    """Seconds until the certificate in a file expires; NaN if there is none."""
+    try:
+        return days_left(read_certificate(path), utc_now()) * 86400
+    except InputError:
+        return math.nan
 
 
 def describe(home: Home, now: datetime.datetime | None = None) -> list[str]:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from flsimulation.errors import InputError
 from flsimulation.host.files import write_atomic
+from flsimulation.security.home import HOME
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
@@ -34,12 +35,10 @@ def ensure_key(path: Path) -> str:
     Raises
     ------
     InputError
-        If the file is not a key, or others can read it.
+        If the file is not a key, others can read it, or it cannot be written.
     """
     if not path.is_file():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = ec.generate_private_key(ec.SECP384R1())
-        write_atomic(path, _private_text(key), mode=0o600)
+        _write_new(path)
     if path.stat().st_mode & 0o077:
         raise InputError(f"{path}: others can read this private key; chmod 600 it, or make another")
     try:
@@ -47,6 +46,18 @@ def ensure_key(path: Path) -> str:
     except (ValueError, UnsupportedAlgorithm, TypeError):
         raise InputError(f"{path}: is not a private key; remove it to have a new one") from None
     return _public_text(found.public_key(), path)
+
+
+def _write_new(path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(path, _private_text(key), mode=0o600)
+    except OSError as error:
+        raise InputError(
+            f"{path}: the client's key cannot be written ({error.strerror or error}); set {HOME} to a "
+            "folder that can be written and is kept"
+        ) from None
 
 
 def _private_text(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -95,7 +95,8 @@ class Register:
                 if one.name == name and not one.revoked:
                     raise NameTaken(
                         f"{name}: this name belongs to the key {one.fingerprint}, got "
-                        f"{new.fingerprint}; choose another name, or flsim revoke {name} first"
+                        f"{new.fingerprint}; choose another name, or, if that key is lost, flsim revoke "
+                        f"{name} and admit it again"
                     )
             content["clients"] = [asdict(one) for one in (*clients, new)]
             return new

@@ -18,6 +18,7 @@ import tomli_w
 
 from flsimulation.errors import InputError, RunError
 from flsimulation.host.files import write_atomic
+from flsimulation.host.proxies import spare_local_names
 from flsimulation.internals.flower_words import (
     COMMAND_LINE,
     FINISHED,
@@ -72,6 +73,7 @@ class Flower:
     """
 
     def __init__(self, superlink: str, home: Path, ca: str | None = None) -> None:
+        spare_local_names()  # flwr uses the environment's proxy
         self._superlink = superlink
         self._home = home
         self._ca = None if is_insecure() else known_ca()
