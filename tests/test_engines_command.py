@@ -140,6 +140,13 @@ def test_an_engine_that_promises_most_has_no_advice(capsys: pytest.CaptureFixtur
     assert lines[2] == ["direct", "0.50", "ms", "0.50", "s", "0.0", "s", "500.0", "s"]
 
 
+@pytest.mark.parametrize("engine", ["stacked", "direct"])
+def test_where_clients_have_a_gpu_one_by_one_it_is_shared(engine: str) -> None:
+    rated = (Rated(engine, None, None, True, 0.0, None, None),)
+    lines = _advice(Examination(engine, 0.1, 10, 19.0, 2, 100, rated, gpu=True))
+    assert any("runtime.actor-gpus = 0.125" in line for line in lines) == (engine == "direct")
+
+
 @pytest.mark.parametrize(("start", "pays"), [(2.6, True), (4.3, False)])
 def test_what_was_counted_not_to_pay_and_does_here_is_advised(start: float, pays: bool) -> None:
     few = "1700 training steps in all are too few to prepare for training many clients at once"

@@ -77,6 +77,12 @@ def _advice(found: Examination) -> list[str]:
         if found.pays(rated):  # so few rounds that preparing takes longer than it saves
             lines.append(f"for {_count(found.rounds, 'round')}: {_remedy(rated, found)}")
             break
+    if found.gpu and found.engine != "stacked" and found.cohort > 1:
+        lines.append(
+            "the GPU has one client at a time, and waits for Python most of it: eight processes share "
+            "it with runtime.kind = 'ray' and runtime.actor-gpus = 0.125 (pip install "
+            "'flsimulation[ray]')"
+        )
     if not lines:
         lines = ["nothing to change: no engine promises more"]
     if all(rated.step_seconds is None for rated in found.engines):

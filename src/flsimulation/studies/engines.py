@@ -61,6 +61,8 @@ class Examination:
     rounds: int
     engines: tuple[Rated, ...]
     """The one that promises most first."""
+    gpu: bool = False
+    """Whether a GPU trains."""
 
     @property
     def faster(self) -> tuple[Rated, ...]:
@@ -103,7 +105,8 @@ def examine(experiment: Experiment, clock: Clock = SYSTEM) -> Examination:
     for engine in tried.engines.values():
         engine.close()
     return Examination(
-        *(space.engine.name, space.choosing, work.cohort, each, cores, work.rounds, rated)
+        *(space.engine.name, space.choosing, work.cohort, each, cores, work.rounds, rated),
+        gpu=space.engine.gpu is not None,
     )
 
 
