@@ -112,7 +112,7 @@ def test_a_client_of_another_machine_joins_when_admitted_and_leaves_when_revoked
             folder, "berlin", "client", f"--superlink={address(network)}", "--name=berlin"
         )
         try:
-            wait_for("a refusal", lambda: "Failed to activate SuperNode" in log(berlin))
+            wait_for("a refusal", lambda: "flsim admit berlin berlin.pub" in log(berlin))
             assert "berlin" not in register(network).names().values()
             shown = admit(network, "berlin", folder / "berlin.pub")
             assert shown.stdout.startswith("berlin is admitted with the key SHA256:")
@@ -129,6 +129,11 @@ def test_a_client_of_another_machine_joins_when_admitted_and_leaves_when_revoked
         assert "2 of 3 clients connected within 5 s" in done.stderr
         again = admit(network, "berlin", folder / "berlin.pub")
         assert (again.returncode, "is revoked; make another key" in again.stderr) == (2, True)
+        Home(folder / "home").key("berlin").unlink()  # its disk is lost
+        made = flsim("client", "--make-key", "--name=berlin", cwd=folder)
+        assert made.returncode == 0, made.stderr
+        assert admit(network, "berlin", folder / "berlin.pub").returncode == 0
+        flsim("revoke", "berlin", "--runs=runs", cwd=network.folder)
 
 
 def test_nobody_takes_the_name_of_another(network: Network) -> None:

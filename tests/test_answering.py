@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import http.server
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from pathlib import Path
 from time import time
@@ -50,7 +51,9 @@ def superlink(folder: Path, *, made: float = 0.0, clock: float = 0.0) -> Iterato
     now = utc_now() + datetime.timedelta(seconds=made)
     ca = make_ca(now)
     ca.write(folder / "ca.pem", folder / "ca.key")
-    make_server(ca, ["127.0.0.1"], now).write(folder / "server.pem", folder / "server.key")
+    make_server(ca, ["127.0.0.1", "server.example"], now).write(
+        folder / "server.pem", folder / "server.key"
+    )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(folder / "server.pem", folder / "server.key")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
@@ -107,6 +110,43 @@ def test_a_name_that_the_certificate_lacks_is_named_with_the_command_that_adds_i
         check_accepts(address.replace("127.0.0.1", "localhost"), tmp_path / "ca.pem")
 
 
+@contextmanager
+def connecting(address: str) -> Iterator[tuple[int, list[str]]]:
+    """Port of an HTTP proxy that passes every CONNECT to one address, and the addresses asked for."""
+    asked: list[str] = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            asked.append(self.path)
+            host, _, port = address.rpartition(":")
+            with socket.create_connection((host, int(port))) as other:
+                self.send_response(200)
+                self.end_headers()
+                back = threading.Thread(target=pump, args=(other, self.connection))
+                back.start()
+                pump(self.connection, other)
+                back.join()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server.server_address[1], asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while part := source.recv(65536):
+            sink.sendall(part)
+        sink.shutdown(socket.SHUT_WR)
+
+
 class TestProxies:
     @pytest.fixture
     def proxy(self, monkeypatch: pytest.MonkeyPatch, free_port: int) -> Callable[[str], str]:
@@ -124,6 +164,15 @@ class TestProxies:
         proxy("http")
         with superlink(tmp_path) as address:
             assert check_accepts(address, tmp_path / "ca.pem") == ""
+
+    def test_one_that_passes_connect_is_used(
+        self, proxy: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        proxy("http")
+        with superlink(tmp_path) as address, connecting(address) as (port, asked):
+            monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+            assert check_accepts("server.example:8081", tmp_path / "ca.pem") == ""
+        assert asked == ["server.example:8081"]
 
     def test_one_that_fails_is_named_without_its_password(
         self, proxy: Callable[[str], str], tmp_path: Path
