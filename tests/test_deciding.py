@@ -162,6 +162,13 @@ def test_few_steps_are_not_worth_a_trace_and_rare_sizes_no_program() -> None:
     assert not Work(rounds=10, fits=10, steps=1137, processes=2).is_worth_tracing(plain)
     assert Work(rounds=10, fits=10, steps=1138, processes=2).is_worth_tracing(plain)
     assert Work(rounds=1, fits=1, steps=1, decided=True).is_worth_tracing(plain)
+    # on a GPU 25,000 against 1.5 times as much
+    assert not Work(rounds=10, fits=10, steps=195, gpu=True).is_worth_tracing(plain)
+    assert Work(rounds=10, fits=10, steps=196, gpu=True).is_worth_tracing(plain)
+    shared = Work(rounds=10, fits=30, steps=4799, gpu=True)
+    assert (shared.is_worth_a_choice(100), shared.is_worth_a_choice(99)) == (False, True)
+    assert shared.is_worth_a_program(1)
+    assert not Work(rounds=9, fits=27, steps=900, gpu=True).is_worth_a_program(1)
     work = Work(rounds=10, fits=30, steps=1000)
     assert (work.is_worth_a_program(2), work.is_worth_a_program(3)) == (False, True)
     # batches of 4, 4, 4, 4, 1 - of 4, 4, 1 - of 4, 4, each twice: three steps of all three

@@ -52,6 +52,11 @@ def test_default_file_in_the_package_is_the_one_in_experiments() -> None:
         ('train.epochs="2"', ["train.epochs must be a valid integer", "got '2'"]),
         ("train.epochs=0", ["train.epochs must be greater than or equal to 1", "got 0"]),
         ("train.epochs=true", ["train.epochs must be a valid integer", "got True"]),
+        (
+            "data.standardize=both",
+            ["data.standardize must be true, false or 'federated'", "'both'"],
+        ),
+        ("data.standardize=1", ["data.standardize must be true, false or 'federated', got 1"]),
         ("data.alpha=-1", ["data.alpha must be greater than 0", "got -1"]),
         ("data.alpha=nan", ["data.alpha must be", "got nan"]),
         ("data.partition=dirichle", ["data.partition must be 'iid', 'dirichlet'", "'dirichle'"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from flsimulation.experiment.section import Count, Fraction, Section
 from flsimulation.experiment.sites import check_sites, of_folder
@@ -122,6 +122,14 @@ class Data(Section):
     share_histogram: bool = False
     """Under `sites:FOLDER`: whether each site reports its number of examples of each class; otherwise it
     reports only their total."""
+
+    @field_validator("standardize", mode="before")
+    @classmethod
+    def _scaling(cls, standardize: object) -> object:
+        """Refuse in one line what is neither: Pydantic has one for each type."""
+        if not isinstance(standardize, bool) and standardize != "federated":
+            raise ValueError("must be true, false or 'federated'")
+        return standardize
 
     @model_validator(mode="before")
     @classmethod

@@ -48,6 +48,7 @@ def _restored() -> Iterator[None]:
     kinds = backends.cuda.matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn
     products, deterministic = torch.get_float32_matmul_precision(), cudnn.deterministic
     precisions = [kind.fp32_precision for kind in kinds]
+    # The older setting of convolutions, which PyTorch does not tell where its newer ones differ.
     older = all(precision in ("none", "tf32") for precision in precisions[2:])
     try:
         yield
