@@ -234,10 +234,12 @@ TRACES: dict[Any, StepPrograms] = {}
 def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that differ in their optimizer alone share a trace; it takes half a second."""
 
-    def programs(module: pl.LightningModule, x: Tensor, y: Tensor, *form: Any) -> StepPrograms:
-        key = str(module), x.dtype
+    def programs(
+        module: pl.LightningModule, x: Tensor, y: Tensor, *form: Any, scaled: bool = False
+    ) -> StepPrograms:
+        key = str(module), x.dtype, scaled
         if key not in TRACES:
-            TRACES[key] = StepPrograms(module, x, y, *form)
+            TRACES[key] = StepPrograms(module, x, y, *form, scaled=scaled)
         return TRACES[key]
 
     monkeypatch.setattr("flsimulation.training.stacked.trainer.StepPrograms", programs)

@@ -294,10 +294,15 @@ def test_keys_that_manual_optimization_would_not_follow(
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can")
-def test_half_precision_needs_a_gpu(trained: Any) -> None:
-    with pytest.raises(InputError, match=r"^train.precision '16-mixed' needs a GPU; use 'bf16-mi"):
-        trained(NET, precision="16-mixed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16")
+@pytest.mark.parametrize("kind", ["stacked", "direct", "lightning"])
+@pytest.mark.filterwarnings("ignore:train.precision")
+def test_on_a_cpu_float16_is_bfloat16_as_with_the_trainer(trained: Any, kind: str) -> None:
+    narrow, other = (
+        weights(trained(NET, precision=precision, engine=kind, rounds=1)[1])
+        for precision in ("16-mixed", "bf16-mixed")
+    )
+    assert all(torch.equal(value, other[name]) for name, value in narrow.items())
 
 
 WORDY = """

@@ -186,11 +186,6 @@ def test_steps_compute_in_the_types_of_the_trainers(precision: Any) -> None:
         assert [result.scores[f"bits_{place}"] for place in range(7)] == TYPES[precision]
 
 
-def test_a_scaled_loss_is_each_clients_own() -> None:
-    reason = refusal(built(Net), precision="16-mixed")
-    assert reason == "train.precision = '16-mixed' scales each client's loss by its gradients"
-
-
 class Evaluated(Net):
     """Logs the type of what it computes, as a number."""
 

@@ -42,11 +42,13 @@ TRACES: dict[Any, StepPrograms] = {}
 def one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that differ in their optimizer alone share a trace and its programs."""
 
-    def programs(module: Any, x: Tensor, y: Tensor, *rest: Any) -> StepPrograms:
+    def programs(
+        module: Any, x: Tensor, y: Tensor, *rest: Any, scaled: bool = False
+    ) -> StepPrograms:
         own = next(module.parameters())
-        key = str(module), own.dtype, own.device
+        key = str(module), own.dtype, own.device, scaled
         if key not in TRACES:
-            TRACES[key] = StepPrograms(module, x, y, *rest)
+            TRACES[key] = StepPrograms(module, x, y, *rest, scaled=scaled)
         return TRACES[key]
 
     monkeypatch.setattr("flsimulation.training.stacked.trainer.StepPrograms", programs)

@@ -134,7 +134,10 @@ METRIC = torchmetrics.MeanMetric
 
 STACKED: dict[str, tuple[Callable[[], pl.LightningModule], dict[str, Any], str]] = {
     "train.validate evaluates": (Net, {"validate": True}, "set train.validate = false"),
-    "train.precision = '16-mixed'": (Net, {"precision": "16-mixed"}, "'bf16-mixed' or '32-true'"),
+    "a fused optimizer divides": (
+        lambda: Net(optimizer=lambda m: torch.optim.Adam(m.parameters(), fused=True)),
+        {"precision": "16-mixed"}, "leave out fused=True",
+    ),
     "the module optimizes by itself": (Manual, {}, "leave automatic_optimization at True"),
     "configure_callbacks of its own": (lambda: own("configure_callbacks"), {}, "freeze layers by"),
     "configure_gradient_clipping of its own": (

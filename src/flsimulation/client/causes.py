@@ -20,6 +20,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training import Batches, State
 from flsimulation.training.alone import evaluation_step
 from flsimulation.training.diagnosis import why_diverged
+from flsimulation.training.lightning import as_on_device
 from flsimulation.training.memory import TOO_SMALL
 from flsimulation.training.preparation import Preparation
 from flsimulation.training.probe import Finding, few, is_cheap, is_whole, tried
@@ -171,6 +172,7 @@ class Causes:
         try:
             job = functools.partial(space.train_job, partition, self._round)
             columns, spec = space.data.dataset.columns, space.experiment.of_client(partition).train
+            spec = as_on_device(spec)
             why = why_diverged(space.module_of(partition), self._model, job, spec, columns)
             return _with_own_key(why, space.experiment, partition)
         except Exception:  # a user's module may do anything when its steps are repeated

@@ -39,11 +39,10 @@ class Train(Section):
     gradient_clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 for no clipping."""
     accumulate: Count = 1
-    """Batches whose gradients are averaged for each optimizer step. More than 1 trains the clients
-    one after the other."""
+    """Batches whose gradients are averaged for each optimizer step."""
     precision: Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Number format of training and evaluation, as in Lightning's Trainer; the model is exchanged in
-    its own. Any but `32-true` trains the clients one after the other; `16-mixed` needs a GPU."""
+    its own. On a CPU `16-mixed` is `bf16-mixed`, as in Lightning."""
     learning_rate_decay: Fraction = 1.0
     """Factor on the module's learning rates for each round after the first: in round r they are
     multiplied by its (r - 1)th power, at each step of the module's own schedulers."""

@@ -12,6 +12,7 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.experiment import Experiment
 from flsimulation.training.candidates import Candidates
 from flsimulation.training.engine import NOT_FASTER, Engine
+from flsimulation.training.lightning import as_on_device
 from flsimulation.training.remedies import remedy_of
 from flsimulation.training.stacked.engine import StackedEngine
 from flsimulation.training.timing import FASTER, Sample, Timed, step_seconds
@@ -114,7 +115,7 @@ class _Tried:
     """The engines that an experiment's model allows, each prepared once."""
 
     def __init__(self, space: Workspace, work: Work, clock: Clock) -> None:
-        spec, dataset = space.experiment.train, space.data.dataset
+        spec, dataset = as_on_device(space.experiment.train), space.data.dataset
         x, y = dataset.x_train, dataset.y_train
         self._own = Candidates(space.module, spec, x, y, 1, clock, space.prepared)
         self._space, self._work, self._clock = space, work, clock

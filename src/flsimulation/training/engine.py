@@ -18,7 +18,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.candidates import Candidates
 from flsimulation.training.direct_engine import DirectEngine
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
-from flsimulation.training.lightning import require_device
+from flsimulation.training.lightning import as_on_device
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.stacked.engine import StackedEngine
 from flsimulation.training.timing import FASTER
@@ -143,7 +143,7 @@ def engine_for(
     ModelError
         If the experiment requests an engine that the module does not allow.
     """
-    require_device(spec)
+    spec = as_on_device(spec)
     least, kept = 1 if spec.engine == "stacked" else 2, before or Before()
     if work is not None and kept.engine == "stacked":
         work = work._replace(decided=True)

@@ -73,8 +73,6 @@ class Evaluating:
         self._lightning = lightning
         self._direct: DirectEvaluator | None = None
         self._together: StackedEvaluator | None = None
-        if precision == "16-mixed":
-            return
         if precision != "32-true":
             module = in_precision(module, precision)
         try:

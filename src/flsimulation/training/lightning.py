@@ -19,6 +19,7 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError, InputError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.host.quiet import quiet_lightning
+from flsimulation.host.warned import NOBODY, Warned, pass_on
 from flsimulation.models.lightning_modules import defines, is_sigterm
 from flsimulation.training.batches import Batches
 from flsimulation.training.callbacks import Deadline, Proximal, Rates, TrainingLoss
@@ -41,8 +42,27 @@ def require_device(spec: Train) -> None:
     """Raise `InputError` if the experiment requests a device that is not available."""
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device is 'cuda', but PyTorch sees no GPU; use 'auto' or 'cpu'")
-    if spec.precision == "16-mixed" and not takes_gpu(spec):
-        raise InputError("train.precision '16-mixed' needs a GPU; use 'bf16-mixed' on the CPU")
+
+
+def as_on_device(spec: Train) -> Train:
+    """How clients train on the device that is available: as Lightning's Trainer does.
+
+    On a CPU it takes ``bf16-mixed`` in place of ``16-mixed``, and warns of it; so does this.
+
+    Raises
+    ------
+    InputError
+        As `require_device`.
+    """
+    require_device(spec)
+    if spec.precision != "16-mixed" or takes_gpu(spec):
+        return spec
+    text = (
+        "train.precision = '16-mixed' is 'bf16-mixed' on a CPU, as with Lightning's Trainer; "
+        "set it, or train on a GPU"
+    )
+    pass_on([Warned(NOBODY, text)])
+    return spec.model_copy(update={"precision": "bf16-mixed"})
 
 
 class LocalTrainer:

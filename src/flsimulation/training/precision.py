@@ -33,7 +33,7 @@ def in_precision(module: pl.LightningModule, precision: str) -> pl.LightningModu
     module : LightningModule
         The model; not changed.
     precision : str
-        As of ``train.precision``; ``16-mixed``, whose loss is scaled, is not possible.
+        As of ``train.precision``; of ``16-mixed`` only the types, not the scale of the loss.
 
     Returns
     -------
@@ -45,16 +45,19 @@ def in_precision(module: pl.LightningModule, precision: str) -> pl.LightningModu
         return module
     if (dtype := _TRUE.get(precision)) is not None:
         module = module.to(dtype=dtype)
+    narrow = torch.float16 if precision == "16-mixed" else torch.bfloat16
     cls = type(module)
     steps: Mapping[str, Any] = {
-        name: _within(getattr(cls, name), dtype) for name in _STEPS if defines(name, module)
+        name: _within(getattr(cls, name), dtype, narrow) for name in _STEPS if defines(name, module)
     }
     module.__class__ = type(cls.__name__, (cls,), {"__module__": cls.__module__, **steps})
     return module
 
 
-def _within(step: Callable[..., Any], dtype: torch.dtype | None) -> Callable[..., Any]:
-    """The step, with inputs and new tensors of the type, or with autocast to bfloat16."""
+def _within(
+    step: Callable[..., Any], dtype: torch.dtype | None, narrow: torch.dtype
+) -> Callable[..., Any]:
+    """The step, with inputs and new tensors of the type, or with autocast to the narrow one."""
 
     def converted(value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
@@ -63,15 +66,15 @@ def _within(step: Callable[..., Any], dtype: torch.dtype | None) -> Callable[...
     @functools.wraps(step)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(converted, args), tree_map(converted, kwargs)
-        with _default(dtype) if dtype is not None else _autocast(self):
+        with _default(dtype) if dtype is not None else _autocast(self, narrow):
             return step(self, *args, **kwargs)
 
     return run
 
 
-def _autocast(module: Any) -> torch.autocast:
+def _autocast(module: Any, narrow: torch.dtype) -> torch.autocast:
     device = next(module.parameters()).device.type
-    return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)
+    return torch.autocast(device, dtype=narrow, cache_enabled=False)
 
 
 @contextlib.contextmanager

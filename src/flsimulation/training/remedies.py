@@ -24,7 +24,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "set train.validate = false, unless a scheduler or a callback needs the scores of each "
         "epoch; the clients' held-out parts are evaluated every round in any case",
     ),
-    (r"train\.precision", "set train.precision = 'bf16-mixed' or '32-true'"),
+    (r"a fused optimizer divides", "leave out fused=True, or set train.precision = 'bf16-mixed'"),
     (
         r"optimizes by itself",
         "leave automatic_optimization at True: return the loss from training_step, and set "

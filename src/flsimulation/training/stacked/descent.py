@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flsimulation.training.rates import scale_rates
 from flsimulation.training.stacked.eligible import FUSED_ON_GPU, clipped, stack_optimizer
 from flsimulation.training.stacked.plan import Plan
+from flsimulation.training.stacked.scaling import Groups, Scales, finite_clients
 from flsimulation.training.stacked.stack import Stack, WaveTerms
 
 _FROM_ZEROS = (torch.optim.Adam, torch.optim.AdamW)
@@ -59,8 +60,16 @@ class Descent:
             self._rates = [torch.zeros((), device=like[0], dtype=like[1]) for _ in self._groups]
         else:
             scale_rates(self._optimizer, terms.rate_factor)
+        self._scales: Scales | None = None
+        if stack.scaled:
+            self._scales = Scales(self._clients, stack.accumulate, stack.device)
+            self._by_group = Groups(self._optimizer, self.leaves)
         self.has_begun = False
         """Whether a step was taken, so that the optimizer has all that it keeps."""
+
+    def scales(self, first: int, last: int) -> list[Tensor]:
+        """The scales of the losses of the clients ``first`` to ``last - 1``, if losses are scaled."""
+        return [] if self._scales is None else [self._scales.of(first, last)]
 
     def add(self, gradients: Sequence[Tensor | None], first: int, last: int) -> None:
         """Add gradients of the clients ``first`` to ``last - 1`` to those of the next step."""
@@ -68,7 +77,7 @@ class Descent:
         for index, gradient in enumerate(gradients):
             if gradient is None:
                 continue
-            if batches > 1:
+            if batches > 1 and self._scales is None:  # whose losses are divided
                 gradient = gradient / batches
             if last - first == self._clients and into[index] is None:
                 into[index] = gradient.contiguous()  # PyTorch's fused optimizers go by the memory
@@ -79,6 +88,9 @@ class Descent:
 
     def move(self) -> None:
         """One step of the optimizer, for all clients that are not done."""
+        if self._scales is not None:
+            self._move_scaled(self._scales)
+            return
         gradients = self._clipped(self._drawn(self._gradients))
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             leaf.grad = gradient
@@ -88,6 +100,14 @@ class Descent:
             leaf.grad = None
         self._gradients = [None] * len(self.leaves)
         self.has_begun = True
+
+    def _move_scaled(self, scales: Scales) -> None:
+        """One step of the clients whose gradients are finite; others leave it out."""
+        gradients = scales.unscaled(self._gradients)
+        finite = finite_clients(self._moved(gradients))
+        self._by_group.step(self._clipped(self._drawn(gradients)), finite.tolist())
+        scales.update(finite)
+        self._gradients = [None] * len(self.leaves)
 
     def schedule(self, turn: int) -> None:
         """Have the schedulers step after a turn."""
@@ -206,13 +226,16 @@ class Descent:
     def _clipped(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
         if not self._stack.clips:
             return gradients
-        moved = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        own: list[Tensor | None] = [
-            g if id(p) in moved else None for p, g in zip(self.leaves, gradients, strict=True)
-        ]
+        own = self._moved(gradients)
         for clip in self._stack.clips:
             own = clipped(own, clip)
         return own
+
+    def _moved(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """The gradients of parameters that the optimizer has; None for others."""
+        moved = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        pairs = zip(self.leaves, gradients, strict=True)
+        return [gradient if id(leaf) in moved else None for leaf, gradient in pairs]
 
 
 def _each(option: Any) -> tuple[Any, ...]:

@@ -69,10 +69,6 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     """Raise `NotStackable` if a fit of the module is more than its step and its optimizer's."""
     if spec.validate_:
         raise NotStackable("train.validate evaluates between the epochs")
-    if spec.precision == "16-mixed":
-        raise NotStackable(
-            "train.precision = '16-mixed' scales each client's loss by its gradients"
-        )
     if not module.automatic_optimization:
         raise NotStackable("the module optimizes by itself")
     for name in sorted(overridden(type(module)) - _OWN - _UNUSED - {*TRIED}):

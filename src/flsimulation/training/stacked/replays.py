@@ -187,6 +187,8 @@ def usable(stack: Stack, descent: Descent | None) -> Graphs | None:
     reason = descent.why_not_recorded if descent is not None else None
     if stack.accumulate > 1:
         reason = "gradients of several batches are added up"
+    if stack.scaled:
+        reason = "with train.precision = '16-mixed' each client may leave out a step of its own"
     if stack.transforms:
         reason = "a transform changes batches on the CPU"
     elif any(part.device.type != stack.device.type for part in stack.data):

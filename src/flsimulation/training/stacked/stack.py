@@ -50,6 +50,8 @@ class Stack:
     """What the clients do in all rounds; None if a program is always worth it."""
     transforms: bool = False
     """Whether a transform changes the batches, on the CPU."""
+    scaled: bool = False
+    """Whether losses are scaled before gradients are taken: in ``16-mixed``."""
     graphs: Graphs | None = None
     """Of the steps; on a GPU only."""
 

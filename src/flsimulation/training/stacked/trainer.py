@@ -27,7 +27,7 @@ from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.calls import calls_of
 from flsimulation.training.stacked.compiler.facts import BY_BATCHES
 from flsimulation.training.stacked.compiler.program import StepPrograms
-from flsimulation.training.stacked.compiler.step import named_tensors
+from flsimulation.training.stacked.compiler.step import NotStackable, named_tensors
 from flsimulation.training.stacked.configuring import Configuring
 from flsimulation.training.stacked.eligible import check_stackable, plain_rates
 from flsimulation.training.stacked.halving import Halving
@@ -111,7 +111,10 @@ class StackedTrainer:
             *(spec.gradient_clip, constants),
         )
         clips = clips_of(module, fit)
-        programs = StepPrograms(module, few[0], few[1], prepared.form, tell, constants)
+        scaled = spec.precision == "16-mixed"
+        programs = StepPrograms(
+            *(module, few[0], few[1], prepared.form, tell, constants), scaled=scaled
+        )
         largest = min(spec.batch_size, examples(x))
         tell("trying sizes of a batch")
         programs.check_sizes(probed(largest))
@@ -136,9 +139,12 @@ class StackedTrainer:
             clock=clock,
             work=work,
             transforms=stays,
+            scaled=scaled,
             graphs=graphs_on(device, rates_move=spec.learning_rate_decay != 1),
         )
         optimizer, schedulers = configuring()
+        if scaled and any(group.get("fused") for group in optimizer.param_groups):
+            raise NotStackable("a fused optimizer divides gradients by their scale itself")
         changes = bool(schedulers) or configuring.by_batches
         self._goes_by_epochs = changes or not BY_BATCHES.isdisjoint(programs.names.facts)
         changes |= configuring.by_round or spec.learning_rate_decay != 1
@@ -287,7 +293,7 @@ class StackedTrainer:
 
     def _in_place(self, optimizer: torch.optim.Optimizer) -> tuple[float, ...] | None:
         """The learning rates, if programs can take the steps themselves."""
-        if self._stack.clips or self._stack.accumulate > 1:
+        if self._stack.clips or self._stack.accumulate > 1 or self._stack.scaled:
             return None
         rates = plain_rates(optimizer, self._stack.parameters)
         can = rates is not None and self._stack.programs.can_descend(rates)

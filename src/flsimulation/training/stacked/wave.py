@@ -217,7 +217,8 @@ class WaveFit:
         program = (
             self._programs.by_autograd(rates) if rare else self._programs.program(*size, rates)
         )
-        taken = program(Given(trained, moving, self._shared, x, y, facts, draws))
+        scales = [] if self._descent is None else self._descent.scales(first, last)
+        taken = program(Given(trained, moving, self._shared, x, y, facts, draws, scales))
         for tensor, moved in zip(moving, taken.moved, strict=True):
             tensor.copy_(moved)
         return taken

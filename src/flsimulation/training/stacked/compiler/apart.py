@@ -72,7 +72,8 @@ class Apart:
             }
             batch = one(given.x, place), one(given.y, place)
             loss, moved = functional_call(self._whole, tensors, batch)
-            gradients = torch.autograd.grad(loss, own, allow_unused=True)
+            (seed,) = given.of(place).seeds(loss.detach()[None])
+            gradients = torch.autograd.grad(loss, own, seed, allow_unused=True)
         logged = [value.detach() for value in self._log.values]
         return _Taken(loss.detach(), logged, [own.detach() for own in moved], [*gradients])
 

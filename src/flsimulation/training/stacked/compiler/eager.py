@@ -43,6 +43,9 @@ from flsimulation.training.stacked.compiler.trace import refusal
 from flsimulation.training.stacked.effects import Draws, foreign_random_states, unless_another_drew
 
 _LOOKED_AT = 11  # examples of a batch, by which is seen what a step changes
+_SCALE = (
+    256.0  # of losses for which ways of a step are compared: none overflows, and few are too small
+)
 _SEED = 2_718_281_828  # which no step sets itself
 
 
@@ -68,6 +71,8 @@ class EagerStep:
         Examples of the data set, [n, ...]; n may be small.
     form : Form
         What the step receives.
+    scaled : bool
+        Whether losses are scaled before gradients are taken.
 
     Raises
     ------
@@ -85,8 +90,9 @@ class EagerStep:
         names: Names | None = None,
         writes: bool = False,
         constants: Mapping[str, Any] = MappingProxyType({}),
+        scaled: bool = False,
     ) -> None:
-        self.constants, self.writes = constants, writes
+        self.constants, self._scaled, self.writes = constants, scaled, writes
         """Whether the step writes into tensors that it makes."""
         self.module = copy.deepcopy(module)
         self.data, self.form = (x, y), form
@@ -111,7 +117,9 @@ class EagerStep:
         draws, device = self.observed(examples).draws, first(x).device
         generators = [torch.Generator(device).manual_seed(place) for place in range(clients)]
         facts = [torch.tensor(TYPICAL[name], device=device) for name in self.names.facts]
-        return Given(trained, moving, shared, x, y, facts, drawn(draws, generators, device))
+        factors = [torch.full((clients,), _SCALE, device=device)] if self._scaled else []
+        numbers = drawn(draws, generators, device)
+        return Given(trained, moving, shared, x, y, facts, numbers, factors)
 
     def stacked(self, given: Given) -> tuple[Step, list[Logged]]:
         """All clients' step by vmap, and how its values are logged. Raises `NotStackable`."""
@@ -174,6 +182,7 @@ class EagerStep:
             names=self.names,
             writes=self.writes,
             constants=self.constants,
+            scaled=self._scaled,
         )
 
     def _found(self) -> Names:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from flsimulation.data.leaves import Leaves, leaves, one, refilled
@@ -55,13 +56,23 @@ class Given(NamedTuple):
     """Numbers of the fit that are the same for all clients, without an axis."""
     draws: Sequence[Tensor] = ()
     """Random numbers in the order in which the step draws them, [clients, ...]."""
+    scales: Sequence[Tensor] = ()
+    """What each client's loss is multiplied by before gradients are taken, one float32 [clients];
+    none where losses are not scaled."""
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in the order of the fields."""
+        """All of them, in the order of the fields but for the draws, which are last."""
         return [
             *(*self.trained, *self.moving, *self.shared),
-            *(*leaves(self.x), *leaves(self.y), *self.facts, *self.draws),
+            *(*leaves(self.x), *leaves(self.y), *self.facts),
+            *(*self.scales, *self.draws),
         ]
+
+    def seeds(self, losses: Tensor) -> Tensor:
+        """What gradients of the losses begin with: the clients' scales, or ones; [clients]."""
+        if self.scales:
+            return self.scales[0].to(losses.dtype)
+        return torch.ones(len(losses), dtype=losses.dtype, device=losses.device)
 
     def filled(self, tensors: Sequence[Tensor]) -> Given:
         """The same with other tensors, in the order of `tensors`, and without draws."""
@@ -74,16 +85,18 @@ class Given(NamedTuple):
             taken(len(part)) for part in (self.trained, self.moving, self.shared)
         )
         x, y = (refilled(part, taken(len(leaves(part)))) for part in (self.x, self.y))
-        return Given(trained, moving, shared, x, y, taken(len(self.facts)))
+        facts, scales = taken(len(self.facts)), taken(len(self.scales))
+        return Given(trained, moving, shared, x, y, facts, scales=scales)
 
     def of(self, place: int) -> Given:
         """What one client's step is taken from, as one of many."""
         own = slice(place, place + 1)
-        trained, moving, draws = (
-            [tensor[own] for tensor in part] for part in (self.trained, self.moving, self.draws)
+        trained, moving, draws, scales = (
+            [tensor[own] for tensor in part]
+            for part in (self.trained, self.moving, self.draws, self.scales)
         )
         x, y = one(self.x, own), one(self.y, own)
-        return Given(trained, moving, self.shared, x, y, self.facts, draws)
+        return Given(trained, moving, self.shared, x, y, self.facts, draws, scales)
 
 
 class Names(NamedTuple):

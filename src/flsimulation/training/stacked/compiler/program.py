@@ -66,6 +66,8 @@ class StepPrograms:
         Called with what is done now.
     constants : mapping
         Numbers of the Trainer that are the same in all fits.
+    scaled : bool
+        Whether losses are scaled before gradients are taken.
 
     Raises
     ------
@@ -81,9 +83,11 @@ class StepPrograms:
         form: Form = PAIR,
         tell: Tell = silent,
         constants: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        scaled: bool = False,
     ) -> None:
         tell("tracing the training step")
-        self._eager = EagerStep(module, x, y, form, constants=constants)
+        self._eager = EagerStep(module, x, y, form, constants=constants, scaled=scaled)
         self.names = self._eager.names
         """Names of the module's tensors, by what becomes of them."""
         self.how: list[Logged] = []
@@ -231,9 +235,7 @@ class StepPrograms:
             theirs = self.eager(given)
             try:
                 ours = run(given._replace(trained=moved))
-                if (
-                    rates is not None
-                ):  # it returns no gradients; the same calls without its steps do
+                if rates is not None:  # it returns no gradients; without its steps it does
                     plain = written(self._templates[None] or [], clients, examples)
                     ours = self._run(plain, given)
             except Exception as error:

@@ -229,7 +229,7 @@ def stacked_step(
     )
     with without_fallback():
         losses, logged, moved = vmap(one, randomness="different")(trained, moving, given.x, given.y)
-    seeds = torch.ones(len(losses), dtype=losses.dtype, device=losses.device)
+    seeds = given.seeds(losses)
     gradients = torch.autograd.grad(losses, given.trained, seeds, allow_unused=True)
     return (losses.detach(), *(value.detach() for value in logged), *moved, *gradients)
 
@@ -274,6 +274,7 @@ def alone_step(
     with torch.enable_grad():
         x, y = one(given.x, 0), one(given.y, 0)
         loss, moved = loss_of(module, x, y, form, names.moving)
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        (seed,) = given.seeds(loss.detach()[None])
+        gradients = torch.autograd.grad(loss, leaves, seed, allow_unused=True)
     values = (loss, *log.values, *moved)
     return (*(value.detach() for value in values), *gradients)
