@@ -102,6 +102,9 @@ Medians without the first two rounds:
 """,
         figure_tables.rounds,
         """\
+The forms for small clients, one run of 5 rounds each on the same machine: W5s 0.29, W6s 0.41, W7s 0.11, W8s 0.65, W9s 0.60,
+W10s 0.48 of the plain loop (`python benchmarks/rounds.py W5s W6s W7s W8s W9s W10s --rounds 5 --engine stacked`).
+
 W1 evaluates after every round, the others after every fifth. [Decision 12](decisions/0012-stacked-programs.md) explains the difference. With `--engine lightning`, clients
 are trained one by one, as if [a model cannot be stacked](own-model.md#trained-with-many-others).
 """,
@@ -127,6 +130,19 @@ the whole program, imports included, and the peak is the memory of all its proce
 accuracy is that of the last model: it shows that the work was done.
 """,
         figure_tables.peers,
+    ),
+    Section(
+        "peers-models",
+        "Comparison on models as users write them",
+        """\
+The same program on W5 to W10, each in a run of its own with its number of rounds: the models have dropout, batch normalisation, a GRU, attention, an LSTM and
+residual blocks. Few rounds, because they take long; two runs of one simulator differ by up to a fifth.
+""",
+        figure_tables.peers,
+        """\
+`flsim run` decides itself how it trains. Attention and the LSTM are products of matrices, of which stacking makes no
+fewer: what is won there is the second core, as in every simulator that uses both.
+""",
     ),
     Section(
         "engine",
