@@ -23,7 +23,10 @@ ratios vary a little, too.
 
 @dataclass(frozen=True)
 class Section:
-    """A section: heading, method, figures of ``benchmarks/results/<name>.json``, conclusions."""
+    """A section: heading, method, figures of ``benchmarks/results/<name>.json``, conclusions.
+
+    The name is the program's, perhaps with ``-<what>`` behind it.
+    """
 
     name: str
     title: str
@@ -39,7 +42,7 @@ class Section:
             figures = f"{self.figures(record['results'])}\n{source(record)}\n"
         else:
             figures = (
-                f"No figures are kept; `python benchmarks/{self.name}.py --json "
+                f"No figures are kept; `python benchmarks/{self.name.partition('-')[0]}.py --json "
                 f"benchmarks/results/{self.name}.json` measures them.\n"
             )
         return "\n".join(filter(None, (f"## {self.title}\n", self.before, figures, self.after)))
