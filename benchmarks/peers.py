@@ -15,7 +15,7 @@ What a peer cannot do of a workload is said.
 A run that fails is told and counted, and the others go on; the command ends with status 1 then.
 
     python benchmarks/peers.py [W1 W2 ...] [--peers bare flower ...] [--rounds 20] [--repeats 3]
-                               [--environments DIR] [--json FILE]
+                               [--seed N] [--environments DIR] [--json FILE]
 """
 
 from __future__ import annotations
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", metavar="PEER", help=", ".join(PEERS))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, help="default: that of the workload")
     parser.add_argument("--environments", type=Path, default=CACHE, metavar="DIR")
     parser.add_argument("--json", type=json_file, help="also write the figures here")
     options = parser.parse_args()
@@ -206,13 +207,15 @@ def main() -> None:
             refuse(f"{unknown[0]} is no {kind}; choose from {', '.join(known)}")
     if options.rounds < 1 or options.repeats < 1:
         refuse("--rounds and --repeats must be at least 1")
+    if options.seed is not None and options.seed < 0:
+        refuse(f"--seed must be at least 0, got {options.seed}")
     if missing := environments.missing_tools():
         refuse(f"this Python lacks {missing}, which makes the peers' environments")
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         with process_tree.adopted_orphans():
             python = pythons(peers, options.environments.resolve())
-            written = measure(names, peers, python, options.rounds, options.repeats)
+            written = measure(names, peers, python, specs_of(options, names), options.repeats)
     except environments.InstallError as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
@@ -225,16 +228,23 @@ def main() -> None:
     raise SystemExit(int(runs < len(names) * len(peers) * options.repeats))
 
 
+def specs_of(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Experiment]:
+    """The experiments of the workloads, with the rounds and the seed that were asked for."""
+    specs = {name: experiment(name, options.rounds) for name in names}
+    if options.seed is None:
+        return specs
+    return {name: own.model_copy(update={"seed": options.seed}) for name, own in specs.items()}
+
+
 def measure(
     names: Sequence[str],
     peers: Sequence[str],
     python: dict[str, Path],
-    rounds: int,
+    specs: Mapping[str, Experiment],
     repeats: int,
 ) -> list[dict[str, Any]]:
     """Run every peer on every workload, and print a table for each; give them as results."""
     found: dict[str, dict[str, list[Run]]] = {name: {peer: [] for peer in peers} for name in names}
-    specs = {name: experiment(name, rounds) for name in names}
     with tempfile.TemporaryDirectory(prefix="flsim-peers-") as folder:
         data = data_files(specs, Path(folder))
         for repeat in range(1, repeats + 1):
@@ -258,7 +268,13 @@ def measure(
         for row in rows:
             runs = [vars(run) for run in found[name][row["peer"]]]
             written.append(
-                {"workload": name, "rounds": rounds, "repeats": repeats, **row, "all": runs}
+                {
+                    "workload": name,
+                    "rounds": specs[name].strategy.rounds,
+                    "repeats": repeats,
+                    **row,
+                    "all": runs,
+                }
             )
     return written
 

@@ -138,16 +138,17 @@ accuracy is that of the last model: it shows that the work was done.
         "peers-models",
         "Comparison on models as users write them",
         """\
-The same program on W5 to W10, each in a run of its own with its number of rounds: the models have dropout, batch normalisation, a GRU, attention, an LSTM and
-residual blocks. Few rounds, because they take long; two runs of one simulator differ by up to a fifth.
+The same program on W5 to W10: their models have dropout, batch normalisation, a GRU, attention, an LSTM and residual
+blocks. Each workload was measured once, by the command below the tables with its name and its number of rounds.
 """,
         figure_tables.peers,
         """\
 `flsim run` decides itself how it trains. Attention and the LSTM are products of matrices, of which stacking makes no
-fewer: what is won there is the second core, as in every simulator that uses both.
+fewer: two cores are worth as much there as in the plain loop in two processes, in the table further up.
 
 After five rounds W9's accuracy still depends on the first weights, which the peers share and `flsim run` draws from a stream of its
-own: with the seeds 1, 2 and 3 it is 0.17, 0.15 and 0.20 in `flsim run`, and 0.17, 0.17 and 0.14 in the plain loop.
+own: with the seeds 1, 2 and 3 it is 0.17, 0.15 and 0.20 in `flsim run`, and 0.17, 0.17 and 0.14 in the plain loop
+(`python benchmarks/peers.py W9 --rounds 5 --repeats 1 --peers bare flsimulation --seed 1`).
 """,
     ),
     Section(

@@ -309,6 +309,7 @@ def test_flsimulations_figures_are_those_of_its_run_directory(modules: Any, tmp_
             "pfl, fluke, fedlab\n",
         ),
         (["--repeats", "0"], "peers.py: --rounds and --repeats must be at least 1\n"),
+        (["--seed", "-1"], "peers.py: --seed must be at least 0, got -1\n"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -606,3 +607,14 @@ def test_the_fidelity_page_says_which_runs_a_gpu_made(modules: Any) -> None:
     assert runs({"rows": [row(None, None), row(None)]}) == "3 runs"
     mixed = {"rows": [row(None, "A"), row("A", "B")]}
     assert runs(mixed) == "4 runs, 2 of them on one A, 1 of them on one B"
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(7, 7), (None, 0)])
+def test_peers_have_the_seed_and_the_rounds_that_were_asked_for(
+    modules: Any, seed: int | None, expected: int
+) -> None:
+    specs = modules.peers.specs_of(argparse.Namespace(rounds=6, seed=seed), ["W1", "W9"])
+    assert [(own.seed, own.strategy.rounds) for own in specs.values()] == [(expected, 6)] * 2
+    assert [modules.peers.described(own, Path())["seed"] for own in specs.values()] == [
+        expected
+    ] * 2

@@ -123,6 +123,7 @@ def trained(
     sizes: Sequence[int] = ALIKE,
     rounds: int = 3,
     mu: float = 0.0,
+    first: int = 1,
     **train: Any,
 ) -> tuple[list[Any], list[str]]:
     """Each round's clients' models and scores, each round from the same model; and what was said.
@@ -133,17 +134,18 @@ def trained(
         if recorder is not ...:
             name = "flsimulation.training.stacked.standing.recorder_on"
             patch.setattr(name, lambda _: recorder)
-        return _trained(Net(optimizing), sizes, rounds, mu, {"device": "cpu", **train})
+        numbers = range(first, rounds + 1)
+        return _trained(Net(optimizing), sizes, numbers, mu, {"device": "cpu", **train})
 
 
 def _trained(
-    module: Any, sizes: Sequence[int], rounds: int, mu: float, train: Any
+    module: Any, sizes: Sequence[int], rounds: Sequence[int], mu: float, train: Any
 ) -> tuple[list[Any], list[str]]:
     spec = Train(batch_size=4, epochs=2, **train)
     trainer, found = StackedTrainer(module, spec, X, Y), []
     ends = np.cumsum(sizes)
     with collected() as said:
-        for round in range(1, rounds + 1):
+        for round in rounds:
             clients = [
                 Batches(X, Y, rows, 4, functools.partial(np.random.default_rng, [round, place]))
                 for place, rows in enumerate(np.split(np.arange(ends[-1]), ends[:-1]))
@@ -217,7 +219,7 @@ def test_a_gpu_records_again_when_all_graphs_are_gone() -> None:
 @pytest.mark.parametrize("kind", [Rows, Attending])
 def test_a_gpu_stacks_layers_that_it_has_single_kernels_for(kind: Any, dropout: float) -> None:
     module = kind(dropout)
-    ours, theirs = (_trained(module, ALIKE, 2, 0.0, {"device": d}) for d in ("cuda", "cpu"))
+    ours, theirs = (_trained(module, ALIKE, (1, 2), 0.0, {"device": d}) for d in ("cuda", "cpu"))
     assert (ours[1], len(ours[0])) == ([], 6)
     if not dropout:  # whose numbers are others on a GPU
         assert difference(ours[0], theirs[0]) < 1e-5
@@ -232,14 +234,26 @@ def test_recurrent_layers_are_stacked_where_they_look_for_their_weights_addresse
     def flatten(layers: nn.RNNBase) -> None:
         looked.extend(weight.data_ptr() for weight in layers._flat_weights)
 
-    plain, _ = _trained(Rows(0.3), ALIKE, 1, 0.0, {"device": "cpu"})
+    plain, _ = _trained(Rows(0.3), ALIKE, (1,), 0.0, {"device": "cpu"})
     monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flatten)
     TRACES.clear()
-    ours, _ = _trained(module := Rows(0.3), ALIKE, 1, 0.0, {"device": "cpu"})
+    ours, _ = _trained(module := Rows(0.3), ALIKE, (1,), 0.0, {"device": "cpu"})
     assert difference(ours, plain) == 0
     looked.clear()
     module.layers._init_flat_weights()
     assert looked  # of the user's module, as before
+
+
+@pytest.mark.parametrize("optimizing", [annealed, of(Adam, lr=0.01)])
+def test_steps_of_scaled_losses_have_the_rates_of_their_round_without_a_graph(
+    monkeypatch: pytest.MonkeyPatch, optimizing: Optimizing
+) -> None:
+    more: Any = {"first": 2, "precision": "16-mixed", "learning_rate_decay": 0.5}
+    plain, _ = trained(monkeypatch, None, optimizing, **more)
+    ours, said = trained(monkeypatch, Noted(), optimizing, **more)
+    assert difference(ours, plain) <= 1e-6  # rates are rounded to float32
+    assert len(said) == 1
+    assert "each client may leave out a step of its own" in said[0]
 
 
 def broken() -> None:

@@ -59,7 +59,7 @@ def as_on_device(spec: Train) -> Train:
         return spec
     text = (
         "train.precision = '16-mixed' is 'bf16-mixed' on a CPU, as with Lightning's Trainer; "
-        "set it, or train on a GPU"
+        "set 'bf16-mixed', or train on a GPU"
     )
     pass_on([Warned(NOBODY, text)])
     return spec.model_copy(update={"precision": "bf16-mixed"})

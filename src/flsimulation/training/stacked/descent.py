@@ -88,26 +88,28 @@ class Descent:
 
     def move(self) -> None:
         """One step of the optimizer, for all clients that are not done."""
-        if self._scales is not None:
-            self._move_scaled(self._scales)
-            return
-        gradients = self._clipped(self._drawn(self._gradients))
-        for leaf, gradient in zip(self.leaves, gradients, strict=True):
-            leaf.grad = gradient
         with self._at_rates():
-            self._optimizer.step()
-        for leaf in self.leaves:
-            leaf.grad = None
+            if self._scales is None:
+                self._move_all()
+            else:
+                self._move_finite(self._scales)
         self._gradients = [None] * len(self.leaves)
         self.has_begun = True
 
-    def _move_scaled(self, scales: Scales) -> None:
+    def _move_all(self) -> None:
+        gradients = self._clipped(self._drawn(self._gradients))
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            leaf.grad = gradient
+        self._optimizer.step()
+        for leaf in self.leaves:
+            leaf.grad = None
+
+    def _move_finite(self, scales: Scales) -> None:
         """One step of the clients whose gradients are finite; others leave it out."""
         gradients = scales.unscaled(self._gradients)
         finite = finite_clients(self._moved(gradients))
         self._by_group.step(self._clipped(self._drawn(gradients)), finite.tolist())
         scales.update(finite)
-        self._gradients = [None] * len(self.leaves)
 
     def schedule(self, turn: int) -> None:
         """Have the schedulers step after a turn."""

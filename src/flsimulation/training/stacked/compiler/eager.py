@@ -43,9 +43,8 @@ from flsimulation.training.stacked.compiler.trace import refusal
 from flsimulation.training.stacked.effects import Draws, foreign_random_states, unless_another_drew
 
 _LOOKED_AT = 11  # examples of a batch, by which is seen what a step changes
-_SCALE = (
-    256.0  # of losses for which ways of a step are compared: none overflows, and few are too small
-)
+# Of losses for which ways of a step are compared: none overflows, and few gradients are too small.
+_SCALE = 256.0
 _SEED = 2_718_281_828  # which no step sets itself
 
 
