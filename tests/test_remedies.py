@@ -200,6 +200,9 @@ STACKED: dict[str, tuple[Callable[[], pl.LightningModule], dict[str, Any], str]]
     ),
     "changes the parameter head.weight": (lambda: Net(clamp), {}, "leave parameters to the optimizer"),
     "changes the module itself": (lambda: Net(count, counter=0), {}, "register_buffer in __init__"),
+    "norm is a SyncBatchNorm": (
+        lambda: Net(lambda m, x, _: m.norm(x).sum(), norm=nn.SyncBatchNorm(6)), {}, "use BatchNorm1d",
+    ),
     "depends on a tensor's value (`if`, `.item()`) (test_remedies.py:": (
         lambda: Net(lambda m, x, _: x.sum().item()), {}, "torch.where(condition, a, b)",
     ),

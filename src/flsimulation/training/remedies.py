@@ -133,6 +133,10 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "(register_buffer in __init__), what is to be seen is logged",
     ),
     (
+        r"is a SyncBatchNorm",
+        "use BatchNorm1d, BatchNorm2d or BatchNorm3d: a client's statistics are its own; or GroupNorm, which has none",
+    ),
+    (
         r"vmap cannot take",
         "replace this call by others, or its layer by one of those that docs/own-model.md lists "
         "under 'Trained with many others'",

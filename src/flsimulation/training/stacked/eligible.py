@@ -74,6 +74,11 @@ def check_stackable(module: pl.LightningModule, spec: Train) -> None:
     for name in sorted(overridden(type(module)) - _OWN - _UNUSED - {*TRIED}):
         if not name.startswith(_ELSEWHERE):
             raise NotStackable(f"the module has a {name} of its own")
+    for name, part in module.named_modules():
+        if isinstance(part, nn.SyncBatchNorm):  # of processes that share a batch
+            raise NotStackable(
+                f"{name} is a SyncBatchNorm, whose statistics are those of all processes"
+            )
 
 
 def overridden(cls: type) -> set[str]:
