@@ -200,7 +200,8 @@ print(type(figure).__name__, axes.lines[0].get_ydata().tolist(), is_imported(PLO
 UNUSED = (
     *("torch._dynamo.eval_frame", "torch._inductor", "torch.fx.experimental.symbolic_shapes"),
     *("torch.distributed.tensor", "torch.distributed.fsdp._flat_param", "sympy", "mpmath"),
-    *("matplotlib", "ray", "datasets", "flwr_datasets", "pandas", "pyarrow", "scipy", "PIL.Image"),
+    *("matplotlib", "ray", "datasets", "flwr_datasets", "pandas", "pyarrow", "PIL.Image"),
+    *("scipy.signal", "scipy.stats", "scipy.optimize", "scipy.special", "dp_accounting", "tree"),
     *("prometheus_client", "docker", "lightning", "flwr.simulation.app", "IPython"),
 )
 """What no run needs until its first round ends, unless its data, its model or its engine does."""

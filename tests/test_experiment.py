@@ -270,3 +270,41 @@ def test_no_key_runs_code_while_an_experiment_is_read(tmp_path: Path) -> None:
     )
     assert experiment.model.class_ == named
     assert not (tmp_path / "evil.pyran").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["privacy.epsilon=2.0"], "privacy.epsilon is 2.0, but privacy.mode is 'none'"),
+        (
+            ["privacy.mode=central"],
+            "privacy.noise-multiplier is 0 and privacy.epsilon is 0; set one",
+        ),
+        (
+            ["privacy.mode=central", "privacy.epsilon=2", "privacy.noise-multiplier=1.5"],
+            "privacy.noise-multiplier is 1.5 and privacy.epsilon is 2; set only one of them",
+        ),
+        (
+            ["privacy.mode=local", "privacy.epsilon=2", "privacy.clipping=adaptive"],
+            "privacy.clipping is 'adaptive', which privacy.mode = 'local' does not have",
+        ),
+        (["privacy.delta=1.0", "privacy.mode=local", "privacy.epsilon=2"], "privacy.delta"),
+        (["privacy.mode=centrl"], "privacy.mode"),
+    ],
+)
+def test_privacy_that_cannot_be_is_one_line(changes: list[str], line: str) -> None:
+    with pytest.raises(ExperimentError) as raised:
+        load_experiment(None, changes)
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_privacy_is_kept_by_the_file_that_a_run_writes(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    for changes in (
+        [],
+        ["privacy.mode=central", "privacy.epsilon=2", "privacy.budget-epsilon=1.5"],
+    ):
+        experiment = load_experiment(None, changes)
+        path.write_text(dump_toml(experiment))
+        assert load_experiment(path) == experiment

@@ -19,7 +19,7 @@ LAYERS = (
     ("host",),
     ("security", "experiment"),
     ("data", "events"),
-    ("models", "messages"),
+    ("models", "messages", "privacy"),
     ("training",),
     ("client", "rundir", "metrics"),
     ("server", "report"),

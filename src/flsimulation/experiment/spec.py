@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, JsonValue, field_validator, model_valida
 
 from flsimulation.experiment.data_section import Data as Data
 from flsimulation.experiment.own_train import OwnTrain, check_own
+from flsimulation.experiment.privacy_section import Privacy as Privacy
 from flsimulation.experiment.section import Count, Fraction
 from flsimulation.experiment.section import Section as Section
 from flsimulation.experiment.section import kebab as kebab
@@ -202,6 +203,7 @@ class Experiment(Section):
     strategy: Strategy = Strategy()
     evaluate: Evaluate = Evaluate()
     round: Round = Round()
+    privacy: Privacy = Privacy()
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")

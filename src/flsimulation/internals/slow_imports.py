@@ -3,7 +3,8 @@
 Lightning and PyTorch's optimizers import ``torch._dynamo``, the larger part of ``torch.compile``, for
 three names that say whether and where something is compiled. TorchMetrics imports matplotlib to name
 types of its plots. What PyTorch itself has written in Python, as some losses under ``vmap``, imports
-symbolic shapes to ask whether a plain bool is true.
+symbolic shapes to ask whether a plain bool is true. TorchMetrics imports SciPy's signals to add a name to
+them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ SHAPES = "torch.fx.experimental.symbolic_shapes"
 """Sizes of tensors that are not numbers, for ``torch.compile``; imports SymPy."""
 PLOTS = "torchmetrics.utilities.plot"
 """Draws a metric's values; imports matplotlib's pyplot."""
+SIGNALS = "scipy.signal"
+"""Imports most of SciPy; TorchMetrics adds ``hamming`` for users of SciPy before 1.1."""
 
 
 def defer_slow_imports() -> None:
@@ -31,6 +34,7 @@ def defer_slow_imports() -> None:
     )
     questions = ("expect_true", "guard_or_false", "guard_or_true", "statically_known_true")
     defer(SHAPES, {"sym_eq": sym_eq} | {name: _question(name) for name in questions})
+    defer(SIGNALS, {"hamming": None})
     types = dict.fromkeys(("_AX_TYPE", "_CMAP_TYPE"), object)
     drawing = ("plot_single_or_multi_val", "plot_confusion_matrix", "plot_curve")
     defer(

@@ -1,0 +1,1 @@
+"""Differential privacy: transforms of updates, and the accountant of what they cost."""
