@@ -150,7 +150,7 @@ class ClientsConnected:
 
 @dataclass(frozen=True)
 class ClientMoved:
-    """A client joined or left a run that is in progress, where ``round.late`` is ``join``."""
+    """A client joined or left a run in progress where ``round.late`` is ``join``; or was refused."""
 
     round: int
     """The round in progress, which is the last one that began; 0 before the first."""

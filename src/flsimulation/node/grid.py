@@ -24,6 +24,7 @@ from flsimulation.node.presence import Presence
 from flsimulation.server.grid import PartitionedGrid
 
 _LOOK_SECONDS = 0.5  # between two updates of the connected nodes
+_NAMED = 3  # most refused clients in the message of a run that does not begin
 
 
 def connect(
@@ -142,9 +143,9 @@ class AssignedGrid(PartitionedGrid):
         met = self._met.replies(online)
         names = {identity.name for identity in met.values()}  # their older nodes are dead
         self._known = {n: i for n, i in self._known.items() if i.name not in names} | met
-        self._table.update(
-            online, self._admitted(back | met, online), strict=not self._presence.begun
-        )
+        admitted = self._admitted(back | met, online)
+        for identity, why in self._table.update(online, admitted, strict=not self._presence.begun):
+            self._presence.refuse(identity.name, identity.partition, why)
         self._presence.notice(tuple(self.partitions.values()))
         self._away = {n: since for n, since in self._away.items() if n not in self.partitions}
         self._looked = self._clock.monotonic()
@@ -222,7 +223,8 @@ class AssignedGrid(PartitionedGrid):
     @property
     def trouble(self) -> str:
         """What is known about missing clients, as the end of a sentence."""
-        return self._met.trouble
+        refused = [*self._table.refused.values()][:_NAMED]
+        return "".join(f"; {why}" for why in refused) + self._met.trouble
 
     def set_run(self, run: Run) -> None:
         """Set the run's description."""
@@ -267,7 +269,8 @@ class AssignedGrid(PartitionedGrid):
                 gone = self._outbox.nodes_of(late)
                 self._known = {n: i for n, i in self._known.items() if n not in gone}
                 ended = self._outbox.nodes_of(filter(self._outbox.was_deleted, late))
-                self._table.update(self._table.nodes - ended, {}, strict=False)
+                reported = self._table.nodes | self._table.refused.keys()
+                self._table.update(reported - ended, {}, strict=False)
             self.look()
         there = self.partitions
         given_up = [i for i in self._unavailable if self._outbox.node_of(i) in there]
