@@ -274,3 +274,7 @@ Event: TypeAlias = (
     | RunFinished
 )
 Sink: TypeAlias = Callable[[Event], None]
+
+
+def silent(_: Event) -> None:
+    """A sink that takes an event and does nothing."""

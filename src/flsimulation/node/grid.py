@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from flsimulation.clock import SYSTEM, Clock
+from flsimulation.data.sites.agree import Agreement
 from flsimulation.errors import RunError
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment
@@ -158,7 +159,7 @@ class AssignedGrid(PartitionedGrid):
             self._known.pop(node, None)
         return self._late.admitted(met, online)
 
-    def expect_late_sites(self, experiment: Experiment) -> LateSites:
+    def expect_late_sites(self, experiment: Experiment) -> None:
         """From now on admit the sites that are not connected only if they fit what the others agree."""
 
         def refuse(identity: Identity, why: str) -> None:
@@ -167,7 +168,14 @@ class AssignedGrid(PartitionedGrid):
         present = set(self.partitions.values())
         check, clock = self._table.check, self._clock
         self._late = LateSites(self._grid, experiment, present, refuse, check, clock)
-        return self._late
+
+    def sites_agreed(self, agreement: Agreement) -> None:
+        """Ask late sites from now on; a connected one that is not part of the agreement is late, too."""
+        if self._late is None:
+            return
+        self._late.agreed(agreement)
+        late = {n for n, p in self.partitions.items() if not agreement.sizes[p].examples}
+        self._table.update(self._table.nodes - late, {}, strict=False)
 
     def examples_of(self, partition: int) -> int | None:
         """Examples that a client declared when it joined late; None for all others."""
