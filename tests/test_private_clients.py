@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import FedAvg
 from pydantic import ValidationError
 
 from flsimulation import run
@@ -25,6 +27,8 @@ from flsimulation.privacy.ledger import ledger_of
 from flsimulation.privacy.notes import privacy_advice
 from flsimulation.runner import resume
 from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.server.private import Central, spending_of
+from flsimulation.server.replies import Replies
 from flsimulation.studies.agreement import Observed
 from flsimulation.studies.verify import verify_engines
 from flsimulation.training.jobs import Terms
@@ -528,3 +532,18 @@ def test_the_noise_of_updates_and_count_makes_the_whole(noise: float) -> None:
     assert adaptive.noisy_share(6, 2, 8, 0.0) == 0.75
     assert adaptive.noisy_share(3, 1, 8, 0.0) == 0.625  # four did not reply: a half each
     assert adaptive.next_norm(2.0, 1.0, 0.5, 0.2) == pytest.approx(2.0 * math.exp(-0.1))
+
+
+def test_the_server_clips_what_a_client_did_not(make_experiment: Make) -> None:
+    spec = without_noise(make_experiment, data={"clients": 4}, strategy={"rounds": 1})
+    before = ArrayRecord({"w": Array(np.zeros(4, np.float32)), "n": Array(np.array(7))})
+    long = ArrayRecord({"w": Array(np.full(4, 100.0, np.float32)), "n": Array(np.array(9))})
+    short = ArrayRecord({"w": Array(np.full(4, 0.01, np.float32)), "n": Array(np.array(9))})
+    trained = Replies(1, "train", (0, 1), models={0: long, 1: short})
+    private = spending_of(spec, {"w": "w"}, FedAvg())
+    assert isinstance(private, Central)
+    found = private.mean(1, trained, before)
+    # of the long one half a norm in each of four numbers, over four clients
+    expected = (NORM / 2 + 0.01) / 4
+    assert found["w"].numpy() == pytest.approx(np.full(4, expected), abs=1e-6)
+    assert int(found["n"].numpy()) == 7
