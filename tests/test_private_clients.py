@@ -447,11 +447,12 @@ def test_what_undoes_the_guarantee_is_refused_in_one_line(make_experiment: Make,
     make_experiment(privacy={**CENTRAL, "mode": "local"}, **tables)  # after the noise
 
 
-def test_a_budget_that_allows_no_round_is_refused(make_experiment: Make) -> None:
+def test_a_budget_that_allows_no_round_is_refused(make_experiment: Make, tmp_path: Path) -> None:
     spec = make_experiment(privacy={**CENTRAL, "budget-epsilon": 0.5})
     one = epsilon_of(Mechanism(1.0, 1.0), 1, 0.01)
     with pytest.raises(InputError) as caught:
-        observed(spec)
+        run(spec, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     assert str(caught.value) == (
         f"privacy.budget-epsilon is 0.5, but one round spends {one:.3g}; raise it, or set more noise"
     )
