@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -15,8 +16,10 @@ import torch
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from pydantic import ValidationError
+from rich.console import Console
 
 from flsimulation import run
+from flsimulation.cli.view import PlainView
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import InputError
 from flsimulation.events import ClientReplied, Noticed, RoundFinished, RunFinished, RunStarted
@@ -548,3 +551,28 @@ def test_the_server_clips_what_a_client_did_not(make_experiment: Make) -> None:
     expected = (NORM / 2 + 0.01) / 4
     assert found["w"].numpy() == pytest.approx(np.full(4, expected), abs=1e-6)
     assert int(found["n"].numpy()) == 7
+
+
+def test_epsilon_is_on_the_console_and_in_the_report(make_experiment: Make, tmp_path: Path) -> None:
+    two = epsilon_of(Mechanism(1.0, 1.0), 2, 0.01)
+    spec = make_experiment(
+        data={"clients": 10},
+        strategy={"rounds": 5},
+        privacy={**CENTRAL, "budget-epsilon": two + 1e-6},
+    )
+    console = Console(file=io.StringIO(), width=200)
+    run(spec, tmp_path / "run", [PlainView(console, spec)])
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    (header,) = [line for line in shown.splitlines() if line.strip().startswith("round ")]
+    assert header.split()[-3:] == ["epsilon", "seconds", "failed"]
+    (last,) = [line for line in shown.splitlines() if line.strip().startswith("2/5")]
+    assert last.split()[-3] == f"{two:.4f}"
+    assert "completed: 2 of 5 rounds" in shown
+    assert "privacy budget spent" in shown
+    assert "target accuracy" not in shown
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Privacy</h2>" in page
+    assert "Privacy spent" in page
+    assert f"Epsilon {two:.4g} at delta 0.01 after round 2; updates of norm 0.05 at most" in page
+    run(make_experiment(), tmp_path / "plain")
+    assert "Privacy spent" not in (tmp_path / "plain" / "report.html").read_text()
