@@ -48,7 +48,7 @@ def experiment_of(clients: int, cohort: int, epsilon: float, rounds: int) -> Exp
             f"data.clients={clients}",
             f"data.examples-per-client={_EXAMPLES // clients}",
             "data.validation-fraction=0.0",
-            "data.min-examples=1",
+            "data.min-examples=2",
             "model.class=logistic",
             "train.engine=stacked",
             "train.device=cpu",

@@ -52,7 +52,7 @@ from flsimulation.server.private import spending_of
 from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
 from flsimulation.server.strategies import AVERAGING, MOVING_THE_MODEL, build_strategy
-from flsimulation.training.states import merged_scores
+from flsimulation.training.states import forms_of, merged_scores
 
 Connect: TypeAlias = Callable[[Grid, Experiment, Sink, Clock], PartitionedGrid]
 """Returns a grid with partitions over Flower's, after waiting for the experiment's clients."""
@@ -221,7 +221,8 @@ def _exchange(
     else:
         grid = connect(grid, experiment, emit, clock)
     central = experiment.privacy.mode == "central"
-    checks = Checks(held_by(space.data, grid.examples_of), weighs_clients=central)
+    held, forms = held_by(space.data, grid.examples_of), forms_of(space.module)
+    checks = Checks(held, forms, weighs_clients=central)
     agreement = _agreement(space.data.dataset)
     return Exchange(grid, experiment.round.deadline, emit, *engine, clock, checks, agreement)
 
