@@ -11,27 +11,14 @@ import torch
 from flsimulation.training.stacked.wave import Wave
 
 
-def parts(places: list[int], most: int, *, few_sizes: bool) -> list[list[int]]:
-    """The places of each wave: as many as allowed, and the rest.
+def filled(places: list[int]) -> list[int]:
+    """The places of a wave, and its last one again up to 1, 2, 4, ... of them.
 
-    Parameters
-    ----------
-    places : list of int
-        Of all clients, in the order in which they go to waves.
-    most : int
-        Clients of a wave.
-    few_sizes : bool
-        Divide the rest into waves of 1, 2, 4, ... clients: a program is made for each size, and a
-        rest is of another size in each round where cohorts are samples of any size.
+    A program is made for each number of clients, and the last wave of cohorts that are samples of any
+    size has another one in each round.
     """
-    found, first = list[list[int]](), 0
-    while (left := len(places) - first) > 0:
-        size = min(most, left)
-        if few_sizes and size < most:
-            size = 1 << (size.bit_length() - 1)
-        found.append(places[first : first + size])
-        first += size
-    return found
+    size = 1 << (len(places) - 1).bit_length()
+    return [*places, *places[-1:] * (size - len(places))]
 
 
 class Threads:

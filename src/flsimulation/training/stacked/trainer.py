@@ -35,7 +35,7 @@ from flsimulation.training.stacked.room import kept_on, room_on_cpu, room_on_gpu
 from flsimulation.training.stacked.samples import check_worth, probed, some
 from flsimulation.training.stacked.stack import Stack, WaveTerms, aliases
 from flsimulation.training.stacked.standing import graphs_on
-from flsimulation.training.stacked.threads import Threads, parts
+from flsimulation.training.stacked.threads import Threads, filled
 from flsimulation.training.stacked.wave import Wave, WaveFit
 from flsimulation.training.stacked.ways import choose, convolves
 from flsimulation.training.trainers import takes_gpu
@@ -228,15 +228,19 @@ class StackedTrainer:
         rates = self._rates if proximal_mu == 0 else None
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         waves = self._waves(clients, cohort, threads, in_place=rates is not None)
+        most = max(map(len, waves), default=0)
         factor, seeds = self._rate_factor(round), seeds or [int] * len(clients)
         alike = _MANY if practice else len(waves)
         terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, alike)
 
         def run(places: list[int]) -> Wave:
+            count = len(places)
+            if cohort and count < most:
+                places = filled(places)[:most]
             own = [clients[place].again() for place in places]
             fit = WaveFit(self._stack, terms, own, [seeds[place] for place in places])
             with in_tf32(self._tf32):
-                wave = fit.run(tuple(places))
+                wave = fit.run(tuple(places)).first(count)
                 if ending is not None:
                     whole = {name: state[name].to(device) for name in self._stack.kinds}
                     return ending(wave, whole).on_cpu()
@@ -267,7 +271,7 @@ class StackedTrainer:
         most = self._most(cohort or len(clients), threads, in_place=in_place)
         order = sorted(range(len(clients)), key=lambda place: -clients[place].examples)
         if not self._goes_by_epochs:
-            return parts(order, most, few_sizes=cohort > 0)
+            return [order[i : i + most] for i in range(0, len(order), most)]
         waves: list[list[int]] = []  # whose epochs end together
         for place in order:
             steps = len(clients[place])
