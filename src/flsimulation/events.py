@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from flsimulation.experiment import Experiment
 
-Phase: TypeAlias = Literal["train", "evaluate", "final", "facts"]
+Phase: TypeAlias = Literal["train", "evaluate", "final", "facts", "keys", "shares", "unmask"]
 """``final`` is the evaluation of every client after the last round; ``facts`` is what sites report
-before the first, which no event contains."""
+before the first; ``keys``, ``shares`` and ``unmask`` are those of secure aggregation beside ``train``."""
+UNSEEN = frozenset[Phase](("facts", "keys", "shares", "unmask"))
+"""Phases that no event of a start or a reply contains."""
 RunState: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 """``degraded``: all rounds are done, but a client never succeeded."""
 Move: TypeAlias = Literal["joined", "returned", "left", "refused"]
@@ -235,10 +237,16 @@ class RoundFinished:
     bytes: dict[str, int]
     """down, up: payload of the messages."""
     weights_sha256: str
+    secure: Mapping[str, int] | None = None
+    """If the updates were added by secure aggregation: ``neighbours`` of each client, the ``threshold``,
+    and the clients that dropped out in ``keys``, ``shares``, ``train`` and ``unmask``."""
 
     def record(self) -> dict[str, object]:
         """The line, ready for JSON."""
-        return {**self.__dict__, "cohort": list(self.cohort)}
+        line = {**self.__dict__, "cohort": list(self.cohort)}
+        if self.secure is None:
+            del line["secure"]
+        return line
 
 
 @dataclass(frozen=True)

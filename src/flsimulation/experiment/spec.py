@@ -16,6 +16,7 @@ from flsimulation.experiment.privacy_section import Privacy as Privacy
 from flsimulation.experiment.section import Count, Fraction
 from flsimulation.experiment.section import Section as Section
 from flsimulation.experiment.section import kebab as kebab
+from flsimulation.experiment.secure import check_secure
 from flsimulation.experiment.strategy import STRATEGIES, check_parameters
 
 
@@ -231,6 +232,7 @@ class Experiment(Section):
             )
         self._check_robustness()
         check_own(self.train.sites, self.data)
+        check_secure(self.privacy, self.strategy.name, self.cohort_size)
         return self
 
     def of_client(self, partition: int) -> Experiment:

@@ -13,6 +13,7 @@ from flwr.app import Context
 from flsimulation import seeds
 from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
+from flsimulation.events import UNSEEN
 from flsimulation.experiment import Experiment, flatten, unflatten
 from flsimulation.internals.flower_words import CLIENT_APP
 from flsimulation.messages.batch import Batch, Reply, batch_bytes, outcome_bytes
@@ -109,7 +110,9 @@ def _tell(run: int, batch: Batch, reply: Reply) -> None:
         "partition": batch.tasks[0].partition,
         "bytes": {"down": batch_bytes(batch), "up": sum(map(outcome_bytes, good))},
         "metrics": {
-            "train" if outcome.phase == "train" else "evaluate": outcome.metrics for outcome in good
+            "train" if outcome.phase == "train" else "evaluate": outcome.metrics
+            for outcome in good
+            if outcome.phase not in UNSEEN
         },
     }
     _send(REPORTS, report)

@@ -51,6 +51,7 @@ from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.notices import Notices
 from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
+from flsimulation.server.secure import SecureExchange
 from flsimulation.server.strategies import AVERAGING, MOVING_THE_MODEL, build_strategy
 from flsimulation.training.states import merged_scores
 
@@ -158,7 +159,7 @@ def _federate(
         _restore(strategy, start.strategy)
         arrays = _fitting(start, arrays)
         emit(Checkpoint(start.round, arrays, strategy))
-    exchange = ready()
+    exchange, secure = ready(), experiment.privacy.secure_aggregation
 
     def judge(number: int, model: ArrayRecord) -> Scores:
         return _judge(number, model, space)
@@ -166,7 +167,7 @@ def _federate(
     rounds = Rounds(
         experiment,
         strategy,
-        exchange,
+        SecureExchange(exchange, experiment, emit) if secure else exchange,
         judge=judge if space.data.dataset.has_test else None,
         emit=emit,
         buffers=_averaged_buffers(space),
@@ -210,16 +211,15 @@ def _exchange(
 ) -> Exchange:
     """The exchange, over a grid with a partition for each node."""
     experiment, engine = started.experiment, (started.engine, started.not_stacked)
-    clock = space.clock
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
     elif connect is None:
         raise RunError("the grid does not report which node holds which partition")
     else:
-        grid = connect(grid, experiment, emit, clock)
+        grid = connect(grid, experiment, emit, space.clock)
     checks = Checks(held_by(space.data, grid.examples_of))
     agreement = _agreement(space.data.dataset)
-    return Exchange(grid, experiment.round.deadline, emit, *engine, clock, checks, agreement)
+    return Exchange(grid, experiment.round.deadline, emit, *engine, space.clock, checks, agreement)
 
 
 def _agreement(dataset: Dataset) -> str:

@@ -29,6 +29,7 @@ from flsimulation.server.hooks import batches_of, by_partition
 from flsimulation.server.notices import Notices
 from flsimulation.server.replies import Replies
 from flsimulation.server.sampling import offered
+from flsimulation.server.secure import SecureExchange
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Rounds:
         Its rounds, seed, and what a round requires.
     strategy : Strategy
         One of Flower's, or any object with its four methods.
-    exchange : Exchange
+    exchange : Exchange or SecureExchange
         Sends tasks to the clients.
     judge : callable or None
         Returns scores of a round's global model on the test set, of its number and the model; None
@@ -60,7 +61,7 @@ class Rounds:
 
     experiment: Experiment
     strategy: Strategy
-    exchange: Exchange
+    exchange: Exchange | SecureExchange
     judge: Callable[[int, ArrayRecord], Scores] | None
     emit: Sink
     buffers: frozenset[str] = frozenset()
@@ -182,6 +183,7 @@ class Rounds:
                 seconds=done.laps.seconds(),
                 bytes=_traffic(trained, evaluated),
                 weights_sha256=done.digest.result(),
+                secure=trained.secure,
             )
         )
 
