@@ -108,7 +108,7 @@ class SecureClient:
             share = outcome.metrics["num-examples"] / max(1, int(cast(int, own["examples"])))
             field = Field(self._spec.largest_change, peers.plan.clients)
             draws = self._vault.draws(partition, round)
-            words, cut = field.encoded(change * min(1.0, share), draws)
+            words, cut = field.encoded(change, draws, min(1.0, share))
             keys = Keys(self._vault.use(partition, peers.made, "train", peers.digest))
             words += own_mask(keys.own_seed, len(words))
             for other in senders:

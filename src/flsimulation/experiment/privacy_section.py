@@ -48,7 +48,7 @@ class Privacy(Section):
     secure_aggregation: bool = False
     """Whether the server learns only the sum of the clients' updates, and no single one (SecAgg+; Bell et al., "Secure
     Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS 2020). Needs a strategy that uses only the mean."""
-    assumed_dropped: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    assumed_dropped: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """For secure aggregation: the largest share of a round's clients (rounded down) that may fail in it; if more do,
     the round fails."""
     assumed_corrupt: Annotated[float, Field(ge=0, lt=0.5)] = 0.1

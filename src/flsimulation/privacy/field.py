@@ -43,8 +43,10 @@ class Field(NamedTuple):
         """The difference between two neighbouring numbers; no entry of a client is off by more."""
         return self.largest / (_MOST // self.clients)
 
-    def encoded(self, values: np.ndarray, draws: np.random.Generator) -> Encoded:
-        """The values in whole steps, each rounded up or down at random.
+    def encoded(
+        self, values: np.ndarray, draws: np.random.Generator, weight: float = 1.0
+    ) -> Encoded:
+        """The values times a weight in whole steps, each rounded up or down at random.
 
         Parameters
         ----------
@@ -52,9 +54,11 @@ class Field(NamedTuple):
             Finite real numbers, [entries].
         draws : Generator
             The stream of the rounding.
+        weight : float
+            At most 1.
         """
         cut = int(np.count_nonzero(np.abs(values) > self.largest))
-        steps = np.clip(values, -self.largest, self.largest) / self.step
+        steps = np.clip(values, -self.largest, self.largest) * (weight / self.step)
         whole = np.floor(steps + draws.random(len(steps))).astype(np.int64)
         return Encoded(whole.astype(np.uint32), cut)
 

@@ -54,6 +54,7 @@ def plan_for(clients: int, dropped: float, corrupt: float) -> Plan:
     gone, bad = floor(clients * dropped), floor(clients * corrupt)
     least = max(clients - gone, bad + 2)
     others = clients - 1
+    bad = max(1, bad)  # a small cohort shares masks with everybody
     for k in range(2, others, 2):
         if clients * ((gone + bad) / clients) ** (k / 2) > _CORRECTNESS:
             continue
@@ -62,7 +63,7 @@ def plan_for(clients: int, dropped: float, corrupt: float) -> Plan:
                 break  # a larger t is worse
             if clients * _tail(others, bad, k, t) <= _SECURITY:
                 return Plan(clients, k, t, least)
-    t = max(others // 2, bad) + 1
+    t = max(others // 2 + 1, floor(clients * corrupt) + 1)
     if clients < 2 or t > others - gone or least > clients:
         raise ValueError(
             f"{clients} clients are too few where {dropped:g} of them may drop out and {corrupt:g} may be corrupt"
