@@ -437,14 +437,14 @@ def test_a_run_says_that_it_was_secure_and_is_resumed_to_the_same_bits(
     spec = secured(make_experiment, strategy={"rounds": 3}, data={"clients": 4})
     whole = run(spec, tmp_path / "whole")
 
-    class End(Exception):
+    class EndError(Exception):
         pass
 
     def end(event: Any) -> None:
         if isinstance(event, PhaseStarted) and event.round == 3:
-            raise End
+            raise EndError
 
-    with pytest.raises(End):
+    with pytest.raises(EndError):
         run(spec, tmp_path / "cut", [end])
     done = resume(tmp_path / "cut")
     assert done.weights_sha256 == whole.weights_sha256

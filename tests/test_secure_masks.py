@@ -120,7 +120,7 @@ def test_the_sum_is_exact_in_the_ring_and_near_the_real_one() -> None:
     assert apart.max() < 50 * field.step
     assert 0 < apart[3:].mean() < 8 * field.step  # the steps' errors do not add up
     assert field.decoded(total)[2] == 0.0
-    assert field.step == 2.0 / 42949672
+    assert field.step == 2.0 / 42949671
 
 
 def test_rounding_is_right_on_average_and_what_is_beyond_the_range_is_counted() -> None:

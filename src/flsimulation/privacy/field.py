@@ -41,7 +41,7 @@ class Field(NamedTuple):
     @property
     def step(self) -> float:
         """The difference between two neighbouring numbers; no entry of a client is off by more."""
-        return self.largest / (_MOST // self.clients)
+        return self.largest / (_MOST // self.clients - 1)  # one less, for the rounding
 
     def encoded(
         self, values: np.ndarray, draws: np.random.Generator, weight: float = 1.0
