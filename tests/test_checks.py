@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torchmetrics
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -16,6 +18,7 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
+from torch import nn
 
 from flsimulation.errors import ClientError, one_line
 from flsimulation.events import ClientReplied, RoundFinished
@@ -30,6 +33,8 @@ from flsimulation.server.checks import Checks
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.rounds import Rounds
 from flsimulation.server.strategies import build_strategy
+from flsimulation.training.measured import Measured, MetricState, arrays_of
+from flsimulation.training.states import forms_of, record_of_states
 
 CONFIG = ConfigRecord({"server-round": 1})
 HELD = 10
@@ -81,7 +86,7 @@ class Network(InProcessGrid):
 
 
 def outcomes(
-    recorder: Any, answer: Any, *, average: bool = False, phase: Any = "train"
+    recorder: Any, answer: Any, *, average: bool = False, phase: Any = "train", forms: Any = None
 ) -> dict[int, str]:
     """By partition: why its reply was rejected, "" if it was used; of two clients, 0 is honest."""
 
@@ -96,7 +101,7 @@ def outcomes(
         return reply_to(message, found) if isinstance(found, Reply) else found
 
     held = {0: HELD, 1: HELD}  # of others nothing is known, and asking for it is an error
-    checks = Checks(lambda partition, _: held[partition])
+    checks = Checks(lambda partition, _: held[partition], forms or {})
     exchange = Exchange(Network(reply), 0.0, recorder, checks=checks)
     tasks = [Task(partition, phase, 1, CONFIG) for partition in (0, 1)]
     replies = exchange.post(1, phase, [Batch(MODEL, tasks, average)])
@@ -369,6 +374,102 @@ def test_states_of_metrics_are_arrays_of_numbers(
 ) -> None:
     answer = lambda _, good: Reply([good._replace(states=states)])  # noqa: E731
     assert outcomes(recorder, answer, phase="evaluate")[1].startswith(why)
+
+
+class Scored(nn.Module):
+    """Has metric objects of every kind of state: numbers, counts, lists, and parts of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acc = torchmetrics.Accuracy("multiclass", num_classes=3, average="macro")
+        self.auroc = torchmetrics.AUROC("binary")
+        self.curve = torchmetrics.AUROC("binary", thresholds=5)
+        self.matrix = torchmetrics.ConfusionMatrix("multiclass", num_classes=3)
+        self.mse = torchmetrics.MeanSquaredError()
+        self.variance = torchmetrics.ExplainedVariance()
+        self.mean = torchmetrics.MeanMetric()
+        self.least = torchmetrics.MinMetric()
+        self.all = torchmetrics.CatMetric()
+        self.pearson = torchmetrics.PearsonCorrCoef()
+
+    def update(self, rows: int, outputs: int = 1) -> None:
+        x, y = torch.rand(rows, 3), torch.arange(rows) % 3
+        for counted in (self.acc, self.matrix):
+            counted.update(x, y)
+        for curve in (self.auroc, self.curve):
+            curve.update(x[:, 0], (y == 0).int())
+        for single in (self.mse, self.pearson):
+            single.update(x[:, 0], x[:, 1])
+        self.variance.update(*(x[:, :outputs].squeeze(1), x[:, 1 : 1 + outputs].squeeze(1)))
+        for value in (self.mean, self.least, self.all):
+            value.update(x[:, 0])
+
+    def states(self) -> dict[str, np.ndarray]:
+        metrics = {p: m for p, m in self.named_modules() if isinstance(m, torchmetrics.Metric)}
+        scores = Measured({}, {f"val_{p}": MetricState(p, arrays_of(m) or {}) for p, m in metrics.items()})  # fmt: skip
+        return {name: array.numpy() for name, array in (record_of_states(scores) or {}).items()}
+
+
+def sent(states: dict[str, np.ndarray]) -> Any:
+    record = ArrayRecord({name: Array(array) for name, array in states.items()})
+    return lambda _, good: Reply([good._replace(states=record)])
+
+
+@pytest.mark.parametrize(("batches", "outputs"), [((7, 4), 1), ((5,), 2), ((), 1)])
+def test_states_of_honest_metrics_are_used(
+    recorder: Any, batches: tuple[int, ...], outputs: int
+) -> None:
+    client = Scored()
+    for rows in batches:
+        client.update(rows, outputs)
+    states = client.states()
+    assert len(states) >= 20
+    assert outcomes(recorder, sent(states), phase="evaluate", forms=forms_of(Scored()))[1] == ""
+
+
+def test_states_have_the_form_of_the_servers(recorder: Any) -> None:
+    client, forms = Scored(), forms_of(Scored())
+    client.update(7)
+    good = client.states()
+    tp, counts, preds = (
+        "val_acc\nacc\ntp",
+        "val_matrix\nmatrix\nconfmat",
+        "val_auroc\nauroc\npreds[{}]",
+    )
+    assert {tp, counts, preds.format(0)} <= good.keys()
+    bad: dict[str, dict[str, Any]] = {
+        f"its states of the metric 'val_acc' have {good[tp].dtype} [4] as 'tp', not int [3]": {
+            tp: np.zeros(4, good[tp].dtype)
+        },
+        "its states of the metric 'val_acc' have float32 [3] as 'tp', not int [3]": {
+            tp: np.zeros(3, np.float32)
+        },
+        "its states of the metric 'val_matrix' have int64 [1, 9] as 'confmat', not int [3, 3]": {
+            counts: good[counts].reshape(1, 9)
+        },
+        "its states of the metric 'val_acc' lack 'tp'": {tp: None},
+        "its states of the metric 'val_acc' have an unknown one, 'more'": {
+            "val_acc\nacc\nmore": np.zeros(3)
+        },
+        "its states of the metric 'val_auroc' have an unknown one, 'preds[2]'": {
+            preds.format(2): np.zeros(3)
+        },
+        f"its states of the metric 'val_auroc' have {HELD + 1} arrays in 'preds', for ": {
+            preds.format(i): np.zeros(1, np.float32) for i in range(HELD + 1)
+        },
+        "a metric has the reserved name 'round'": {"round\nacc\ntp": np.zeros(3)},
+    }
+    for why, change in bad.items():
+        states = {name: v for name, v in {**good, **change}.items() if v is not None}
+        recorder.events.clear()
+        found = outcomes(recorder, sent(states), phase="evaluate", forms=forms)
+        assert (found[0], found[1][: len(why)]) == ("", why)
+
+
+def test_states_of_a_metric_that_the_server_lacks_are_merged_by_nobody(recorder: Any) -> None:
+    client = Scored()
+    client.update(7)
+    assert outcomes(recorder, sent(client.states()), phase="evaluate", forms={})[1] == ""
 
 
 @pytest.mark.parametrize(

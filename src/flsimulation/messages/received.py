@@ -20,16 +20,18 @@ from flsimulation.errors import FAILURE_REASONS, ClientError, describe_error, on
 from flsimulation.events import BOOKKEEPING, RESERVED
 from flsimulation.host.warned import Warned
 from flsimulation.internals.flower_messages import NUMPY
-from flsimulation.messages.arrays import HeldArray, joined, size_of
+from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.messages.batch import Outcome, Reply
 from flsimulation.messages.codec import reply_of
 from flsimulation.messages.weights import first_diverged
 
-_MOST_METRICS = 1000  # per client and phase
+MOST_METRICS = 1000
+"""Per client and phase."""
 _LONGEST_NAME = 200  # characters of a metric's name
 _HEADER_BYTES = 10_000  # of an array, at most: NumPy reads no longer ones
 _TAKEN = RESERVED - BOOKKEEPING  # names in a line of clients.jsonl that are no metrics
-_NUMBERS = "biufc"  # kinds of NumPy's types that are numbers
+NUMBERS = "biufc"
+"""Kinds of NumPy's types that are numbers."""
 
 
 def rejected(what: str) -> ClientError:
@@ -110,8 +112,8 @@ def checked_metrics(metrics: Mapping[str, object], held: int | None) -> dict[str
     ClientError
         If they are anything else.
     """
-    if len(metrics) > _MOST_METRICS:
-        raise rejected(f"it sent {len(metrics):,} metrics, {_MOST_METRICS:,} are the most")
+    if len(metrics) > MOST_METRICS:
+        raise rejected(f"it sent {len(metrics):,} metrics, {MOST_METRICS:,} are the most")
     found = {name_of(name): _finite(name, value) for name, value in metrics.items()}
     for name in BOOKKEEPING & found.keys():
         if found[name] < 0:
@@ -185,16 +187,16 @@ def _decoded(name: str, array: Array, like: Array) -> Array:
         raise rejected(f"its weights {what}, not {like.dtype} {list(expected)}")
     if isinstance(array, HeldArray):
         return array
-    return HeldArray(_values(name, array))
+    return HeldArray(values_in(name, array))
 
 
-def _values(name: str, array: Array) -> np.ndarray:
+def values_in(name: str, array: Array) -> np.ndarray:
     """The numbers in the bytes of an array, which must be what the array says."""
     try:
         kind = np.dtype(array.dtype)
         expected = math.prod(array.shape) * kind.itemsize
         header = _header(array.data) if array.stype == NUMPY else None
-        if header != (tuple(array.shape), kind) or kind.kind not in _NUMBERS:
+        if header != (tuple(array.shape), kind) or kind.kind not in NUMBERS:
             raise ValueError("other numbers than announced")
         if not expected <= len(array.data) <= expected + _HEADER_BYTES:
             raise ValueError(f"{len(array.data):,} bytes for {expected:,}")
@@ -227,33 +229,3 @@ def _sums_up(value: np.ndarray) -> bool:
 
 def _only(record: ArrayRecord, names: list[str]) -> ArrayRecord:
     return joined({name: record[name] for name in names})
-
-
-def checked_states(states: ArrayRecord, longest: int) -> ArrayRecord:
-    """States of metric objects, decoded: arrays of numbers.
-
-    Parameters
-    ----------
-    states : ArrayRecord
-        As received.
-    longest : int
-        Most bytes that they may have.
-
-    Raises
-    ------
-    ClientError
-        If they are anything else.
-    """
-    if len(states) > _MOST_METRICS or size_of(states) > longest:
-        raise rejected("its states of metrics are too large")
-    found = {}
-    for name, array in states.items():
-        if name.count("\n") != 2 or not name.replace("\n", "").isprintable():
-            raise rejected(f"a state of its metrics is named {one_line(repr(name), 100)}")
-        held = array if isinstance(array, HeldArray) else HeldArray(_values(name, array))
-        if held.numpy().dtype.kind not in _NUMBERS:
-            raise rejected(f"a state of its metrics is {held.dtype}")
-        if held.numpy().dtype.kind in "fc" and np.isnan(held.numpy()).any():
-            raise rejected(f"a state of its metrics is not a number: {name.replace(chr(10), ' ')}")
-        found[name] = held
-    return joined(found)

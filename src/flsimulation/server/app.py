@@ -53,7 +53,7 @@ from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
 from flsimulation.server.secure import SecureExchange
 from flsimulation.server.strategies import AVERAGING, MOVING_THE_MODEL, build_strategy
-from flsimulation.training.states import merged_scores
+from flsimulation.training.states import forms_of, merged_scores
 
 Connect: TypeAlias = Callable[[Grid, Experiment, Sink, Clock], PartitionedGrid]
 """Returns a grid with partitions over Flower's, after waiting for the experiment's clients."""
@@ -217,7 +217,7 @@ def _exchange(
         raise RunError("the grid does not report which node holds which partition")
     else:
         grid = connect(grid, experiment, emit, space.clock)
-    checks = Checks(held_by(space.data, grid.examples_of))
+    checks = Checks(held_by(space.data, grid.examples_of), forms_of(space.module))
     agreement = _agreement(space.data.dataset)
     return Exchange(grid, experiment.round.deadline, emit, *engine, space.clock, checks, agreement)
 

@@ -8,17 +8,17 @@ it contains the bad one's.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import ClientError
 from flsimulation.events import Phase
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply
+from flsimulation.messages.metric_states import Forms, checked_states
 from flsimulation.messages.received import (
     check_trained,
     checked_metrics,
-    checked_states,
     model_like,
     rejected,
 )
@@ -62,9 +62,12 @@ class Checks:
     ----------
     held : callable
         Examples that a client holds.
+    forms : mapping
+        Of the states of the server's metric objects.
     """
 
     held: Held = not_known
+    forms: Forms = field(default_factory=dict)
 
     def checked(self, reply: Reply, batch: Batch, waiting: Container[tuple[int, Phase]]) -> Reply:
         """The reply with an error in place of every outcome that must not be used.
@@ -108,7 +111,9 @@ class Checks:
             if outcome.phase == "train" and reply.mean is None:
                 raise rejected("it sent no model")
             states = outcome.states
-            states = None if states is None else checked_states(states, _STATES_BYTES)
+            if states is not None:
+                examples = int(metrics["num-examples"])
+                states = checked_states(states, _STATES_BYTES, self.forms, examples)
             return outcome._replace(metrics=metrics, states=states)
         except ClientError as error:
             return _failed(outcome, error)

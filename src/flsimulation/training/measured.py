@@ -141,6 +141,14 @@ def arrays_of(metric: Metric) -> Arrays | None:
     return found
 
 
+def states_of(metric: Metric) -> dict[str, Tensor | list[Tensor]]:
+    """The states of a metric and of its parts before an update, by name; not changed."""
+    own = copy.deepcopy(metric)
+    own.reset()
+    parts = _parts(own)
+    return {prefix + n: state for prefix, part in parts for n, state in part.metric_state.items()}
+
+
 def merged(metric: Metric, clients: Sequence[Arrays], name: str) -> Value:
     """A metric's value over the examples of several clients.
 

@@ -6,12 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 
 from flwr.app import ArrayRecord
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from flsimulation.errors import ClientError, describe_error, one_line
 from flsimulation.messages.arrays import HeldArray, joined
-from flsimulation.training.measured import Arrays, Measured, MetricState, Value, merged
+from flsimulation.messages.metric_states import Forms, StateForm
+from flsimulation.training.measured import (
+    Arrays,
+    Measured,
+    MetricState,
+    Value,
+    merged,
+    states_of,
+)
 
 _BETWEEN = "\n"  # score, path of the metric, state
 
@@ -37,6 +45,22 @@ def states_in(record: ArrayRecord) -> dict[str, MetricState]:
         score, path, name = key.split(_BETWEEN)
         found.setdefault(score, (path, {}))[1][name] = array.numpy()
     return {score: MetricState(path, arrays) for score, (path, arrays) in found.items()}  # type: ignore[arg-type]
+
+
+def forms_of(module: nn.Module) -> Forms:
+    """The form of the states that clients of a module send, by its own metric objects."""
+    return {
+        path: {name: _form(state) for name, state in states_of(metric).items()}
+        for path, metric in module.named_modules()
+        if isinstance(metric, Metric)
+    }
+
+
+def _form(state: Tensor | list[Tensor]) -> StateForm:
+    if isinstance(state, list):
+        return StateForm(None, "")
+    kind = "f" if state.is_floating_point() else state.cpu().numpy().dtype.kind
+    return StateForm(tuple(state.shape), kind)
 
 
 def merged_scores(module: nn.Module, clients: Sequence[ArrayRecord]) -> dict[str, Value]:
