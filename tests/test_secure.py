@@ -122,7 +122,7 @@ def test_the_mean_is_that_of_the_clients_that_did_not_drop_out(
     ((first, mean),) = replies.means.items()
     assert first == min(alive)
     assert replies.models == {}
-    assert mean.examples == sum(federation.space.data.train_size(p) for p in alive)
+    assert mean.weight == sum(federation.space.data.train_size(p) for p in alive)
     apart = change_of(mean.model, federation.plain_mean(alive))
     assert np.abs(apart).max() < bound(federation, alive)
     assert np.abs(change_of(mean.model, federation.model)).max() > 1e-3  # they trained
@@ -363,6 +363,48 @@ def test_every_strategy_of_the_mean_gives_what_it_gives_without(
         assert line.train == pytest.approx(other.train, rel=1e-2)
         assert line.secure is not None
         assert other.secure is None
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm"])
+def test_central_privacy_has_the_same_noise_on_the_sum_of_masked_updates(
+    make_experiment: Any, strategy: str
+) -> None:
+    tables = {
+        "strategy": {"name": strategy, "rounds": 2},
+        "data": {"clients": 8, "partition": "linear"},
+        "train": {"engine": "direct"},
+    }
+    own = {"mode": "central", "noise-multiplier": 0.5, "clip": 0.1, "delta": 1e-3}
+    plain, before = final_weights(make_experiment(privacy=own, **tables))
+    recorded: list[Any] = []
+    spec = make_experiment(privacy={**own, "secure-aggregation": True}, **tables)
+    run_in_process(spec, [recorded.append])
+    ours, rounds = final_weights(spec)
+    still, _ = final_weights(make_experiment(privacy={**own, "noise-multiplier": 1.0}, **tables))
+    for name in plain:
+        np.testing.assert_allclose(ours[name], plain[name], atol=2e-6)
+    assert max(np.abs(still[name] - plain[name]).max() for name in plain) > 1e-3
+    assert [line.privacy for line in rounds] == [line.privacy for line in before]
+    trained = [e for e in recorded if isinstance(e, ClientReplied) and e.phase == "train"]
+    assert len(trained) == 16
+    assert not any("unclipped" in e.metrics for e in trained)  # a bit on a single update
+
+
+def test_a_clipped_update_is_no_longer_than_the_norm_after_its_rounding() -> None:
+    draws = np.random.default_rng(5)
+    field = Field(0.1, 2**24)  # few steps
+    update = draws.standard_normal(400)
+    update *= 0.1 / np.linalg.norm(update)
+    weight = field.room(400)
+    assert 0.8 < weight < 0.9
+    for _ in range(20):
+        words, cut = field.encoded(update, draws, weight)
+        assert cut == 0
+        assert np.linalg.norm(field.decoded(words)) < 0.1
+    lengths = [np.linalg.norm(field.decoded(field.encoded(update, draws).words)) for _ in range(20)]
+    assert max(lengths) > 0.1
+    with pytest.raises(ValueError, match="16777216 clients are too many for 20,000 numbers"):
+        field.room(20_000)
 
 
 @pytest.mark.parametrize("name", ["fedmedian", "krum", "qfedavg"])

@@ -22,7 +22,8 @@ from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.messages.batch import Outcome
 from flsimulation.messages.vectors import MASKED, change_of
-from flsimulation.privacy.field import Field
+from flsimulation.privacy.clients import WHOLE
+from flsimulation.privacy.field import Field, weighs_clients
 from flsimulation.privacy.graph import Plan, plan_for
 from flsimulation.privacy.masks import Keys, PublicKeys, own_mask, split
 
@@ -105,10 +106,12 @@ class SecureClient:
             change = change_of(outcome.model, before)
             if not np.isfinite(change).all():
                 raise ClientError("diverged", "its weights are not finite")
-            share = outcome.metrics["num-examples"] / max(1, int(cast(int, own["examples"])))
-            field = Field(self._spec.largest_change, peers.plan.clients)
-            draws = self._vault.draws(partition, round)
-            words, cut = field.encoded(change, draws, min(1.0, share))
+            field = Field.of(self._spec, peers.plan.clients)
+            share = min(
+                1.0, outcome.metrics["num-examples"] / max(1, int(cast(int, own["examples"])))
+            )
+            weight = field.room(len(change)) if weighs_clients(self._spec) else share
+            words, cut = field.encoded(change, self._vault.draws(partition, round), weight)
             keys = Keys(self._vault.use(partition, peers.made, "train", peers.digest))
             words += own_mask(keys.own_seed, len(words))
             for other in senders:
@@ -116,8 +119,11 @@ class SecureClient:
                 words = words + mask if partition < other else words - mask
         except ClientError as error:
             return Outcome(partition, "train", {}, error)
+        except ValueError as error:
+            return Outcome(partition, "train", {}, ClientError("error", str(error)))
         model = joined({MASKED: HeldArray(words)})
-        return outcome._replace(model=model, text=str(cut) if cut else "")
+        metrics = {name: value for name, value in outcome.metrics.items() if name != WHOLE}
+        return outcome._replace(metrics=metrics, model=model, text=str(cut) if cut else "")
 
     def _keys(self, partition: int, made: int) -> dict[str, object]:
         public = Keys(self._vault.create(partition, made)).public

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from flsimulation.experiment.privacy_section import Privacy
-
-_MEANS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi")
-"""Strategies that need no more of the clients' models than their mean."""
+from flsimulation.experiment.private import AVERAGING
 
 
 def check_secure(privacy: Privacy, strategy: str, cohort: int) -> None:
@@ -22,10 +20,10 @@ def check_secure(privacy: Privacy, strategy: str, cohort: int) -> None:
     """
     if not privacy.secure_aggregation:
         return
-    if strategy not in _MEANS:
+    if strategy not in AVERAGING:
         raise ValueError(
             f"privacy.secure-aggregation is true, but strategy.name {strategy!r} needs the update of each client; "
-            f"use one of {', '.join(_MEANS)}"
+            f"use one of {', '.join(AVERAGING)}"
         )
     if cohort < 2:
         raise ValueError(

@@ -21,7 +21,7 @@ from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.messages.batch import Batch, Mean, Reply, Task
 from flsimulation.messages.vectors import MASKED, changed, entries_of
-from flsimulation.privacy.field import Field
+from flsimulation.privacy.field import Field, weighs_clients
 from flsimulation.privacy.graph import neighbours_of, plan_for
 from flsimulation.privacy.masks import SEED_BYTES, PublicKeys
 from flsimulation.privacy.unmasking import Shares, mask_of_sum
@@ -181,10 +181,11 @@ class SecureExchange:
             total -= mask_of_sum(public, opened.graph, opened.senders, alive, shares, len(total))
         except ValueError as error:
             raise _failed(trained.round, str(error), replies) from None
-        examples = sum(int(trained.metrics[partition]["num-examples"]) for partition in alive)
-        coded = Field(self._spec.largest_change, opened.plan.clients)
-        change = coded.decoded(total) * (opened.largest / examples)
-        trained.means[min(alive)] = Mean(changed(opened.model, change), examples)
+        change, weight = Field.of(self._spec, opened.plan.clients).decoded(total), len(alive)
+        if not weighs_clients(self._spec):
+            weight = sum(int(trained.metrics[partition]["num-examples"]) for partition in alive)
+            change *= opened.largest
+        trained.means[min(alive)] = Mean(changed(opened.model, change / weight), weight)
         add_traffic(trained, [replies])
         sizes = {"neighbours": opened.plan.neighbours, "threshold": opened.plan.threshold}
         trained.secure = sizes | opened.dropped
