@@ -25,6 +25,7 @@ from flsimulation.messages.state_dicts import record_of
 from flsimulation.messages.vectors import MASKED, change_of
 from flsimulation.messages.weights import mean_of
 from flsimulation.privacy.field import Field
+from flsimulation.report import write_report
 from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.inprocess import InProcessGrid, run_in_process
 from flsimulation.runtimes.simulated import flower_identity
@@ -494,3 +495,7 @@ def test_a_run_says_that_it_was_secure_and_is_resumed_to_the_same_bits(
     lines = RunRecord(tmp_path / "cut").rounds
     expected = {"neighbours": 3, "threshold": 2, "keys": 0, "shares": 0, "train": 0, "unmask": 0}
     assert [line["secure"] for line in lines] == [expected] * 3
+    assert RunRecord(tmp_path / "cut").manifest["secure-aggregation"] is True
+    page = write_report(tmp_path / "whole").read_text()
+    assert "added; the server saw no single one" in page
+    assert "no client" in page

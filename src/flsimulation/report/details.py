@@ -10,7 +10,6 @@ from flsimulation.rundir import RunRecord, look, number
 Pairs: TypeAlias = list[tuple[str, str]]
 """Names and values."""
 
-
 _SECURE_PHASES = ("keys", "shares", "train", "unmask")
 
 
@@ -19,7 +18,7 @@ def details(run: RunRecord) -> list[tuple[str, Pairs]]:
     found = {
         "Data": _data(run),
         "Model": _model(run),
-        "Privacy": _privacy(run),
+        "Secure aggregation": _secure(run),
         "Host": _host(run),
         "Versions": _texts(look(run.manifest, "versions")),
     }
@@ -59,7 +58,7 @@ def _model(run: RunRecord) -> Pairs:
     )
 
 
-def _privacy(run: RunRecord) -> Pairs:
+def _secure(run: RunRecord) -> Pairs:
     """Whether updates were added by secure aggregation, and how many clients dropped out in which phase."""
     if not look(run.manifest, "secure-aggregation"):
         return []
@@ -68,7 +67,7 @@ def _privacy(run: RunRecord) -> Pairs:
     dropped = [f"{count(number)} in {phase}" for phase, number in counts.items() if number]
     last = added[-1] if added else None
     return _present(
-        ("Secure aggregation", "on: the server saw no single update"),
+        ("Updates", "added; the server saw no single one"),
         ("Neighbours of a client", number(last, "neighbours")),
         ("Threshold", number(last, "threshold")),
         ("Dropped out", ", ".join(dropped) or "no client" if added else None),
