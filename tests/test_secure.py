@@ -18,7 +18,7 @@ from flsimulation.client.answers import answers
 from flsimulation.client.secure import SecureClient
 from flsimulation.client.vault import KeptVault, SeededVault
 from flsimulation.client.workspace import Workspace
-from flsimulation.errors import ClientError, RoundError
+from flsimulation.errors import ClientError, InputError, RoundError
 from flsimulation.events import ClientReplied, Noticed, PhaseStarted, RoundFinished
 from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.messages.state_dicts import record_of
@@ -244,7 +244,7 @@ def test_numbers_beyond_the_range_are_cut_and_said_once(
     for round in (1, 2):
         mean = federation.train(federation.secure, round).means[0].model
         assert np.abs(change_of(mean, federation.model)).max() <= 1.1e-4
-    (told,) = recorder.of(Noticed)
+    _, told = recorder.of(Noticed)
     assert "of client 0 changed by more than privacy.largest-change 0.0001 in round 1" in told.text
 
 
@@ -389,6 +389,36 @@ def test_central_privacy_has_the_same_noise_on_the_sum_of_masked_updates(
     trained = [e for e in recorded if isinstance(e, ClientReplied) and e.phase == "train"]
     assert len(trained) == 16
     assert not any("unclipped" in e.metrics for e in trained)  # a bit on a single update
+
+
+def test_a_sample_of_one_client_trains_nobody(make_experiment: Any) -> None:
+    own = {"mode": "central", "noise-multiplier": 1.0, "delta": 1e-3, "secure-aggregation": True}
+    spec = make_experiment(
+        privacy=own, strategy={"rounds": 12, "fraction-train": 0.5}, data={"clients": 4}
+    )
+    _, rounds = final_weights(spec)
+    sizes = [len(line.cohort) for line in rounds]
+    assert len(sizes) == 12
+    assert 1 not in sizes
+    assert {0, 2, 3} <= {*sizes}  # the samples of this seed
+    assert all((line.secure is None) == (not line.cohort) for line in rounds)
+
+
+def test_what_is_hidden_is_said_at_the_start_and_too_few_clients_are_refused(
+    make_experiment: Any, recorder: Any
+) -> None:
+    Federation(make_experiment, recorder)
+    (told,) = recorder.of(Noticed)
+    assert told.text == (
+        "secure aggregation: the server learns sums of at least 12 of 15 updates, and no single one; each client "
+        "shares masks with 14 others; keys follow the run's seed, which hides nothing from who knows it"
+    )
+    spec = make_experiment(
+        data={"clients": 5},
+        privacy={"secure-aggregation": True, "assumed-dropped": 0.4, "assumed-corrupt": 0.4},
+    )
+    with pytest.raises(InputError, match="assumed-dropped is 0.4 .* 5 clients are too few"):
+        run_in_process(spec)
 
 
 def test_a_clipped_update_is_no_longer_than_the_norm_after_its_rounding() -> None:

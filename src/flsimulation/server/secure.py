@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from flsimulation import seeds
-from flsimulation.errors import RoundError
+from flsimulation.errors import InputError, RoundError
 from flsimulation.events import ClientReplied, Noticed, Phase, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
@@ -41,7 +41,12 @@ class SecureExchange:
     experiment : Experiment
         Its section ``privacy`` says how many clients may drop out or be corrupt.
     emit : callable
-        Called with the events.
+        Called with the events; at once with a line on what is hidden.
+
+    Raises
+    ------
+    InputError
+        If a round has too few clients for those that may drop out or be corrupt.
     """
 
     def __init__(self, exchange: Exchange, experiment: Experiment, emit: Sink) -> None:
@@ -51,6 +56,7 @@ class SecureExchange:
         self._known: dict[int, Client] = {}  # clients with keys that were not used yet
         self._open: tuple[Secured, Replies] | None = None
         self._cut = False  # whether it was said that numbers were beyond the range
+        emit(Noticed(_hidden(experiment)))
 
     @property
     def grid(self) -> PartitionedGrid:
@@ -77,6 +83,8 @@ class SecureExchange:
             return self._exchange.post(round, phase, batches, messages, can_wait=can_wait)
         (batch,) = batches  # the strategies that are allowed send one model
         cohort = sorted(task.partition for task in batch.tasks)
+        if len(cohort) < 2 and self._spec.mode == "central":  # a sample of any size
+            return self._exchange.post(round, phase, [], messages)
         with_keys = self._keys(round, cohort)
         known = {p: self._known.pop(p) for p in cohort if p in self._known}
         opened, with_shares = self._shares(round, batch.model, known, with_keys)
@@ -261,6 +269,28 @@ class SecureExchange:
                 f"raise it, or lower the learning rate"
             )
         )
+
+
+def _hidden(experiment: Experiment) -> str:
+    """What is hidden from the server, and under which assumptions, in a line. Raises `InputError`."""
+    spec = experiment.privacy
+    try:
+        plan = plan_for(experiment.cohort_size, spec.assumed_dropped, spec.assumed_corrupt)
+    except ValueError as error:
+        raise InputError(
+            f"privacy.assumed-dropped is {spec.assumed_dropped:g} and privacy.assumed-corrupt "
+            f"{spec.assumed_corrupt:g}, but {error}; lower them, or train more clients in a round"
+        ) from None
+    network = experiment.runtime.kind == "network"
+    secrets = (
+        "the system's entropy"
+        if network
+        else "the run's seed, which hides nothing from who knows it"
+    )
+    return (
+        f"secure aggregation: the server learns sums of at least {plan.least} of {plan.clients} updates, and no single "
+        f"one; each client shares masks with {plan.neighbours} others; keys follow {secrets}"
+    )
 
 
 def _failed(round: int, why: str, replies: Replies) -> RoundError:
