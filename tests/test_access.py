@@ -250,6 +250,24 @@ def test_a_client_runs_no_code_that_arrives_and_no_model_that_it_does_not_allow(
     assert "Traceback" not in done.stderr
 
 
+def test_a_model_that_is_another_one_at_a_client_is_not_trained(network: Network) -> None:
+    from flsimulation.experiment import flatten, load_experiment
+    from flsimulation.experiment.sources import SOURCES
+    from flsimulation.runtimes.network.flower import flower
+
+    model = network.folder / "own.py"  # in the folder that these clients allow
+    model.write_text("from flsimulation.models import MLP\nclass Own(MLP): pass\n")
+    assert one_round(network, f"--set=model.class={model}:Own").returncode == 0
+    experiment = load_experiment(None, [*SMALL, "strategy.rounds=1", f"model.class={model}:Own"])
+    other = {SOURCES: json.dumps({"model.class": "0" * 64})}  # as of a submitter with another file
+    with flower(network.address) as command:
+        run_id = command.submit({**flatten(experiment), **other})
+        with command.follow(run_id) as lines:
+            log = "".join(lines)
+    assert f"{model} has sha256 " in log
+    assert "0000000000000000 on the one that submitted the run; copy it from there" in log
+
+
 def test_no_secret_is_in_a_log_a_run_directory_a_metric_or_an_environment(network: Network) -> None:
     place = home()
     keys = [place.ca_key, place.server_key, *(place.folder / "keys").iterdir()]

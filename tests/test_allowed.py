@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tomli_w
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 
 from flsimulation.errors import InputError
-from flsimulation.experiment import importing
+from flsimulation.experiment import flatten, importing, load_experiment, unflatten
+from flsimulation.experiment.sources import SOURCES, check_sources, sources_of
+from flsimulation.messages.batch import Batch, Reply, Task
+from flsimulation.messages.codec import message_of
+from flsimulation.messages.received import read_reply
 from flsimulation.node.allowed import AllowList, import_only_allowed, read_allowed
+from flsimulation.runtimes.simulated import flower_identity
 
 CODE = "class Net: pass\nclass Other: pass\n"
 SHA = hashlib.sha256(CODE.encode()).hexdigest()
@@ -124,6 +132,59 @@ def test_what_is_not_allowed_is_not_even_executed(
     with pytest.raises(InputError, match=r"model\.class '.*other\.py:Net': this client does not"):
         importing.import_object(f"{other}:Net", "model.class")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_files_of_a_run_are_the_same_on_all_machines(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: None
+) -> None:
+    server = tmp_path / "server" / "own.py"
+    server.parent.mkdir()
+    server.write_text(CODE)
+    experiment = load_experiment(None, [f"model.class={server}:Net"])
+    config = flatten(experiment) | sources_of(experiment)
+    assert unflatten(config) == experiment
+    assert SHA in str(config["driver.sources"])
+    server.unlink()  # this machine is another one, with a copy of its own
+    read_allowed([f"{file}:Net"], []).write(tmp_path / "allowed.json")
+    monkeypatch.setenv("FLSIM_ALLOWED", str(tmp_path / "allowed.json"))
+    import_only_allowed()
+    check_sources(config)  # equal
+    check_sources(flatten(experiment))  # of a submitter that sent no digests
+    file.write_text(CODE + "# changed\n")
+    importing._gates.clear()
+    read_allowed([f"{file}:Net"], []).write(tmp_path / "allowed.json")
+    import_only_allowed()
+    own = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(InputError) as raised:
+        check_sources(config)
+    assert str(raised.value) == (
+        f"model.class '{server}:Net': {file} has sha256 {own[:16]} on this machine, and {SHA[:16]} on "
+        f"the one that submitted the run; copy it from there, or submit the run again"
+    )
+
+
+def test_a_client_trains_no_other_model_than_the_runs(file: Path) -> None:
+    from flsimulation.node.client_app import app
+
+    experiment = load_experiment(None, [f"model.class={file}:Net"])
+    config = flatten(experiment) | {SOURCES: json.dumps({"model.class": "0" * 64})}
+    batch = Batch(ArrayRecord(), [Task(0, "train", 1, ConfigRecord())])
+    with flower_identity():
+        message = message_of(batch, 7)
+        context = Context(1, 7, {"partition-id": 0}, RecordDict(), config)
+        reply = read_reply(app(message, context))
+    (outcome,) = reply.outcomes if isinstance(reply, Reply) else ()
+    said = f"{file} has sha256 {SHA[:16]} on this machine, and 0000000000000000 on the one"
+    assert said in str(outcome.error)
+
+
+def test_a_sites_own_reader_and_what_is_no_file_have_no_digest(file: Path, tmp_path: Path) -> None:
+    assert sources_of(load_experiment(None)) == {}
+    sites = tmp_path / "sites.toml"
+    table = {"dataset": "sites:/nowhere", "sites": ["a", "b"], "reader": f"{file}:Other"}
+    sites.write_text(tomli_w.dumps({"data": table}))
+    assert sources_of(load_experiment(sites)) == {}
+    assert sources_of(load_experiment(None, ["model.class=/nowhere/own.py:Net"])) == {}
 
 
 @pytest.mark.seconds

@@ -73,6 +73,16 @@ def _allowed(reference: str) -> str:
     return reference
 
 
+def file_of(reference: str) -> Path | None:
+    """The file here that ``path/to/file.py:name`` means; None if there is none that may be imported."""
+    try:
+        source = _allowed(reference).rpartition(":")[0]
+    except _RefusalError:
+        return None
+    path = Path(source).expanduser()
+    return path if source.endswith(".py") and path.is_file() else None
+
+
 class RunOfImport(BaseException):
     """A script that an experiment imports calls ``run()`` while it is being imported.
 

@@ -15,6 +15,7 @@ from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
 from flsimulation.events import UNSEEN
 from flsimulation.experiment import Experiment, flatten, unflatten
+from flsimulation.experiment.sources import check_sources
 from flsimulation.internals.flower_words import CLIENT_APP
 from flsimulation.messages.batch import Batch, Reply, batch_bytes, outcome_bytes
 from flsimulation.node import sockets, threads
@@ -76,6 +77,7 @@ def tell_killed(killed: Killed) -> None:
 
 def _workspace(context: Context) -> Workspace:
     threads.release()
+    check_sources(context.run_config)
     if _prepared is not None and _prepared[0] == context.run_id:
         return _prepared[2]
     experiment = unflatten(context.run_config)
@@ -89,6 +91,7 @@ class _Site(OwnSite):
     def workspace(self, context: Context, agreement: str) -> Workspace:
         """The workspace with the site's data; the next processes have it from the start."""
         threads.release()
+        check_sources(context.run_config)
         if _prepared is not None and _prepared[:2] == (context.run_id, agreement):
             return _prepared[2]
         experiment = unflatten(context.run_config)

@@ -25,6 +25,7 @@ from flsimulation.errors import (
 )
 from flsimulation.events import Event, RunFinished, Sink
 from flsimulation.experiment import Experiment, unflatten
+from flsimulation.experiment.sources import check_sources
 from flsimulation.experiment.strategy import quiet_flower
 from flsimulation.host.processes import alone
 from flsimulation.host.usage import peak_memory_bytes
@@ -128,6 +129,7 @@ def _run(
             experiment = RunRecord(resumed).experiment()
         else:
             experiment = unflatten(context.run_config)
+        check_sources(context.run_config)
         if experiment.data.of_sites:
             before = kept_agreement(Path(resumed)) if resumed else None
             names = _names(memory)

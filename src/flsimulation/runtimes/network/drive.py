@@ -13,6 +13,7 @@ from typing import Any
 from flsimulation.errors import InputError, RunError
 from flsimulation.events import Event, RoundFinished, RunFinished, RunStarted, Sink
 from flsimulation.experiment import Experiment, flatten
+from flsimulation.experiment.sources import sources_of
 from flsimulation.internals.flower_words import FINISHED, PENDING, RUNNING, STARTING, STOPPED
 from flsimulation.rundir import RunResult
 from flsimulation.runtimes import Opened
@@ -91,7 +92,9 @@ class NetworkRuntime:
     def _drive(
         self, keys: Mapping[str, bool | str], sinks: Iterable[Sink], opened: Opened | None
     ) -> RunResult:
-        run_id = self.command.submit({**flatten(self.experiment), **keys})
+        run_id = self.command.submit(
+            {**flatten(self.experiment), **sources_of(self.experiment), **keys}
+        )
         try:
             log = _follow(self.command, run_id, tuple(sinks), opened)
         except BaseException:  # Ctrl-C, or a sink that fails: the run is not followed any more
