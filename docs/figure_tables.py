@@ -143,6 +143,30 @@ def threads(results: Any) -> str:
     )
 
 
+def privacy(results: Any) -> str:
+    """Accuracy, seconds and epsilon of private clients, beside those without privacy."""
+    heads = (
+        *("clients", "cohort", "epsilon", "noise multiplier", "epsilon by PLD"),
+        *("accuracy", "s a round", "times none"),
+    )
+    return table(
+        heads,
+        (
+            (
+                f"{row['clients']:,}",
+                f"{row['cohort']:,}",
+                f"{row['epsilon']:g}" if row["epsilon"] else "none",
+                f"{row['noise-multiplier']:.3f}" if row["epsilon"] else "",
+                f"{row['epsilon-pld']:.2f}" if row["epsilon"] else "",
+                f"{row['accuracy']:.3f}",
+                seconds(row["round-seconds"]),
+                f"{row['ratio']:.2f}",
+            )
+            for row in results
+        ),
+    )
+
+
 def seconds(value: float) -> str:
     """To the millisecond, or to ten of them from a second on."""
     return f"{value:.3f}" if value < 1 else f"{value:.2f}"

@@ -102,7 +102,7 @@ def test_json_file_is_refused_before_the_run(modules: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["rounds", "engine", "overhead", "command", "network", "threads", "peers"]
+    "name", ["rounds", "engine", "overhead", "command", "network", "threads", "peers", "privacy"]
 )
 def test_every_benchmark_writes_this_form(name: str) -> None:
     text = (BENCHMARKS / f"{name}.py").read_text()
@@ -591,6 +591,14 @@ def test_page_shows_what_a_round_costs(modules: Any) -> None:
     assert text.endswith(
         "4.36 ms per round and 65 µs per client (median) and 3.50 ms per round and 50 µs per client (least).\n"
     )
+
+
+def test_page_shows_private_clients_beside_others(modules: Any) -> None:
+    row = {"clients": 1000, "cohort": 500, "accuracy": 0.8, "round-seconds": 0.5, "ratio": 1.0}
+    private = {"epsilon": 8.0, "noise-multiplier": 1.2, "epsilon-pld": 7.5, "ratio": 1.1}
+    text = modules.figure_tables.privacy([{**row, "epsilon": None}, {**row, **private}])
+    assert "\n| 1,000 | 500 | none |  |  | 0.800 | 0.500 | 1.00 |\n" in text
+    assert "\n| 1,000 | 500 | 8 | 1.200 | 7.50 | 0.800 | 0.500 | 1.10 |\n" in text
 
 
 def test_the_line_through_the_cohorts_is_straight(modules: Any) -> None:

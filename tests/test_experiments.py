@@ -18,13 +18,14 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("*.toml"))
 
 
-def test_five_kinds_of_experiment_ship() -> None:
+def test_six_kinds_of_experiment_ship() -> None:
     assert [f.stem for f in FILES] == [
         "clients100",
         "default",
         "noniid",
         "own_model",
         "pathological",
+        "privacy",
     ]
 
 
@@ -67,3 +68,12 @@ def test_the_other_experiments_run(
     assert len(histogram) == clients
     if name == "pathological":
         assert {sum(count > 0 for count in counts) for counts in histogram.values()} == {2}
+
+
+def test_the_private_experiment_learns_within_its_epsilon(tmp_path: Path) -> None:
+    result = run(load_experiment(ROOT / "experiments" / "privacy.toml"), tmp_path / "run")
+    lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    assert (result.state, result.rounds) == ("completed", 10)
+    assert 7.5 < json.loads(lines[-1])["privacy"]["epsilon"] <= 8.0
+    assert result.accuracy is not None
+    assert result.accuracy > 0.5

@@ -22,6 +22,7 @@ from tests.conftest import PATIENCE, wait_for
 
 from flsimulation import RunResult, load_experiment, resume, run
 from flsimulation.events import RoundFinished, RunFinished, RunStarted
+from flsimulation.privacy.accountant import Mechanism, epsilon_of
 from flsimulation.rundir import RunRecord
 
 pytestmark = pytest.mark.slow
@@ -558,3 +559,29 @@ def test_the_superlink_may_be_started_anew_between_runs(network: Network) -> Non
     done = network.run("--set=strategy.rounds=1", "--json")
     assert done.returncode == 0, done.stderr
     assert network.superlink.samples()["fl_rounds_total"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["central", "local"])
+def test_clients_of_a_network_are_hidden_by_noise_that_no_seed_gives_again(
+    network: Network, mode: str
+) -> None:
+    sets = [
+        f"--set=privacy.{item}"
+        for item in (f"mode={mode}", "noise-multiplier=0.5", "delta=0.01", "clip=0.5")
+    ]
+    first, second = (network.run("--json", *sets) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    results = [json.loads(done.stdout) for done in (first, second)]
+    assert results[0]["weights_sha256"] != results[1]["weights_sha256"]
+    record = RunRecord(network.folder / results[0]["run_dir"])
+    # of a client's own data all may change, by two norms; one client more adds at most one
+    times = 0.5 if mode == "central" else 0.25
+    expected = [epsilon_of(Mechanism(times, 1.0), number, 0.01) for number in (1, 2, 3)]
+    assert [line["privacy"]["epsilon"] for line in record.rounds] == pytest.approx(expected)
+    told = "privacy: noise and cohorts follow the system's entropy, not the run's seed"
+    assert told in record.manifest["data"]["notes"]
+    if mode == "central":  # each client said whether it had to clip its update
+        lines = (record.path / "clients.jsonl").read_text().splitlines()
+        trained = [line for line in map(json.loads, lines) if line["phase"] == "train"]
+        assert {line["unclipped"] for line in trained} <= {0.0, 1.0}

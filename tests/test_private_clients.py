@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -12,9 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import FedAvg
 from pydantic import ValidationError
+from rich.console import Console
 
 from flsimulation import run
+from flsimulation.cli.view import PlainView
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import InputError
 from flsimulation.events import ClientReplied, Noticed, RoundFinished, RunFinished, RunStarted
@@ -25,6 +30,8 @@ from flsimulation.privacy.ledger import ledger_of
 from flsimulation.privacy.notes import privacy_advice
 from flsimulation.runner import resume
 from flsimulation.runtimes.inprocess import run_in_process
+from flsimulation.server.private import Central, spending_of
+from flsimulation.server.replies import Replies
 from flsimulation.studies.agreement import Observed
 from flsimulation.studies.verify import verify_engines
 from flsimulation.training.jobs import Terms
@@ -443,11 +450,12 @@ def test_what_undoes_the_guarantee_is_refused_in_one_line(make_experiment: Make,
     make_experiment(privacy={**CENTRAL, "mode": "local"}, **tables)  # after the noise
 
 
-def test_a_budget_that_allows_no_round_is_refused(make_experiment: Make) -> None:
+def test_a_budget_that_allows_no_round_is_refused(make_experiment: Make, tmp_path: Path) -> None:
     spec = make_experiment(privacy={**CENTRAL, "budget-epsilon": 0.5})
     one = epsilon_of(Mechanism(1.0, 1.0), 1, 0.01)
     with pytest.raises(InputError) as caught:
-        observed(spec)
+        run(spec, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     assert str(caught.value) == (
         f"privacy.budget-epsilon is 0.5, but one round spends {one:.3g}; raise it, or set more noise"
     )
@@ -528,3 +536,43 @@ def test_the_noise_of_updates_and_count_makes_the_whole(noise: float) -> None:
     assert adaptive.noisy_share(6, 2, 8, 0.0) == 0.75
     assert adaptive.noisy_share(3, 1, 8, 0.0) == 0.625  # four did not reply: a half each
     assert adaptive.next_norm(2.0, 1.0, 0.5, 0.2) == pytest.approx(2.0 * math.exp(-0.1))
+
+
+def test_the_server_clips_what_a_client_did_not(make_experiment: Make) -> None:
+    spec = without_noise(make_experiment, data={"clients": 4}, strategy={"rounds": 1})
+    before = ArrayRecord({"w": Array(np.zeros(4, np.float32)), "n": Array(np.array(7))})
+    long = ArrayRecord({"w": Array(np.full(4, 100.0, np.float32)), "n": Array(np.array(9))})
+    short = ArrayRecord({"w": Array(np.full(4, 0.01, np.float32)), "n": Array(np.array(9))})
+    trained = Replies(1, "train", (0, 1), models={0: long, 1: short})
+    private = spending_of(spec, {"w": "w"}, FedAvg())
+    assert isinstance(private, Central)
+    found = private.mean(1, trained, before)
+    # of the long one half a norm in each of four numbers, over four clients
+    expected = (NORM / 2 + 0.01) / 4
+    assert found["w"].numpy() == pytest.approx(np.full(4, expected), abs=1e-6)
+    assert int(found["n"].numpy()) == 7
+
+
+def test_epsilon_is_on_the_console_and_in_the_report(make_experiment: Make, tmp_path: Path) -> None:
+    two = epsilon_of(Mechanism(1.0, 1.0), 2, 0.01)
+    spec = make_experiment(
+        data={"clients": 10},
+        strategy={"rounds": 5},
+        privacy={**CENTRAL, "budget-epsilon": two + 1e-6},
+    )
+    console = Console(file=io.StringIO(), width=200)
+    run(spec, tmp_path / "run", [PlainView(console, spec)])
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    (header,) = [line for line in shown.splitlines() if line.strip().startswith("round ")]
+    assert header.split()[-3:] == ["epsilon", "seconds", "failed"]
+    (last,) = [line for line in shown.splitlines() if line.strip().startswith("2/5")]
+    assert last.split()[-3] == f"{two:.4f}"
+    assert "completed: 2 of 5 rounds" in shown
+    assert "privacy budget spent" in shown
+    assert "target accuracy" not in shown
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Privacy</h2>" in page
+    assert "Privacy spent" in page
+    assert f"Epsilon {two:.4g} at delta 0.01 after round 2; updates of norm 0.05 at most" in page
+    run(make_experiment(), tmp_path / "plain")
+    assert "Privacy spent" not in (tmp_path / "plain" / "report.html").read_text()

@@ -156,6 +156,24 @@ def test_stacked_actors_give_what_one_process_gives(
     assert [e.bytes for e in there.rounds] == [e.bytes for e in here.rounds]
 
 
+@pytest.mark.parametrize("mode", ["central", "local"])
+def test_private_rounds_are_those_of_one_process(
+    pool: Actors, make_experiment: Make, mode: str
+) -> None:
+    privacy = {"mode": mode, "noise-multiplier": 1.0, "delta": 0.01, "clip": 0.05}
+    spec = make_experiment(
+        data={"clients": 8}, strategy={"rounds": 3, "fraction-train": 0.5}, privacy=privacy
+    )
+    here, there = Observed(), Observed()
+    run_in_process(spec, [here])
+    on_ray(pool, spec, there)
+    assert [e.cohort for e in there.rounds] == [e.cohort for e in here.rounds]
+    assert [e.privacy for e in there.rounds] == [e.privacy for e in here.rounds]
+    for number, model in here.models.items():
+        for name, value in model.items():
+            assert abs(value - there.models[number][name]).max() < 1e-5
+
+
 def test_secure_aggregation_gives_what_one_process_gives_whichever_actor_a_phase_is_sent_to(
     pool: Actors, make_experiment: Make
 ) -> None:

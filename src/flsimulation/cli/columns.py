@@ -127,7 +127,8 @@ class Columns:
         for place, scores in enumerate(sources):
             cells += self._scores(scores, widths[1 + place * count :])
         if self._is_private:
-            cells.append(number((event.privacy or {}).get("epsilon", math.inf), _NARROW))
+            spent = event.privacy or {}
+            cells.append(number(spent["epsilon"], _NARROW) if "epsilon" in spent else "-")
         turn, time = f"{event.round}/{self._rounds}", seconds(event.seconds["total"], widths[-2])
         return self._row([turn, *cells, time, str(failed) if failed else "-"])
 

@@ -13,7 +13,9 @@ from flsimulation.privacy.accountant import (
     noise_for,
     times_within,
 )
+from flsimulation.privacy.adaptive import noise_of_updates
 
+_COUNT_SHARE = 20  # of a cohort: the noise on a count is 1 / 20 of it
 _REPLACED = 2  # norms by which an update may change if a client's data is replaced
 
 
@@ -34,6 +36,10 @@ class Ledger:
     accountant: Method
     budget: float
     """Largest epsilon; 0 for no limit."""
+    update_noise: float
+    """As ``noise``, on the updates alone; more where a part of it is on a count of clipped ones."""
+    count_noise: float = 0.0
+    """Standard deviation of the noise on that count; 0 where clipping is fixed."""
 
     def epsilon(self, times: int) -> float:
         """Epsilon after so many rounds (`central`) or so many updates of one client (`local`)."""
@@ -56,7 +62,8 @@ def ledger_of(experiment: Experiment) -> Ledger | None:
     Raises
     ------
     InputError
-        If no noise is enough for its epsilon, or its budget allows no round.
+        If no noise is enough for its epsilon, its budget allows no round, or the noise on a count of
+        clipped updates is too small.
     """
     spec = experiment.privacy
     if spec.mode not in ("central", "local"):
@@ -74,13 +81,31 @@ def ledger_of(experiment: Experiment) -> Ledger | None:
                 f"fewer rounds"
             ) from None
     mechanism = Mechanism(noise / change, rate)
-    ledger = Ledger(noise, mechanism, spec.delta, spec.accountant, spec.budget_epsilon)
+    updates, count = _parts(experiment, noise)
+    ledger = Ledger(
+        *(noise, mechanism, spec.delta, spec.accountant, spec.budget_epsilon, updates, count)
+    )
     if ledger.exceeds(1):
         raise InputError(
             f"privacy.budget-epsilon is {spec.budget_epsilon:g}, but one round spends "
             f"{ledger.epsilon(1):.3g}; raise it, or set more noise"
         )
     return ledger
+
+
+def _parts(experiment: Experiment, noise: float) -> tuple[float, float]:
+    """The noise on the updates, and that on the count of clipped ones."""
+    spec = experiment.privacy
+    if spec.clipping == "fixed":
+        return noise, 0.0
+    count = spec.clip_count_noise or experiment.cohort_size / _COUNT_SHARE
+    try:
+        return noise_of_updates(noise, count), count
+    except ValueError as error:
+        raise InputError(
+            f"privacy.clip-count-noise is {count:g}, but {error}; raise it, or train more clients in a "
+            f"round"
+        ) from None
 
 
 def with_noise(experiment: Experiment) -> Experiment:

@@ -16,6 +16,7 @@ from flsimulation.errors import InputError
 from flsimulation.events import Event, RoundFinished, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.host.processes import undisturbed
+from flsimulation.privacy.ledger import ledger_of
 from flsimulation.report import load_plots, write_report
 from flsimulation.rundir import RunRecord, RunResult
 from flsimulation.rundir.manifest import settle
@@ -70,6 +71,7 @@ def record_run(
     space = Workspace.load(  # before anything is written
         experiment, clients=clients, sinks=sinks, measures=measures, data=data
     )
+    ledger_of(experiment)  # what it refuses, it does before anything is written
     _meanwhile(lambda: space.data.dataset.digest)
     if space.engine.name == "stacked":  # not while other processes are forked
         sinks = (*sinks, _plots_loaded)

@@ -64,12 +64,13 @@ class Checks:
         Examples that a client holds.
     forms : mapping
         Of the states of the server's metric objects.
+    weighs_clients : bool
+        Whether all clients weigh the same in a mean.
     """
 
     held: Held = not_known
     forms: Forms = field(default_factory=dict)
     weighs_clients: bool = False
-    """Whether all clients weigh the same in a mean."""
 
     def checked(self, reply: Reply, batch: Batch, waiting: Container[tuple[int, Phase]]) -> Reply:
         """The reply with an error in place of every outcome that must not be used.

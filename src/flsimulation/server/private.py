@@ -16,7 +16,6 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
 
-from flsimulation.errors import InputError
 from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.privacy import adaptive, transforms
@@ -28,7 +27,6 @@ from flsimulation.server.replies import Replies
 from flsimulation.server.sampling import OfferedNodes
 
 _NORM = "clip_norm"  # attribute of the strategy, which a checkpoint stores
-_COUNT_SHARE = 20  # of a cohort: the noise on a count is 1 / 20 of it
 
 
 def spending_of(
@@ -131,11 +129,6 @@ class Central(Spending):
         What an update consists of, as of `transforms.updated`.
     strategy : Strategy
         It keeps the clipping norm, so that a checkpoint does.
-
-    Raises
-    ------
-    InputError
-        If the noise on the count of clipped clients is too small.
     """
 
     def __init__(
@@ -147,20 +140,8 @@ class Central(Spending):
     ) -> None:
         super().__init__(experiment, ledger)
         self.names, self._strategy = names, strategy
-        spec = experiment.privacy
-        self._noise = ledger.noise
-        self._adapts = spec.clipping == "adaptive"
-        self._count_noise = spec.clip_count_noise or self._expected / _COUNT_SHARE
-        if self._adapts:
-            try:
-                self._noise = adaptive.noise_of_updates(self._noise, self._count_noise)
-            except ValueError as error:
-                raise InputError(
-                    f"privacy.clip-count-noise is {self._count_noise:g}, but {error}; raise it, or "
-                    f"train more clients in a round"
-                ) from None
         if not hasattr(strategy, _NORM):
-            setattr(strategy, _NORM, spec.clip)
+            setattr(strategy, _NORM, experiment.privacy.clip)
         self._used = 0.0, 0.0
 
     @property
@@ -226,21 +207,21 @@ class Central(Spending):
             name: (origin[name] + total / self._expected).astype(origin[name].dtype)
             for name, total in sums.items()
         }
-        deviation = self._noise * norm / self._expected
+        deviation = self.ledger.update_noise * norm / self._expected
         noise = generator(self.experiment, "noise-server", number)
         noisy = transforms.server(mean, names, deviation, noise)
-        self._used = norm, self._noise * norm
+        self._used = norm, self.ledger.update_noise * norm
         self._follow(trained, noise)
         made = {name: HeldArray(np.asarray(value)) for name, value in noisy.items()}
         return joined({name: made.get(name, array) for name, array in before.items()})
 
     def _follow(self, trained: Replies, noise: np.random.Generator) -> None:
         """Have the clipping norm follow the quantile of the updates' norms."""
-        if not self._adapts:
+        if not self.ledger.count_noise:
             return
         spec = self.experiment.privacy
         whole = sum(own.get(WHOLE, 0.0) >= 0.5 for own in trained.metrics.values())
-        drawn = self._count_noise * float(noise.standard_normal())
+        drawn = self.ledger.count_noise * float(noise.standard_normal())
         clipped = len(trained.metrics) - whole
         share = adaptive.noisy_share(whole, clipped, self._expected, drawn)
         norm = adaptive.next_norm(self._norm, share, spec.clip_quantile, spec.clip_learning_rate)
