@@ -91,7 +91,7 @@ def _trained(
     causes = Causes(space, model, tasks.round)
     clip, noise = space.private.terms(_number(tasks.config, CLIP))
     mu = _number(tasks.config, "proximal-mu")
-    terms = Terms(mu, batch.expires, batch.average, clip, noise)
+    terms = Terms(mu, batch.expires, batch.average, clip, noise, space.private.cohort)
     for fitted in space.engine.fit(model, jobs, terms):
         outcomes = [
             _fit(partition, done, space, causes) for partition, done in fitted.results.items()

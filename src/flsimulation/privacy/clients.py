@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from flsimulation.experiment import Experiment
-from flsimulation.privacy.ledger import ledger_of
+from flsimulation.privacy.ledger import ledger_of, sampling_rate
 from flsimulation.privacy.sources import generator
 from flsimulation.privacy.transforms import Noise
 
@@ -46,6 +46,12 @@ class ClientPrivacy:
         if self._spec.mode == "local":  # whatever the server sends
             return self._spec.clip, self._noise
         return 0.0, 0.0
+
+    @property
+    def cohort(self) -> int:
+        """Clients of a round on average, where each is in it with a probability below 1; else 0."""
+        sampled = self._spec.mode == "central" and sampling_rate(self._experiment) < 1
+        return self._experiment.cohort_size if sampled else 0
 
     def noise(self, partition: int, round: int) -> Noise | None:
         """Returns a client's generator; None if it adds no noise."""

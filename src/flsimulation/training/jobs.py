@@ -45,6 +45,8 @@ class Terms(NamedTuple):
     clipped updates without noise all clients weigh the same."""
     noise: float = 0.0
     """Standard deviation of the noise on each number of a clipped update; 0 for none."""
+    cohort: int = 0
+    """Clients of a round on average, if their number differs from round to round; else 0."""
 
 
 class Trained(NamedTuple):

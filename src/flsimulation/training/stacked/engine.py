@@ -162,6 +162,7 @@ class StackedEngine:
             expires=terms.expires,
             average=terms.average,
             ending=_clipping(jobs, terms, self._updated) if terms.clip else None,
+            cohort=terms.cohort,
             round=jobs[0].round if jobs else 0,
         )
         with contextlib.closing(waves):

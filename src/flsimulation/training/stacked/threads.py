@@ -11,6 +11,16 @@ import torch
 from flsimulation.training.stacked.wave import Wave
 
 
+def filled(places: list[int]) -> list[int]:
+    """The places of a wave, and its last one again up to 1, 2, 4, ... of them.
+
+    A program is made for each number of clients, and the last wave of cohorts that are samples of any
+    size has another one in each round.
+    """
+    size = 1 << (len(places) - 1).bit_length()
+    return [*places, *places[-1:] * (size - len(places))]
+
+
 class Threads:
     """Threads that train waves; started with the first ones."""
 

@@ -35,7 +35,7 @@ from flsimulation.training.stacked.room import kept_on, room_on_cpu, room_on_gpu
 from flsimulation.training.stacked.samples import check_worth, probed, some
 from flsimulation.training.stacked.stack import Stack, WaveTerms, aliases
 from flsimulation.training.stacked.standing import graphs_on
-from flsimulation.training.stacked.threads import Threads
+from flsimulation.training.stacked.threads import Threads, filled
 from flsimulation.training.stacked.wave import Wave, WaveFit
 from flsimulation.training.stacked.ways import choose, convolves
 from flsimulation.training.trainers import takes_gpu
@@ -192,6 +192,7 @@ class StackedTrainer:
         expires: float | None = None,
         average: bool = False,
         ending: Ending | None = None,
+        cohort: int = 0,
         round: int = 0,
         practice: bool = False,
     ) -> Generator[Wave, None, None]:
@@ -214,6 +215,8 @@ class StackedTrainer:
             Give each wave's mean model only.
         ending : callable, optional
             Called with a wave and the global model; returns what is given instead.
+        cohort : int
+            Clients that a round has on average, if their number differs; 0 if it is always the same.
         round : int
             Number of the round.
         practice : bool
@@ -224,16 +227,20 @@ class StackedTrainer:
         start = {n: state[n].to(device, dtype) for n, dtype in self._stack.own_kinds.items()}
         rates = self._rates if proximal_mu == 0 else None
         threads = torch.get_num_threads() if device.type == "cpu" else 1
-        waves = self._waves(clients, threads, in_place=rates is not None)
+        waves = self._waves(clients, cohort, threads, in_place=rates is not None)
+        most = max(map(len, waves), default=0)
         factor, seeds = self._rate_factor(round), seeds or [int] * len(clients)
         alike = _MANY if practice else len(waves)
         terms = WaveTerms(start, rates, proximal_mu, expires, round, factor, alike)
 
         def run(places: list[int]) -> Wave:
+            count = len(places)
+            if cohort and count < most:
+                places = filled(places)[:most]
             own = [clients[place].again() for place in places]
             fit = WaveFit(self._stack, terms, own, [seeds[place] for place in places])
             with in_tf32(self._tf32):
-                wave = fit.run(tuple(places))
+                wave = fit.run(tuple(places)).first(count)
                 if ending is not None:
                     whole = {name: state[name].to(device) for name in self._stack.kinds}
                     return ending(wave, whole).on_cpu()
@@ -256,12 +263,12 @@ class StackedTrainer:
         return min(cohort, self._most(cohort, threads, in_place=self._rates is not None))
 
     def _waves(
-        self, clients: Sequence[Batches], threads: int, *, in_place: bool
+        self, clients: Sequence[Batches], cohort: int, threads: int, *, in_place: bool
     ) -> list[list[int]]:
         """Clients that train together: as many as there is room for, of like length."""
         if not clients:
             return []
-        most = self._most(len(clients), threads, in_place=in_place)
+        most = self._most(cohort or len(clients), threads, in_place=in_place)
         order = sorted(range(len(clients)), key=lambda place: -clients[place].examples)
         if not self._goes_by_epochs:
             return [order[i : i + most] for i in range(0, len(order), most)]

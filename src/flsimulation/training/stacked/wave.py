@@ -52,6 +52,17 @@ class Wave:
             for name, value in self.weights.items()
         }
 
+    def first(self, count: int) -> Wave:
+        """The wave with only the first of its clients."""
+        if count == len(self.clients):
+            return self
+        weights = {
+            name: value[:count] if name in self.own else value
+            for name, value in self.weights.items()
+        }
+        results, examples = self.results[:count], self.examples[:count]
+        return Wave(self.clients[:count], results, weights, self.own, examples)
+
     def averaged(self) -> Wave:
         """The wave with its sound clients' mean model, weighted by examples, in place of all."""
         share = np.array(
