@@ -52,6 +52,7 @@ TASKS = [
     Task(7, "train", 4, SETTINGS),
     Task(2, "train", 4, SETTINGS),
     Task(9, "final", 4, ConfigRecord()),
+    Task(2, "unmask", 4, OTHERS, ConfigRecord({"keys": [b"\x00\xff", b""], "neighbours": [7]})),
 ]
 
 

@@ -162,6 +162,21 @@ def test_a_phase_that_can_wait_does_not_wait_for_another_of_its_kind(
     assert (first.missing, second.missing) == ([], [0])
 
 
+def test_a_phase_that_is_posted_apart_is_sent_alone_and_emits_nothing(
+    clients: Clients, recorder: Any
+) -> None:
+    exchange, shared = exchange_of(clients, recorder, Costly), model(0.0)
+    waits = exchange.post(1, "evaluate", [Batch(shared, tasks("evaluate", 0))], can_wait=True)
+    keys = exchange.post(2, "keys", [Batch(shared, tasks("keys", 0, 1, round=2))], apart=True)
+    list(exchange.outcomes())
+    assert clients.batches == [[(0, "keys")], [(1, "keys")]]
+    assert (waits.missing, keys.missing) == ([0], [])
+    assert recorder.events == []
+    exchange.post(2, "train", [Batch(shared, tasks("train", 0, round=2))])
+    list(exchange.outcomes())
+    assert clients.batches[2:] == [[(0, "evaluate"), (0, "train")]]
+
+
 def test_a_partition_that_nobody_holds_is_lost_at_once(clients: Clients, recorder: Any) -> None:
     class Sparse(Costly):
         def divided(self, batch: Batch) -> Iterator[tuple[int | None, Batch]]:

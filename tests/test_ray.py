@@ -174,6 +174,24 @@ def test_private_rounds_are_those_of_one_process(
             assert abs(value - there.models[number][name]).max() < 1e-5
 
 
+def test_secure_aggregation_gives_what_one_process_gives_whichever_actor_a_phase_is_sent_to(
+    pool: Actors, make_experiment: Make
+) -> None:
+    spec = make_experiment(
+        data={"clients": 7, "partition": "linear"},
+        train={"engine": "direct"},
+        privacy={"secure-aggregation": True},
+    )
+    here, there = Observed(), Observed()
+    run_in_process(spec, [here])
+    on_ray(pool, spec, there)
+    sizes = {"neighbours": 6, "threshold": 4}
+    none = {"keys": 0, "shares": 0, "train": 0, "unmask": 0}
+    assert [e.secure for e in there.rounds] == [{**sizes, **none}] * 2
+    ours, theirs = here.rounds, there.rounds
+    assert [e.weights_sha256 for e in theirs] == [e.weights_sha256 for e in ours]
+
+
 def test_two_runs_on_as_many_actors_are_the_same_bit_for_bit(
     pool: Actors, make_experiment: Make
 ) -> None:

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from flsimulation.experiment import Experiment
 
-Phase: TypeAlias = Literal["train", "evaluate", "final", "facts"]
+Phase: TypeAlias = Literal["train", "evaluate", "final", "facts", "keys", "shares", "unmask"]
 """``final`` is the evaluation of every client after the last round; ``facts`` is what sites report
-before the first, which no event contains."""
+before the first; ``keys``, ``shares`` and ``unmask`` are those of secure aggregation beside ``train``."""
+UNSEEN = frozenset[Phase](("facts", "keys", "shares", "unmask"))
+"""Phases that no event of a start or a reply contains."""
 RunState: TypeAlias = Literal["completed", "degraded", "failed", "interrupted"]
 """``degraded``: all rounds are done, but a client never succeeded."""
 Move: TypeAlias = Literal["joined", "returned", "left", "refused"]
@@ -238,12 +240,16 @@ class RoundFinished:
     privacy: Mapping[str, float] | None = None
     """``epsilon`` after the round at ``delta``, the ``clip`` norm of updates, ``noise``, the standard
     deviation on each number of the update that the noise is for; None where nobody is hidden."""
+    secure: Mapping[str, int] | None = None
+    """If the updates were added by secure aggregation: ``neighbours`` of each client, the ``threshold``,
+    and the clients that dropped out in ``keys``, ``shares``, ``train`` and ``unmask``."""
 
     def record(self) -> dict[str, object]:
-        """The line, ready for JSON; without ``privacy`` where that is None."""
+        """The line, ready for JSON; without ``privacy`` and ``secure`` where they are None."""
         line = {**self.__dict__, "cohort": list(self.cohort)}
-        if self.privacy is None:
-            del line["privacy"]
+        for name in ("privacy", "secure"):
+            if line[name] is None:
+                del line[name]
         return line
 
 

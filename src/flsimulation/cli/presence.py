@@ -10,6 +10,9 @@ WORDS: Mapping[str, str] = {
     "train": "training",
     "evaluate": "evaluating",
     "final": "final evaluation",
+    "keys": "exchanging keys",
+    "shares": "exchanging shares of keys",
+    "unmask": "removing masks",
 }
 """Names of the phases."""
 _NAMED = 3  # most clients named in one line

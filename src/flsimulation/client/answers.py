@@ -9,9 +9,11 @@ from typing import NamedTuple
 from flwr.app import ConfigRecord
 
 from flsimulation.client.causes import Causes
+from flsimulation.client.secure import SecureClient
+from flsimulation.client.vault import SeededVault, Vault
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError
-from flsimulation.events import RESERVED, Phase
+from flsimulation.events import RESERVED, UNSEEN, Phase
 from flsimulation.host.warned import taken
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.messages.state_dicts import held_state, record_of
@@ -28,9 +30,10 @@ class _Alike(NamedTuple):
     round: int
     config: ConfigRecord
     partitions: list[int]
+    own: dict[int, ConfigRecord | None]
 
 
-def answers(batch: Batch, space: Workspace) -> Iterator[Reply]:
+def answers(batch: Batch, space: Workspace, vault: Vault | None = None) -> Iterator[Reply]:
     """Execute a batch's tasks, in their order.
 
     Parameters
@@ -39,6 +42,8 @@ def answers(batch: Batch, space: Workspace) -> Iterator[Reply]:
         Tasks of any number of the experiment's clients.
     space : Workspace
         Their data, and the engine.
+    vault : Vault, optional
+        Keeps their secrets of secure aggregation; by default those of a simulation.
 
     Raises
     ------
@@ -50,25 +55,38 @@ def answers(batch: Batch, space: Workspace) -> Iterator[Reply]:
     Reply
         The outcomes of clients that were trained or evaluated together, as soon as available.
     """
-    model = held_state(batch.model)
+    model, spec = held_state(batch.model), space.experiment
+    secure = SecureClient(spec, vault or SeededVault(spec.seed))
     for tasks in _alike(batch.tasks):
         if tasks.phase == "train":
-            yield from _trained(tasks, model, batch, space)
+            yield from _trained(tasks, model, batch, space, secure)
+        elif tasks.phase in UNSEEN:
+            yield _secured(tasks, space, secure)
         else:
             yield from _evaluated(tasks, model, batch, space)
 
 
 def _alike(tasks: Sequence[Task]) -> list[_Alike]:
     found: dict[tuple[Phase, int, int], _Alike] = {}
-    for partition, phase, round, config in tasks:
+    for partition, phase, round, config, own in tasks:
         key = (phase, round, id(config))
         if key not in found:
-            found[key] = _Alike(phase, round, config, [])
+            found[key] = _Alike(phase, round, config, [], {})
         found[key].partitions.append(partition)
+        found[key].own[partition] = own
     return list(found.values())
 
 
-def _trained(tasks: _Alike, model: State, batch: Batch, space: Workspace) -> Iterator[Reply]:
+def _secured(tasks: _Alike, space: Workspace, secure: SecureClient) -> Reply:
+    """The outcomes of a phase of secure aggregation in which no client trains."""
+    sizes, own = space.data.train_size, tasks.own
+    given = tasks.phase, tasks.round
+    return Reply([secure.reply(*given, p, own[p], sizes(p)) for p in tasks.partitions])
+
+
+def _trained(
+    tasks: _Alike, model: State, batch: Batch, space: Workspace, secure: SecureClient
+) -> Iterator[Reply]:
     jobs = [space.train_job(partition, tasks.round) for partition in tasks.partitions]
     causes = Causes(space, model, tasks.round)
     clip, noise = space.private.terms(_number(tasks.config, CLIP))
@@ -77,6 +95,12 @@ def _trained(tasks: _Alike, model: State, batch: Batch, space: Workspace) -> Ite
     for fitted in space.engine.fit(model, jobs, terms):
         outcomes = [
             _fit(partition, done, space, causes) for partition, done in fitted.results.items()
+        ]
+        outcomes = [
+            secure.masked(outcome, batch.model, tasks.round, own)
+            if (own := tasks.own[outcome.partition]) is not None
+            else outcome
+            for outcome in outcomes
         ]
         yield _reply(outcomes, space, _mean(fitted, outcomes, by_clients=clip > 0 and not noise))
 

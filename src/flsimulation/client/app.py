@@ -11,6 +11,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from flsimulation.client.answers import answers
+from flsimulation.client.vault import KeptVault, Vault
 from flsimulation.client.workspace import Workspace
 from flsimulation.data.sites.site_facts import SiteFacts
 from flsimulation.errors import ClientError, FLSimulationError, RunError, describe_error
@@ -55,6 +56,7 @@ def make_client_app(
     queried: Callable[[Experiment, int], str] | None = None,
     began: Callable[[int], None] | None = None,
     site: Site | None = None,
+    vault: Callable[[Experiment], Vault] | None = None,
 ) -> ClientApp:
     """A ClientApp for any of Flower's runtimes, and for Flower's own round loop.
 
@@ -71,6 +73,9 @@ def make_client_app(
         Called with the partition of the first task before a message is processed.
     site : Site, optional
         Reads this client's own data where the experiment has sites.
+    vault : callable, optional
+        Returns what keeps the clients' secrets of secure aggregation; by default Flower's state of this
+        client does, for as long as a round.
     """
 
     def answer(message: Message, context: Context) -> Message:
@@ -79,7 +84,10 @@ def make_client_app(
         batch = batch_of(message, _partition(message, context))
         if began is not None:
             began(batch.tasks[0].partition)
-        reply = _reply(batch, load, context, site)
+        kept = (
+            vault(unflatten(context.run_config)) if vault is not None else KeptVault(context.state)
+        )
+        reply = _reply(batch, load, context, site, kept)
         if replied is not None:
             replied(context.run_id, batch, reply)
         outgoing = reply_to(message, reply)
@@ -110,25 +118,25 @@ def make_client_app(
     return app
 
 
-def _reply(batch: Batch, load: Load, context: Context, site: Site | None) -> Reply:
+def _reply(batch: Batch, load: Load, context: Context, site: Site | None, vault: Vault) -> Reply:
     """The outcomes of all the batch's tasks; errors if data or model are not available."""
     try:
         if batch.agreement or batch.tasks[0].phase == "facts":
-            return _of_site(batch, context, site)
-        return joined(answers(batch, load(context)))
+            return _of_site(batch, context, site, vault)
+        return joined(answers(batch, load(context), vault))
     except Exception as error:
         traceback.print_exc()  # the log has the whole traceback, the server one line
         why = ClientError("error", describe_error(error))
         return Reply([Outcome(task.partition, task.phase, {}, why) for task in batch.tasks])
 
 
-def _of_site(batch: Batch, context: Context, site: Site | None) -> Reply:
+def _of_site(batch: Batch, context: Context, site: Site | None, vault: Vault) -> Reply:
     """The outcomes of a site's tasks."""
     experiment, task = unflatten(context.run_config), batch.tasks[0]
     if task.phase == "facts":
         return Reply([_facts(task.partition, experiment, site)])
     own = _own(task.partition, experiment, site)
-    return joined(answers(batch, own.workspace(context, batch.agreement)))
+    return joined(answers(batch, own.workspace(context, batch.agreement), vault))
 
 
 def _own(partition: int, experiment: Experiment, site: Site | None) -> Site:

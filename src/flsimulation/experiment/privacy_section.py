@@ -10,6 +10,8 @@ from flsimulation.experiment.section import Section, kebab
 
 Mode = Literal["none", "central", "local", "example"]
 
+_SECURE = ("secure_aggregation", "assumed_dropped", "assumed_corrupt", "largest_change")
+
 
 class Privacy(Section):
     """Differential privacy: what is hidden, by how much noise, and how much may be spent."""
@@ -43,11 +45,24 @@ class Privacy(Section):
     """How epsilon is computed: `rdp` by Renyi differential privacy, `pld` by privacy loss distributions, which is
     tighter and slower. Both are Google's dp-accounting."""
 
+    secure_aggregation: bool = False
+    """Whether the server learns only the sum of the clients' updates, and no single one (SecAgg+; Bell et al., "Secure
+    Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS 2020). Needs a strategy that uses only the mean."""
+    assumed_dropped: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """For secure aggregation: the largest share of a round's clients (rounded down) that may fail in it; if more do,
+    the round fails."""
+    assumed_corrupt: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """For secure aggregation: the largest share of a round's clients (rounded down) that may work together with the
+    server to learn another client's update."""
+    largest_change: Annotated[float, Field(gt=0)] = 10.0
+    """For secure aggregation: the largest change of a number of the model by a client in a round; a larger one is cut to
+    it. The sum is exact to about this number divided by 2^31 for each client."""
+
     @model_validator(mode="after")
     def _whole(self) -> Privacy:
+        self._check_secure()
         if self.mode == "none":
-            fields = type(self).model_fields
-            given = [n for n, field in fields.items() if getattr(self, n) != field.default]
+            given = [name for name in self._given() if name not in _SECURE]
             if given:
                 raise ValueError(
                     f"privacy.{kebab(given[0])} is {getattr(self, given[0])!r}, but privacy.mode is 'none'; set it to "
@@ -66,3 +81,22 @@ class Privacy(Section):
                 f"set 'fixed', or the mode 'central'"
             )
         return self
+
+    def _given(self) -> list[str]:
+        """Names of the keys that are not at their defaults."""
+        fields = type(self).model_fields
+        return [name for name, field in fields.items() if getattr(self, name) != field.default]
+
+    def _check_secure(self) -> None:
+        """Refuse keys of secure aggregation without it, and what would show single clients' updates."""
+        own = [name for name in self._given() if name in _SECURE]
+        if own and not self.secure_aggregation:
+            raise ValueError(
+                f"privacy.{kebab(own[0])} is {getattr(self, own[0])!r}, but privacy.secure-aggregation is false; set it "
+                f"to true"
+            )
+        if self.secure_aggregation and self.clipping == "adaptive":
+            raise ValueError(
+                "privacy.clipping is 'adaptive', which tells the server of each client whether its update was clipped; "
+                "set 'fixed', or privacy.secure-aggregation to false"
+            )

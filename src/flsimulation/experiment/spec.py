@@ -17,6 +17,7 @@ from flsimulation.experiment.private import check_privacy
 from flsimulation.experiment.section import Count, Fraction
 from flsimulation.experiment.section import Section as Section
 from flsimulation.experiment.section import kebab as kebab
+from flsimulation.experiment.secure import check_secure
 from flsimulation.experiment.strategy import STRATEGIES, check_parameters
 
 
@@ -233,6 +234,7 @@ class Experiment(Section):
         self._check_robustness()
         check_own(self.train.sites, self.data)
         check_privacy(self)
+        check_secure(self.privacy, self.strategy.name, self.cohort_size)
         return self
 
     def of_client(self, partition: int) -> Experiment:

@@ -9,7 +9,7 @@ client is negligible. `messages.codec` writes batches and replies as the content
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -30,11 +30,14 @@ class Task(NamedTuple):
     partition: int
     """The client's partition."""
     phase: Phase
-    """``train``, an evaluation (``evaluate`` or ``final``), or ``facts`` of a site's data."""
+    """``train``, an evaluation (``evaluate`` or ``final``), ``facts`` of a site's data, or one of secure
+    aggregation's (``keys``, ``shares``, ``unmask``)."""
     round: int
     """The round whose random draws it uses."""
     config: ConfigRecord
     """The strategy's settings; often the same object for all clients of a phase."""
+    own: ConfigRecord | None = None
+    """What this client alone gets."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Batch:
     """Unix time in seconds after which outcomes are too late; set by the receiver."""
     agreement: str = ""
     """What sites agreed on, as JSON; empty for other data, and before they did."""
+    returns: ArrayRecord | None = None
+    """What clients that train return has these arrays; None where they are the model's. Not sent."""
 
 
 class Outcome(NamedTuple):
@@ -67,7 +72,7 @@ class Outcome(NamedTuple):
     left_out: Mapping[str, str] = MappingProxyType({})
     """Scores that are not defined for the client, and why."""
     text: str = ""
-    """The facts of its data as JSON, of the task ``facts``."""
+    """The facts of its data as JSON, of the task ``facts``; what it sends for secure aggregation."""
 
 
 class Mean(NamedTuple):
@@ -91,6 +96,24 @@ class Reply:
     """Why they are not trained stacked, if that was tried."""
     warned: Sequence[Warned] = ()
     """Warnings of a process that sends them, since its last reply."""
+
+
+def together(batches: Iterable[Batch]) -> list[Batch]:
+    """Batches of several phases; those that begin with the same model are merged."""
+    found: dict[int, Batch] = {}
+    for batch in batches:
+        before = found.get(id(batch.model))
+        found[id(batch.model)] = (
+            batch
+            if before is None
+            else replace(
+                batch,
+                tasks=[*before.tasks, *batch.tasks],
+                average=before.average or batch.average,
+                returns=before.returns or batch.returns,
+            )
+        )
+    return list(found.values())
 
 
 def joined(replies: Iterable[Reply]) -> Reply:
@@ -118,11 +141,17 @@ def _mean(parts: Sequence[Mean]) -> Mean | None:
 
 def batch_bytes(batch: Batch) -> int:
     """Payload of a batch for one client in bytes: the model, and the settings of each task."""
-    return size_of(batch.model) + sum(size_of(task.config) for task in batch.tasks)
+    return size_of(batch.model) + sum(map(settings_bytes, batch.tasks))
+
+
+def settings_bytes(task: Task) -> int:
+    """Payload of a task in bytes, without the model."""
+    return size_of(task.config) + (size_of(task.own) if task.own is not None else 0)
 
 
 def outcome_bytes(outcome: Outcome) -> int:
     """Payload in bytes of an outcome in a separate reply, as Flower counts it."""
     numbers = sum(map(len, outcome.metrics)) + _NUMBER_BYTES * len(outcome.metrics)
+    numbers += len(outcome.text)
     records = [record for record in (outcome.model, outcome.states) if record is not None]
     return numbers + sum(map(size_of, records))

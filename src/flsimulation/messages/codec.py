@@ -29,7 +29,7 @@ from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.messages.content import ARRAYS, CONFIG, METRICS, Record, config_of, model_of
 
 _TASKS, _OUTCOMES, _FAILURES, _ENGINE = "tasks", "outcomes", "failures", "engine"
-_STATES, _LEFT_OUT, _WARNED, _TEXTS = "states", "left-out", "warned", "texts"
+_OWN, _STATES, _LEFT_OUT, _WARNED, _TEXTS = "own", "states", "left-out", "warned", "texts"
 
 _FIRST_CODE = 1000  # well above the codes of Flower's own errors
 _CODES = {reason: _FIRST_CODE + i for i, reason in enumerate(FAILURE_REASONS)}
@@ -62,7 +62,7 @@ def _records(batch: Batch, *, limited: bool) -> dict[str, Record]:
     groups: dict[tuple[Phase, int, int], int] = {}  # tasks that differ only in their partition
     configs: list[ConfigRecord] = []
     places = []
-    for _, phase, round, config in batch.tasks:
+    for _, phase, round, config, _ in batch.tasks:
         key = (phase, round, id(config))
         if (place := groups.get(key)) is None:
             place = groups[key] = len(groups)
@@ -80,7 +80,8 @@ def _records(batch: Batch, *, limited: bool) -> dict[str, Record]:
         }
     )
     named = {f"{CONFIG}-{place}": config for place, config in enumerate(configs)}
-    return {ARRAYS: batch.model, _TASKS: tasks, **named}
+    own = {f"{_OWN}-{place}": t.own for place, t in enumerate(batch.tasks) if t.own is not None}
+    return {ARRAYS: batch.model, _TASKS: tasks, **named, **own}
 
 
 def batch_of(message: Message, partition: int | None = None) -> Batch:
@@ -101,7 +102,11 @@ def batch_of(message: Message, partition: int | None = None) -> Batch:
         (phase, round, content[f"{CONFIG}-{place}"])
         for place, (phase, round) in enumerate(_rows(tasks, "phases", "rounds"))
     ]
-    found = [Task(p, *groups[place]) for p, place in _rows(tasks, "partitions", "groups")]
+    found = []
+    for number, (partition, place) in enumerate(_rows(tasks, "partitions", "groups")):
+        own = cast(ConfigRecord | None, content.get(f"{_OWN}-{number}"))
+        phase, round, config = groups[place]
+        found.append(Task(partition, phase, round, cast(ConfigRecord, config), own))
     agreement = str(tasks.get("agreement", ""))
     return Batch(model_of(message), found, bool(tasks["average"]), expires, agreement)
 

@@ -13,6 +13,7 @@ from flwr.app import Context
 from flsimulation import seeds
 from flsimulation.client.app import make_client_app
 from flsimulation.client.workspace import Workspace
+from flsimulation.events import UNSEEN
 from flsimulation.experiment import Experiment, flatten, unflatten
 from flsimulation.experiment.sources import check_sources
 from flsimulation.internals.flower_words import CLIENT_APP
@@ -112,7 +113,9 @@ def _tell(run: int, batch: Batch, reply: Reply) -> None:
         "partition": batch.tasks[0].partition,
         "bytes": {"down": batch_bytes(batch), "up": sum(map(outcome_bytes, good))},
         "metrics": {
-            "train" if outcome.phase == "train" else "evaluate": outcome.metrics for outcome in good
+            "train" if outcome.phase == "train" else "evaluate": outcome.metrics
+            for outcome in good
+            if outcome.phase not in UNSEEN
         },
     }
     _send(REPORTS, report)

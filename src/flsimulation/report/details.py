@@ -10,12 +10,15 @@ from flsimulation.rundir import RunRecord, look, number
 Pairs: TypeAlias = list[tuple[str, str]]
 """Names and values."""
 
+_SECURE_PHASES = ("keys", "shares", "train", "unmask")
+
 
 def details(run: RunRecord) -> list[tuple[str, Pairs]]:
     """Give the manifest's lists with their titles, those that are not empty."""
     found = {
         "Data": _data(run),
         "Model": _model(run),
+        "Secure aggregation": _secure(run),
         "Host": _host(run),
         "Versions": _texts(look(run.manifest, "versions")),
     }
@@ -52,6 +55,22 @@ def _model(run: RunRecord) -> Pairs:
         ("Class", look(run.manifest, "model", "class")),
         ("Parameters", number(run.manifest, "model", "parameters")),
         ("SHA-256 of the weights", look(run.manifest, "weights-sha256")),
+    )
+
+
+def _secure(run: RunRecord) -> Pairs:
+    """Whether updates were added by secure aggregation, and how many clients dropped out in which phase."""
+    if not look(run.manifest, "secure-aggregation"):
+        return []
+    added = [line["secure"] for line in run.rounds if line.get("secure")]
+    counts = {phase: sum(own.get(phase, 0) for own in added) for phase in _SECURE_PHASES}
+    dropped = [f"{count(number)} in {phase}" for phase, number in counts.items() if number]
+    last = added[-1] if added else None
+    return _present(
+        ("Updates", "added; the server saw no single one"),
+        ("Neighbours of a client", number(last, "neighbours")),
+        ("Threshold", number(last, "threshold")),
+        ("Dropped out", ", ".join(dropped) or "no client" if added else None),
     )
 
 

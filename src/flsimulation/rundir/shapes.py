@@ -67,6 +67,7 @@ ROUND: Shapes = {
     "bytes": _optional(NUMBERS),
     "weights_sha256": _optional(TEXT),
     "privacy": _optional(NUMBERS),
+    "secure": _optional(COUNTS),
 }
 """A line of rounds.jsonl."""
 CLIENT: Shapes = {

@@ -249,6 +249,7 @@ def _description(event: RunStarted) -> dict[str, Any]:
             "arguments": dict(event.model_arguments),
             "parameters": event.parameters,
         },
+        "secure-aggregation": spec.privacy.secure_aggregation,
         "engine": None,
         "not-stacked": None,
         "step-seconds": dict(event.step_seconds) or None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
@@ -99,10 +99,10 @@ class Aggregation:
         try:
             if isinstance(self.private, Central):
                 results = self._privately(number, trained, before, self.private)
-            elif trained.means:
+            elif trained.means and self.is_mean:
                 results = _mean(trained, before)
             else:
-                results = self._by_strategy(number, trained, before)
+                results = self._by_strategy(number, _separate(trained), before)
         except RoundError:
             raise
         except Exception as error:
@@ -177,6 +177,15 @@ def _mean(trained: Replies, before: ArrayRecord) -> tuple[ArrayRecord, MetricRec
     kept = {name: before[name] for name in unchanged(mean, before, models)}
     mean = joined({name: kept.get(name, array) for name, array in mean.items()})
     return mean, MetricRecord({**mean_metrics(trained)})
+
+
+def _separate(trained: Replies) -> Replies:
+    """The results with one model each; of a mean of all clients, as of one client, it is that."""
+    if not trained.means:
+        return trained
+    ((partition, mean),) = trained.means.items()
+    metrics = {**mean_metrics(trained), "num-examples": mean.weight}
+    return replace(trained, metrics={partition: metrics}, models={partition: mean.model}, means={})
 
 
 def mean_metrics(replies: Replies) -> dict[str, float]:

@@ -51,6 +51,7 @@ from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.private import spending_of
 from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
+from flsimulation.server.secure import SecureExchange
 from flsimulation.server.strategies import AVERAGING, MOVING_THE_MODEL, build_strategy
 from flsimulation.training.states import forms_of, merged_scores
 
@@ -160,7 +161,7 @@ def _federate(
         _restore(strategy, start.strategy)
         arrays = _fitting(start, arrays)
         emit(Checkpoint(start.round, arrays, strategy))
-    exchange = ready()
+    exchange, secure = ready(), experiment.privacy.secure_aggregation
 
     def judge(number: int, model: ArrayRecord) -> Scores:
         return _judge(number, model, space)
@@ -168,7 +169,7 @@ def _federate(
     rounds = Rounds(
         experiment,
         strategy,
-        exchange,
+        SecureExchange(exchange, experiment, emit) if secure else exchange,
         judge=judge if space.data.dataset.has_test else None,
         emit=emit,
         buffers=_averaged_buffers(space),
@@ -213,18 +214,16 @@ def _exchange(
 ) -> Exchange:
     """The exchange, over a grid with a partition for each node."""
     experiment, engine = started.experiment, (started.engine, started.not_stacked)
-    clock = space.clock
     if isinstance(grid, PartitionedGrid):
         emit(ClientsConnected(tuple(grid.partitions.values()), experiment.data.clients))
     elif connect is None:
         raise RunError("the grid does not report which node holds which partition")
     else:
-        grid = connect(grid, experiment, emit, clock)
-    central = experiment.privacy.mode == "central"
-    held, forms = held_by(space.data, grid.examples_of), forms_of(space.module)
-    checks = Checks(held, forms, weighs_clients=central)
+        grid = connect(grid, experiment, emit, space.clock)
+    central, held = experiment.privacy.mode == "central", held_by(space.data, grid.examples_of)
+    checks = Checks(held, forms_of(space.module), weighs_clients=central)
     agreement = _agreement(space.data.dataset)
-    return Exchange(grid, experiment.round.deadline, emit, *engine, clock, checks, agreement)
+    return Exchange(grid, experiment.round.deadline, emit, *engine, space.clock, checks, agreement)
 
 
 def _agreement(dataset: Dataset) -> str:

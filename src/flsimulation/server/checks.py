@@ -26,6 +26,7 @@ from flsimulation.messages.received import (
 Held: TypeAlias = Callable[[int, Phase], "int | None"]
 """Examples that a client holds for a phase, of its partition and the phase; None if not known."""
 
+_TRAINING = ("train", "keys", "shares", "unmask")  # phases of the clients' training parts
 _STATES_BYTES = 256 * 2**20  # of a client's metric objects: predictions for all its examples
 
 
@@ -47,8 +48,8 @@ def held_by(data: FederatedData, declared: Callable[[int], int | None]) -> Held:
     def held(partition: int, phase: Phase) -> int:
         if (size := declared(partition)) is not None:
             held_out = data.held_out_of(size)
-            return size - held_out if phase == "train" else held_out
-        return data.train_size(partition) if phase == "train" else data.validation_size(partition)
+            return size - held_out if phase in _TRAINING else held_out
+        return data.train_size(partition) if phase in _TRAINING else data.validation_size(partition)
 
     return held
 
@@ -108,7 +109,7 @@ class Checks:
                 check_trained(metrics)
             if outcome.model is not None:
                 return outcome._replace(
-                    metrics=metrics, model=model_like(outcome.model, batch.model)
+                    metrics=metrics, model=model_like(outcome.model, batch.returns or batch.model)
                 )
             if outcome.phase == "train" and reply.mean is None:
                 raise rejected("it sent no model")

@@ -15,10 +15,10 @@ from flwr.app import Message
 
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import ClientError
-from flsimulation.events import ClientReplied, EngineReported, Phase, PhaseStarted, Sink
+from flsimulation.events import UNSEEN, ClientReplied, EngineReported, Phase, PhaseStarted, Sink
 from flsimulation.host.warned import pass_on
 from flsimulation.messages.arrays import size_of
-from flsimulation.messages.batch import Batch, Outcome, Reply, outcome_bytes
+from flsimulation.messages.batch import Batch, Outcome, Reply, outcome_bytes, together
 from flsimulation.messages.codec import message_of
 from flsimulation.messages.received import read_reply, rejected
 from flsimulation.server.awaiting import Awaiting
@@ -107,6 +107,7 @@ class Exchange:
         messages: Mapping[int, Message] | None = None,
         *,
         can_wait: bool = False,
+        apart: bool = False,
     ) -> Replies:
         """Post the tasks of one phase to the clients.
 
@@ -121,6 +122,8 @@ class Exchange:
         can_wait : bool
             Whether the tasks may be sent together with those of the next call, which saves messages
             on a slow grid. Until then, `outcomes` does not wait for them.
+        apart : bool
+            Whether the tasks are sent alone, and those that wait go on waiting.
 
         Returns
         -------
@@ -128,12 +131,16 @@ class Exchange:
             Filled by `outcomes`.
         """
         if any(posted.replies.phase == phase for posted in self._held):
-            self._send()
+            self._send_held()
         cohort = sorted(task.partition for batch in batches for task in batch.tasks)
         replies = Replies(round, phase, tuple(cohort), messages or {})
-        self._held.append(_Posted(replies, batches))
+        posted = _Posted(replies, batches)
+        if apart:
+            self._send([posted])
+            return replies
+        self._held.append(posted)
         if not (can_wait and cohort and self.grid.costs_time):
-            self._send()
+            self._send_held()
         return replies
 
     def outcomes(self) -> Iterator[Reply]:
@@ -151,17 +158,21 @@ class Exchange:
                 self._rest()
             yield from self._late()
 
-    def _send(self) -> None:
-        """Send the posted tasks, those that begin with the same model together."""
+    def _send_held(self) -> None:
         held, self._held = self._held, []
+        self._send(held)
+
+    def _send(self, held: Sequence[_Posted]) -> None:
+        """Send posted tasks, those that begin with the same model together."""
         for posted in held:
             self._last = replies = posted.replies
-            self._emit(PhaseStarted(replies.round, replies.phase, replies.cohort))
+            if replies.phase not in UNSEEN:
+                self._emit(PhaseStarted(replies.round, replies.phase, replies.cohort))
         self._awaiting = Awaiting(self._last.round, self._last.phase, self._emit, self._clock)
         seconds = self._deadline * len(held)  # a deadline per phase
         takers = {posted.replies.phase: posted.replies for posted in held}
         messages, sent = list[Message](), list[_Sent]()
-        for batch in _together(held):
+        for batch in together(batch for posted in held for batch in posted.batches):
             for node, part in self.grid.divided(batch):
                 waiting = {(t.partition, t.phase): takers[t.phase] for t in part.tasks}
                 if node is None:
@@ -242,7 +253,8 @@ class Exchange:
             if left_out:
                 replies.left_out[partition] = left_out
             event = ClientReplied(replies.round, replies.phase, partition, metrics)
-        self._emit(event)
+        if replies.phase not in UNSEEN:
+            self._emit(event)
 
     def _failed(
         self, waiting: _Waiting, tasks: Iterable[tuple[int, Phase]], error: ClientError
@@ -279,21 +291,3 @@ class Exchange:
                 del self._pending[identifier]
                 late = ClientError("deadline", f"no reply within {sent.seconds:g} s")
                 yield self._failed(sent.waiting, list(sent.waiting), late)
-
-
-def _together(held: Iterable[_Posted]) -> list[Batch]:
-    """Batches of several phases; those that begin with the same model are merged."""
-    found: dict[int, Batch] = {}
-    for posted in held:
-        for batch in posted.batches:
-            before = found.get(id(batch.model))
-            found[id(batch.model)] = (
-                batch
-                if before is None
-                else replace(
-                    batch,
-                    tasks=[*before.tasks, *batch.tasks],
-                    average=before.average or batch.average,
-                )
-            )
-    return list(found.values())

@@ -38,7 +38,9 @@ class Replies:
     left_out: dict[int, Mapping[str, str]] = field(default_factory=dict)
     """Scores that are not defined for a client, and why, by partition."""
     texts: dict[int, str] = field(default_factory=dict)
-    """Facts of the sites' data as JSON, by partition."""
+    """Facts of the sites' data as JSON, and what clients send for secure aggregation, by partition."""
+    secure: Mapping[str, int] | None = None
+    """How the models were added, as in `RoundFinished`, if by secure aggregation."""
     failures: dict[int, ClientError] = field(default_factory=dict)
     """Why the other clients failed, by partition."""
     bytes_down: int = 0
@@ -122,6 +124,8 @@ def count_down(batch: Batch, takers: Mapping[Phase, Replies]) -> None:
         if (settings := id(task.config)) not in sizes:
             sizes[settings] = size_of(task.config)
         takers[task.phase].bytes_down += sizes[settings]
+        if task.own is not None:
+            takers[task.phase].bytes_down += size_of(task.own)
     for phase in last.values():
         takers[phase].bytes_down += model
 

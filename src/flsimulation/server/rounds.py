@@ -38,6 +38,7 @@ from flsimulation.server.notices import Notices
 from flsimulation.server.private import Spending
 from flsimulation.server.replies import Replies, failures_of, traffic_of
 from flsimulation.server.sampling import offered
+from flsimulation.server.secure import SecureExchange
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Rounds:
         Its rounds, seed, and what a round requires.
     strategy : Strategy
         One of Flower's, or any object with its four methods.
-    exchange : Exchange
+    exchange : Exchange or SecureExchange
         Sends tasks to the clients.
     judge : callable or None
         Returns scores of a round's global model on the test set, of its number and the model; None
@@ -71,7 +72,7 @@ class Rounds:
 
     experiment: Experiment
     strategy: Strategy
-    exchange: Exchange
+    exchange: Exchange | SecureExchange
     judge: Callable[[int, ArrayRecord], Scores] | None
     emit: Sink
     buffers: frozenset[str] = frozenset()
@@ -206,6 +207,7 @@ class Rounds:
                 bytes=traffic_of(trained, evaluated),
                 weights_sha256=done.digest.result(),
                 privacy=done.spent,
+                secure=trained.secure,
             )
         )
 

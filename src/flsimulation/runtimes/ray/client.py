@@ -10,8 +10,9 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from flsimulation.client.app import make_client_app
+from flsimulation.client.vault import SeededVault
 from flsimulation.client.workspace import Workspace
-from flsimulation.experiment import unflatten
+from flsimulation.experiment import Experiment, unflatten
 from flsimulation.host.warned import begin_sending
 
 
@@ -31,7 +32,11 @@ def _loaded(run_config: tuple[tuple[str, bool | float | int | str], ...]) -> Wor
     return Workspace.load(unflatten(dict(run_config)), processes=1)
 
 
-app = make_client_app(_workspace)
+def _vault(experiment: Experiment) -> SeededVault:
+    return SeededVault(experiment.seed)  # each phase may be another actor's
+
+
+app = make_client_app(_workspace, vault=_vault)
 """Executes the tasks of an actor's share of a cohort."""
 
 

@@ -1,0 +1,298 @@
+"""Secure aggregation: a training whose single updates the server never sees, only their sum.
+
+A way to call the exchange: the clients' keys, sealed shares of their secrets, masked updates, and the
+shares by which the masks of the sum are removed (Bell et al., CCS 2020; docs/decisions/0039). The round
+loop posts a training here as it does to the exchange, and takes in one mean model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+
+from flsimulation import seeds
+from flsimulation.errors import InputError, RoundError
+from flsimulation.events import ClientReplied, Noticed, Phase, Sink
+from flsimulation.experiment import Experiment
+from flsimulation.messages.arrays import HeldArray, joined
+from flsimulation.messages.batch import Batch, Mean, Reply, Task
+from flsimulation.messages.vectors import MASKED, changed, entries_of
+from flsimulation.privacy.field import Field, weighs_clients
+from flsimulation.privacy.graph import neighbours_of, plan_for
+from flsimulation.privacy.masks import SEED_BYTES, PublicKeys
+from flsimulation.privacy.unmasking import Shares, mask_of_sum
+from flsimulation.server.exchange import Exchange
+from flsimulation.server.grid import PartitionedGrid
+from flsimulation.server.replies import Replies
+from flsimulation.server.secured import Client, Secured, add_traffic, bytes_in, take_in
+
+
+class SecureExchange:
+    """An exchange whose trainings are added by secure aggregation.
+
+    Parameters
+    ----------
+    exchange : Exchange
+        Sends the tasks.
+    experiment : Experiment
+        Its section ``privacy`` says how many clients may drop out or be corrupt.
+    emit : callable
+        Called with the events; at once with a line on what is hidden.
+
+    Raises
+    ------
+    InputError
+        If a round has too few clients for those that may drop out or be corrupt.
+    """
+
+    def __init__(self, exchange: Exchange, experiment: Experiment, emit: Sink) -> None:
+        self._exchange, self._emit = exchange, emit
+        self._seed, self._last = experiment.seed, experiment.strategy.rounds
+        self._spec = experiment.privacy
+        self._known: dict[int, Client] = {}  # clients with keys that were not used yet
+        self._open: tuple[Secured, Replies] | None = None
+        self._cut = False  # whether it was said that numbers were beyond the range
+        emit(Noticed(_hidden(experiment)))
+
+    @property
+    def grid(self) -> PartitionedGrid:
+        """The exchange's grid."""
+        return self._exchange.grid
+
+    def post(
+        self,
+        round: int,
+        phase: Phase,
+        batches: Sequence[Batch],
+        messages: Mapping[int, Message] | None = None,
+        *,
+        can_wait: bool = False,
+    ) -> Replies:
+        """Post the tasks of one phase, as `Exchange.post`; of a training, after two phases of keys.
+
+        Raises
+        ------
+        RoundError
+            If too few clients take part in a training.
+        """
+        if phase != "train" or not batches:
+            return self._exchange.post(round, phase, batches, messages, can_wait=can_wait)
+        (batch,) = batches  # the strategies that are allowed send one model
+        cohort = sorted(task.partition for task in batch.tasks)
+        if len(cohort) < 2 and self._spec.mode == "central":  # a sample of any size
+            return self._exchange.post(round, phase, [], messages)
+        with_keys = self._keys(round, cohort)
+        known = {p: self._known.pop(p) for p in cohort if p in self._known}
+        opened, with_shares = self._shares(round, batch.model, known, with_keys)
+        trained = self._post_training(opened, batch, messages)
+        self._open = opened, trained
+        add_traffic(trained, [with_keys, with_shares])
+        trained.cohort = tuple(cohort)
+        for partition, error in sorted((with_keys.failures | with_shares.failures).items()):
+            trained.failures[partition] = error
+            event = ClientReplied(round, "train", partition, reason=error.reason, error=str(error))
+            self._emit(event)
+        return trained
+
+    def outcomes(self) -> Iterator[Reply]:
+        """Yield the outcomes, as `Exchange.outcomes`; then remove the masks of a training's sum.
+
+        Raises
+        ------
+        RoundError
+            If too few clients are left; then no mask is removed.
+        """
+        yield from self._exchange.outcomes()
+        if self._open is not None:
+            (opened, trained), self._open = self._open, None
+            try:
+                self._unmask(opened, trained)
+            finally:
+                trained.models.clear()
+
+    def _keys(self, round: int, cohort: Sequence[int]) -> Replies:
+        """Learn the keys of the clients that sent none with the last sum."""
+        missing = [partition for partition in cohort if partition not in self._known]
+        replies = self._post_apart(round, "keys", dict.fromkeys(missing))
+
+        def read(partition: int, content: Mapping[str, str]) -> None:
+            self._learn(partition, round, replies, content)
+
+        take_in(replies, read)
+        return replies
+
+    def _learn(
+        self, partition: int, made: int, replies: Replies, content: Mapping[str, str]
+    ) -> None:
+        keys = PublicKeys.of(bytes_in(content, "keys"))
+        examples = int(replies.metrics[partition]["num-examples"])
+        self._known[partition] = Client(made, keys, examples)
+
+    def _shares(
+        self, round: int, model: ArrayRecord, known: Mapping[int, Client], with_keys: Replies
+    ) -> tuple[Secured, Replies]:
+        """Draw the graph, and let each client seal shares of its secrets for its neighbours."""
+        try:
+            plan = plan_for(len(known), self._spec.assumed_dropped, self._spec.assumed_corrupt)
+        except ValueError as error:
+            raise _failed(round, str(error), with_keys) from None
+        draws = seeds.rng(self._seed, "secure-graph", round)
+        opened = Secured(model, plan, known, neighbours_of(sorted(known), plan.neighbours, draws))
+        replies = self._post_apart(round, "shares", {p: opened.place_of(p) for p in sorted(known)})
+
+        def read(partition: int, content: Mapping[str, str]) -> None:
+            found = {other: bytes_in(content, other) for other in opened.graph[partition]}
+            for other, sealed in found.items():
+                opened.sealed.setdefault(other, {})[partition] = sealed
+
+        take_in(replies, read)
+        opened.senders = frozenset(replies.metrics)
+        opened.dropped = {"keys": len(with_keys.failures), "shares": len(replies.failures)}
+        self._require(opened, len(opened.senders), "sealed shares of their keys", replies)
+        return opened, replies
+
+    def _post_training(
+        self, opened: Secured, batch: Batch, messages: Mapping[int, Message] | None
+    ) -> Replies:
+        """Post the training to the clients that sealed shares."""
+        tasks = [
+            task._replace(
+                own=opened.place_of(
+                    task.partition, senders=opened.near(task.partition), examples=opened.largest
+                )
+            )
+            for task in batch.tasks
+            if task.partition in opened.senders
+        ]
+        like = joined({MASKED: HeldArray(np.zeros(entries_of(batch.model), np.uint32))})
+        own = replace(batch, tasks=tasks, average=False, returns=like)
+        return self._exchange.post(tasks[0].round, "train", [own], messages)
+
+    def _unmask(self, opened: Secured, trained: Replies) -> None:
+        """Put the mean of the clients' models in place of their masked updates."""
+        alive = frozenset(trained.models)
+        opened.dropped["train"] = len(opened.senders - alive)
+        self._require(opened, len(alive), "sent a masked update", trained)
+        self._notice_cut(trained)
+        replies = self._post_unmasking(opened, alive, trained.round)
+        shares = self._returned(opened, replies)
+        opened.dropped["unmask"] = len(replies.failures)
+        total = np.zeros(entries_of(opened.model), np.uint32)
+        for partition in alive:
+            total += trained.models[partition][MASKED].numpy()
+        public = {p: client.keys for p, client in opened.clients.items()}
+        try:
+            total -= mask_of_sum(public, opened.graph, opened.senders, alive, shares, len(total))
+        except ValueError as error:
+            raise _failed(trained.round, str(error), replies) from None
+        change, weight = Field.of(self._spec, opened.plan.clients).decoded(total), len(alive)
+        if not weighs_clients(self._spec):
+            weight = sum(int(trained.metrics[partition]["num-examples"]) for partition in alive)
+            change *= opened.largest
+        trained.means[min(alive)] = Mean(changed(opened.model, change / weight), weight)
+        add_traffic(trained, [replies])
+        sizes = {"neighbours": opened.plan.neighbours, "threshold": opened.plan.threshold}
+        trained.secure = sizes | opened.dropped
+
+    def _post_unmasking(self, opened: Secured, alive: frozenset[int], round: int) -> Replies:
+        """Request a share of one secret of each client, and keys for the next round."""
+        tasks = {}
+        for partition in sorted(alive):
+            near = opened.near(partition)
+            living = [other for other in near if other in alive]
+            gone = [other for other in near if other not in alive]
+            sealed = [opened.sealed[partition][other] for other in (*living, *gone)]
+            more: dict[str, Any] = {
+                "others": [*living, *gone],
+                "alive": len(living),
+                "sealed": sealed,
+            }
+            following = 0 if round == self._last else round + 1
+            tasks[partition] = opened.place_of(
+                partition, **more, survivors=len(alive), next=following
+            )
+        return self._post_apart(round, "unmask", tasks)
+
+    def _returned(self, opened: Secured, replies: Replies) -> Shares:
+        """The shares that clients returned; takes in their keys for the next round."""
+        shares = Shares(opened.plan.threshold, {partition: {} for partition in opened.senders})
+
+        def read(partition: int, content: Mapping[str, str]) -> None:
+            near = opened.near(partition)
+            found = {other: bytes_in(content, other, SEED_BYTES) for other in near}
+            if replies.round < self._last:
+                self._learn(partition, replies.round + 1, replies, content)
+            for other, share in found.items():
+                shares.found[other][opened.graph[other].index(partition)] = share
+
+        take_in(replies, read)
+        return shares
+
+    def _post_apart(
+        self, round: int, phase: Phase, own: Mapping[int, ConfigRecord | None]
+    ) -> Replies:
+        """Post a phase without a model, and wait for its outcomes."""
+        if not own:
+            return Replies(round, phase)
+        settings = ConfigRecord()
+        tasks = [Task(partition, phase, round, settings, mine) for partition, mine in own.items()]
+        replies = self._exchange.post(round, phase, [Batch(ArrayRecord(), tasks)], apart=True)
+        for _ in self._exchange.outcomes():
+            pass
+        return replies
+
+    def _require(self, opened: Secured, count: int, done: str, replies: Replies) -> None:
+        """Raise `RoundError` if so few clients are left that the sum would say too much of one."""
+        plan = opened.plan
+        if count < plan.least:
+            raise _failed(
+                replies.round,
+                f"{count} of {plan.clients} clients {done}, {plan.least} needed "
+                f"(privacy.assumed-dropped {self._spec.assumed_dropped:g}); no mask was removed",
+                replies,
+            )
+
+    def _notice_cut(self, trained: Replies) -> None:
+        """Say once that numbers were beyond the range: the mean is then another."""
+        found = {p: text for p, text in sorted(trained.texts.items()) if text.isdecimal()}
+        if not found or self._cut:
+            return
+        self._cut, (partition, text) = True, next(iter(found.items()))
+        self._emit(
+            Noticed(
+                f"secure aggregation: {int(text):,} numbers of client {partition} changed by more than "
+                f"privacy.largest-change {self._spec.largest_change:g} in round {trained.round} and were cut to it; "
+                f"raise it, or lower the learning rate"
+            )
+        )
+
+
+def _hidden(experiment: Experiment) -> str:
+    """What is hidden from the server, and under which assumptions, in a line. Raises `InputError`."""
+    spec = experiment.privacy
+    try:
+        plan = plan_for(experiment.cohort_size, spec.assumed_dropped, spec.assumed_corrupt)
+    except ValueError as error:
+        raise InputError(
+            f"privacy.assumed-dropped is {spec.assumed_dropped:g} and privacy.assumed-corrupt "
+            f"{spec.assumed_corrupt:g}, but {error}; lower them, or train more clients in a round"
+        ) from None
+    network = experiment.runtime.kind == "network"
+    secrets = (
+        "the system's entropy"
+        if network
+        else "the run's seed, which hides nothing from who knows it"
+    )
+    return (
+        f"secure aggregation: the server learns sums of at least {plan.least} of {plan.clients} updates, and no single "
+        f"one; each client shares masks with {plan.neighbours} others; keys follow {secrets}"
+    )
+
+
+def _failed(round: int, why: str, replies: Replies) -> RoundError:
+    failures = f"; {replies.named_failures()}" if replies.failures else ""
+    return RoundError(f"round {round}: secure aggregation: {why}{failures}")
