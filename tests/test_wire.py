@@ -449,9 +449,8 @@ def test_engines_agree_round_by_round(make_experiment: Any, strategy: dict[str, 
     assert [round.round for round in seen] == [1, 2, 3, 4]
     assert all(round.same_cohort and round.tolerance == 1e-5 for round in seen)
     assert all(round.weights < 1e-5 for round in seen)
-    # two engines: how many of their rounds are the same bit for bit depends on the number of threads
+    # how many of their rounds are the same bit for bit depends on the processor and its threads
     assert [round.weights > 0 for round in seen] == [not round.identical for round in seen]
-    assert not all(round.identical for round in seen)
 
 
 def test_engines_that_part_are_named_with_the_round(
