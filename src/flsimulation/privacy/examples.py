@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from flsimulation.data.federated import FederatedData
 from flsimulation.errors import InputError
 from flsimulation.experiment import Experiment
 from flsimulation.privacy.accountant import Mechanism, epsilon_of, noise_for, times_within
@@ -51,6 +52,13 @@ class ExampleLedger(Ledger):
             times_within(own, self.budget, self.delta, most * steps, self.accountant) // steps
             for own, steps in self.mechanisms
         )
+
+
+def sizes_of(experiment: Experiment, data: FederatedData) -> list[int]:
+    """Examples that each client trains on, of an experiment with DP-SGD; empty for all others."""
+    if experiment.privacy.mode != "example":
+        return []
+    return [data.train_size(partition) for partition in range(len(data.partitions))]
 
 
 def example_mechanisms(
@@ -113,7 +121,13 @@ def example_ledger(experiment: Experiment, sizes: Sequence[int]) -> ExampleLedge
     noise = spec.noise_multiplier or _noise(experiment, sizes, rounds)
     groups = example_mechanisms(experiment, sizes, noise)
     ledger = ExampleLedger(
-        noise, groups[-1][0], spec.delta, spec.accountant, spec.budget_epsilon, tuple(groups)
+        noise=noise,
+        mechanism=groups[-1][0],
+        delta=spec.delta,
+        accountant=spec.accountant,
+        budget=spec.budget_epsilon,
+        update_noise=noise,
+        mechanisms=tuple(groups),
     )
     if ledger.exceeds(1):
         raise InputError(

@@ -41,7 +41,7 @@ from flsimulation.messages.received import model_like
 from flsimulation.messages.state_dicts import held_state, record_of
 from flsimulation.messages.weights import not_finite
 from flsimulation.models import model_arguments
-from flsimulation.privacy.examples import example_notes
+from flsimulation.privacy.examples import example_notes, sizes_of
 from flsimulation.privacy.notes import privacy_advice, privacy_notes
 from flsimulation.privacy.transforms import updated
 from flsimulation.server.attempts import Attempts
@@ -156,7 +156,9 @@ def _federate(
     experiment = space.experiment
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
     done = start.trained if start is not None else ()
-    private = spending_of(experiment, updated(space.module), strategy, done, space.sizes)
+    private = spending_of(
+        experiment, updated(space.module), strategy, done, sizes_of(space.experiment, space.data)
+    )
     arrays = record_of(space.initial_state())
     if start is not None:
         _restore(strategy, start.strategy)
@@ -255,7 +257,7 @@ def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
             *data.dataset.notes,
             *own_notes(space.experiment.train.sites),
             *privacy_notes(space.experiment, module),
-            *example_notes(space.experiment, space.sizes),
+            *example_notes(space.experiment, sizes_of(space.experiment, space.data)),
         ),
     )
 

@@ -52,7 +52,9 @@ def check_module(module: pl.LightningModule, spec: Train) -> None:
                 f"batch; use GroupNorm"
             )
     if not module.automatic_optimization:
-        raise ModelError(f"{_MODE}the module optimizes by itself; let training_step return the loss")
+        raise ModelError(
+            f"{_MODE}the module optimizes by itself; let training_step return the loss"
+        )
     for name in sorted(overridden(type(module)) & {*TRIED}):
         raise ModelError(
             f"{_MODE}the module has a {name} of its own, which may see gradients without noise; "
@@ -73,7 +75,9 @@ def checked(eager: EagerStep) -> EagerStep:
             f"keep nothing in the module"
         )
     if facts := eager.names.facts:
-        raise ModelError(f"{_MODE}training_step depends on {facts[0]}; let it depend on its batch only")
+        raise ModelError(
+            f"{_MODE}training_step depends on {facts[0]}; let it depend on its batch only"
+        )
     quiet = copy.copy(eager)
     quiet.module = _without_dropout(eager.module)
     quiet._observed = {}

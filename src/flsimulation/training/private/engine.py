@@ -100,7 +100,7 @@ class PrivateEngine:
         try:
             eager = EagerStep(module, few[0], few[1], prepared.form)
             configuring = Configuring(module, spec.epochs)
-            optimizer, schedulers = configuring()
+            _, schedulers = configuring()
             self._draws = bool(eager.observed(1).draws)
         except (NotStackable, CannotTake) as reason:
             raise ModelError(
@@ -117,7 +117,9 @@ class PrivateEngine:
             self.why_not = "its step draws random numbers, which each client has for itself"
         stacked = self._most > 1 and clients > 1 and spec.engine != "direct"
         if spec.engine == "stacked" and self._most == 1:
-            raise ModelError(f"train.engine is 'stacked', but {self.why_not}; use 'auto' or 'direct'")
+            raise ModelError(
+                f"train.engine is 'stacked', but {self.why_not}; use 'auto' or 'direct'"
+            )
         self.name = "stacked" if stacked or spec.engine == "stacked" else "direct"
         self._most = self._most if stacked else 1
         self.step_seconds: Mapping[str, float] = {}
@@ -197,9 +199,7 @@ class PrivateEngine:
         """Nothing stays between calls."""
 
 
-def _chosen(
-    eager: EagerStep, precise: EagerStep, clip: float
-) -> tuple[Gradients, str | None]:
+def _chosen(eager: EagerStep, precise: EagerStep, clip: float) -> tuple[Gradients, str | None]:
     """The fastest way of a step that has the gradients of each example, and why not many at once."""
     why_not = "its step cannot be taken for many examples at once"
     for nested, layers in ((True, True), (True, False), (False, True), (False, False)):
@@ -208,5 +208,7 @@ def _chosen(
             if is_same(trial, precise):
                 return Together(eager, clip, nested=nested, layers=layers), None
         except Exception as error:  # a user's step may do anything under vmap
-            why_not = f"its step cannot be taken for many examples at once ({describe_error(error)})"
+            why_not = (
+                f"its step cannot be taken for many examples at once ({describe_error(error)})"
+            )
     return OneByOne(eager, clip), why_not

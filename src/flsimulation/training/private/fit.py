@@ -81,7 +81,10 @@ class Fit:
         )
         self._origin = [start[name].to(private.device) for name in private.names]
         self._leaves = [
-            nn.Parameter(t.expand(len(jobs), *t.shape).clone(), requires_grad=False)
+            nn.Parameter(
+                t.expand(len(jobs), *t.shape).clone(memory_format=torch.contiguous_format),
+                requires_grad=False,
+            )
             for t in self._origin
         ]
         self._optimizer, self._schedulers = private.optimization(len(clients[0]), jobs[0].round)
@@ -121,7 +124,8 @@ class Fit:
         if self._private.clip is not None:
             gradients = clipped(gradients, self._private.clip)
         for leaf, gradient in zip(self._leaves, gradients, strict=True):
-            leaf.grad = gradient
+            # PyTorch's fused optimizers go by the memory
+            leaf.grad = None if gradient is None else gradient.contiguous()
         self._optimizer.step()
 
     def _noisy(self, sums: Sequence[Tensor]) -> list[Tensor]:
@@ -134,7 +138,7 @@ class Fit:
                 own.standard_normal(out=row, dtype=np.float32)
             flat.add_(torch.from_numpy(drawn).to(flat), alpha=self._private.noise)
         flat.div_(torch.from_numpy(self._samples.expected).to(flat).unsqueeze(1))
-        parts = flat.split(sizes, 1)
+        parts = torch.split(flat, sizes, 1)
         return [part.reshape(total.shape) for part, total in zip(parts, sums, strict=True)]
 
     def _note(self, values: Tensor, kept: Tensor, step: int) -> None:
@@ -161,7 +165,9 @@ class Fit:
         for place, rows in self._ended.items():
             for leaf, row in zip(self._leaves, rows, strict=True):
                 leaf.data[place] = row
-        own = {n: leaf.data.cpu() for n, leaf in zip(self._private.names, self._leaves, strict=True)}
+        own = {
+            n: leaf.data.cpu() for n, leaf in zip(self._private.names, self._leaves, strict=True)
+        }
         unsound = diverged_clients(own, [origin.cpu() for origin in self._origin])
         found: list[Trained | ClientError] = []
         for place in range(len(self._jobs)):

@@ -7,6 +7,7 @@ cannot end a client's training.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +17,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flsimulation.data.leaves import Leaves, each, one
-from flsimulation.training.logged import Log
+from flsimulation.training.logged import Log, Logged
 from flsimulation.training.private.layers import Layer, Products, layers_of
 from flsimulation.training.stacked.compiler import images
 from flsimulation.training.stacked.compiler.eager import EagerStep
@@ -52,6 +53,9 @@ class Clipped(NamedTuple):
 
 class Gradients(Protocol):
     """Computes clipped gradients of single examples."""
+
+    how: list[Logged]
+    """How values are logged."""
 
     def __call__(self, trained: Sequence[Tensor], x: Leaves, y: Leaves, kept: Tensor) -> Clipped:
         """Take a step.
@@ -119,7 +123,9 @@ class Together:
         self._added: dict[str, Tensor] = {}
         for layer in self._layers:
             layer.module.register_forward_hook(self._hook(layer.name))
-        self._whole = Whole(self._module, eager.form, lambda _: _Nested() if nested else Rewritten())
+        self._whole = Whole(
+            self._module, eager.form, lambda _: _Nested() if nested else Rewritten()
+        )
 
     @property
     def written_numbers(self) -> int:
@@ -144,9 +150,7 @@ class Together:
         ]
         batch = [each(lambda t: t.unsqueeze(2), part) for part in (x, y)]
         with torch.enable_grad(), without_fallback():
-            of_client = vmap(
-                self._one, in_dims=(0, None, 0, 0, 0), randomness="different"
-            )
+            of_client = vmap(self._one, in_dims=(0, None, 0, 0, 0), randomness="different")
             losses, logged, received = self._of_clients(of_client, single, fixed, added, *batch)
             wanted = [*added, *single]
             gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
@@ -164,7 +168,7 @@ class Together:
         if self._nested:
             return vmap(of_client, randomness="different")(*given)
         parts = [
-            of_client(*tree_map(lambda tensor: tensor[client], given))
+            of_client(*tree_map(operator.itemgetter(client), given))
             for client in range(len(tree_leaves(given)[0]))
         ]
         return tree_map(lambda *tensors: torch.stack(tensors), *parts)

@@ -129,9 +129,7 @@ class Products:
         if places == 1:
             found = a.square().sum((1, 2)) * g.square().sum((1, 2))
         elif 2 * places * places <= size:
-            found = (
-                torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))
-            ).sum((1, 2))
+            found = (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2))
         else:
             self._whole = torch.bmm(g.transpose(1, 2), a).reshape(len(a), -1)
             found = self._whole.square().sum(1)
