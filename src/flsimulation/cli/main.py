@@ -164,6 +164,27 @@ def report(
 
 
 @app.command()
+def audit(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+    shadows: Annotated[
+        int, typer.Option(help="Shadow models of the likelihood ratio, an even number; 0 for none.")
+    ] = 16,
+    examples: Annotated[
+        int, typer.Option(help="The most examples that were trained on, and the most others.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    json: Json = False,
+) -> None:
+    """Attack a finished run: was an example trained on, what does a client's update show?
+
+    RUN is a run directory. The result is also in its audit.json and its report.
+    """
+    from flsimulation.cli.audit import audit_command
+
+    audit_command(run_dir, shadows, examples, seed, json=json)
+
+
+@app.command()
 def verify(
     file: File = None,
     overrides: Overrides = None,
