@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flsimulation import seeds
 from flsimulation.errors import InputError, ModelError, describe_error
-from flsimulation.experiment import Experiment
+from flsimulation.experiment.spec import Privacy
 from flsimulation.rundir.audit import Inversion
 from flsimulation.studies.audit.losses import loss_of
 from flsimulation.studies.audit.membership import Tell
@@ -83,7 +83,8 @@ def inverted(subject: Subject, seed: int, tell: Tell, count: int = BATCH) -> Inv
     rows = _batch(pool.labels[: pool.members], count, rng)
     (true, labels), others = _prepared(subject, rows), _prepared(subject, _others(pool))[0]
     module, form = detached(subject.module).eval(), subject.prepared.form
-    gradient = observed(module, true, labels, form, subject.experiment, rng)
+    noise = noise_of(subject.experiment, subject.least_held)
+    gradient = observed(module, true, labels, form, subject.experiment.privacy, noise, rng)
     low, high = float(others.min()), float(others.max())
     target = Target(tuple(gradient), tuple(true.shape), low, high)
     known = recovered_labels(gradient, len(rows))
@@ -122,7 +123,8 @@ def observed(
     x: Tensor,
     y: Tensor,
     form: Form,
-    experiment: Experiment,
+    spec: Privacy,
+    noise: float,
     rng: np.random.Generator,
 ) -> list[Tensor]:
     """The gradient of a batch as it leaves the client under ``[privacy]``.
@@ -130,21 +132,20 @@ def observed(
     Its length is the clipping norm where the client's update is clipped: the longest that is sent, which is
     best for the attacker.
     """
-    spec = experiment.privacy
     if spec.mode == "example":
         each = [
             clipped(_gradient(module, x[i : i + 1], y[i : i + 1], form), spec.clip)
             for i in range(len(x))
         ]
         total = [torch.stack(parts).sum(0) for parts in zip(*each, strict=True)]
-        noisy = with_noise(total, noise_of(experiment) * spec.clip, rng)
+        noisy = with_noise(total, noise * spec.clip, rng)
         return [part / len(x) for part in noisy]
     whole = [part.detach() for part in _gradient(module, x, y, form)]
     if spec.mode == "none":
         return whole
     norm = float(torch.stack([part.norm() for part in whole]).norm())
     longest = [part * (spec.clip / max(norm, 1e-30)) for part in whole]
-    return with_noise(longest, noise_of(experiment) * spec.clip, rng)
+    return with_noise(longest, noise * spec.clip, rng)
 
 
 def recovered_labels(gradient: Sequence[Tensor], count: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,19 +13,34 @@ from flsimulation.experiment import Experiment
 from flsimulation.privacy.accountant import noise_for
 
 
-def noise_of(experiment: Experiment) -> float:
-    """Noise of a client, as a multiple of the clipping norm: 0 where the server adds it, or nobody."""
-    spec = experiment.privacy
-    if spec.mode != "local" or spec.noise_multiplier:
-        return spec.noise_multiplier if spec.mode == "local" else 0.0
-    rounds = experiment.strategy.rounds
-    return noise_for(spec.epsilon, 1.0, rounds, spec.delta, spec.accountant)
+def noise_of(experiment: Experiment, held: int) -> float:
+    """Noise that a client adds, as a multiple of the clipping norm; 0 where the server adds it, or nobody.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its ``[privacy]`` decides.
+    held : int
+        Examples that the client trains on; under ``example`` the noise is on the sum of each step's gradients.
+    """
+    spec, rounds = experiment.privacy, experiment.strategy.rounds
+    if spec.mode in ("none", "central"):
+        return 0.0
+    if spec.noise_multiplier:
+        return spec.noise_multiplier
+    rate, times = 1.0, rounds
+    if spec.mode == "example":
+        batch = experiment.train.batch_size
+        rate = min(1.0, batch / held)
+        times = rounds * experiment.train.epochs * math.ceil(held / batch)
+    return noise_for(spec.epsilon, rate, times, spec.delta, spec.accountant)
 
 
 def released(
     before: Sequence[Tensor],
     after: Sequence[Tensor],
     experiment: Experiment,
+    held: int,
     rng: np.random.Generator,
 ) -> list[Tensor]:
     """The client's parameters as they leave it.
@@ -33,8 +49,8 @@ def released(
     ----------
     before, after : sequence of Tensor
         The trained parameters of the global model, and of the client's.
-    experiment : Experiment
-        Its ``[privacy]`` decides; DP-SGD (``example``) was a part of the training.
+    experiment, held
+        As of `noise_of`; DP-SGD (``example``) was a part of the training.
     rng : Generator
         Of the noise.
     """
@@ -42,7 +58,7 @@ def released(
     if spec.mode not in ("central", "local"):
         return [*after]
     update = clipped([new - old for new, old in zip(after, before, strict=True)], spec.clip)
-    noisy = with_noise(update, noise_of(experiment) * spec.clip, rng)
+    noisy = with_noise(update, noise_of(experiment, held) * spec.clip, rng)
     return [old + own for old, own in zip(before, noisy, strict=True)]
 
 

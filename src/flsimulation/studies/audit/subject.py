@@ -94,6 +94,11 @@ class Subject:
         """The model before the first round."""
         return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
+    @property
+    def least_held(self) -> int:
+        """Examples of the client that trained on the fewest: a step of its DP-SGD has the most noise."""
+        return min(map(self.data.train_size, self.trained))
+
     def evaluated(self, x: Leaves, y: Leaves, indices: np.ndarray) -> Batches:
         """Batches of examples in the order of the indices, prepared as for an evaluation."""
         return Batches(x, y, indices, _BATCH, prepared=self.prepared)

@@ -80,17 +80,16 @@ def _states(subject: Subject, clients: list[int], round: int, seed: int) -> list
                 states[client] = result.state
     finally:
         space.engine.close()
-    return [_sent(subject, states[c], seeds.rng(seed, "audit noise", round, c)) for c in clients]
+    return [_sent(subject, c, states[c], seeds.rng(seed, "audit noise", round, c)) for c in clients]
 
 
-def _sent(subject: Subject, state: State, rng: np.random.Generator) -> State:
+def _sent(subject: Subject, client: int, state: State, rng: np.random.Generator) -> State:
     """A client's model as it leaves the client."""
     names = [name for name, own in subject.module.named_parameters() if own.requires_grad]
     before, after = ([model[name] for name in names] for model in (subject.state, state))
-    return {
-        **state,
-        **dict(zip(names, released(before, after, subject.experiment, rng), strict=True)),
-    }
+    held = subject.data.train_size(client)
+    leaves = released(before, after, subject.experiment, held, rng)
+    return {**state, **dict(zip(names, leaves, strict=True))}
 
 
 def _alike(
