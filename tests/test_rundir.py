@@ -157,7 +157,7 @@ def test_what_is_there_is_found(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_scores_are_taken() -> None:
-    assert sorted(BOOKKEEPING) == ["epochs", "num-examples", "seconds", "steps"]
+    assert sorted(BOOKKEEPING) == ["epochs", "num-examples", "seconds", "steps", "unclipped"]
     assert sorted(RESERVED - BOOKKEEPING) == ["error", "partition", "phase", "reason", "round"]
 
 

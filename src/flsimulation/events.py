@@ -27,7 +27,7 @@ Scores: TypeAlias = dict[str, float]
 
 NOT_DIRECT = "; not direct: "
 """Stands between why clients are not trained stacked and why they are not trained direct."""
-BOOKKEEPING = frozenset(("num-examples", "epochs", "steps", "seconds"))
+BOOKKEEPING = frozenset(("num-examples", "epochs", "steps", "seconds", "unclipped"))
 """Numbers of a client's answer that are no scores: an average of them means nothing."""
 RESERVED = BOOKKEEPING | {"round", "phase", "partition", "reason", "error"}
 """Names in an answer, or in its line of clients.jsonl, that a module must not log under."""
@@ -235,10 +235,16 @@ class RoundFinished:
     bytes: dict[str, int]
     """down, up: payload of the messages."""
     weights_sha256: str
+    privacy: Mapping[str, float] | None = None
+    """``epsilon`` after the round at ``delta``, the ``clip`` norm of updates, ``noise``, the standard
+    deviation on each number of the update that the noise is for; None where nobody is hidden."""
 
     def record(self) -> dict[str, object]:
-        """The line, ready for JSON."""
-        return {**self.__dict__, "cohort": list(self.cohort)}
+        """The line, ready for JSON; without ``privacy`` where that is None."""
+        line = {**self.__dict__, "cohort": list(self.cohort)}
+        if self.privacy is None:
+            del line["privacy"]
+        return line
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from flsimulation.events import RESERVED, Phase
 from flsimulation.host.warned import taken
 from flsimulation.messages.batch import Batch, Mean, Outcome, Reply, Task
 from flsimulation.messages.state_dicts import held_state, record_of
+from flsimulation.privacy.clients import CLIP, WHOLE
 from flsimulation.training import Fitted, Scored, State, Terms, Trained
 from flsimulation.training.measured import Measured
 from flsimulation.training.states import record_of_states
@@ -70,12 +71,14 @@ def _alike(tasks: Sequence[Task]) -> list[_Alike]:
 def _trained(tasks: _Alike, model: State, batch: Batch, space: Workspace) -> Iterator[Reply]:
     jobs = [space.train_job(partition, tasks.round) for partition in tasks.partitions]
     causes = Causes(space, model, tasks.round)
-    terms = Terms(_number(tasks.config, "proximal-mu"), batch.expires, batch.average)
+    clip, noise = space.private.terms(_number(tasks.config, CLIP))
+    mu = _number(tasks.config, "proximal-mu")
+    terms = Terms(mu, batch.expires, batch.average, clip, noise)
     for fitted in space.engine.fit(model, jobs, terms):
         outcomes = [
             _fit(partition, done, space, causes) for partition, done in fitted.results.items()
         ]
-        yield _reply(outcomes, space, _mean(fitted, outcomes))
+        yield _reply(outcomes, space, _mean(fitted, outcomes, by_clients=clip > 0 and not noise))
 
 
 def _evaluated(tasks: _Alike, model: State, batch: Batch, space: Workspace) -> Iterator[Reply]:
@@ -89,11 +92,15 @@ def _reply(outcomes: Sequence[Outcome], space: Workspace, mean: Mean | None = No
     return Reply(outcomes, mean, space.engine.name, space.engine.why_not, taken())
 
 
-def _mean(fitted: Fitted, outcomes: Sequence[Outcome]) -> Mean | None:
-    examples = sum(int(own.metrics["num-examples"]) for own in outcomes if own.error is None)
-    if fitted.mean is None or not examples:
+def _mean(fitted: Fitted, outcomes: Sequence[Outcome], *, by_clients: bool) -> Mean | None:
+    weights = [
+        1 if by_clients else int(own.metrics["num-examples"])
+        for own in outcomes
+        if own.error is None
+    ]
+    if fitted.mean is None or not any(weights):
         return None
-    return Mean(record_of(fitted.mean), examples)
+    return Mean(record_of(fitted.mean), sum(weights))
 
 
 def _fit(partition: int, done: Trained | ClientError, space: Workspace, causes: Causes) -> Outcome:
@@ -108,6 +115,8 @@ def _fit(partition: int, done: Trained | ClientError, space: Workspace, causes: 
             "steps": done.steps,
             "seconds": done.seconds,
         }
+        if done.is_whole is not None and space.experiment.privacy.mode == "central":
+            metrics[WHOLE] = float(done.is_whole)
     except ClientError as error:
         return Outcome(partition, "train", {}, error)
     model = record_of(done.state) if done.state else None

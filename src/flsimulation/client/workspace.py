@@ -21,6 +21,7 @@ from flsimulation.errors import ClientError
 from flsimulation.events import EngineChoosing, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model, require_argument
+from flsimulation.privacy.clients import ClientPrivacy
 from flsimulation.training import Batches, Before, Engine, Job, State, engine_for, processes_for
 from flsimulation.training.footprint import examples_within_budget
 from flsimulation.training.own_engines import OwnEngines
@@ -54,6 +55,11 @@ class Workspace:
     """How batches are prepared for the model."""
     choosing: float = 0.0
     """Seconds that the choice of the engine took."""
+
+    @functools.cached_property
+    def private(self) -> ClientPrivacy:
+        """What clients do to their updates before they send them."""
+        return ClientPrivacy(self.experiment)
 
     @classmethod
     def load(
@@ -148,6 +154,7 @@ class Workspace:
             functools.partial(seeds.integer, spec.seed, "fit", round, partition),
             self.validation_batches(partition) if spec.train.validate_ else None,
             round,
+            self.private.noise(partition, round),
         )
 
     def evaluation_job(self, partition: int, round: int) -> Job:

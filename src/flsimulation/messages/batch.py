@@ -71,11 +71,11 @@ class Outcome(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """The mean of several clients' models, weighted by their examples."""
+    """The mean of several clients' models, weighted by their examples unless all weigh the same."""
 
     model: ArrayRecord
-    examples: int
-    """Total number of examples of these clients."""
+    weight: int
+    """Total number of examples of these clients; of the clients, if all weigh the same."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def joined(replies: Iterable[Reply]) -> Reply:
 def _mean(parts: Sequence[Mean]) -> Mean | None:
     if len(parts) < 2:
         return parts[0] if parts else None
-    models, examples = zip(*parts, strict=True)
-    return Mean(mean_of(models, examples), sum(examples))
+    models, weights = zip(*parts, strict=True)
+    return Mean(mean_of(models, weights), sum(weights))
 
 
 def batch_bytes(batch: Batch) -> int:

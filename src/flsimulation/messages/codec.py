@@ -150,7 +150,7 @@ def reply_to(message: Message, reply: Reply) -> Message:
         records[_TEXTS] = ConfigRecord(cast(dict[str, Any], words))
     if reply.mean is not None:
         records[ARRAYS] = reply.mean.model
-        cast(ConfigRecord, records[_OUTCOMES])["examples"] = reply.mean.examples
+        cast(ConfigRecord, records[_OUTCOMES])["weight"] = reply.mean.weight
     if reply.engine is not None:
         records[_ENGINE] = ConfigRecord({"name": reply.engine, "why-not": reply.why_not or ""})
     if reply.warned:
@@ -232,7 +232,7 @@ def reply_of(message: Message) -> Reply | ClientError:
     warned = cast(ConfigRecord | None, content.get(_WARNED))
     return Reply(
         outcomes,
-        Mean(mean, cast(int, header["examples"])) if mean is not None else None,
+        Mean(mean, cast(int, header["weight"])) if mean is not None else None,
         cast(str | None, engine.get("name")),
         cast(str | None, engine.get("why-not")) or None,
         [Warned(*row) for row in _rows(warned, "clients", "texts")] if warned is not None else (),

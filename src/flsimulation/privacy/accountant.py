@@ -9,8 +9,11 @@ dp-accounting; figures published before 2020 use Mironov's, which is larger (doc
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 Method = Literal["rdp", "pld"]
@@ -53,8 +56,9 @@ def epsilon_of(mechanism: Mechanism, times: int, delta: float, method: Method = 
     if mechanism.noise_multiplier == 0:
         return math.inf
     account = _accountant(method)
-    account.compose(_event(mechanism), times)
-    return float(account.get_epsilon(delta))
+    with _quiet():
+        account.compose(_event(mechanism), times)
+        return float(account.get_epsilon(delta))
 
 
 def noise_for(
@@ -80,14 +84,15 @@ def noise_for(
         return dp_accounting.SelfComposedDpEvent(_event(Mechanism(noise, rate)), times)
 
     try:
-        found = dp_accounting.calibrate_dp_mechanism(
-            functools.partial(_accountant, method),
-            event,
-            epsilon,
-            delta,
-            dp_accounting.LowerEndpointAndGuess(0.0, 1.0),
-            tol=_NOISE_TOLERANCE,
-        )
+        with _quiet():
+            found = dp_accounting.calibrate_dp_mechanism(
+                functools.partial(_accountant, method),
+                event,
+                epsilon,
+                delta,
+                dp_accounting.LowerEndpointAndGuess(0.0, 1.0),
+                tol=_NOISE_TOLERANCE,
+            )
     except dp_accounting.NoBracketIntervalFoundError:
         found = math.inf
     if not found <= _MOST_NOISE:
@@ -107,6 +112,18 @@ def times_within(
         else:
             high = middle - 1
     return low
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop dp-accounting's warnings of Renyi orders that it leaves out, which costs no correctness."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _event(mechanism: Mechanism) -> Any:

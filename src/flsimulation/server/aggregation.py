@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from flsimulation.errors import RoundError, RunError, describe_error
 from flsimulation.internals.flower_messages import aggregate_metricrecords
 from flsimulation.messages.arrays import joined
-from flsimulation.messages.batch import Mean
+from flsimulation.messages.batch import Mean, Outcome
+from flsimulation.messages.codec import plain_reply
 from flsimulation.messages.content import ARRAYS, model_of
 from flsimulation.messages.weights import (
     average_of,
@@ -21,7 +22,10 @@ from flsimulation.messages.weights import (
     with_types_of,
     without,
 )
+from flsimulation.server.private import Central, Spending
 from flsimulation.server.replies import Replies
+
+_ANY_NODE = 1  # that a mean of many is said to come from
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,25 @@ class Aggregation:
         Arrays that are not passed to the strategy; they are averaged over the clients.
     constants : frozenset of str
         Arrays that no optimizer trains: the same in all clients' models, they are that.
+    private : Spending or None
+        What hides the clients; where it averages, the strategy gets one result, its noisy mean.
     """
 
     strategy: Strategy
     name: str
     buffers: frozenset[str]
     constants: frozenset[str] = frozenset()
+    private: Spending | None = None
+
+    @property
+    def takes_mean(self) -> bool:
+        """Whether a mean of clients' models is as good as each one's."""
+        return self.is_mean or isinstance(self.private, Central)
+
+    @property
+    def takes_none(self) -> bool:
+        """Whether a round may have no client at all, as a sample has that may be of any size."""
+        return isinstance(self.private, Central)
 
     @property
     def is_mean(self) -> bool:
@@ -80,7 +97,9 @@ class Aggregation:
             If the strategy fails, or numbers of the model are no longer finite.
         """
         try:
-            if trained.means:
+            if isinstance(self.private, Central):
+                results = self._privately(number, trained, before, self.private)
+            elif trained.means:
                 results = _mean(trained, before)
             else:
                 results = self._by_strategy(number, trained, before)
@@ -114,6 +133,23 @@ class Aggregation:
         arrays = with_types_of(joined({**arrays, **buffers}), sent)
         return joined({name: kept.get(name, array) for name, array in arrays.items()}), metrics
 
+    def _privately(
+        self, number: int, trained: Replies, before: ArrayRecord, private: Central
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        """The strategy's step with the noisy mean in place of all results."""
+        mean = private.mean(number, trained, before)
+        metrics = {"num-examples": 1.0}
+        request = Message(RecordDict(), _ANY_NODE, MessageType.TRAIN)
+        model = without(mean, self.buffers)
+        result = plain_reply(request, Outcome(0, "train", metrics, None, joined(model)))
+        arrays, _ = self.strategy.aggregate_train(number, [result])
+        if arrays is None:
+            raise RoundError(f"round {number}: the strategy returned no model")
+        moved = with_types_of(joined(dict(arrays)), before)
+        own = {name: moved[name] for name in private.names if name in moved}
+        found = joined({name: own.get(name, array) for name, array in before.items()})
+        return found, MetricRecord({**mean_metrics(trained)}) if trained.metrics else None
+
     def _kept(self, models: list[ArrayRecord], before: ArrayRecord) -> dict[str, Array]:
         """What is no strategy's business; found before one works in its clients' arrays."""
         first = models[0]
@@ -136,8 +172,8 @@ def _mean(trained: Replies, before: ArrayRecord) -> tuple[ArrayRecord, MetricRec
     """The mean of the mean models, and of the models of clients that trained separately."""
     alone = {p: Mean(m, int(trained.metrics[p]["num-examples"])) for p, m in trained.models.items()}
     parts = [part for _, part in sorted({**alone, **trained.means}.items())]
-    models, examples = [part.model for part in parts], [part.examples for part in parts]
-    mean = mean_of(models, examples)
+    models, weights = [part.model for part in parts], [part.weight for part in parts]
+    mean = mean_of(models, weights)
     kept = {name: before[name] for name in unchanged(mean, before, models)}
     mean = joined({name: kept.get(name, array) for name, array in mean.items()})
     return mean, MetricRecord({**mean_metrics(trained)})

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
@@ -25,7 +24,6 @@ from flsimulation.errors import (
 )
 from flsimulation.events import (
     Checkpoint,
-    ClientReplied,
     ClientsConnected,
     Event,
     Noticed,
@@ -39,16 +37,18 @@ from flsimulation.events import (
 from flsimulation.experiment import Experiment, unflatten
 from flsimulation.experiment.own_train import own_notes
 from flsimulation.host.processes import undisturbed
-from flsimulation.messages.batch import Batch, Task
 from flsimulation.messages.received import model_like
 from flsimulation.messages.state_dicts import held_state, record_of
 from flsimulation.messages.weights import not_finite
 from flsimulation.models import model_arguments
+from flsimulation.privacy.notes import privacy_advice, privacy_notes
+from flsimulation.privacy.transforms import updated
 from flsimulation.server.attempts import Attempts
 from flsimulation.server.checks import Checks, held_by
 from flsimulation.server.exchange import Exchange
+from flsimulation.server.final import evaluate_everyone
 from flsimulation.server.grid import PartitionedGrid
-from flsimulation.server.notices import Notices
+from flsimulation.server.private import spending_of
 from flsimulation.server.replies import Replies
 from flsimulation.server.rounds import Ended, Rounds
 from flsimulation.server.strategies import AVERAGING, MOVING_THE_MODEL, build_strategy
@@ -127,7 +127,7 @@ def make_server_app(
             if not isinstance(grid, PartitionedGrid):  # a network's clients choose their engine
                 started = replace(started, engine=None, not_stacked=None, step_seconds={})
             emit(started)
-            for text in space.notices:
+            for text in (*space.notices, *privacy_advice(space.experiment, space.module)):
                 emit(Noticed(text))
             _federate(lambda: _exchange(grid, started, emit, connect, space), space, emit, start)
             if absent := attempts.never_connected():
@@ -153,6 +153,8 @@ def _federate(
     """The run itself, from the strategy to the last evaluation."""
     experiment = space.experiment
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
+    done = start.trained if start is not None else ()
+    private = spending_of(experiment, updated(space.module), strategy, done)
     arrays = record_of(space.initial_state())
     if start is not None:
         _restore(strategy, start.strategy)
@@ -173,13 +175,14 @@ def _federate(
         constants=_buffers(space),
         clock=space.clock,
         merge=functools.partial(merged_scores, space.module),
+        private=private,
     )
     if start is not None and start.reached:
         ended = Ended(arrays, Replies(start.round, "evaluate"), start.round)
     else:
         ended = rounds.run(arrays, first=start.round + 1 if start else 1)
     if space.can_evaluate_clients:
-        _evaluate_everyone(exchange, ended, space, emit, rounds.notices)
+        evaluate_everyone(exchange, ended, space, emit, rounds.notices)
 
 
 def _restore(strategy: Strategy, state: Mapping[str, Any]) -> None:
@@ -217,7 +220,8 @@ def _exchange(
         raise RunError("the grid does not report which node holds which partition")
     else:
         grid = connect(grid, experiment, emit, clock)
-    checks = Checks(held_by(space.data, grid.examples_of))
+    central = experiment.privacy.mode == "central"
+    checks = Checks(held_by(space.data, grid.examples_of), weighs_clients=central)
     agreement = _agreement(space.data.dataset)
     return Exchange(grid, experiment.round.deadline, emit, *engine, clock, checks, agreement)
 
@@ -246,7 +250,11 @@ def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
         gpu=space.engine.gpu if trains else None,
         done=done,
         task=data.dataset.task,
-        notes=(*data.dataset.notes, *own_notes(space.experiment.train.sites)),
+        notes=(
+            *data.dataset.notes,
+            *own_notes(space.experiment.train.sites),
+            *privacy_notes(space.experiment, module),
+        ),
     )
 
 
@@ -272,29 +280,3 @@ def _judge(round: int, arrays: ArrayRecord, space: Workspace) -> Scores:
         return space.test_scores(held_state(arrays), round)
     except FLSimulationError as error:
         raise RunError(f"evaluation on the test set failed: {error}") from error
-
-
-def _evaluate_everyone(
-    exchange: Exchange, ended: Ended, space: Workspace, emit: Sink, notices: Notices
-) -> None:
-    """Each client's scores of the final model; evaluated again only if they are not known."""
-    arrays, evaluated, last = ended
-    wanted = space.experiment.evaluate.clients
-    there = exchange.grid.partitions.values()  # ascending
-    partitions = list(itertools.islice(there, wanted))
-    if {*partitions} <= {*evaluated.cohort}:
-        for partition in partitions:
-            emit(_as_final(last, partition, evaluated))
-        return
-    config = ConfigRecord({"server-round": last})
-    tasks = [Task(partition, "final", last, config) for partition in partitions]
-    replies = exchange.post(last, "final", [Batch(arrays, tasks)])
-    for _ in exchange.outcomes():
-        pass  # each is an event
-    notices.left_out(replies)
-
-
-def _as_final(round: int, partition: int, evaluated: Replies) -> ClientReplied:
-    if (error := evaluated.failures.get(partition)) is not None:
-        return ClientReplied(round, "final", partition, reason=error.reason, error=str(error))
-    return ClientReplied(round, "final", partition, evaluated.metrics[partition])

@@ -64,6 +64,8 @@ class Checks:
     """
 
     held: Held = not_known
+    weighs_clients: bool = False
+    """Whether all clients weigh the same in a mean."""
 
     def checked(self, reply: Reply, batch: Batch, waiting: Container[tuple[int, Phase]]) -> Reply:
         """The reply with an error in place of every outcome that must not be used.
@@ -87,7 +89,7 @@ class Checks:
         if reply.mean is None:
             return replace(reply, outcomes=outcomes)
         try:
-            return replace(reply, outcomes=outcomes, mean=_mean(reply, outcomes, batch))
+            return replace(reply, outcomes=outcomes, mean=self._mean(reply, outcomes, batch))
         except ClientError as error:
             outcomes = [_failed(o, error) if _is_in_mean(o) else o for o in outcomes]
             return replace(reply, outcomes=outcomes, mean=None)
@@ -112,6 +114,20 @@ class Checks:
         except ClientError as error:
             return _failed(outcome, error)
 
+    def _mean(self, reply: Reply, outcomes: Sequence[Outcome], batch: Batch) -> Mean:
+        """The mean model in a reply, checked, and of these clients only. Raises `ClientError`."""
+        mean, own = reply.mean, [outcome for outcome in outcomes if _is_in_mean(outcome)]
+        if mean is None or not batch.average:
+            raise rejected("it sent a mean model, which was not requested")
+        if sum(map(_is_in_mean, reply.outcomes)) != len(own):
+            raise rejected("its model is in a mean with that of a rejected client")
+        weight, what = sum(int(outcome.metrics["num-examples"]) for outcome in own), "examples"
+        if self.weighs_clients:
+            weight, what = len(own), "clients"
+        if mean.weight != weight:
+            raise rejected(f"its mean model is of {mean.weight} {what}, not {weight}")
+        return Mean(model_like(mean.model, batch.model), weight)
+
 
 def _failed(outcome: Outcome, error: ClientError) -> Outcome:
     return Outcome(outcome.partition, outcome.phase, {}, error)
@@ -120,16 +136,3 @@ def _failed(outcome: Outcome, error: ClientError) -> Outcome:
 def _is_in_mean(outcome: Outcome) -> bool:
     """Whether the client's model is in its message's mean only."""
     return outcome.phase == "train" and outcome.error is None and outcome.model is None
-
-
-def _mean(reply: Reply, outcomes: Sequence[Outcome], batch: Batch) -> Mean:
-    """The mean model in a reply, checked, and of these clients only. Raises `ClientError`."""
-    mean, own = reply.mean, [outcome for outcome in outcomes if _is_in_mean(outcome)]
-    if mean is None or not batch.average:
-        raise rejected("it sent a mean model, which was not requested")
-    if sum(map(_is_in_mean, reply.outcomes)) != len(own):
-        raise rejected("its model is in a mean with that of a rejected client")
-    examples = sum(int(outcome.metrics["num-examples"]) for outcome in own)
-    if mean.examples != examples:
-        raise rejected(f"its mean model is of {mean.examples} examples, not {examples}")
-    return Mean(model_like(mean.model, batch.model), examples)

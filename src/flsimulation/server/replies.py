@@ -124,3 +124,19 @@ def count_down(batch: Batch, takers: Mapping[Phase, Replies]) -> None:
         takers[task.phase].bytes_down += sizes[settings]
     for phase in last.values():
         takers[phase].bytes_down += model
+
+
+def failures_of(*phases: Replies) -> dict[str, int]:
+    """Failed outcomes of several phases, counted by reason."""
+    reasons: Counter[str] = Counter(
+        error.reason for replies in phases for error in replies.failures.values()
+    )
+    return dict(sorted(reasons.items()))
+
+
+def traffic_of(*phases: Replies) -> dict[str, int]:
+    """Payload of the messages of several phases."""
+    return {
+        "down": sum(replies.bytes_down for replies in phases),
+        "up": sum(replies.bytes_up for replies in phases),
+    }

@@ -7,10 +7,9 @@ failed. So the strategy's four methods are called here; any Flower strategy work
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord
@@ -19,15 +18,25 @@ from flwr.serverapp.strategy import Strategy
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.errors import RoundError, RunError, describe_error
-from flsimulation.events import Checkpoint, Judged, Phase, RoundFinished, Scores, Sink
+from flsimulation.events import (
+    Checkpoint,
+    Judged,
+    Noticed,
+    Phase,
+    RoundFinished,
+    Scores,
+    Sink,
+)
 from flsimulation.experiment import Experiment
 from flsimulation.messages.weights import sha256_of, values_of, without
 from flsimulation.server.aggregation import Aggregation
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.federated import Merge, federated_scores, merge_none, scores_in
 from flsimulation.server.hooks import batches_of, by_partition
+from flsimulation.server.laps import Laps
 from flsimulation.server.notices import Notices
-from flsimulation.server.replies import Replies
+from flsimulation.server.private import Spending
+from flsimulation.server.replies import Replies, failures_of, traffic_of
 from flsimulation.server.sampling import offered
 
 
@@ -56,6 +65,8 @@ class Rounds:
         The clock to use.
     merge : callable
         Merges the clients' states of metric objects.
+    private : Spending or None
+        Hides the clients, and counts what that spends.
     """
 
     experiment: Experiment
@@ -67,6 +78,7 @@ class Rounds:
     constants: frozenset[str] = frozenset()
     clock: Clock = SYSTEM
     merge: Merge = merge_none
+    private: Spending | None = None
 
     @functools.cached_property
     def notices(self) -> Notices:
@@ -81,7 +93,7 @@ class Rounds:
     @property
     def _aggregation(self) -> Aggregation:
         name = self.experiment.strategy.name
-        return Aggregation(self.strategy, name, self.buffers, self.constants)
+        return Aggregation(self.strategy, name, self.buffers, self.constants, self.private)
 
     def run(self, arrays: ArrayRecord, first: int = 1) -> Ended:
         """Run rounds from ``first`` to the experiment's last, or until its target is reached.
@@ -94,6 +106,8 @@ class Rounds:
         rounds, before = self.experiment.strategy.rounds, None
         ended = Ended(arrays, Replies(first - 1, "evaluate"), first - 1)
         for number in range(first, rounds + 1):
+            if self._is_spent(number):
+                break
             before = self._round(number, ended.arrays, before)
             ended = Ended(before.arrays, before.evaluated, number)
             if before.is_last:
@@ -101,7 +115,7 @@ class Rounds:
         return ended
 
     def _round(self, number: int, arrays: ArrayRecord, before: _Round | None) -> _Round:
-        laps = _Laps(self.clock)
+        laps = Laps(self.clock)
         # 1. The strategy samples a cohort and configures each client's task.
         # 2. The clients train; each outcome is an event as it arrives. Evaluations that are still
         #    missing from the round before arrive with them.
@@ -110,6 +124,7 @@ class Rounds:
         # 3. The strategy aggregates their results to the new global model.
         arrays, metrics = self._aggregation.aggregate(number, trained, arrays)
         self.notices.left_out(trained)
+        spent = self.private.spend(trained) if self.private is not None else None
         trained.forget_models()
         self.emit(Checkpoint(number, arrays, self.strategy))
         digest = self._beside.submit(sha256_of, values_of(arrays))
@@ -122,7 +137,7 @@ class Rounds:
         laps.lap("evaluate")
         # 5. When all evaluations have arrived, the round is finished.
         scores = scores_in(metrics)
-        round = _Round(arrays, digest, trained, scores, central, evaluated, is_last, laps)
+        round = _Round(arrays, digest, trained, scores, central, evaluated, is_last, laps, spent)
         if evaluated.is_complete:
             self._finish(round)
         return round
@@ -161,7 +176,15 @@ class Rounds:
                 f"evaluate.target-accuracy is {target}, but the model logs no accuracy on the test "
                 f"set; log val_accuracy in its validation_step, or set the key to 0"
             )
-        return is_reached(target, central) or number == self.experiment.strategy.rounds
+        last = is_reached(target, central) or number == self.experiment.strategy.rounds
+        return last or self._is_spent(number + 1)
+
+    def _is_spent(self, number: int) -> bool:
+        """Whether the privacy budget does not allow a round, which is said."""
+        if self.private is None or (why := self.private.why_over(number)) is None:
+            return False
+        self.emit(Noticed(why))
+        return True
 
     def _finish(self, done: _Round) -> None:
         """Emit the event of a finished round."""
@@ -178,10 +201,11 @@ class Rounds:
                 federated=federated,
                 train=done.train,
                 cohort=trained.cohort,
-                failures=_count(trained, evaluated),
+                failures=failures_of(trained, evaluated),
                 seconds=done.laps.seconds(),
-                bytes=_traffic(trained, evaluated),
+                bytes=traffic_of(trained, evaluated),
                 weights_sha256=done.digest.result(),
+                privacy=done.spent,
             )
         )
 
@@ -194,15 +218,18 @@ class Rounds:
         seen = without(arrays, self.buffers) if self.buffers else arrays
         grid = self.exchange.grid
         with seeds.python_random(self.experiment.seed, f"sample-{phase}", number):
-            nodes = offered(grid, self.experiment, phase, number)
+            nodes, config = offered(grid, self.experiment, phase, number), ConfigRecord()
+            if self.private is not None and phase == "train":
+                nodes = self.private.grid(grid, number) or nodes
+                config = self.private.settings()
             try:
-                messages = by_partition(hook(number, seen, ConfigRecord(), nodes), grid.partitions)
+                messages = by_partition(hook(number, seen, config, nodes), grid.partitions)
             except Exception as error:
                 name = self.experiment.strategy.name
                 raise RunError(
                     f"round {number}: strategy {name}: {describe_error(error)}"
                 ) from error
-        average = phase == "train" and grid.averages and self._aggregation.is_mean
+        average = phase == "train" and grid.averages and self._aggregation.takes_mean
         model = arrays if self.buffers else None
         batches = batches_of(number, phase, messages, model, average=average)
         return self.exchange.post(number, phase, batches, messages, can_wait=can_wait)
@@ -222,6 +249,8 @@ class Rounds:
     def _require(self, number: int, replies: Replies, least: int) -> None:
         """Raise `RoundError` unless enough clients succeeded, at least one of a cohort."""
         if len(replies.metrics) >= max(least, 1 if replies.cohort else 0):
+            return
+        if not replies.cohort and self._aggregation.takes_none:
             return
         if not replies.cohort:
             raise RoundError(f"round {number}: the strategy sampled no client, {least} needed")
@@ -260,38 +289,6 @@ class _Round:
     central: Scores | None
     evaluated: Replies
     is_last: bool
-    laps: _Laps
-
-
-@dataclass
-class _Laps:
-    """Seconds of a round's phases."""
-
-    clock: Clock
-    began: float = field(init=False)
-    laps: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.began = self.clock.monotonic()
-
-    def lap(self, phase: str) -> None:
-        """Assign the time since the last lap to ``phase``."""
-        self.laps[phase] = self.clock.monotonic() - self.began - sum(self.laps.values())
-
-    def seconds(self) -> dict[str, float]:
-        """All laps, and the total."""
-        return {"total": sum(self.laps.values()), **self.laps}
-
-
-def _count(*phases: Replies) -> dict[str, int]:
-    reasons: Counter[str] = Counter(
-        error.reason for replies in phases for error in replies.failures.values()
-    )
-    return dict(sorted(reasons.items()))
-
-
-def _traffic(*phases: Replies) -> dict[str, int]:
-    return {
-        "down": sum(replies.bytes_down for replies in phases),
-        "up": sum(replies.bytes_up for replies in phases),
-    }
+    laps: Laps
+    spent: Mapping[str, float] | None
+    """What privacy the run has spent with it."""

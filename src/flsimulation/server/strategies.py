@@ -33,15 +33,18 @@ def build_strategy(experiment: Experiment, *, evaluate: bool = True) -> flower.S
     """
     spec = experiment.strategy
     large = experiment.data.clients > LISTED_CLIENTS  # then it sees only the cohort
+    sampled = experiment.privacy.mode == "central"  # by Poisson: a sample may have no client
+    least = experiment.cohort_size if large else spec.min_train_nodes
+    least = 0 if sampled else least
     own: dict[str, Any] = {key.replace("-", "_"): value for key, value in spec.parameters.items()}
     if spec.name == "qfedavg":
         own["train_loss_key"] = "loss"  # the name under which the clients report it
     strategy: flower.Strategy = getattr(flower, STRATEGIES[spec.name])(
-        fraction_train=spec.fraction_train,
+        fraction_train=1.0 if sampled else spec.fraction_train,
         fraction_evaluate=spec.fraction_evaluate if evaluate else 0.0,
-        min_train_nodes=experiment.cohort_size if large else spec.min_train_nodes,
+        min_train_nodes=least,
         min_evaluate_nodes=experiment.evaluated_size if large else spec.min_evaluate_nodes,
-        min_available_nodes=spec.min_train_nodes,  # the round loop waits for clients
+        min_available_nodes=min(least, spec.min_train_nodes),  # the round loop waits for clients
         **own,
     )
     return strategy

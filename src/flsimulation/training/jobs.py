@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor
 
 from flsimulation.errors import ClientError
+from flsimulation.privacy.transforms import Noise
 from flsimulation.training.batches import Batches
 
 State: TypeAlias = dict[str, Tensor]
@@ -26,6 +27,8 @@ class Job(NamedTuple):
     """What a module's validation loop runs on after each epoch of a fit, if that is requested."""
     round: int = 0
     """Number of the round, from 1; the module's ``federated_round``. 0 before the first."""
+    noise: Noise | None = None
+    """Returns the generator of the noise on its update, if the terms have noise."""
 
 
 class Terms(NamedTuple):
@@ -37,6 +40,11 @@ class Terms(NamedTuple):
     """Unix time in seconds after which a result is too late."""
     average: bool = False
     """Whether only the mean of the clients' models is wanted; an engine may ignore it."""
+    clip: float = 0.0
+    """Largest L2 norm of a client's update, to which a longer one is scaled; 0 for any. In a mean of
+    clipped updates without noise all clients weigh the same."""
+    noise: float = 0.0
+    """Standard deviation of the noise on each number of a clipped update; 0 for none."""
 
 
 class Trained(NamedTuple):
@@ -51,6 +59,8 @@ class Trained(NamedTuple):
     state: State
     """The module's parameters and buffers afterwards, on the CPU; empty where only the mean of
     many was requested."""
+    is_whole: bool | None = None
+    """Whether its update was not longer than the terms allow; None if they allow any length."""
 
 
 class Fitted(NamedTuple):
@@ -59,8 +69,8 @@ class Fitted(NamedTuple):
     results: Mapping[int, Trained | ClientError]
     """By partition."""
     mean: State | None = None
-    """The mean model of those that succeeded, weighted by examples, on the CPU, if the terms ask
-    for it and the engine averages."""
+    """The mean model of those that succeeded, weighted by examples, or by none where updates are
+    clipped; on the CPU, if the terms ask for it and the engine averages."""
 
 
 Scored: TypeAlias = Mapping[int, dict[str, float] | ClientError]

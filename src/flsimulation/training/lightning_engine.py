@@ -11,6 +11,8 @@ from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.experiment.spec import Train
 from flsimulation.host.warned import of_client
+from flsimulation.privacy.transforms import updated
+from flsimulation.training.clipped import clipped
 from flsimulation.training.evaluating import evaluated_alone
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
@@ -56,6 +58,7 @@ class LightningEngine:
         prepared: Preparation = PLAIN,
     ) -> None:
         self._trainer = LocalTrainer(module, spec, clock)
+        self._updated = updated(module)
         self._workers: Workers | None = None
         if processes > 1:
             source = Source(x, y, prepared)
@@ -103,7 +106,7 @@ class LightningEngine:
     def _fit_one(self, model: State, job: Job, terms: Terms) -> Trained | ClientError:
         try:
             with of_client(job.partition):
-                return self._fitted(model, job, terms)
+                return clipped(self._fitted(model, job, terms), model, job, terms, self._updated)
         except ClientError as error:
             return error
         except Exception as error:

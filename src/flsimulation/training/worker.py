@@ -19,6 +19,7 @@ from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, describe_error
 from flsimulation.host.processes import end_with_parent
 from flsimulation.host.warned import Warned, begin_sending, taken
+from flsimulation.privacy.transforms import Noise
 from flsimulation.training.batches import Batches
 from flsimulation.training.jobs import Job, State, Terms, Trained
 from flsimulation.training.preparation import Preparation
@@ -71,12 +72,13 @@ class JobParts(NamedTuple):
     seed: Callable[[], int]
     validation: tuple[Any, ...] | None
     round: int
+    noise: Noise | None
 
     @classmethod
     def of(cls, job: Job) -> JobParts:
         """The parts of a job."""
         validation = _parts(job.validation) if job.validation is not None else None
-        return cls(job.partition, _parts(job.batches), job.seed, validation, job.round)
+        return cls(job.partition, _parts(job.batches), job.seed, validation, job.round, job.noise)
 
     def on(self, source: Source) -> Job:
         """The job on this process's data set."""
@@ -86,7 +88,8 @@ class JobParts(NamedTuple):
             return Batches(x, y, *parts, prepared=prepared)
 
         validation = batches(self.validation) if self.validation is not None else None
-        return Job(self.partition, batches(self.batches), self.seed, validation, self.round)
+        own = batches(self.batches)
+        return Job(self.partition, own, self.seed, validation, self.round, self.noise)
 
 
 def _parts(batches: Batches) -> tuple[Any, ...]:

@@ -11,6 +11,8 @@ from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError, RunError, describe_error
 from flsimulation.experiment.spec import Train
+from flsimulation.privacy.transforms import updated
+from flsimulation.training.clipped import clipped_wave
 from flsimulation.training.evaluating import Evaluating
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Trained
 from flsimulation.training.lightning import LocalTrainer
@@ -19,7 +21,7 @@ from flsimulation.training.memory import free_unused, is_out_of_memory
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.products import takes_tf32
 from flsimulation.training.stacked.compiler.step import NotStackable
-from flsimulation.training.stacked.trainer import StackedTrainer
+from flsimulation.training.stacked.trainer import Ending, StackedTrainer
 from flsimulation.training.stacked.wave import Wave
 from flsimulation.training.timing import one_thread, raise_first
 from flsimulation.training.work import Tell, Work, silent
@@ -75,6 +77,7 @@ class StackedEngine:
         self._instead: LightningEngine | None = None
         self._waves: Generator[Wave, None, None] | None = None
         self._lightning = LocalTrainer(module, spec, clock)
+        self._updated = updated(module)
         self._evaluating = Evaluating(
             *(module, self._lightning, *self._trainer.data, clock),
             prepared=prepared,
@@ -158,6 +161,7 @@ class StackedEngine:
             proximal_mu=terms.proximal_mu,
             expires=terms.expires,
             average=terms.average,
+            ending=_clipping(jobs, terms, self._updated) if terms.clip else None,
             round=jobs[0].round if jobs else 0,
         )
         with contextlib.closing(waves):
@@ -191,6 +195,16 @@ class StackedEngine:
             self._waves.close()
         if self._instead is not None:
             self._instead.close()
+
+
+def _clipping(jobs: Sequence[Job], terms: Terms, names: Mapping[str, str]) -> Ending:
+    """What ends each wave where updates have a largest norm."""
+
+    def ending(wave: Wave, model: State) -> Wave:
+        own = [jobs[client] for client in wave.clients]
+        return clipped_wave(wave, model, own, terms, names)
+
+    return ending
 
 
 def _not_stackable(reason: NotStackable) -> RunError:

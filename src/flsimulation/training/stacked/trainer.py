@@ -8,9 +8,8 @@ equal those of `LocalTrainer` for the same batches, to rounding; tests/test_coho
 from __future__ import annotations
 
 import functools
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TypeAlias
 
 import pytorch_lightning as pl
 import torch
@@ -36,10 +35,14 @@ from flsimulation.training.stacked.room import kept_on, room_on_cpu, room_on_gpu
 from flsimulation.training.stacked.samples import check_worth, probed, some
 from flsimulation.training.stacked.stack import Stack, WaveTerms, aliases
 from flsimulation.training.stacked.standing import graphs_on
+from flsimulation.training.stacked.threads import Threads
 from flsimulation.training.stacked.wave import Wave, WaveFit
 from flsimulation.training.stacked.ways import choose, convolves
 from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.work import Tell, Work, silent
+
+Ending: TypeAlias = Callable[[Wave, State], Wave]
+"""Returns a wave in another form, of it and the global model on its device."""
 
 _DATA_SHARE = 2  # of a GPU's free memory for the data set: 1 / 2
 _COPIES = 4  # of a parameter, where the optimizer keeps two moments
@@ -157,7 +160,7 @@ class StackedTrainer:
         )
         if self._stack.graphs is not None:
             self._stack.graphs.room = self._room
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads = Threads()
         self._halving = Halving()
         self._tf32, self._largest, self._convolves = takes_tf32(spec), largest, convolves(module)
 
@@ -188,6 +191,7 @@ class StackedTrainer:
         proximal_mu: float = 0.0,
         expires: float | None = None,
         average: bool = False,
+        ending: Ending | None = None,
         round: int = 0,
         practice: bool = False,
     ) -> Generator[Wave, None, None]:
@@ -208,6 +212,8 @@ class StackedTrainer:
             Unix time in seconds after which to give up.
         average : bool
             Give each wave's mean model only.
+        ending : callable, optional
+            Called with a wave and the global model; returns what is given instead.
         round : int
             Number of the round.
         practice : bool
@@ -228,6 +234,9 @@ class StackedTrainer:
             fit = WaveFit(self._stack, terms, own, [seeds[place] for place in places])
             with in_tf32(self._tf32):
                 wave = fit.run(tuple(places))
+                if ending is not None:
+                    whole = {name: state[name].to(device) for name in self._stack.kinds}
+                    return ending(wave, whole).on_cpu()
             return (wave.averaged() if average else wave).on_cpu()
 
         def train(places: list[int]) -> Wave:
@@ -239,32 +248,12 @@ class StackedTrainer:
             for places in waves:
                 yield from fitting(places)
         else:
-            yield from self._on_threads(fitting, waves, threads)
+            yield from self._threads.run(fitting, waves, threads)
 
     def at_once(self, cohort: int) -> int:
         """The most clients of a cohort that train together, on one core or on the GPU."""
         threads = torch.get_num_threads() if self._stack.device.type == "cpu" else 1
         return min(cohort, self._most(cohort, threads, in_place=self._rates is not None))
-
-    def _on_threads(
-        self, train: Callable[[list[int]], list[Wave]], waves: list[list[int]], threads: int
-    ) -> Iterator[Wave]:
-        """Waves in order; not many more than there are threads exist at once."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(threads, "cohort", lambda: torch.set_num_threads(1))
-        running = deque[Future[list[Wave]]]()
-        torch.set_num_threads(1)
-        try:
-            for places in waves:
-                running.append(self._pool.submit(train, places))
-                if len(running) > threads:
-                    yield from running.popleft().result()
-            while running:
-                yield from running.popleft().result()
-        finally:
-            for future in running:
-                future.cancel()
-            torch.set_num_threads(threads)
 
     def _waves(
         self, clients: Sequence[Batches], threads: int, *, in_place: bool

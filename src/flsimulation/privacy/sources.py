@@ -1,0 +1,33 @@
+"""Where noise and samples come from: the run's seed, or the operating system."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+
+from flsimulation import seeds
+from flsimulation.experiment import Experiment
+
+
+def is_reproducible(experiment: Experiment) -> bool:
+    """Whether noise is a function of the seed: not on a network, where clients know the seed."""
+    return experiment.runtime.kind != "network"
+
+
+def generator(
+    experiment: Experiment, purpose: str, round: int, partition: int = 0
+) -> np.random.Generator:
+    """A generator for noise or a sample.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        In one process and on Ray the stream of its seed; on a network a new one, which the
+        operating system's entropy seeds.
+    purpose, round, partition
+        As of `seeds.rng`.
+    """
+    if is_reproducible(experiment):
+        return seeds.rng(experiment.seed, purpose, round, partition)
+    return np.random.default_rng(secrets.randbits(256))

@@ -1,0 +1,263 @@
+"""Differential privacy of clients, as the server keeps it round by round.
+
+`central`: each round's cohort is a Poisson sample, the sum of the clipped updates is divided by the size
+that cohorts have on average, and noise is added to it; the strategy takes its step with the result as
+if one client had sent it. `local`: the clients add the noise, and the server only counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp.strategy import Strategy
+
+from flsimulation.errors import InputError
+from flsimulation.experiment import Experiment
+from flsimulation.messages.arrays import HeldArray, joined
+from flsimulation.privacy import adaptive, transforms
+from flsimulation.privacy.clients import CLIP, WHOLE
+from flsimulation.privacy.ledger import Ledger, ledger_of, sampling_rate
+from flsimulation.privacy.sources import generator
+from flsimulation.server.grid import PartitionedGrid
+from flsimulation.server.replies import Replies
+from flsimulation.server.sampling import OfferedNodes
+
+_NORM = "clip_norm"  # attribute of the strategy, which a checkpoint stores
+_COUNT_SHARE = 20  # of a cohort: the noise on a count is 1 / 20 of it
+
+
+def spending_of(
+    experiment: Experiment,
+    names: Mapping[str, str],
+    strategy: Strategy,
+    trained: Iterable[tuple[int, str | None]] = (),
+) -> Spending | None:
+    """What hides an experiment's clients; None if nothing does.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its privacy section.
+    names : mapping
+        What an update consists of, as of `transforms.updated`.
+    strategy : Strategy
+        It keeps the clipping norm, so that a checkpoint does.
+    trained : iterable of (int, str or None)
+        Partition and reason of the failure of each training before this run was resumed.
+
+    Raises
+    ------
+    InputError
+        If there is no such noise.
+    """
+    if (ledger := ledger_of(experiment)) is None:
+        return None
+    if experiment.privacy.mode == "central":
+        return Central(experiment, ledger, names, strategy)
+    return Spending(experiment, ledger, trained)
+
+
+class Spending:
+    """Counts what a run spends: the whole of `local`, and a part of `central`.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its privacy section.
+    ledger : Ledger
+        Of the experiment.
+    trained : iterable of (int, str or None)
+        Partition and reason of the failure of each training before this run was resumed.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        ledger: Ledger,
+        trained: Iterable[tuple[int, str | None]] = (),
+    ) -> None:
+        self.experiment, self.ledger = experiment, ledger
+        self._counts = Counter(partition for partition, _ in trained)
+
+    def times(self, number: int) -> int:  # noqa: ARG002 - central counts rounds
+        """How often the mechanism was applied up to a round, to the client that is worst off."""
+        return max(self._counts.values(), default=0)
+
+    def why_over(self, number: int) -> str | None:
+        """Why a round must not be trained; None if the budget allows it."""
+        times = self.times(number - 1) + 1
+        if not self.ledger.exceeds(times):
+            return None
+        return (
+            f"privacy.budget-epsilon is {self.ledger.budget:g}: epsilon would be "
+            f"{self.ledger.epsilon(times):.4g} after round {number}; the run ends before it"
+        )
+
+    def settings(self) -> ConfigRecord:
+        """What is sent with each training."""
+        return ConfigRecord()
+
+    def grid(self, grid: PartitionedGrid, round: int) -> Any:  # noqa: ARG002 - central samples
+        """The grid from which the strategy samples a round's cohort, if not as without privacy."""
+        return None
+
+    def spend(self, trained: Replies) -> dict[str, float]:
+        """Count a round's trainings; its line of what the run has spent.
+
+        Trainings that failed count: their updates may have been sent.
+        """
+        self._counts.update(trained.cohort)
+        clip = self.experiment.privacy.clip
+        return self._line(trained.round, clip, self.ledger.noise * clip)
+
+    def _line(self, number: int, clip: float, noise: float) -> dict[str, float]:
+        epsilon = self.ledger.epsilon(self.times(number))
+        return {"epsilon": epsilon, "delta": self.ledger.delta, "clip": clip, "noise": noise}
+
+
+class Central(Spending):
+    """Samples cohorts, and makes a noisy mean of their updates.
+
+    Parameters
+    ----------
+    experiment, ledger
+        As of `Spending`.
+    names : mapping
+        What an update consists of, as of `transforms.updated`.
+    strategy : Strategy
+        It keeps the clipping norm, so that a checkpoint does.
+
+    Raises
+    ------
+    InputError
+        If the noise on the count of clipped clients is too small.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        ledger: Ledger,
+        names: Mapping[str, str],
+        strategy: Strategy,
+    ) -> None:
+        super().__init__(experiment, ledger)
+        self.names, self._strategy = names, strategy
+        spec = experiment.privacy
+        self._noise = ledger.noise
+        self._adapts = spec.clipping == "adaptive"
+        self._count_noise = spec.clip_count_noise or self._expected / _COUNT_SHARE
+        if self._adapts:
+            try:
+                self._noise = adaptive.noise_of_updates(self._noise, self._count_noise)
+            except ValueError as error:
+                raise InputError(
+                    f"privacy.clip-count-noise is {self._count_noise:g}, but {error}; raise it, or "
+                    f"train more clients in a round"
+                ) from None
+        if not hasattr(strategy, _NORM):
+            setattr(strategy, _NORM, spec.clip)
+        self._used = 0.0, 0.0
+
+    @property
+    def _expected(self) -> float:
+        """Clients of a round, on average."""
+        return sampling_rate(self.experiment) * self.experiment.data.clients
+
+    @property
+    def _norm(self) -> float:
+        return float(getattr(self._strategy, _NORM))
+
+    def times(self, number: int) -> int:
+        """The number of rounds: each client was in each of them with the same probability."""
+        return number
+
+    def settings(self) -> ConfigRecord:
+        """The clipping norm of the round."""
+        return ConfigRecord({CLIP: self._norm})
+
+    def grid(self, grid: PartitionedGrid, round: int) -> OfferedNodes:
+        """A grid with a Poisson sample of the experiment's clients, of which the strategy takes all.
+
+        Clients that are not connected are in the sample and contribute nothing.
+        """
+        rate, clients = sampling_rate(self.experiment), self.experiment.data.clients
+
+        def draw() -> list[int]:
+            if rate == 1:
+                return list(grid.get_node_ids())
+            stream = generator(self.experiment, "cohort-poisson", round)
+            drawn = np.flatnonzero(stream.random(clients) < rate)
+            nodes = [grid.node_of(int(partition)) for partition in drawn]
+            return [node for node in nodes if node is not None]
+
+        return OfferedNodes(grid, draw)
+
+    def mean(self, number: int, trained: Replies, before: ArrayRecord) -> ArrayRecord:
+        """The global model moved by the noisy mean update.
+
+        A client that failed contributes zero: the sum is divided by the clients of a round on
+        average, not by those that replied.
+
+        Parameters
+        ----------
+        number : int
+            The round.
+        trained : Replies
+            The clients' results.
+        before : ArrayRecord
+            The model from which they trained.
+        """
+        norm, names = self._norm, self.names
+        firsts = [name for name, first in names.items() if name == first]
+        origin = {name: before[name].numpy() for name in firsts}
+        sums = {name: np.zeros(value.shape, np.float64) for name, value in origin.items()}
+        for _, part in sorted(trained.means.items()):
+            for name in firsts:
+                sums[name] += part.weight * (part.model[name].numpy() - origin[name])
+        for _, model in sorted(trained.models.items()):
+            for name, update in _clipped(model, origin, norm).items():
+                sums[name] += update
+        mean = {
+            name: (origin[name] + total / self._expected).astype(origin[name].dtype)
+            for name, total in sums.items()
+        }
+        deviation = self._noise * norm / self._expected
+        noise = generator(self.experiment, "noise-server", number)
+        noisy = transforms.server(mean, names, deviation, noise)
+        self._used = norm, self._noise * norm
+        self._follow(trained, noise)
+        made = {name: HeldArray(np.asarray(value)) for name, value in noisy.items()}
+        return joined({name: made.get(name, array) for name, array in before.items()})
+
+    def _follow(self, trained: Replies, noise: np.random.Generator) -> None:
+        """Have the clipping norm follow the quantile of the updates' norms."""
+        if not self._adapts:
+            return
+        spec = self.experiment.privacy
+        whole = sum(own.get(WHOLE, 0.0) >= 0.5 for own in trained.metrics.values())
+        drawn = self._count_noise * float(noise.standard_normal())
+        clipped = len(trained.metrics) - whole
+        share = adaptive.noisy_share(whole, clipped, self._expected, drawn)
+        norm = adaptive.next_norm(self._norm, share, spec.clip_quantile, spec.clip_learning_rate)
+        setattr(self._strategy, _NORM, norm)
+
+    def spend(self, trained: Replies) -> dict[str, float]:
+        """A round's line: the norm and the noise that its updates had."""
+        return self._line(trained.round, *self._used)
+
+
+def _clipped(
+    model: ArrayRecord, origin: Mapping[str, np.ndarray], norm: float
+) -> dict[str, np.ndarray]:
+    """A single client's update, clipped here whether the client did so or not."""
+    gaps = {name: model[name].numpy() - start for name, start in origin.items()}
+    rows = {name: torch.from_numpy(np.asarray(gap))[None] for name, gap in gaps.items()}
+    zeros = {name: torch.zeros_like(row[0]) for name, row in rows.items()}
+    length = transforms.norms(rows, zeros, {name: name for name in rows})
+    (kept,) = transforms.shares(length, norm).tolist()
+    return {name: kept * gap.astype(np.float64) for name, gap in gaps.items()}
