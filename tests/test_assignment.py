@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from flsimulation.cli.presence import moved
 from flsimulation.client.app import make_client_app
 from flsimulation.clock import SYSTEM, Clock, VirtualClock
 from flsimulation.errors import ClientError, RunError, describe_error
@@ -28,6 +29,7 @@ from flsimulation.experiment import flatten, load_experiment
 from flsimulation.messages.batch import Batch, Task
 from flsimulation.messages.codec import batch_of, failed_reply, message_of
 from flsimulation.messages.packing import unpack
+from flsimulation.metrics.server import PrometheusMetrics
 from flsimulation.node import grid as assigned_grid
 from flsimulation.node.assignment import Identity, PartitionTable
 from flsimulation.node.grid import AssignedGrid
@@ -88,22 +90,34 @@ def test_a_configured_partition_comes_before_an_assigned_one() -> None:
     assert table.partitions == {11: 0, 10: 1}
 
 
-def test_impossible_configurations_are_refused_by_name() -> None:
-    with pytest.raises(RunError, match="client a is configured for partition 2, but .* 0 to 1"):
-        PartitionTable(2).update([10], met("a", a=2))
+def whys(refused: list[tuple[Identity, str]]) -> dict[str, str]:
+    return {identity.name: why for identity, why in refused}
+
+
+def test_impossible_configurations_are_refused_by_name_and_stop_nobody() -> None:
     table = PartitionTable(2)
-    with pytest.raises(RunError, match="clients a and b are both configured for partition 1"):
-        table.update([10, 11], met("a", "b", a=1, b=1))
+    news = table.update([10, 11, 12], met("a", "b", "c", a=2, b=1, c=1))
+    assert whys(news) == {
+        "a": "client a is configured for partition 2, but the experiment has partitions 0 to 1; "
+        "change its partition or data.clients",
+        "c": "client c is configured for partition 1, which client b holds; configure a different "
+        "one for each",
+    }
+    assert table.partitions == {11: 1}
+    assert table.update([10, 11, 12], met("a", "b", "c", a=2, b=1, c=1)) == []  # said once
+    assert set(table.refused) == {10, 12}
+    assert table.update([12], {12: Identity("c", 1)}) == []  # b has gone
+    assert (table.partitions, table.refused) == ({12: 1}, {})
 
 
 def test_a_partition_that_belongs_to_a_name_is_for_no_other_client() -> None:
     table = PartitionTable(2, verified=True, owners=("berlin", "lodz"))
     table.update([10, 11], met("lodz", "madrid"))  # neither is configured for a partition
     assert table.partitions == {10: 1}
-    with pytest.raises(RunError, match="client madrid was started as site berlin, which only "):
-        table.update([10, 11, 12], met("madrid", first=12, madrid=0))
-    table.update([10, 13], met("madrid", first=13, madrid=0), strict=False)
-    assert table.partitions == {10: 1}
+    for strict in (True, False):
+        news = table.update([10, 11, 12], met("madrid", first=12, madrid=0), strict=strict)
+        assert (table.partitions, bool(news)) == ({10: 1}, strict)
+    assert table.refused[12].startswith("client madrid was started as site berlin, which only ")
     table.update([10, 14], met("berlin", first=14, berlin=0), strict=False)
     assert table.partitions == {14: 0, 10: 1}
 
@@ -124,6 +138,8 @@ class Network(Grid):
         self.waiting: dict[str, Message] = {}
         self.sent = 0
         self.names: dict[int, str] = {}
+        self.places: dict[str, int] = {}
+        """The partition that a client is configured for, by its name."""
         self.types: list[str] = []
         self.pushed: list[int] = []
         self.dead: set[int] = set()
@@ -172,7 +188,10 @@ class Network(Grid):
         return []
 
     def _answer(self, message: Message, node: int) -> Message:
-        context = Context(1, node, {"name": self.names[node]}, RecordDict(), self.config)
+        name = self.names[node]
+        own = {"name": name, "partition-id": self.places.get(name)}
+        own = {key: value for key, value in own.items() if value is not None}
+        context = Context(1, node, own, RecordDict(), self.config)
         try:
             return self.app(message, context)
         except Exception as error:
@@ -268,6 +287,32 @@ def test_too_few_clients_end_the_run_with_a_sentence() -> None:
     ] == [(0,)]
     (end,) = of(events, RunFinished)
     assert end.state == "failed"
+
+
+def test_who_claims_anothers_partition_is_refused_by_name_and_the_run_goes_on() -> None:
+    spec = experiment("strategy.rounds=2")
+    network = network_of(spec, ["a", "b", "thief", "stray"])
+    network.places = {"a": 0, "thief": 0, "stray": 7}
+    events: list[Any] = []
+
+    def verified(grid: Any, spec: Any, emit: Any, _: Clock) -> AssignedGrid:
+        return connect_in_time(grid, spec, emit, Ticking(), names=lambda: network.names)
+
+    context = Context(1, 1, {}, RecordDict(), dict(flatten(spec)))
+    make_server_app([events.append], connect=verified)(network, context)
+    assert of(events, RunFinished)[0].state == "completed"
+    assert [event.cohort for event in of(events, RoundFinished)] == [(0, 1), (0, 1)]
+    moves = of(events, ClientMoved)
+    assert {(m.move, m.partition) for m in moves} == {("refused", 0), ("refused", 7)}
+    whys = {m.name: m.why for m in moves}
+    assert whys["stray"].startswith("client stray is configured for partition 7, but the exper")
+    assert whys["thief"].startswith("client thief is configured for partition 0, which client a h")
+    metrics = PrometheusMetrics(None)
+    for event in events:
+        metrics(event)
+    count = metrics.registry.get_sample_value("fl_client_moves_total", {"move": "refused"})
+    assert count == 2
+    assert moved(moves[0]).startswith(f"client {moves[0].partition} ({moves[0].name}) was refused ")
 
 
 def test_a_run_that_clients_may_join_begins_without_those_that_are_missing() -> None:
@@ -422,9 +467,15 @@ def test_a_client_of_another_key_does_not_get_the_place_of_one_that_is_there() -
     table.update([10, 11], {10: Identity("a", None), 11: Identity("b", 1)})
     assert table.partitions == {10: 0, 11: 1}
     thieves = {12: Identity("c", 0), 13: Identity("d", 1)}
-    table.update([10, 11, 12, 13], thieves, strict=False)
+    news = table.update([10, 11, 12, 13], thieves, strict=False)
     assert table.partitions == {10: 0, 11: 1}
+    assert whys(news)["c"].startswith(
+        "client c is configured for partition 0, which client a holds"
+    )
+    assert whys(news)["d"].startswith(
+        "client d is configured for partition 1, which client b holds"
+    )
     table.update([10, 14, 12, 13], {14: Identity("b", 1)}, strict=False)  # b itself, restarted
     assert table.partitions == {10: 0, 14: 1}
-    table.update([10, 12, 13], {}, strict=False)  # b is gone: its place is free
+    table.update([10, 12, 13], thieves, strict=False)  # b is gone: its place is free
     assert table.partitions == {10: 0, 13: 1}

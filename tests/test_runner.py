@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from tests.conftest import PATIENCE, wait_for
 
 from flsimulation import load_experiment, load_model, resume, run
-from flsimulation.errors import InputError, RoundError, RunError
+from flsimulation.errors import ExperimentError, InputError, RoundError, RunError
 from flsimulation.events import ClientReplied, RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import Experiment
 from flsimulation.experiment.strategy import STRATEGIES
@@ -419,6 +419,28 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert resume(tmp_path / "run").weights_sha256 == whole.weights_sha256
     newest.with_suffix(".strategy.safetensors").write_text("x")
     assert resume(tmp_path / "run").weights_sha256 == whole.weights_sha256
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".strategy.safetensors"])
+def test_a_pipe_in_place_of_a_checkpoint_is_not_waited_for(
+    make_experiment: Make, tmp_path: Path, suffix: str
+) -> None:
+    whole = run(make_experiment(strategy={"rounds": 3}), tmp_path / "run")
+    newest = (tmp_path / "run" / "checkpoint" / "round-000003").with_suffix(suffix)
+    newest.unlink()
+    os.mkfifo(newest)
+    assert resume(tmp_path / "run").weights_sha256 == whole.weights_sha256
+
+
+def test_a_pipe_in_place_of_the_experiment_is_refused(
+    make_experiment: Make, tmp_path: Path
+) -> None:
+    run(make_experiment(strategy={"rounds": 1}), tmp_path / "run")
+    path = tmp_path / "run" / "experiment.toml"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ExperimentError, match=r"experiment\.toml: no such file; restore it"):
+        resume(tmp_path / "run")
 
 
 def test_a_damaged_line_is_named_on_resume(make_experiment: Make, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,9 @@ def test_a_site_is_the_client_with_the_key_of_its_name(apart: Path) -> None:
         "porto": 2,
     }
     other = next(node for node, name in keys.items() if name == "lodz")
-    with pytest.raises(RunError, match="client madrid was started as site lodz, which only the "):
+    with pytest.raises(
+        RunError, match=r"2 of 3 clients.*; client madrid was started as site lodz, which only the "
+    ):
         agreed_sites(
             network, spec, lambda _: None, names=lambda: {**keys, other: "madrid"}, clock=Ticking()
         )
@@ -254,7 +256,9 @@ class Joined(Recorder):
         super().__init__()
         self.after = after
         spec = EXPERIMENTS[-1]
-        sited = agreed_sites(network, spec, lambda _: None, clock=Ticking(), before=before)
+        early: list[Any] = []
+        sited = agreed_sites(network, spec, early.append, clock=Ticking(), before=before)
+        self.early = [event.text for event in early if isinstance(event, Noticed)]
         self.agreement = sited.data.dataset.agreed
         space = Workspace.load(spec, clients=0, data=sited.data)
         app = make_server_app([self], space, connect=lambda _, __, emit, ___: sited.continued(emit))
@@ -344,6 +348,50 @@ def test_a_late_site_that_does_not_fit_is_refused_and_the_run_continues(
     assert (refused.partition, ran.cohorts[2], ran.cohorts[-1]) == (1, (0, 2), (0, 1, 2))
     count = metrics.registry.get_sample_value("fl_client_moves_total", {"move": "refused"})
     assert count == 1
+
+
+class LosesOne(Sites):
+    """A network on which lodz disconnects when it is asked for its facts."""
+
+    is_lost = False
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        asked = {
+            self.names[m.metadata.dst_node_id]: m.metadata.dst_node_id
+            for m in messages
+            if m.metadata.message_type != "query"
+        }
+        sent = super().push_messages(messages)
+        if "lodz" in asked and not self.is_lost:
+            self.is_lost = True
+            del self.names[asked["lodz"]]
+        return sent
+
+
+@pytest.mark.seconds
+def test_a_site_that_is_lost_while_it_is_asked_for_its_facts_is_left_out_and_may_come_back(
+    apart: Path,
+) -> None:
+    spec = elsewhere(hospitals(*JOIN))
+    network = LosesOne(spec, apart, *SITES)
+    ran = Joined(network, {2: lambda: network.join("lodz")})
+    assert [size.examples for size in ran.agreement.sizes] == [160, 0, 90]
+    assert (ran.cohorts[0], ran.cohorts[-1]) == ((0, 2), (0, 1, 2))
+    assert ran.moves == [("lodz", "returned")]
+    assert ran.early[-1] == (
+        "site lodz (it disconnected before it replied, and did not reconnect within 0 s) is left out "
+        "until it reconnects: it reported no facts of its data"
+    )
+
+
+@pytest.mark.seconds
+def test_a_run_that_needs_the_lost_site_ends_with_its_name(apart: Path) -> None:
+    spec = elsewhere(hospitals(*JOIN, "round.min-results=3"))
+    with pytest.raises(
+        RunError, match=r"^2 of 3 sites reported .* 3 needed; missing: site lodz \("
+    ):
+        agreed_sites(LosesOne(spec, apart, *SITES), spec, lambda _: None, clock=Ticking())
 
 
 @pytest.mark.seconds

@@ -150,7 +150,7 @@ class ClientsConnected:
 
 @dataclass(frozen=True)
 class ClientMoved:
-    """A client joined or left a run that is in progress, where ``round.late`` is ``join``."""
+    """A client joined or left a run in progress where ``round.late`` is ``join``; or was refused."""
 
     round: int
     """The round in progress, which is the last one that began; 0 before the first."""
@@ -280,3 +280,7 @@ Event: TypeAlias = (
     | RunFinished
 )
 Sink: TypeAlias = Callable[[Event], None]
+
+
+def silent(_: Event) -> None:
+    """A sink that takes an event and does nothing."""

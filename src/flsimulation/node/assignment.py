@@ -66,6 +66,8 @@ class PartitionTable:
         self._identities: dict[int, Identity] = {}
         self.partitions: dict[int, int] = {}
         """Partition of every node that has one, by partition."""
+        self.refused: dict[int, str] = {}
+        """Why connected nodes cannot hold what they are configured for, each in one line."""
 
     def identity_of(self, node: int) -> Identity | None:
         """What a connected node reported about its client; None if it has not."""
@@ -87,35 +89,38 @@ class PartitionTable:
 
     def update(
         self, online: Iterable[int], met: Mapping[int, Identity], *, strict: bool = True
-    ) -> None:
+    ) -> list[tuple[Identity, str]]:
         """Remove disconnected nodes, add those that reported, and assign free partitions.
+
+        A client that is configured for a partition that it cannot hold is refused: it has none, and
+        stops nobody else.
 
         Parameters
         ----------
         online : iterable of int
             Connected nodes.
         met : mapping of int to Identity
-            New reports.
+            New reports, and again those of refused nodes: they are accepted once the reason is gone.
         strict : bool
-            Whether a wrong configuration is an error. Not during a run: then a client that is
-            configured for a partition that does not exist or is another's is ignored, and the last
-            client configured for a partition replaces the one before.
+            Whether no other client may be configured for a connected client's partition. Not during a
+            run where names are not those of keys: then the other is the same client, restarted.
 
-        Raises
-        ------
-        RunError
-            If two clients are configured for one partition, or one for a partition that does not
-            exist or is another's.
+        Returns
+        -------
+        list of (Identity, str)
+            Clients that are refused, each with one line; once for each node and reason.
         """
         there = set(online)
         self._identities = {n: i for n, i in self._identities.items() if n in there}
+        self._forget_gone()
+        before = self.refused
+        self.refused = {n: why for n, why in before.items() if n in there and n not in met}
+        news = []
         for node, identity in met.items():
-            if strict:
-                self.check(identity)
-            elif identity.partition is not None and not (
-                0 <= identity.partition < self._clients
-                and self._may_hold(identity.name, identity.partition)
-            ):
+            if (why := self._why_not(identity, strict=strict)) is not None:
+                self.refused[node] = why
+                if before.get(node) != why:
+                    news.append((identity, why))
                 continue
             # A second node with the same name is a client that was restarted: its old node is dead,
             # although a SuperLink takes a minute to notice.
@@ -125,33 +130,41 @@ class PartitionTable:
             self._identities[node] = identity
         if met:
             self._remember_names(there)
-        held = {n: p for n, p in self.partitions.items() if n in self._identities}
-        self.partitions = held
+        self._forget_gone()
         self._fill(evict=strict or not self._verified)
         self.partitions = dict(sorted(self.partitions.items(), key=lambda item: item[1]))
+        return news
 
     def check(self, identity: Identity) -> None:
         """Raise `RunError` if a client cannot hold the partition that it is configured for."""
-        wanted = identity.partition
+        if (why := self._why_not(identity, strict=True)) is not None:
+            raise RunError(why)
+
+    def _why_not(self, identity: Identity, *, strict: bool) -> str | None:
+        """Why a client cannot hold the partition that it is configured for; None if it can."""
+        name, wanted = identity.name, identity.partition
         if wanted is None:
-            return
+            return None
         if not 0 <= wanted < self._clients:
-            raise RunError(
-                f"client {identity.name} is configured for partition {wanted}, but the experiment "
-                f"has partitions 0 to {self._clients - 1}; change its partition or data.clients"
+            return (
+                f"client {name} is configured for partition {wanted}, but the experiment has "
+                f"partitions 0 to {self._clients - 1}; change its partition or data.clients"
             )
-        if not self._may_hold(identity.name, wanted):
+        if not self._may_hold(name, wanted):
             site = self._owners[wanted]
-            raise RunError(
-                f"client {identity.name} was started as site {site}, which only the client with the key "
-                f"of the name {site} is; start it with --name {site}, or stop it"
+            return (
+                f"client {name} was started as site {site}, which only the client with the key of the "
+                f"name {site} is; start it with --name {site}, or stop it"
             )
-        for other in self._identities.values():
-            if other.partition == wanted and other.name != identity.name:
-                raise RunError(
-                    f"clients {other.name} and {identity.name} are both configured for partition "
-                    f"{wanted}; configure a different one for each"
-                )
+        others = {i.name for i in self._identities.values() if i.partition == wanted}
+        if not strict:  # who was given a partition before the run keeps it
+            others |= {self._identities[n].name for n, p in self.partitions.items() if p == wanted}
+        if (strict or self._verified) and (others := others - {name}):
+            return (
+                f"client {name} is configured for partition {wanted}, which client {min(others)} holds; "
+                f"configure a different one for each"
+            )
+        return None
 
     def _fill(self, *, evict: bool) -> None:
         for node, identity in self._identities.items():  # first those configured for one
@@ -191,6 +204,9 @@ class PartitionTable:
         """Whether the second is the same client as the first, restarted."""
         same_place = one.partition is not None and one.partition == other.partition
         return one.name == other.name or (same_place and not self._verified)
+
+    def _forget_gone(self) -> None:
+        self.partitions = {n: p for n, p in self.partitions.items() if n in self._identities}
 
     def _evict(self, partition: int) -> None:
         self.partitions = {n: p for n, p in self.partitions.items() if p != partition}

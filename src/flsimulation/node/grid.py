@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from flsimulation.clock import SYSTEM, Clock
+from flsimulation.data.sites.agree import Agreement
 from flsimulation.errors import RunError
 from flsimulation.events import Sink
 from flsimulation.experiment import Experiment
@@ -24,6 +25,7 @@ from flsimulation.node.presence import Presence
 from flsimulation.server.grid import PartitionedGrid
 
 _LOOK_SECONDS = 0.5  # between two updates of the connected nodes
+_NAMED = 3  # most refused clients in the message of a run that does not begin
 
 
 def connect(
@@ -142,9 +144,9 @@ class AssignedGrid(PartitionedGrid):
         met = self._met.replies(online)
         names = {identity.name for identity in met.values()}  # their older nodes are dead
         self._known = {n: i for n, i in self._known.items() if i.name not in names} | met
-        self._table.update(
-            online, self._admitted(back | met, online), strict=not self._presence.begun
-        )
+        admitted = self._admitted(back | met, online)
+        for identity, why in self._table.update(online, admitted, strict=not self._presence.begun):
+            self._presence.refuse(identity.name, identity.partition, why)
         self._presence.notice(tuple(self.partitions.values()))
         self._away = {n: since for n, since in self._away.items() if n not in self.partitions}
         self._looked = self._clock.monotonic()
@@ -157,7 +159,7 @@ class AssignedGrid(PartitionedGrid):
             self._known.pop(node, None)
         return self._late.admitted(met, online)
 
-    def expect_late_sites(self, experiment: Experiment) -> LateSites:
+    def expect_late_sites(self, experiment: Experiment) -> None:
         """From now on admit the sites that are not connected only if they fit what the others agree."""
 
         def refuse(identity: Identity, why: str) -> None:
@@ -166,7 +168,14 @@ class AssignedGrid(PartitionedGrid):
         present = set(self.partitions.values())
         check, clock = self._table.check, self._clock
         self._late = LateSites(self._grid, experiment, present, refuse, check, clock)
-        return self._late
+
+    def sites_agreed(self, agreement: Agreement) -> None:
+        """Ask late sites from now on; a connected one that is not part of the agreement is late, too."""
+        if self._late is None:
+            return
+        self._late.agreed(agreement)
+        late = {n for n, p in self.partitions.items() if not agreement.sizes[p].examples}
+        self._table.update(self._table.nodes - late, {}, strict=False)
 
     def examples_of(self, partition: int) -> int | None:
         """Examples that a client declared when it joined late; None for all others."""
@@ -222,7 +231,8 @@ class AssignedGrid(PartitionedGrid):
     @property
     def trouble(self) -> str:
         """What is known about missing clients, as the end of a sentence."""
-        return self._met.trouble
+        refused = [*self._table.refused.values()][:_NAMED]
+        return "".join(f"; {why}" for why in refused) + self._met.trouble
 
     def set_run(self, run: Run) -> None:
         """Set the run's description."""
@@ -267,7 +277,8 @@ class AssignedGrid(PartitionedGrid):
                 gone = self._outbox.nodes_of(late)
                 self._known = {n: i for n, i in self._known.items() if n not in gone}
                 ended = self._outbox.nodes_of(filter(self._outbox.was_deleted, late))
-                self._table.update(self._table.nodes - ended, {}, strict=False)
+                reported = self._table.nodes | self._table.refused.keys()
+                self._table.update(reported - ended, {}, strict=False)
             self.look()
         there = self.partitions
         given_up = [i for i in self._unavailable if self._outbox.node_of(i) in there]

@@ -112,10 +112,12 @@ def agreed_sites(
     """
     relay = _Relay(emit)
     assigned = connect(grid, experiment, relay, clock, memory, names)
-    late = assigned.expect_late_sites(experiment) if experiment.round.late == "join" else None
-    agreement = agreed_by(assigned, experiment, clock, before)
-    if late is not None:
-        late.agreed(agreement)
+    joins = experiment.round.late == "join"
+    if joins:
+        assigned.expect_late_sites(experiment)
+    agreement = agreed_by(assigned, experiment, clock, before, relay)
+    if joins:
+        assigned.sites_agreed(agreement)
     dataset = load_no_site(experiment.data, agreement)
     data = FederatedData.divide(dataset, experiment)
     return Sited(assigned, data, experiment.data.clients, relay)

@@ -114,8 +114,11 @@ def read_checkpoint(folder: Path, rounds: int) -> SavedRound:
 
 
 def _read(folder: Path, round: int) -> SavedRound:
-    arrays = load_file(_model_file(folder, round))
-    state = load_state(_strategy_file(folder, round).read_bytes())
+    model, strategy = _model_file(folder, round), _strategy_file(folder, round)
+    if not (model.is_file() and strategy.is_file()):  # to read a pipe would be to wait for ever
+        raise FileNotFoundError(f"{folder}: has no whole checkpoint of round {round}")
+    arrays = load_file(model)
+    state = load_state(strategy.read_bytes())
     record = joined({name: HeldArray(np.asarray(value)) for name, value in arrays.items()})
     return SavedRound(round, record, state)
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from flsimulation.errors import InputError
+from flsimulation.errors import ExperimentError, InputError
 from flsimulation.events import RunStarted, scores_of
 from flsimulation.experiment import Experiment, load_experiment
 from flsimulation.rundir.jsonlines import JsonObject, last_round, look, read_file, read_lines
@@ -108,6 +108,8 @@ class RunRecord:
 
     def experiment(self, overrides: Iterable[str] = ()) -> Experiment:
         """The experiment, with changes as of `load_experiment`. Raises `ExperimentError`."""
+        if not (self.path / EXPERIMENT).is_file():  # to read a pipe would be to wait for ever
+            raise ExperimentError(f"{self.path / EXPERIMENT}: no such file; restore it")
         return load_experiment(self.path / EXPERIMENT, overrides)
 
     @cached_property

@@ -12,10 +12,12 @@ from flsimulation.data.sites.agree import Agreement, agree, sizes_of
 from flsimulation.data.sites.late_site import check_fits
 from flsimulation.data.sites.site_facts import SiteFacts
 from flsimulation.errors import ClientError, DataError, RunError
+from flsimulation.events import Noticed, Sink, silent
 from flsimulation.experiment import Experiment
 from flsimulation.messages.batch import Batch, Task
 from flsimulation.server.exchange import Exchange
 from flsimulation.server.grid import PartitionedGrid
+from flsimulation.server.replies import Replies
 
 _MOST = 10_000_000  # characters of a site's facts: ten thousand categories of ordinary length
 
@@ -25,8 +27,9 @@ def agreed_by(
     experiment: Experiment,
     clock: Clock = SYSTEM,
     before: Agreement | None = None,
+    emit: Sink = silent,
 ) -> Agreement:
-    """What the sites agreed on; with ``round.late = "join"`` those that are connected.
+    """What the sites agreed on; with ``round.late = "join"`` those that are connected and reply.
 
     Parameters
     ----------
@@ -38,18 +41,26 @@ def agreed_by(
         The clock to use.
     before : Agreement, optional
         Of a run that is resumed: the sites have to fit it, and only their sizes are new.
+    emit : callable
+        Called with a notice of each site that was lost before it replied, where sites may join late.
 
     Raises
     ------
     DataError
         If a site's data cannot be used, or differs from the others'.
     RunError
-        If a site does not reply.
+        If a site does not reply, and the run cannot begin without it.
     """
     spec, partitions = experiment.data, list(range(experiment.data.clients))
     if experiment.round.late == "join":
         partitions = list(grid.partitions.values())
-    facts = _reported(grid, partitions, spec.sites, clock)
+    replies = _asked(grid, partitions, clock)
+    if experiment.round.late == "join":
+        partitions = _without_lost(replies, experiment, emit)
+    facts = [
+        facts_in(replies.texts.get(p, ""), replies.failures.get(p), spec.sites[p])
+        for p in partitions
+    ]
     if before is None:
         return agree(facts, spec, [spec.sites[partition] for partition in partitions])
     for own in facts:
@@ -104,13 +115,30 @@ def facts_in(text: str, error: ClientError | None, site: str) -> SiteFacts:
     return facts
 
 
-def _reported(
-    grid: PartitionedGrid, partitions: Sequence[int], sites: Sequence[str], clock: Clock
-) -> list[SiteFacts]:
+def _asked(grid: PartitionedGrid, partitions: Sequence[int], clock: Clock) -> Replies:
     exchange = Exchange(grid, 0.0, lambda _: None, clock=clock)
     replies = exchange.post(0, "facts", [facts_batch(partitions)])
     for _ in exchange.outcomes():
         pass
-    return [
-        facts_in(replies.texts.get(p, ""), replies.failures.get(p), sites[p]) for p in partitions
-    ]
+    return replies
+
+
+def _without_lost(replies: Replies, experiment: Experiment, emit: Sink) -> list[int]:
+    """The partitions that replied, if they are enough; the others may join late.
+
+    Raises
+    ------
+    RunError
+        If too few are left.
+    """
+    lost = {p: error for p, error in replies.failures.items() if error.reason == "lost"}
+    there = [partition for partition in replies.cohort if partition not in lost]
+    named = [f"site {experiment.data.sites[p]} ({error})" for p, error in sorted(lost.items())]
+    if lost and len(there) < experiment.least_clients:
+        raise RunError(
+            f"{len(there)} of {len(replies.cohort)} sites reported the facts of their data, at least "
+            f"{experiment.least_clients} needed; missing: {', '.join(named)}"
+        )
+    for site in named:
+        emit(Noticed(f"{site} is left out until it reconnects: it reported no facts of its data"))
+    return there
