@@ -68,10 +68,10 @@ def audited(row: Row, shadows: int, seed: int) -> Audit:
     data = {
         "clients": row.clients,
         "examples-per-client": row.examples,
-        "min-examples": 1,
+        "min-examples": 2,
         "validation-fraction": 0.0,
     }
-    tables = {"data": data, "evaluate": {"central-every": 0, "clients": 0}, **row.others}
+    tables = {"data": data, "evaluate": {"central-every": 1000, "clients": 0}, **row.others}
     tables |= {"privacy": row.privacy} if row.privacy else {}
     spec = Experiment.model_validate({"name": "leaks", "seed": seed, **tables})
     with tempfile.TemporaryDirectory() as folder:

@@ -113,7 +113,7 @@ def _audit(
         seed=seed,
         shadows=shadows,
         privacy=privacy.mode,
-        epsilon=number(record.rounds[-1], "epsilon") if record.rounds else None,
+        epsilon=number(record.rounds[-1], "privacy", "epsilon") if record.rounds else None,
         delta=None if privacy.mode == "none" else privacy.delta,
         accuracy=scores.get("accuracy"),
         attacks=tuple(attacks),

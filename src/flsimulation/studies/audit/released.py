@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flsimulation.experiment import Experiment
 from flsimulation.privacy.accountant import noise_for
+from flsimulation.privacy.ledger import ledger_of
 
 
 def noise_of(experiment: Experiment, held: int) -> float:
@@ -23,43 +24,15 @@ def noise_of(experiment: Experiment, held: int) -> float:
     held : int
         Examples that the client trains on; under ``example`` the noise is on the sum of each step's gradients.
     """
-    spec, rounds = experiment.privacy, experiment.strategy.rounds
-    if spec.mode in ("none", "central"):
-        return 0.0
-    if spec.noise_multiplier:
-        return spec.noise_multiplier
-    rate, times = 1.0, rounds
-    if spec.mode == "example":
-        batch = experiment.train.batch_size
-        rate = min(1.0, batch / held)
-        times = rounds * experiment.train.epochs * math.ceil(held / batch)
-    return noise_for(spec.epsilon, rate, times, spec.delta, spec.accountant)
-
-
-def released(
-    before: Sequence[Tensor],
-    after: Sequence[Tensor],
-    experiment: Experiment,
-    held: int,
-    rng: np.random.Generator,
-) -> list[Tensor]:
-    """The client's parameters as they leave it.
-
-    Parameters
-    ----------
-    before, after : sequence of Tensor
-        The trained parameters of the global model, and of the client's.
-    experiment, held
-        As of `noise_of`; DP-SGD (``example``) was a part of the training.
-    rng : Generator
-        Of the noise.
-    """
     spec = experiment.privacy
-    if spec.mode not in ("central", "local"):
-        return [*after]
-    update = clipped([new - old for new, old in zip(after, before, strict=True)], spec.clip)
-    noisy = with_noise(update, noise_of(experiment, held) * spec.clip, rng)
-    return [old + own for old, own in zip(before, noisy, strict=True)]
+    if spec.mode == "local":
+        ledger = ledger_of(experiment)
+        return ledger.noise if ledger is not None else 0.0
+    if spec.mode != "example" or spec.noise_multiplier:
+        return spec.noise_multiplier if spec.mode == "example" else 0.0
+    batch = experiment.train.batch_size
+    times = experiment.strategy.rounds * experiment.train.epochs * math.ceil(held / batch)
+    return noise_for(spec.epsilon, min(1.0, batch / held), times, spec.delta, spec.accountant)
 
 
 def clipped(parts: Sequence[Tensor], clip: float) -> list[Tensor]:

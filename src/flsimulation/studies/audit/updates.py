@@ -7,11 +7,11 @@ import numpy as np
 from flsimulation import seeds
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import ClientError, RunError
+from flsimulation.rundir import number
 from flsimulation.rundir.audit import Attack
 from flsimulation.studies.audit.curves import Values
 from flsimulation.studies.audit.losses import Losses
 from flsimulation.studies.audit.membership import Tell, attack
-from flsimulation.studies.audit.released import released
 from flsimulation.studies.audit.subject import Subject
 from flsimulation.training import State, Terms
 
@@ -52,10 +52,9 @@ def by_updates(
     """
     rng = seeds.rng(seed, "audit updates")
     clients = rng.permutation(np.array(subject.trained))[:_CLIENTS].tolist()
-    round = (subject.record.rounds[-1]["round"] if subject.record.rounds else 0) + 1
     scorer, found = Losses(subject.module), list[tuple[Values, Values]]()
     tell(f"updates of {len(clients)} clients")
-    for client, state in zip(clients, _states(subject, clients, round, seed), strict=True):
+    for client, state in zip(clients, _states(subject, clients), strict=True):
         own, other = _alike(subject, client, max(1, examples // len(clients)), rng)
         if len(own):
             found.append(_scores(subject, scorer, losses, state, own, other))
@@ -64,32 +63,26 @@ def by_updates(
     return attack("update", *(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
-def _states(subject: Subject, clients: list[int], round: int, seed: int) -> list[State]:
-    """What the clients send after their training, in their order."""
+def _states(subject: Subject, clients: list[int]) -> list[State]:
+    """What the clients would send in the next round, in their order: clipped, and with noise they add."""
     train = subject.experiment.train.model_copy(update={"validate_": False})
     experiment = subject.experiment.model_copy(update={"train": train})
     space = Workspace.load(experiment, clients=len(clients), processes=1, data=subject.data)
+    rounds = subject.record.rounds
+    last = rounds[-1] if rounds else {"round": 0}
+    clip, noise = space.private.terms(number(last, "privacy", "clip") or 0.0)
     mu = float(experiment.strategy.parameters.get("proximal-mu", 0.0))
-    jobs = [space.train_job(client, round) for client in clients]
+    jobs = [space.train_job(client, last["round"] + 1) for client in clients]
     states = dict[int, State]()
     try:
-        for fitted in space.engine.fit(subject.state, jobs, Terms(mu)):
+        for fitted in space.engine.fit(subject.state, jobs, Terms(mu, clip=clip, noise=noise)):
             for client, result in fitted.results.items():
                 if isinstance(result, ClientError):
                     raise RunError(f"client {client} failed: {result}") from result
                 states[client] = result.state
     finally:
         space.engine.close()
-    return [_sent(subject, c, states[c], seeds.rng(seed, "audit noise", round, c)) for c in clients]
-
-
-def _sent(subject: Subject, client: int, state: State, rng: np.random.Generator) -> State:
-    """A client's model as it leaves the client."""
-    names = [name for name, own in subject.module.named_parameters() if own.requires_grad]
-    before, after = ([model[name] for name in names] for model in (subject.state, state))
-    held = subject.data.train_size(client)
-    leaves = released(before, after, subject.experiment, held, rng)
-    return {**state, **dict(zip(names, leaves, strict=True))}
+    return [states[client] for client in clients]
 
 
 def _alike(
