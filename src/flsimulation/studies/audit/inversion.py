@@ -29,11 +29,11 @@ from flsimulation.training.form import Form
 
 BATCH = 4
 """Images of the batch that is inverted; each of another class."""
-_STEPS = 1200
+_STEPS = 400
 _RATE = 0.1
 _SMOOTH = 1e-3  # weight of the total variation
 _DECAYS = (3 / 8, 5 / 8, 7 / 8)  # of the steps, after which the rate is a tenth
-_SAID = 300  # steps between two lines of progress
+_SAID = 100  # steps between two lines of progress
 _LARGEST = 64  # pixels of a side: larger images take hours
 
 
