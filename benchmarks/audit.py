@@ -40,7 +40,7 @@ FEW = {
 }
 MANY = {
     "model": {"class": "logistic", "args": {"learning_rate": 0.5}},
-    "train": {"epochs": 5, "batch-size": 2},
+    "train": {"epochs": 5, "batch-size": 10},
     "strategy": {"rounds": 20, "fraction-evaluate": 0.0},
 }
 

@@ -176,6 +176,22 @@ ALERTS = (
         """),
     ),
     Alert(
+        name="PrivacyBudget",
+        severity="warning",
+        panel="Privacy",
+        lasts="10s",
+        expression=promql(f"""
+            max(fl_privacy_epsilon) / max(fl_privacy_budget_epsilon) > 0.9
+            and {_RUNNING}
+        """),
+        summary="The privacy budget is nearly spent",
+        description=_text("""
+            The run has spent {{ VALUE | humanizePercentage }} of `privacy.budget-epsilon`. It ends by
+            itself before the round that would exceed it, with the last permitted model. A larger
+            budget is a weaker promise to the clients: decide on it before a run, not in it.
+        """),
+    ),
+    Alert(
         name="CertificateExpires",
         severity="warning",
         panel="Certificates",

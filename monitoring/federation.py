@@ -414,11 +414,41 @@ _ROUNDS = row(
 )
 
 
+_PRIVACY = row(
+    7,
+    graph(
+        Says(
+            "Privacy",
+            "Epsilon that this run has spent after each round, at the experiment's delta, and the "
+            "budget at which it ends, if it has one.",
+            "none",
+            empty="nobody is hidden",
+            decimals=2,
+        ),
+        Query("max by (mode) (fl_privacy_epsilon)", "epsilon, {{mode}}"),
+        Query("max(fl_privacy_budget_epsilon)", "budget"),
+        stepped=True,
+    ),
+    graph(
+        Says(
+            "Clipping norm",
+            "Largest norm that a client's update, or an example's gradient, had after it was clipped in "
+            "the last round.",
+            "none",
+            empty="nobody is hidden",
+            decimals=3,
+        ),
+        Query("max by (mode) (fl_privacy_clip_norm)", "norm, {{mode}}"),
+        stepped=True,
+    ),
+)
+
+
 def federation() -> Dashboard:
     """The dashboard that one opens first."""
     return build(
         FEDERATION_UID,
         "Federation at a glance",
         "The run, what it learns, and which clients are down, slow or failing.",
-        [_NOW, _WHO, _LEARNING, _TABLE, _CLIENTS, _ROUNDS],
+        [_NOW, _WHO, _LEARNING, _TABLE, _CLIENTS, _ROUNDS, _PRIVACY],
     )

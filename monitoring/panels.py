@@ -50,6 +50,7 @@ COLOURS = {
     "all clients": ORANGE,
     "in use": BLUE,
     "limit": RED,
+    "budget": RED,
     "clients down": RED,
     "at work": BLUE,
     "connected": GREEN,

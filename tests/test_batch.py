@@ -150,7 +150,7 @@ def test_numbers_of_many_clients_travel_as_one_record() -> None:
     assert isinstance(reply, Reply)
     assert list(reply.outcomes) == many
     assert reply.mean is not None
-    assert (values(reply.mean.model), reply.mean.examples) == ([3.0, 3.0], 4950)
+    assert (values(reply.mean.model), reply.mean.weight) == ([3.0, 3.0], 4950)
     assert (reply.engine, reply.why_not) == (None, None)
 
 
@@ -173,7 +173,7 @@ def test_replies_that_are_joined_have_the_mean_weighted_by_examples() -> None:
     assert list(one.outcomes) == [done[0], done[1], failed, done[2]]
     assert one.mean is not None
     assert values(one.mean.model) == [2.0, 2.0]  # (30 x 1 + 10 x 5) / 40
-    assert (one.mean.model["w"].dtype, one.mean.examples) == ("float32", 40)
+    assert (one.mean.model["w"].dtype, one.mean.weight) == ("float32", 40)
     assert one.engine == "stacked"
     assert joined([]) == Reply([])
     assert joined([Reply([failed])]).mean is None

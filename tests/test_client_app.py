@@ -89,7 +89,7 @@ def test_many_clients_that_train_stacked_return_one_mean(make_experiment: Any) -
     reply = reply_from(app(message_of(batch, 2), context()))
     assert reply.engine == "stacked"
     assert reply.mean is not None
-    assert reply.mean.examples == 3 * 54
+    assert reply.mean.weight == 3 * 54
     assert [outcome.model for outcome in reply.outcomes] == [None] * 3
 
 

@@ -209,7 +209,7 @@ def test_a_mean_counts_as_many_bytes_as_the_models_that_it_stands_for(recorder: 
     list(exchange.outcomes())
     numbers = MetricRecord({"num-examples": 10}).count_bytes()
     assert replies.bytes_up == 3 * (mean.count_bytes() + numbers)
-    assert [(first, own.examples) for first, own in replies.means.items()] == [(0, 30)]
+    assert [(first, own.weight) for first, own in replies.means.items()] == [(0, 30)]
     assert replies.means[0].model["w"].numpy().tolist() == [1.0, 2.0]
     assert replies.models == {}
 

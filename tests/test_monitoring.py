@@ -352,7 +352,7 @@ GRAPHS = [p for p in each_panel() if p.values[0]["type"] == "timeseries"]
 STATS = [p for p in each_panel() if p.values[0]["type"] == "stat"]
 NEVER_ZERO = {
     *("Loss by round", "Training time of the clients", "Training time by round"),
-    *("Where a round's time goes", "Bytes a round", "CPU", "Memory"),
+    *("Where a round's time goes", "Bytes a round", "CPU", "Memory", "Privacy", "Clipping norm"),
 }
 """Graphs that show nothing before they have values above 0."""
 
@@ -715,6 +715,7 @@ class TestAlerts:
             "ClientMemoryNearLimit",
             "FailuresHigh",
             "CertificateExpires",
+            "PrivacyBudget",
             "NoRun",
             "TargetDown",
         }

@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from flsimulation import run
 from flsimulation.client.workspace import Workspace
 from flsimulation.errors import InputError
 from flsimulation.events import ClientReplied, Noticed, RoundFinished, RunFinished, RunStarted
 from flsimulation.experiment import Experiment
+from flsimulation.privacy import adaptive, transforms
 from flsimulation.privacy.accountant import Mechanism, epsilon_of
 from flsimulation.privacy.ledger import ledger_of
+from flsimulation.privacy.notes import privacy_advice
 from flsimulation.runner import resume
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.studies.agreement import Observed
+from flsimulation.studies.verify import verify_engines
 from flsimulation.training.jobs import Terms
 
 Make = Callable[..., Experiment]
@@ -410,3 +414,117 @@ def test_a_failed_client_contributes_zero_and_changes_no_denominator(
     assert length(found.models[1], start) <= NORM * 3 / 4 + 1e-6
     assert longest > 0
     assert [e.state for e in recorder.of(RunFinished)] == ["degraded"]
+
+
+REFUSED = {
+    "krum": (
+        {"strategy": {"name": "krum", "rounds": 2}},
+        "strategy.name is 'krum', which does not only use the mean of the updates, to which privacy.mode "
+        "'central' adds the noise; use one of fedavg, fedprox, fedavgm, fedadam, fedadagrad, fedyogi",
+    ),
+    "qfedavg": (
+        {"strategy": {"name": "qfedavg", "client-learning-rate": 0.1}},
+        "strategy.name is 'qfedavg', which",
+    ),
+    "min-results": (
+        {"round": {"min-results": 3}},
+        "round.min-results is 3, but a cohort of privacy.mode 'central' is a sample of any size, and its "
+        "sum is divided by the same number whoever fails; leave the key out",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_undoes_the_guarantee_is_refused_in_one_line(make_experiment: Make, kind: str) -> None:
+    tables, text = REFUSED[kind]
+    with pytest.raises(ValidationError) as caught:
+        make_experiment(privacy=CENTRAL, **tables)
+    assert text in str(caught.value)
+    make_experiment(privacy={**CENTRAL, "mode": "local"}, **tables)  # after the noise
+
+
+def test_a_budget_that_allows_no_round_is_refused(make_experiment: Make) -> None:
+    spec = make_experiment(privacy={**CENTRAL, "budget-epsilon": 0.5})
+    one = epsilon_of(Mechanism(1.0, 1.0), 1, 0.01)
+    with pytest.raises(InputError) as caught:
+        observed(spec)
+    assert str(caught.value) == (
+        f"privacy.budget-epsilon is 0.5, but one round spends {one:.3g}; raise it, or set more noise"
+    )
+
+
+def test_a_guarantee_that_cannot_be_useful_is_said(make_experiment: Make) -> None:
+    """The issue's figures: 20 clients, epsilon 8, delta 1e-3, 136,074 parameters: 43 norms."""
+    module = torch.nn.Linear(136_073, 1)
+    spec = make_experiment(
+        data={"clients": 20},
+        strategy={"rounds": 20},
+        privacy={"mode": "central", "epsilon": 8.0, "delta": 1e-3},
+    )
+    assert privacy_advice(spec, module) == [
+        "privacy: the noise on the mean update is 42.9 clipping norms long (noise multiplier 2.33, "
+        "136,074 parameters, 20 clients a round): the model will hardly learn; a cohort of 858 would do, "
+        "or a smaller model"
+    ]
+    wide = privacy_advice(
+        spec.model_copy(update={"privacy": spec.privacy.model_copy(update={"delta": 0.05})}),
+        torch.nn.Linear(1, 1),
+    )
+    assert wide == [
+        "privacy.delta is 0.05, which is not less than 1 / 20 clients: such a guarantee may give one of "
+        "them away; set less than 0.05"
+    ]
+    assert privacy_advice(spec, torch.nn.Linear(3, 1)) == []
+    assert privacy_advice(make_experiment(), module) == []
+
+
+def test_tied_parameters_count_once_and_stay_tied() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    names = transforms.updated(module)
+    assert names == {
+        "0.weight": "0.weight", "0.bias": "0.bias", "1.weight": "0.weight", "1.bias": "1.bias",
+    }  # fmt: skip
+    origin = {name: torch.zeros_like(value) for name, value in module.state_dict().items()}
+    rows = {name: torch.full((1, *value.shape), 2.0) for name, value in origin.items()}
+    lengths = transforms.norms(rows, origin, names)
+    assert lengths.tolist() == [pytest.approx(2.0 * math.sqrt(15))]
+    kept = transforms.shares(lengths, 1.0)
+    sent = transforms.client(rows, origin, names, kept, 1.0, [lambda: np.random.default_rng(1)])
+    assert torch.equal(sent["0.weight"], sent["1.weight"])
+    mean = {name: value[0].numpy() for name, value in sent.items()}
+    noisy = transforms.server(mean, names, 1.0, np.random.default_rng(2))
+    assert np.array_equal(noisy["0.weight"], noisy["1.weight"])
+    assert not np.array_equal(noisy["0.weight"], mean["0.weight"])
+
+
+def test_an_update_of_zeros_is_sent_as_it_is() -> None:
+    module = torch.nn.Linear(2, 1)
+    names, origin = transforms.updated(module), dict(module.state_dict())
+    rows = {name: torch.stack([value, value + 3.0]) for name, value in origin.items()}
+    kept = transforms.shares(transforms.norms(rows, origin, names), 1.5)
+    assert kept.tolist() == [1.0, pytest.approx(1.5 / (3 * math.sqrt(3)))]
+    sent = transforms.client(rows, origin, names, kept)
+    for name, value in origin.items():
+        assert torch.equal(sent[name][0], value)
+    gaps = torch.cat([(sent[name][1] - value).flatten() for name, value in origin.items()])
+    assert float(gaps.norm()) == pytest.approx(1.5, rel=1e-5)
+
+
+def test_verify_compares_private_rounds_with_the_noise_of_the_run(make_experiment: Make) -> None:
+    spec = make_experiment(
+        data={"clients": 8},
+        strategy={"rounds": 3},
+        privacy={"mode": "central", "epsilon": 8.0, "delta": 0.01},
+    )
+    assert verify_engines(spec) == []
+
+
+@pytest.mark.parametrize("noise", [0.8, 3.0])
+def test_the_noise_of_updates_and_count_makes_the_whole(noise: float) -> None:
+    """Andrew et al., theorem 1: z^-2 = z_delta^-2 + (2 sigma_b)^-2."""
+    both = adaptive.noise_of_updates(noise, 5.0)
+    assert both**-2 + (2 * 5.0) ** -2 == pytest.approx(noise**-2)
+    assert adaptive.noisy_share(6, 2, 8, 0.0) == 0.75
+    assert adaptive.noisy_share(3, 1, 8, 0.0) == 0.625  # four did not reply: a half each
+    assert adaptive.next_norm(2.0, 1.0, 0.5, 0.2) == pytest.approx(2.0 * math.exp(-0.1))

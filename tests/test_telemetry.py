@@ -35,6 +35,7 @@ from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.metrics.exporter import served
 from flsimulation.metrics.server import PrometheusMetrics
 from flsimulation.metrics.table import METRICS
+from flsimulation.privacy.accountant import Mechanism, epsilon_of
 from flsimulation.rundir import RunRecord
 from flsimulation.rundir.checkpoint import (
     read_checkpoint,
@@ -263,7 +264,8 @@ def test_a_clients_training_time_is_that_of_its_last_five_trainings() -> None:
 
 def test_the_table_is_what_is_exported(make_experiment: Any, tmp_path: Path) -> None:
     metrics = PrometheusMetrics(4)
-    run(make_experiment(), tmp_path / "run", [metrics])
+    private = {"mode": "central", "noise-multiplier": 1.0, "delta": 0.01, "budget-epsilon": 50.0}
+    run(make_experiment(privacy=private), tmp_path / "run", [metrics])
     families = {family.name: family for family in metrics.registry.collect()}
     ours = {name: family for name, family in families.items() if name.startswith("fl_")}
     assert set(ours) == {m.name.removesuffix("_total").removesuffix("_info") for m in METRICS}
@@ -271,6 +273,12 @@ def test_the_table_is_what_is_exported(make_experiment: Any, tmp_path: Path) -> 
         family = ours[row.name.removesuffix("_total").removesuffix("_info")]
         assert (family.type, family.documentation) == (row.kind, row.help)
         assert family.samples, row.name
+    of_two = epsilon_of(Mechanism(1.0, 1.0), 2, 0.01)
+    found = {
+        name: metrics.registry.get_sample_value(f"fl_privacy_{name}", {"mode": "central"})
+        for name in ("epsilon", "budget_epsilon", "clip_norm")
+    }
+    assert found == {"epsilon": pytest.approx(of_two), "budget_epsilon": 50.0, "clip_norm": 1.0}
     assert "process_cpu_seconds" in families
     assert "process_resident_memory_bytes" in families
 

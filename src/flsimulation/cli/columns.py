@@ -70,10 +70,20 @@ class Columns:
         logs instead.
     has_test : bool
         Whether there is a test set; without one it has no columns.
+    is_private : bool
+        Whether rounds have an epsilon.
     """
 
-    def __init__(self, rounds: int, chosen: Sequence[str] = (), *, has_test: bool = True) -> None:
+    def __init__(
+        self,
+        rounds: int,
+        chosen: Sequence[str] = (),
+        *,
+        has_test: bool = True,
+        is_private: bool = False,
+    ) -> None:
         self._rounds, self._chosen, self._has_test = rounds, tuple(chosen), has_test
+        self._is_private = is_private
         self.names: tuple[str, ...] = self._chosen or _USUAL
         self._known: tuple[str, ...] | None = None  # metrics of the first model that was evaluated
 
@@ -114,17 +124,19 @@ class Columns:
         widths = self._widths
         sources = [event.central, event.federated] if self._has_test else [event.federated]
         cells, count = list[str](), len(self.names)
-        for number, scores in enumerate(sources):
-            cells += self._scores(scores, widths[1 + number * count :])
-        place, time = f"{event.round}/{self._rounds}", seconds(event.seconds["total"], widths[-2])
-        return self._row([place, *cells, time, str(failed) if failed else "-"])
+        for place, scores in enumerate(sources):
+            cells += self._scores(scores, widths[1 + place * count :])
+        if self._is_private:
+            cells.append(number((event.privacy or {}).get("epsilon", math.inf), _NARROW))
+        turn, time = f"{event.round}/{self._rounds}", seconds(event.seconds["total"], widths[-2])
+        return self._row([turn, *cells, time, str(failed) if failed else "-"])
 
     @property
     def _titles(self) -> list[str]:
         first, *others = self.names
         tested = [f"test {first}", *others] if self._has_test else []
         metrics = [*tested, f"clients' {first}", *others]
-        return ["round", *metrics, "seconds", "failed"]
+        return ["round", *metrics, *["epsilon"][: self._is_private], "seconds", "failed"]
 
     @property
     def _widths(self) -> list[int]:

@@ -59,7 +59,13 @@ class PlainView:
     ) -> None:
         self.console = console
         self.rounds, self._sites = experiment.strategy.rounds, experiment.data.sites
-        self._columns = Columns(self.rounds, columns, has_test=experiment.data.has_test)
+        self._target = experiment.evaluate.target_accuracy
+        self._columns = Columns(
+            self.rounds,
+            columns,
+            has_test=experiment.data.has_test,
+            is_private=experiment.privacy.mode != "none",
+        )
         self._waiting = Waiting(functools.partial(self._say, style="dim"), experiment.runtime.kind)
         self._header = ""  # as last printed
         self._final: dict[str, list[float]] = {}  # the clients' values, by metric
@@ -202,7 +208,8 @@ class PlainView:
         if event.choosing >= _SHOWN_SECONDS:
             parts[0] += f" (of which {event.choosing:.1f} s choosing how to train)"
         if event.state == "completed" and event.rounds < self.rounds:
-            parts.append("target accuracy reached")
+            reached = 0 < self._target <= self._scores.get("accuracy", 0.0)
+            parts.append("target accuracy reached" if reached else "privacy budget spent")
         parts += in_words(self._scores, self._columns.names)
         parts += [spread_in_words(name, own) for name, own in self._final.items() if len(own) > 1]
         peak = event.peak_memory_bytes or peak_memory_bytes()

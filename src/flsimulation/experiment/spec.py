@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, JsonValue, field_validator, model_valida
 from flsimulation.experiment.data_section import Data as Data
 from flsimulation.experiment.own_train import OwnTrain, check_own
 from flsimulation.experiment.privacy_section import Privacy as Privacy
+from flsimulation.experiment.private import check_privacy
 from flsimulation.experiment.section import Count, Fraction
 from flsimulation.experiment.section import Section as Section
 from flsimulation.experiment.section import kebab as kebab
@@ -231,6 +232,7 @@ class Experiment(Section):
             )
         self._check_robustness()
         check_own(self.train.sites, self.data)
+        check_privacy(self)
         return self
 
     def of_client(self, partition: int) -> Experiment:

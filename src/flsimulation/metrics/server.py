@@ -44,6 +44,9 @@ _OF_ONE_RUN = (
     "fl_last_round_bytes",
     "fl_client_connected",
     "fl_client_awaited",
+    "fl_privacy_epsilon",
+    "fl_privacy_budget_epsilon",
+    "fl_privacy_clip_norm",
 )
 
 
@@ -73,6 +76,7 @@ class PrometheusMetrics:
         self._awaited: set[tuple[str, int]] = set()  # phase, partition
         self._round_seconds: list[float] = []  # of this run
         self._current = 0  # the round that began last
+        self._mode = "none"  # of privacy
         self._best: dict[tuple[str, str], float] = {}  # metric, source
         if clients is not None:  # on a network the container's whole use counts
             ProcessCollector(registry=self.registry)
@@ -122,6 +126,10 @@ class PrometheusMetrics:
         self._round_seconds.clear()
         self._best.clear()
         self._current = 0
+        self._mode = spec.privacy.mode
+        if spec.privacy.budget_epsilon:
+            budget = self._series.gauge("fl_privacy_budget_epsilon", mode=self._mode)
+            budget.set(spec.privacy.budget_epsilon)
         self._expected = spec.data.clients
         for reason in FAILURE_REASONS:
             self._series.gauge("fl_run_failures", reason=reason).set(0)
@@ -221,6 +229,11 @@ class PrometheusMetrics:
         for direction, size in event.bytes.items():
             self._series.counter("fl_message_bytes_total", direction=direction).inc(size)
             self._series.gauge("fl_last_round_bytes", direction=direction).set(size)
+        if event.privacy is not None:
+            for key, name in (("epsilon", "epsilon"), ("clip", "clip_norm")):
+                if key in event.privacy:
+                    gauge = self._series.gauge(f"fl_privacy_{name}", mode=self._mode)
+                    gauge.set(event.privacy[key])
         if event.round >= self._current:  # the next one may have begun
             self._series.gauge("fl_round_started_timestamp_seconds").set(0)
 

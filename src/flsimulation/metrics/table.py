@@ -60,6 +60,9 @@ SERVER_METRICS = (
     Metric("fl_client_moves_total", "counter", "clients", "Clients that joined or left a run in progress, came back, or were refused, with round.late = 'join'.", ("move",)),
     Metric("fl_client_failures_total", "counter", "failures", "Replies that failed or did not arrive: error, diverged, deadline, lost or rejected.", ("reason",)),
     Metric("fl_message_bytes_total", "counter", "bytes", "Payload of the messages to (down) and from (up) the clients.", ("direction",)),
+    Metric("fl_privacy_epsilon", "gauge", "epsilon", "Epsilon that this run has spent; no series where nobody is hidden.", ("mode",)),
+    Metric("fl_privacy_budget_epsilon", "gauge", "epsilon", "Largest epsilon that this run may spend; no series without a limit.", ("mode",)),
+    Metric("fl_privacy_clip_norm", "gauge", "norm", "Largest norm of a client's update (central, local) or of an example's gradient (example) in the last round.", ("mode",)),
 )  # fmt: skip
 """What the server knows."""
 

@@ -83,6 +83,17 @@ def ledger_of(experiment: Experiment) -> Ledger | None:
     return ledger
 
 
+def with_noise(experiment: Experiment) -> Experiment:
+    """The experiment with its noise multiplier in place of the epsilon from which it is computed.
+
+    So it is the same whatever the number of rounds.
+    """
+    if (ledger := ledger_of(experiment)) is None:
+        return experiment
+    update = {"noise_multiplier": ledger.noise, "epsilon": 0.0}
+    return experiment.model_copy(update={"privacy": experiment.privacy.model_copy(update=update)})
+
+
 def sampling_rate(experiment: Experiment) -> float:
     """Probability with which a client is in a round's cohort."""
     return experiment.cohort_size / experiment.data.clients

@@ -16,7 +16,7 @@ from flsimulation.report.scores import (
     own_metric,
     phase_seconds,
 )
-from flsimulation.rundir import RunRecord, look
+from flsimulation.rundir import RunRecord, look, number
 
 
 def captions(run: RunRecord) -> dict[str, str]:
@@ -29,6 +29,7 @@ def captions(run: RunRecord) -> dict[str, str]:
         "clients": spread_sentence(run),
         "times": _times(run),
         "failures": _failures(run),
+        "epsilon": _epsilon(run),
         "inverted": _inverted(run),
     }
 
@@ -94,6 +95,19 @@ def _times(run: RunRecord) -> str:
     median, longest = statistics.median(totals), max(totals)
     turn = run.rounds[totals.index(longest)]["round"]
     return f"Median {duration(median)} a round; longest {duration(longest)} (round {turn})."
+
+
+def _epsilon(run: RunRecord) -> str:
+    """What was spent, and what a round of it was."""
+    last = next((record for record in reversed(run.rounds) if look(record, "privacy")), None)
+    if last is None:
+        return ""
+    spent, delta, clip, noise = (
+        number(last, "privacy", name) for name in ("epsilon", "delta", "clip", "noise")
+    )
+    told = f"Epsilon {spent:.4g} at delta {delta:g} after round {last['round']}" if spent else ""
+    of = f"; updates of norm {clip:.4g} at most, noise {noise:.4g}" if clip and noise else ""
+    return f"{told}{of}. Scores that clients report are not covered by it." if told else ""
 
 
 def _failures(run: RunRecord) -> str:

@@ -50,11 +50,14 @@ def rounds_table(run: RunRecord) -> Table:
     """List the last rounds with all that was measured."""
     metrics = [(source, name) for source in SOURCES for name in metric_names(run, source)]
     metrics += [("train", name) for name in metric_names(run, "train") if name == "loss"]
+    private = [("privacy", name) for name in ("epsilon", "clip") if _has(run, name)]
     columns = ("Round", *(heading(f"{s} {n}") for s, n in metrics))
+    columns += tuple(name.capitalize() for _, name in private)
     rows = [
         (
             str(record["round"]),
             *(score(name, number(record, source, name)) for source, name in metrics),
+            *(score(name, number(record, source, name)) for source, name in private),
             count(len(look(record, "cohort") or ())),
             count(sum((look(record, "failures") or {}).values())),
             duration(number(record, "seconds", "total")),
@@ -74,6 +77,11 @@ def audit_table(run: RunRecord) -> Table | None:
         return None
     left_out = "".join(f"; left out: {note}" for note in found.notes)
     return Table(HEADINGS, tuple(rows(found)), note=f"{heading(guarantee(found))}{left_out}")
+
+
+def _has(run: RunRecord, name: str) -> bool:
+    """Whether a round's line has this number of its privacy."""
+    return any(number(record, "privacy", name) is not None for record in run.rounds)
 
 
 def phases_table(run: RunRecord) -> Table:

@@ -23,7 +23,7 @@ class Tile:
 
 def tiles(run: RunRecord) -> list[Tile]:
     """Give the run's main numbers, those that there are."""
-    found = [*_final(run), _rounds(run), *_sizes(run), _failures(run)]
+    found = [*_final(run), _rounds(run), *_sizes(run), _failures(run), _epsilon(run)]
     return [tile for tile in found if tile.value != ABSENT]
 
 
@@ -43,6 +43,14 @@ def _final(run: RunRecord) -> list[Tile]:
 def _rounds(run: RunRecord) -> Tile:
     asked = number(run.settings, "strategy", "rounds")
     return Tile("Rounds", count(len(run.rounds)), f"of {count(asked)}" if asked else "")
+
+
+def _epsilon(run: RunRecord) -> Tile:
+    last = next((r for r in reversed(run.rounds) if look(r, "privacy")), {})
+    spent, delta = number(last, "privacy", "epsilon"), number(last, "privacy", "delta")
+    mode = look(run.settings, "privacy", "mode")
+    note = f"{mode} privacy, delta {delta:g}" if delta is not None else ""
+    return Tile("Epsilon", ABSENT if spent is None else f"{spent:.4g}", note)
 
 
 def _sizes(run: RunRecord) -> list[Tile]:

@@ -66,6 +66,7 @@ ROUND: Shapes = {
     "seconds": _optional(NUMBERS),
     "bytes": _optional(NUMBERS),
     "weights_sha256": _optional(TEXT),
+    "privacy": _optional(NUMBERS),
 }
 """A line of rounds.jsonl."""
 CLIENT: Shapes = {

@@ -20,6 +20,7 @@ from flsimulation.events import Checkpoint, Event, RoundFinished
 from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.messages.state_dicts import record_of
+from flsimulation.privacy.ledger import with_noise
 from flsimulation.runtimes import Federate, Runtime
 from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.server.app import Start
@@ -151,8 +152,9 @@ def _again(
     round: RoundFinished, start: Start | None, space: Workspace, federate: Federate
 ) -> Observed:
     """One round once more, from its start."""
-    strategy = space.experiment.strategy.model_copy(update={"rounds": round.round})
-    spec = space.experiment.model_copy(update={"strategy": strategy})
+    whole = with_noise(space.experiment)
+    strategy = whole.strategy.model_copy(update={"rounds": round.round})
+    spec = whole.model_copy(update={"strategy": strategy})
     short, record = dataclasses.replace(space, experiment=spec), Observed()
     federate(spec, [record], short, start)
     (done,) = record.rounds

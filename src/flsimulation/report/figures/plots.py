@@ -9,6 +9,7 @@ from flsimulation.report.figures.clients import clients_figure
 from flsimulation.report.figures.curves import accuracy_figure, loss_figure, metric_figure
 from flsimulation.report.figures.inverted import inverted_figure
 from flsimulation.report.figures.partition import partition_figure
+from flsimulation.report.figures.privacy import epsilon_figure
 from flsimulation.report.figures.stacks import failures_figure, times_figure
 from flsimulation.rundir import RunRecord, look
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "accuracy_figure",
     "clients_figure",
+    "epsilon_figure",
     "failures_figure",
     "figures",
     "inverted_figure",
@@ -38,6 +40,7 @@ def figures(run: RunRecord) -> dict[str, Figure]:
         "clients": clients_figure,
         "times": times_figure,
         "failures": failures_figure,
+        "epsilon": epsilon_figure,
         "inverted": inverted_figure,
     }
     made = {name: make(run) for name, make in makers.items()}
