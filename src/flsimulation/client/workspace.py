@@ -22,6 +22,7 @@ from flsimulation.events import EngineChoosing, Sink
 from flsimulation.experiment import Experiment
 from flsimulation.models import build_model, require_argument
 from flsimulation.privacy.clients import ClientPrivacy
+from flsimulation.privacy.examples import noisy_of
 from flsimulation.training import Batches, Before, Engine, Job, State, engine_for, processes_for
 from flsimulation.training.footprint import examples_within_budget
 from flsimulation.training.own_engines import OwnEngines
@@ -60,6 +61,11 @@ class Workspace:
     def private(self) -> ClientPrivacy:
         """What clients do to their updates before they send them."""
         return ClientPrivacy(self.experiment)
+
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """Examples that each client trains on."""
+        return train_sizes(self.data)
 
     @classmethod
     def load(
@@ -258,6 +264,7 @@ def _chosen(
         tell=tell,
         measures=measures,
         before=before,
+        noisy=noisy_of(experiment, train_sizes(data)),
     )
     return OwnEngines(usual, own) if own else usual
 
@@ -277,14 +284,20 @@ def _own_engines(
         if keys is not None and keys.given:
             groups.setdefault(keys.in_words(), []).append(partition)
     dataset, engines = data.dataset, dict[int, Engine]()
+    noisy = noisy_of(experiment, train_sizes(data)) if groups else None
     for group in groups.values():
         own = experiment.of_client(group[0])
         is_same = own.model == experiment.model
         model = module if is_same else build_model(own.model, dataset, own.seed)
         count = processes or processes_for(own.train, len(group))
         given = own.train, dataset.x_train, dataset.y_train, len(group), count, clock
-        engines |= dict.fromkeys(group, engine_for(model, *given, prepared=prepared))
+        engines |= dict.fromkeys(group, engine_for(model, *given, prepared=prepared, noisy=noisy))
     return engines
+
+
+def train_sizes(data: FederatedData) -> list[int]:
+    """Examples that each client trains on."""
+    return [data.train_size(partition) for partition in range(len(data.partitions))]
 
 
 def work_of(experiment: Experiment, data: FederatedData) -> Work:

@@ -48,7 +48,7 @@ class ClientPrivacy:
         return 0.0, 0.0
 
     def noise(self, partition: int, round: int) -> Noise | None:
-        """Returns a client's generator; None if it adds no noise."""
-        if self._spec.mode != "local":
+        """Returns a client's generator of noise, and of samples of its examples; None without noise."""
+        if self._spec.mode not in ("local", "example"):
             return None
         return functools.partial(generator, self._experiment, "noise-client", round, partition)

@@ -41,6 +41,7 @@ from flsimulation.messages.received import model_like
 from flsimulation.messages.state_dicts import held_state, record_of
 from flsimulation.messages.weights import not_finite
 from flsimulation.models import model_arguments
+from flsimulation.privacy.examples import example_notes
 from flsimulation.privacy.notes import privacy_advice, privacy_notes
 from flsimulation.privacy.transforms import updated
 from flsimulation.server.attempts import Attempts
@@ -154,7 +155,7 @@ def _federate(
     experiment = space.experiment
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
     done = start.trained if start is not None else ()
-    private = spending_of(experiment, updated(space.module), strategy, done)
+    private = spending_of(experiment, updated(space.module), strategy, done, space.sizes)
     arrays = record_of(space.initial_state())
     if start is not None:
         _restore(strategy, start.strategy)
@@ -254,6 +255,7 @@ def _announcement(space: Workspace, done: int, trains: bool) -> RunStarted:
             *data.dataset.notes,
             *own_notes(space.experiment.train.sites),
             *privacy_notes(space.experiment, module),
+            *example_notes(space.experiment, space.sizes),
         ),
     )
 

@@ -8,7 +8,7 @@ if one client had sent it. `local`: the clients add the noise, and the server on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.privacy import adaptive, transforms
 from flsimulation.privacy.clients import CLIP, WHOLE
+from flsimulation.privacy.examples import example_ledger
 from flsimulation.privacy.ledger import Ledger, ledger_of, sampling_rate
 from flsimulation.privacy.sources import generator
 from flsimulation.server.grid import PartitionedGrid
@@ -36,6 +37,7 @@ def spending_of(
     names: Mapping[str, str],
     strategy: Strategy,
     trained: Iterable[tuple[int, str | None]] = (),
+    sizes: Sequence[int] = (),
 ) -> Spending | None:
     """What hides an experiment's clients; None if nothing does.
 
@@ -49,13 +51,16 @@ def spending_of(
         It keeps the clipping norm, so that a checkpoint does.
     trained : iterable of (int, str or None)
         Partition and reason of the failure of each training before this run was resumed.
+    sizes : sequence of int
+        Examples that each client trains on.
 
     Raises
     ------
     InputError
         If there is no such noise.
     """
-    if (ledger := ledger_of(experiment)) is None:
+    ledger = example_ledger(experiment, sizes) or ledger_of(experiment)
+    if ledger is None:
         return None
     if experiment.privacy.mode == "central":
         return Central(experiment, ledger, names, strategy)
@@ -63,7 +68,7 @@ def spending_of(
 
 
 class Spending:
-    """Counts what a run spends: the whole of `local`, and a part of `central`.
+    """Counts what a run spends: the whole of `local` and `example`, and a part of `central`.
 
     Parameters
     ----------

@@ -15,11 +15,13 @@ from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ModelError
 from flsimulation.events import NOT_DIRECT
 from flsimulation.experiment.spec import Train
+from flsimulation.privacy.examples import Noisy
 from flsimulation.training.candidates import Candidates
 from flsimulation.training.direct_engine import DirectEngine
 from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms
 from flsimulation.training.lightning import as_on_device
 from flsimulation.training.preparation import PLAIN, Preparation
+from flsimulation.training.private.engine import PrivateEngine
 from flsimulation.training.stacked.engine import StackedEngine
 from flsimulation.training.timing import FASTER
 from flsimulation.training.trainers import takes_gpu
@@ -102,6 +104,7 @@ def engine_for(
     tell: Tell = silent,
     measures: bool = False,
     before: Before | None = None,
+    noisy: Noisy | None = None,
 ) -> Engine:
     """The engine that trains an experiment's clients where this is called.
 
@@ -135,6 +138,8 @@ def engine_for(
         Whether steps may be measured, if there are many more of them.
     before : Before, optional
         The choice that was made for this run before.
+    noisy : Noisy, optional
+        The clipping and the noise of DP-SGD, with which clients train.
 
     Raises
     ------
@@ -144,6 +149,10 @@ def engine_for(
         If the experiment requests an engine that the module does not allow.
     """
     spec = as_on_device(spec)
+    if noisy is not None:
+        return PrivateEngine(
+            module, spec, x, y, noisy, clients, clock, prepared=prepared, tell=tell
+        )
     least, kept = 1 if spec.engine == "stacked" else 2, before or Before()
     if work is not None and kept.engine == "stacked":
         work = work._replace(decided=True)

@@ -1,0 +1,1 @@
+"""Clients' training with a guarantee for each of their examples: DP-SGD."""

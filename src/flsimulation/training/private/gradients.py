@@ -1,0 +1,292 @@
+"""The clipped gradients of single examples, summed for each client.
+
+A module's step is taken for batches of one example: what it means for a batch is the mean of these,
+which `checks` has seen. Examples whose gradient is not finite count as zero, so that a single one
+cannot end a client's training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from flsimulation.data.leaves import Leaves, each, one
+from flsimulation.training.logged import Log
+from flsimulation.training.private.layers import Layer, Products, layers_of
+from flsimulation.training.stacked.compiler import images
+from flsimulation.training.stacked.compiler.eager import EagerStep
+from flsimulation.training.stacked.compiler.rewritten import Rewritten, without_fallback
+from flsimulation.training.stacked.compiler.step import Whole, facts_of, loss_of, prefixed
+
+_SMALL = 1e-6  # as Opacus adds it to a norm before it divides by it
+
+
+class _Nested(Rewritten):
+    """As for many clients, but with PyTorch's own convolutions: those for clients do not nest."""
+
+    def _called(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if func in images.WRITTEN:
+            return func(*args, **kwargs)
+        return super()._called(func, args, kwargs)
+
+
+class Clipped(NamedTuple):
+    """What a step of many clients comes to before the noise."""
+
+    losses: Tensor
+    """[clients, examples]"""
+    logged: list[Tensor]
+    """[clients, examples] each."""
+    sums: list[Tensor]
+    """[clients, ...] for each parameter: the sum of the clipped gradients."""
+    norms: Tensor
+    """Of the examples' gradients before they were clipped, [clients, examples]."""
+
+
+class Gradients(Protocol):
+    """Computes clipped gradients of single examples."""
+
+    def __call__(self, trained: Sequence[Tensor], x: Leaves, y: Leaves, kept: Tensor) -> Clipped:
+        """Take a step.
+
+        Parameters
+        ----------
+        trained : sequence of Tensor
+            The clients' parameters, [clients, ...].
+        x, y : Tensor or dict of Tensor
+            Their examples, [clients, examples, ...].
+        kept : Tensor
+            1 for each example that counts, 0 for others; [clients, examples].
+        """
+
+
+def shares(squares: Tensor, clip: float, kept: Tensor) -> Tensor:
+    """What each example's gradient is multiplied by; 0 where it is not finite."""
+    share = kept * (clip / (squares.sqrt() + _SMALL)).clamp(max=1.0)
+    return torch.where(squares.isfinite(), share, torch.zeros_like(share))
+
+
+class Together:
+    """All examples of all clients at once, by vmap and one backward pass.
+
+    Parameters
+    ----------
+    eager : EagerStep
+        The module's step.
+    clip : float
+        Largest norm of one example's gradient.
+    layers : bool
+        Whether gradients of layers are written as products where that is possible.
+    nested : bool
+        Whether clients are taken at once, too; else one after the other.
+
+    Raises
+    ------
+    NotStackable
+        If the step cannot be taken for one example.
+    """
+
+    def __init__(
+        self, eager: EagerStep, clip: float, *, layers: bool = True, nested: bool = True
+    ) -> None:
+        self._names, self._clip, self._nested = eager.names, clip, nested
+        self._log = Log(training=True)
+        self._module = eager.watched(self._log)
+        self.how = eager.observed(1).how
+        """How values are logged."""
+        self._shared = _shared(self._module, eager)
+        self._layers: list[Layer] = []
+        if layers:
+            x, y = eager.given(1, 1).x, eager.given(1, 1).y
+            facts_of(self._module).values = {}
+
+            def call() -> object:
+                self._log.how.clear()
+                self._log.values.clear()
+                return loss_of(self._module, one(x, 0), one(y, 0), eager.form)
+
+            self._layers = layers_of(self._module, call, frozenset(self._names.trained))
+        by_products = {name for layer in self._layers for name in layer.parameters}
+        self._single = [n for n in self._names.trained if n not in by_products]
+        self._received: dict[str, Tensor] = {}
+        self._added: dict[str, Tensor] = {}
+        for layer in self._layers:
+            layer.module.register_forward_hook(self._hook(layer.name))
+        self._whole = Whole(self._module, eager.form, lambda _: _Nested() if nested else Rewritten())
+
+    @property
+    def written_numbers(self) -> int:
+        """Numbers that a step keeps for each example."""
+        named = dict(self._module.named_parameters())
+        single = sum(named[name].numel() for name in self._single)
+        return single + sum(torch.Size(layer.shape).numel() for layer in self._layers)
+
+    def __call__(self, trained: Sequence[Tensor], x: Leaves, y: Leaves, kept: Tensor) -> Clipped:
+        """Take a step."""
+        clients, examples = kept.shape
+        own = dict(zip(self._names.trained, trained, strict=True))
+        single = [
+            own[name].detach().unsqueeze(1).expand(clients, examples, *own[name].shape[1:])
+            for name in self._single
+        ]
+        single = [tensor.detach().requires_grad_() for tensor in single]
+        fixed = [own[n].detach() for layer in self._layers for n in layer.parameters]
+        added = [
+            kept.new_zeros(clients, examples, *layer.shape).requires_grad_()
+            for layer in self._layers
+        ]
+        batch = [each(lambda t: t.unsqueeze(2), part) for part in (x, y)]
+        with torch.enable_grad(), without_fallback():
+            of_client = vmap(
+                self._one, in_dims=(0, None, 0, 0, 0), randomness="different"
+            )
+            losses, logged, received = self._of_clients(of_client, single, fixed, added, *batch)
+            wanted = [*added, *single]
+            gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+        gradients = tuple(
+            torch.zeros_like(w) if g is None else g for g, w in zip(gradients, wanted, strict=True)
+        )
+        products = [
+            Products(layer, a.detach(), g)
+            for layer, a, g in zip(self._layers, received, gradients[: len(added)], strict=True)
+        ]
+        rest = [g.reshape(clients * examples, -1) for g in gradients[len(added) :]]
+        return self._clipped(losses, logged, products, rest, kept)
+
+    def _of_clients(self, of_client: Callable[..., Any], *given: Any) -> Any:
+        if self._nested:
+            return vmap(of_client, randomness="different")(*given)
+        parts = [
+            of_client(*tree_map(lambda tensor: tensor[client], given))
+            for client in range(len(tree_leaves(given)[0]))
+        ]
+        return tree_map(lambda *tensors: torch.stack(tensors), *parts)
+
+    def _clipped(
+        self,
+        losses: Tensor,
+        logged: list[Tensor],
+        products: list[Products],
+        rest: list[Tensor],
+        kept: Tensor,
+    ) -> Clipped:
+        squares = sum(
+            (
+                *(own.squares() for own in products),
+                *(torch.linalg.vector_norm(g, dim=1).square() for g in rest),
+            ),
+            kept.new_zeros(kept.numel()),
+        ).view(kept.shape)
+        weights = shares(squares, self._clip, kept)
+        if not bool(squares.isfinite().all()):
+            for own in products:
+                own.without_infinities()
+            rest = [g.nan_to_num(0.0, 0.0, 0.0) for g in rest]
+        sums: dict[str, Tensor] = {}
+        for layer, own in zip(self._layers, products, strict=True):
+            sums |= zip(layer.parameters, own.sums(weights), strict=True)
+        for name, g in zip(self._single, rest, strict=True):
+            total = torch.bmm(weights.unsqueeze(1), g.view(*kept.shape, -1))
+            shape = self._module.get_parameter(name).shape
+            sums[name] = total.reshape(len(kept), *shape)
+        values = [value.detach() for value in logged]
+        found = [sums[name] for name in self._names.trained]
+        return Clipped(losses.detach(), values, found, squares.sqrt())
+
+    def _one(
+        self,
+        single: list[Tensor],
+        fixed: list[Tensor],
+        added: list[Tensor],
+        x: Leaves,
+        y: Leaves,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """One example's loss, what it logs, and what the layers received."""
+        self._log.how.clear()
+        self._log.values.clear()
+        self._received.clear()
+        self._added = {
+            layer.name: tensor for layer, tensor in zip(self._layers, added, strict=True)
+        }
+        by_products = [name for layer in self._layers for name in layer.parameters]
+        given = {**prefixed(self._single, single), **prefixed(by_products, fixed), **self._shared}
+        loss, _ = functional_call(self._whole, given, (x, y))
+        return loss, list(self._log.values), [self._received[own.name] for own in self._layers]
+
+    def _hook(self, name: str) -> Any:
+        def add(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor | None:
+            if name not in self._added:
+                return None
+            self._received[name] = args[0]
+            return result + self._added[name]
+
+        return add
+
+
+class OneByOne:
+    """Each example's gradient by itself, for steps that are not to be taken at once.
+
+    Parameters
+    ----------
+    eager : EagerStep
+        The module's step.
+    clip : float
+        Largest norm of one example's gradient.
+    """
+
+    def __init__(self, eager: EagerStep, clip: float) -> None:
+        self._names, self._clip, self._form = eager.names, clip, eager.form
+        self._log = Log(training=True)
+        self._module = eager.watched(self._log)
+        facts_of(self._module).values = {}
+        self.how = eager.observed(1).how
+        """How values are logged."""
+        self._leaves = [self._module.get_parameter(name) for name in self._names.trained]
+
+    def __call__(self, trained: Sequence[Tensor], x: Leaves, y: Leaves, kept: Tensor) -> Clipped:
+        """Take a step."""
+        sums = [torch.zeros_like(tensor) for tensor in trained]
+        losses, squares = torch.zeros_like(kept), torch.zeros_like(kept)
+        logged = [torch.zeros_like(kept) for _ in self.how]
+        for client in range(len(kept)):
+            with torch.no_grad():
+                for leaf, tensor in zip(self._leaves, trained, strict=True):
+                    leaf.copy_(tensor[client])
+            for place in range(kept.shape[1]):
+                at = slice(place, place + 1)
+                loss, gradients = self._single(one(one(x, client), at), one(one(y, client), at))
+                square = sum(g.square().sum() for g in gradients)
+                squares[client, place], losses[client, place] = square, loss
+                for into, value in zip(logged, self._log.values, strict=True):
+                    into[client, place] = value
+                share = shares(squares[client, place], self._clip, kept[client, place])
+                if share > 0:
+                    for total, gradient in zip(sums, gradients, strict=True):
+                        total[client] += share * gradient
+        return Clipped(losses, logged, sums, squares.sqrt())
+
+    def _single(self, x: Leaves, y: Leaves) -> tuple[Tensor, list[Tensor]]:
+        self._log.how.clear()
+        self._log.values.clear()
+        with torch.enable_grad():
+            loss, _ = loss_of(self._module, x, y, self._form)
+            found = torch.autograd.grad(loss, self._leaves, allow_unused=True)
+        gradients = [
+            torch.zeros_like(leaf) if g is None else g
+            for leaf, g in zip(self._leaves, found, strict=True)
+        ]
+        return loss.detach(), gradients
+
+
+def _shared(module: nn.Module, eager: EagerStep) -> dict[str, Tensor]:
+    """Tensors of the module that no client changes, by their names in a `Whole`."""
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    names = list(eager.names.shared)
+    return prefixed(names, [tensors[name].detach() for name in names])
