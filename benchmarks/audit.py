@@ -34,9 +34,9 @@ class Row(NamedTuple):
 
 
 FEW = {
-    "model": {"class": "2nn", "args": {"learning_rate": 0.2}},
-    "train": {"epochs": 1, "batch-size": 10},
-    "strategy": {"rounds": 60, "fraction-evaluate": 0.0},
+    "model": {"class": "logistic", "args": {"learning_rate": 0.5}},
+    "train": {"epochs": 2, "batch-size": 25},
+    "strategy": {"rounds": 30, "fraction-evaluate": 0.0},
 }
 MANY = {
     "model": {"class": "logistic", "args": {"learning_rate": 0.5}},

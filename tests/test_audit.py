@@ -261,22 +261,18 @@ def test_vectors_are_clipped_and_noisy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("privacy", "held", "times", "rate"),
-    [
-        ({"mode": "local", "epsilon": 8.0}, 54, 1, 1.0),
-        ({"mode": "example", "epsilon": 8.0}, 320, 20, 0.1),  # two epochs of ten steps
-    ],
+    ("mode", "changed", "times", "rate"),
+    [("local", 2, 1, 1.0), ("example", 1, 20, 0.1)],  # two epochs of ten steps
 )
 def test_the_noise_of_a_client_is_that_for_its_epsilon(
-    privacy: dict[str, Any], held: int, times: int, rate: float
+    mode: str, changed: int, times: int, rate: float
 ) -> None:
-    changed = 2 if privacy["mode"] == "local" else 1  # norms by which an update may change
-    noise = noise_of(experiment(privacy=privacy), held) / changed
+    noise = noise_of(experiment(privacy={"mode": mode, "epsilon": 8.0}), [320] * 4) / changed
     spent = [epsilon_of(Mechanism(own, rate), times, 1e-5) for own in (noise, noise - 0.01)]
     assert spent[0] <= 8.0 < spent[1]
-    given = {**privacy, "epsilon": 0, "noise-multiplier": 3.0}
-    assert noise_of(experiment(privacy=given), held) == 3.0
-    assert noise_of(experiment(privacy={"mode": "central", "epsilon": 8.0}), held) == 0.0
+    given = {"mode": mode, "noise-multiplier": 3.0}
+    assert noise_of(experiment(privacy=given), [320] * 4) == 3.0
+    assert noise_of(experiment(privacy={"mode": "central", "epsilon": 8.0}), [320] * 4) == 0.0
 
 
 # --- whose examples are members

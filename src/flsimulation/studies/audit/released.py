@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,29 +9,27 @@ import torch
 from torch import Tensor
 
 from flsimulation.experiment import Experiment
-from flsimulation.privacy.accountant import noise_for
-from flsimulation.privacy.ledger import ledger_of
+from flsimulation.privacy.examples import example_ledger
+from flsimulation.privacy.ledger import Ledger, ledger_of
 
 
-def noise_of(experiment: Experiment, held: int) -> float:
+def noise_of(experiment: Experiment, sizes: Sequence[int]) -> float:
     """Noise that a client adds, as a multiple of the clipping norm; 0 where the server adds it, or nobody.
 
     Parameters
     ----------
     experiment : Experiment
-        Its ``[privacy]`` decides.
-    held : int
-        Examples that the client trains on; under ``example`` the noise is on the sum of each step's gradients.
+        Its ``[privacy]`` decides: under ``local`` it is on the update, under ``example`` on the sum of the
+        gradients of each step.
+    sizes : sequence of int
+        Examples that each client trains on.
     """
-    spec = experiment.privacy
-    if spec.mode == "local":
-        ledger = ledger_of(experiment)
-        return ledger.noise if ledger is not None else 0.0
-    if spec.mode != "example" or spec.noise_multiplier:
-        return spec.noise_multiplier if spec.mode == "example" else 0.0
-    batch = experiment.train.batch_size
-    times = experiment.strategy.rounds * experiment.train.epochs * math.ceil(held / batch)
-    return noise_for(spec.epsilon, min(1.0, batch / held), times, spec.delta, spec.accountant)
+    mode = experiment.privacy.mode
+    if mode == "example":
+        ledger: Ledger | None = example_ledger(experiment, sizes)
+    else:
+        ledger = ledger_of(experiment) if mode == "local" else None
+    return 0.0 if ledger is None else ledger.noise
 
 
 def clipped(parts: Sequence[Tensor], clip: float) -> list[Tensor]:

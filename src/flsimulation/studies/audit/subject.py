@@ -95,9 +95,9 @@ class Subject:
         return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
     @property
-    def least_held(self) -> int:
-        """Examples of the client that trained on the fewest: a step of its DP-SGD has the most noise."""
-        return min(map(self.data.train_size, self.trained))
+    def sizes(self) -> list[int]:
+        """Examples that each client trains on."""
+        return [self.data.train_size(client) for client in range(self.experiment.data.clients)]
 
     def evaluated(self, x: Leaves, y: Leaves, indices: np.ndarray) -> Batches:
         """Batches of examples in the order of the indices, prepared as for an evaluation."""

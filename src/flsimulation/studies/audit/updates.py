@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 
 from flsimulation import seeds
@@ -15,8 +18,8 @@ from flsimulation.studies.audit.membership import Tell, attack
 from flsimulation.studies.audit.subject import Subject
 from flsimulation.training import State, Terms
 
-_CLIENTS = 5
-"""Clients whose updates are audited."""
+_CLIENTS, _MOST = 5, 50
+"""Clients whose updates are audited: at least, and at most where they have few examples."""
 
 
 def by_updates(
@@ -51,20 +54,27 @@ def by_updates(
         If a client's training failed.
     """
     rng = seeds.rng(seed, "audit updates")
-    clients = rng.permutation(np.array(subject.trained))[:_CLIENTS].tolist()
+    clients = _drawn(subject, examples, rng)
     scorer, found = Losses(subject.module), list[tuple[Values, Values]]()
+    parts = {c: _alike(subject, c, max(1, examples // len(clients)), rng) for c in clients}
     tell(f"updates of {len(clients)} clients")
-    for client, state in zip(clients, _states(subject, clients), strict=True):
-        own, other = _alike(subject, client, max(1, examples // len(clients)), rng)
-        if len(own):
-            found.append(_scores(subject, scorer, losses, state, own, other))
+    for client, state in _states(subject, clients):
+        if len(parts[client][0]):
+            found.append(_scores(subject, scorer, losses, state, *parts[client]))
     if not found:
         return None
     return attack("update", *(np.concatenate(part) for part in zip(*found, strict=True)))
 
 
-def _states(subject: Subject, clients: list[int]) -> list[State]:
-    """What the clients would send in the next round, in their order: clipped, and with noise they add."""
+def _drawn(subject: Subject, examples: int, rng: np.random.Generator) -> list[int]:
+    """Clients to audit: more of them where each has few examples."""
+    order: list[int] = rng.permutation(np.array(subject.trained)).tolist()
+    needed = math.ceil(examples / max(1, subject.data.train_size(order[0])))
+    return order[: min(max(needed, _CLIENTS), _MOST)]
+
+
+def _states(subject: Subject, clients: list[int]) -> Iterator[tuple[int, State]]:
+    """What each client would send in the next round: clipped, and with the noise that it adds."""
     train = subject.experiment.train.model_copy(update={"validate_": False})
     experiment = subject.experiment.model_copy(update={"train": train})
     space = Workspace.load(experiment, clients=len(clients), processes=1, data=subject.data)
@@ -73,16 +83,14 @@ def _states(subject: Subject, clients: list[int]) -> list[State]:
     clip, noise = space.private.terms(number(last, "privacy", "clip") or 0.0)
     mu = float(experiment.strategy.parameters.get("proximal-mu", 0.0))
     jobs = [space.train_job(client, last["round"] + 1) for client in clients]
-    states = dict[int, State]()
     try:
         for fitted in space.engine.fit(subject.state, jobs, Terms(mu, clip=clip, noise=noise)):
             for client, result in fitted.results.items():
                 if isinstance(result, ClientError):
                     raise RunError(f"client {client} failed: {result}") from result
-                states[client] = result.state
+                yield client, result.state
     finally:
         space.engine.close()
-    return [states[client] for client in clients]
 
 
 def _alike(
