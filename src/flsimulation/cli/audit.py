@@ -19,9 +19,7 @@ def audit_command(run_dir: Path, shadows: int, examples: int, seed: int, *, json
     """Audit a run; leave audit.json in its directory, and the result in its report."""
     from flsimulation.studies.audit import audit
 
-    console = Console(
-        stderr=True
-    )  # so that --json prints one object, and a pipe has the table only
+    console = Console(quiet=json)  # --json prints one object only
     with console.status("auditing") as status:
 
         def tell(doing: str) -> None:
