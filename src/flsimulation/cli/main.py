@@ -13,8 +13,9 @@ import click
 import typer
 
 from flsimulation import __version__
+from flsimulation.cli import studies
 from flsimulation.cli.deploy import network
-from flsimulation.cli.options import Columns, Json, Overrides, Quiet, listed
+from flsimulation.cli.options import Columns, File, Json, Overrides, Quiet, listed
 from flsimulation.errors import FLSimulationError, InputError, printable
 from flsimulation.internals.slow_imports import defer_slow_imports
 
@@ -29,8 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-File = Annotated[Path | None, typer.Argument(metavar="[FILE]")]
 
 
 def _version(wanted: bool) -> None:
@@ -163,73 +162,7 @@ def report(
         typer.echo(path)
 
 
-@app.command()
-def verify(
-    file: File = None,
-    overrides: Overrides = None,
-    superlink: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="The SuperLink of the network."),
-    ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="What to compare with: ray or network. [default: network, unless the "
-            "experiment's runtime.kind is ray]",
-        ),
-    ] = None,
-    engines: Annotated[
-        bool,
-        typer.Option(
-            "--engines", help="Compare clients trained stacked with clients trained one by one."
-        ),
-    ] = False,
-) -> None:
-    """Run an experiment in one process and on a network or Ray; compare them round by round.
-
-    FILE is an experiment file; without it, the default experiment is used. The exit status is 1 if
-    partitions, cohorts, scores or weights do not agree.
-    """
-    from flsimulation.cli.verify import verify_command
-
-    where = [f"runtime.superlink={superlink}"] if superlink is not None else []
-    verify_command(file, [*(overrides or []), *where], runtime, engines=engines)
-
-
-@app.command()
-def paper(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="[PAPER]", help="The name of a paper, or a .toml file."),
-    ] = None,
-    rows: Annotated[str, typer.Option(help="Run only rows whose names contain this.")] = "",
-    minutes: Annotated[
-        float, typer.Option(min=0, help="Stop after this time; the same command continues.")
-    ] = 30.0,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Runs per row, with the best value of its search.")
-    ] = 1,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run directories. [default: runs/papers/PAPER]"),
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Also write the figures to this JSON file.")
-    ] = None,
-) -> None:
-    """Run a paper's experiments; print its figures beside those measured here.
-
-    Without PAPER, the available papers are listed.
-    """
-    from flsimulation.cli.paper import list_papers, paper_command
-
-    if name is None:
-        list_papers()
-    else:
-        paper_command(name, rows, minutes, seeds, out, json)
-
-
+app.add_typer(studies.verbs)
 app.add_typer(network.verbs)
 
 

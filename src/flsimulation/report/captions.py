@@ -7,7 +7,8 @@ import statistics
 from collections import Counter
 
 from flsimulation.events import SOURCES
-from flsimulation.report.formats import count, duration, listing, plural, score, spread
+from flsimulation.report.audited import audit_of, inversion_sentence
+from flsimulation.report.formats import count, duration, heading, listing, plural, score, spread
 from flsimulation.report.scores import (
     client_spread,
     curve,
@@ -29,6 +30,7 @@ def captions(run: RunRecord) -> dict[str, str]:
         "times": _times(run),
         "failures": _failures(run),
         "epsilon": _epsilon(run),
+        "inverted": _inverted(run),
     }
 
 
@@ -78,6 +80,12 @@ def spread_sentence(run: RunRecord) -> str:
         f"{score(name, found.std)}, worst tenth {score(name, found.worst_tenth)}, worst "
         f"{score(name, value)} (client {run.client_name(worst)})."
     )
+
+
+def _inverted(run: RunRecord) -> str:
+    found = audit_of(run)
+    sentence = "" if found is None else inversion_sentence(found)
+    return f"{heading(sentence)}." if sentence else ""
 
 
 def _times(run: RunRecord) -> str:

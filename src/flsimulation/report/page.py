@@ -14,6 +14,7 @@ from flsimulation.report.figures.canvas import png, svg
 from flsimulation.report.figures.plots import figures
 from flsimulation.report.headline import headline
 from flsimulation.report.tables import (
+    audit_table,
     errors_table,
     phases_table,
     reasons_table,
@@ -102,6 +103,7 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "worst": worst_table(run),
         "errors": errors_table(run),
         "reasons": reasons_table(run),
+        "audit": audit_table(run),
         "toml": run.toml,
         "details": details(run),
         "version": __version__,

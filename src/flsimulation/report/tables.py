@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from flsimulation.events import SOURCES
+from flsimulation.report.audited import HEADINGS, audit_of, guarantee, rows
 from flsimulation.report.formats import ABSENT, count, duration, heading, listing, score, size
 from flsimulation.report.scores import (
     PHASES,
@@ -67,6 +68,15 @@ def rounds_table(run: RunRecord) -> Table:
     note = f"The last {_ROUNDS:,} rounds; rounds.jsonl has all {len(run.rounds):,}"
     columns = (*columns, "Clients", "Failures", "Time", "Traffic")
     return Table(columns, tuple(rows), note=note if len(run.rounds) > _ROUNDS else "")
+
+
+def audit_table(run: RunRecord) -> Table | None:
+    """List the attacks of the run's audit; None without one."""
+    found = audit_of(run)
+    if found is None:
+        return None
+    left_out = "".join(f"; left out: {note}" for note in found.notes)
+    return Table(HEADINGS, tuple(rows(found)), note=f"{heading(guarantee(found))}{left_out}")
 
 
 def _has(run: RunRecord, name: str) -> bool:

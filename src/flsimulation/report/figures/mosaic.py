@@ -33,8 +33,8 @@ class Tiles(NamedTuple):
     """Colours of the masks' classes 1, 2, ..., repeated."""
 
 
-def mosaic_figure(tiles: Tiles) -> Figure:
-    """Draw rows of images in the report's style, which the caller has set."""
+def mosaic_figure(tiles: Tiles, named: str = "") -> Figure:
+    """Draw rows of images in the report's style, which the caller has set; ``named`` is the title if given."""
     low, high = _range(tiles.rows)
     stretched = (low, high) != (0.0, 1.0)
     images = [[_coloured((x - low) / (high - low)) for x in row] for row in tiles.rows]
@@ -43,7 +43,7 @@ def mosaic_figure(tiles: Tiles) -> Figure:
             [_overlaid(*pair, tiles.colours) for pair in zip(row, masks, strict=True)]
             for row, masks in zip(images, tiles.masks, strict=True)
         ]
-    title = "Examples of each class" if any(tiles.names) else "Examples"
+    title = named or ("Examples of each class" if any(tiles.names) else "Examples")
     title += ", masks in colour" if tiles.masks is not None else ""
     title += f" (shown from {low:.3g} to {high:.3g})" if stretched else ""
     return _figure(_joined(images), [short(name) for name in tiles.names], title)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flsimulation.report.figures.clients import clients_figure
 from flsimulation.report.figures.curves import accuracy_figure, loss_figure, metric_figure
+from flsimulation.report.figures.inverted import inverted_figure
 from flsimulation.report.figures.partition import partition_figure
 from flsimulation.report.figures.privacy import epsilon_figure
 from flsimulation.report.figures.stacks import failures_figure, times_figure
@@ -21,6 +22,7 @@ __all__ = [
     "epsilon_figure",
     "failures_figure",
     "figures",
+    "inverted_figure",
     "loss_figure",
     "metric_figure",
     "partition_figure",
@@ -39,6 +41,7 @@ def figures(run: RunRecord) -> dict[str, Figure]:
         "times": times_figure,
         "failures": failures_figure,
         "epsilon": epsilon_figure,
+        "inverted": inverted_figure,
     }
     made = {name: make(run) for name, make in makers.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
