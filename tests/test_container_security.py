@@ -15,6 +15,9 @@ from tests.conftest import wait_for
 from tests.test_containers import OWNER, ROOT, Stack, needed
 from tests.test_network import flsim, free_port
 
+from flsimulation.security.keys import ensure_key, fingerprint
+from flsimulation.security.register import Register
+
 pytestmark = [pytest.mark.containers, needed]
 
 PROBE = """
@@ -123,6 +126,18 @@ def test_a_revoked_container_is_out(stack: Secured) -> None:
     status = flsim("status", cwd=ROOT, env=stack.environment)
     assert f"{victim} SHA256:" in status.stdout
     assert "(revoked)" in status.stdout
+
+
+def test_a_container_cannot_claim_the_name_of_a_machine_elsewhere(
+    stack: Secured, tmp_path: Path
+) -> None:
+    thief = ensure_key(tmp_path / "thief.key")
+    claim = f"printf '%s' '{thief}' > /flsim/waiting/8081/berlin.pub"
+    assert stack.inside("client", "sh", "-c", claim).returncode == 0
+    found = Register(stack.runs / ".clients.json")
+    who = f"berlin {fingerprint(thief)}"
+    wait_for("the refusal", lambda: found.refused().get(who) == 1)
+    assert "berlin" not in register(stack)
 
 
 def test_a_machine_elsewhere_is_admitted_and_the_certificate_renewed(

@@ -195,6 +195,60 @@ class TestAdmission:
         assert said[0].startswith(f"flsim: a client with {fingerprint(second.text)} is refused: ")
         assert list(waiting.iterdir()) == []
 
+    def test_a_name_with_a_folder_of_its_own_is_claimed_nowhere_else(
+        self, app: Any, register: Register, waiting: Path, tmp_path: Path
+    ) -> None:
+        apart = {name: tmp_path / "apart" / name for name in ("berlin", "lodz")}
+        for folder in apart.values():
+            folder.mkdir(parents=True)
+        admission = Admission(register, waiting, Nodes(app), apart)
+        thief, berlin, lodz = (Client(tmp_path, name) for name in ("thief", "berlin", "lodz"))
+        wait_for_admission(waiting, "berlin", thief.text)  # before berlin is there
+        wait_for_admission(apart["lodz"], "berlin", thief.text)
+        admission.look()
+        assert register.clients() == []
+        assert register.refused() == {f"berlin {fingerprint(thief.text)}": 2}
+        for one in (berlin, lodz):
+            wait_for_admission(apart[one.name], one.name, one.text)
+        admission.look()
+        assert {one.name: one.key for one in register.clients()} == {
+            "berlin": berlin.text,
+            "lodz": lodz.text,
+        }
+        assert [list(folder.iterdir()) for folder in (waiting, *apart.values())] == [[], [], []]
+
+    def test_a_folder_that_is_a_link_to_another_clients_is_not_read(
+        self, app: Any, register: Register, waiting: Path, tmp_path: Path
+    ) -> None:
+        berlin, link = Client(tmp_path, "berlin"), tmp_path / "lodz"
+        file = wait_for_admission(waiting, "berlin", berlin.text)
+        link.symlink_to(waiting)
+        Admission(register, tmp_path / "none", Nodes(app), {"lodz": link}).look()
+        assert (file.exists(), register.clients(), register.refused()) == (True, [], {})
+
+    def test_only_names_that_clients_may_take_are_admitted_by_themselves(
+        self,
+        app: Any,
+        register: Register,
+        waiting: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        admission = Admission(register, waiting, Nodes(app), names="[0-9a-f]{12}")
+        container, berlin = Client(tmp_path, "0123456789ab"), Client(tmp_path, "berlin")
+        for one in (container, berlin):
+            wait_for_admission(waiting, one.name, one.text)
+        admission.look()
+        assert [one.name for one in register.clients()] == ["0123456789ab"]
+        assert register.refused() == {f"berlin {fingerprint(berlin.text)}": 1}
+        said = "berlin: not a name of --admit-names; compare the fingerprint and flsim admit berlin"
+        assert said in capsys.readouterr().out
+        register.admit("berlin", berlin.text)  # by a person
+        wait_for_admission(waiting, "berlin", berlin.text)
+        admission.look()
+        assert {one.name for one in register.clients()} == {"0123456789ab", "berlin"}
+        assert list(register.refused().values()) == [1]
+
     def test_nobody_gets_or_answers_the_messages_of_another(
         self, app: Any, clients: Http, register: Register, waiting: Path, tmp_path: Path
     ) -> None:

@@ -203,6 +203,17 @@ def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[objec
     return end.value.code, output.out, output.err
 
 
+def test_names_that_are_no_expression_are_refused_before_the_superlink_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, said = run_main(capsys, "superlink", "--admit-names", "[0-9")
+    assert code == 2
+    assert said.startswith("flsim: --admit-names [0-9: not a regular expression (unterminated ")
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_commands_admit_show_and_revoke(
     tmp_path: Path,
     public: tuple[str, str],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import Recorder
+from tests.conftest import Recorder, wait_for
 from tests.test_containers import Stack as ContainerStack
 from tests.test_containers import needed
 from tests.test_network import flsim as command
@@ -54,7 +54,20 @@ def test_up_starts_a_client_for_each_site_which_alone_sees_its_data(
     hospitals: Path,
 ) -> None:
     keys = {"type": "volume", "target": "/flsim/keys"}
-    docker.set_config(client={**CLIENT, "volumes": [keys], "networks": {"federation": None}})
+    trust = {"type": "volume", "source": "trust", "target": "/flsim/trust", "read_only": True}
+    waiting = {"type": "volume", "source": "waiting", "target": "/flsim/waiting"}
+    volumes = [keys, trust, waiting]
+    docker.set_config(client={**CLIENT, "volumes": volumes, "networks": {"federation": None}})
+    claims = json.dumps(
+        [
+            {
+                "type": "volume",
+                "source": f"site-{site}-flsim-waiting",
+                "target": f"/flsim/apart/{site}",
+            }
+            for site in ("berlin", "lodz")
+        ]
+    )
     code, output, errors = flsim("up", "experiments/mine.toml", "--sites", hospitals / "sites.toml")
     assert (code, errors) == (0, "")
     override = docker.project / "compose.sites.yaml"
@@ -68,7 +81,8 @@ def test_up_starts_a_client_for_each_site_which_alone_sees_its_data(
         f'    extends: {{"file": "{docker.project}/compose.yaml", "service": "client"}}\n'
         '    environment: {"SITE": "berlin", "DATA": "/site/berlin.csv"}\n'
         f'    volumes: [{{"type": "bind", "source": "{hospitals}/berlin.csv", "target": "/site/berlin.csv", "read_only": true}}, '
-        '{"type": "volume", "source": "site-berlin-flsim-keys", "target": "/flsim/keys"}]\n'
+        '{"type": "volume", "source": "site-berlin-flsim-keys", "target": "/flsim/keys"}, '
+        '{"type": "volume", "source": "site-berlin-flsim-waiting", "target": "/flsim/waiting"}]\n'
         "    scale: 1\n"
         '    networks: {"federation": {"aliases": ["client"]}}\n'
         '    mem_limit: "2g"\n'
@@ -77,12 +91,19 @@ def test_up_starts_a_client_for_each_site_which_alone_sees_its_data(
         f'    extends: {{"file": "{docker.project}/compose.yaml", "service": "client"}}\n'
         '    environment: {"SITE": "lodz", "DATA": "/site/lodz"}\n'
         f'    volumes: [{{"type": "bind", "source": "{hospitals}/lodz", "target": "/site/lodz", "read_only": true}}, '
-        '{"type": "volume", "source": "site-lodz-flsim-keys", "target": "/flsim/keys"}]\n'
+        '{"type": "volume", "source": "site-lodz-flsim-keys", "target": "/flsim/keys"}, '
+        '{"type": "volume", "source": "site-lodz-flsim-waiting", "target": "/flsim/waiting"}]\n'
         "    scale: 1\n"
         '    networks: {"federation": {"aliases": ["client"]}}\n'
+        "  certs:\n"
+        f"    volumes: {claims}\n"
+        "  superlink:\n"
+        f"    volumes: {claims}\n"
         "volumes:\n"
         "  site-berlin-flsim-keys:\n"
+        "  site-berlin-flsim-waiting:\n"
         "  site-lodz-flsim-keys:\n"
+        "  site-lodz-flsim-waiting:\n"
     )
     words, settings = docker.raw[-1]
     assert words[3:7] == ["--file", str(docker.project / "compose.yaml"), "--file", str(override)]
@@ -205,6 +226,19 @@ def test_compose_understands_the_generated_file_together_with_the_shipped_one(
     assert site["environment"] == {**client["environment"], "SITE": "berlin", "DATA": "/site/berlin.csv", "A": "$$1"}  # fmt: skip
     (data,) = [volume for volume in site["volumes"] if volume["target"] == "/site/berlin.csv"]
     assert data["read_only"]
+    waiting = {
+        name: {
+            v["target"]: v["source"]
+            for v in service["volumes"]
+            if v["type"] == "volume" and v.get("source")
+        }
+        for name, service in services.items()
+        if name in ("certs", "superlink", "site-berlin")
+    }
+    assert waiting["site-berlin"]["/flsim/waiting"] == "site-berlin-flsim-waiting"
+    for name in ("certs", "superlink"):
+        assert waiting[name]["/flsim/apart/berlin"] == "site-berlin-flsim-waiting"
+        assert waiting[name]["/flsim/waiting"] == "waiting"
     others = [
         v.get("source") for s in services.values() for v in s.get("volumes", []) if s is not site
     ]
@@ -238,6 +272,13 @@ def test_the_hospitals_in_containers_compute_what_one_process_does(
             assert seen == [f"{site}.csv"]
             assert stack.within(f"site-{site}", "touch", f"/site/{site}.csv").returncode != 0
         assert stack.within("superlink", "ls", "/site").returncode != 0
+        others = "ls /flsim/apart 2>/dev/null; ls /flsim/waiting/8081"
+        assert stack.within("site-berlin", "sh", "-c", others).stdout == ""  # nothing of others
+        stolen = f"printf '%s porto\\n' '{ensure_key(tmp_path / 'thief')}' > /flsim/waiting/8081/porto.pub"
+        assert stack.within("site-berlin", "sh", "-c", stolen).returncode == 0
+        register = Register(stack.runs / ".clients.json")
+        wait_for("the refusal", lambda: any(who.startswith("porto ") for who in register.refused()))
+        assert {one.name for one in register.clients()} == set(sites)
     finally:
         command("down", "--volumes", cwd=ROOT, env=stack.environment)
 

@@ -19,7 +19,7 @@ from flsimulation.internals import flower_superlink
 from flsimulation.internals.flower_superlink import Nodes
 from flsimulation.internals.flower_words import CLIENT_PATHS, HEALTH
 from flsimulation.node.admission import Admission, make_writable_like, register_beside
-from flsimulation.runtimes.network.names import CLIENTS, MEMORY
+from flsimulation.runtimes.network.names import ADMITTED, CLIENTS, MEMORY
 from flsimulation.security.home import home, is_insecure
 
 App: TypeAlias = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
@@ -102,10 +102,12 @@ def _serve_clients(clients: uvicorn.Server, everything: uvicorn.Server) -> None:
 def _look_after(app: App, servers: list[uvicorn.Server]) -> None:
     if is_insecure():
         return
-    folder = home().waiting_at(servers[0].config.port)
-    admission = Admission(register_beside(os.environ[MEMORY]), folder, Nodes(app))
+    port = servers[0].config.port
+    folder, apart = home().waiting_at(port), home().apart_at(port)
+    names = os.environ.get(ADMITTED) or ".*"
+    admission = Admission(register_beside(os.environ[MEMORY]), folder, Nodes(app), apart, names)
     looks: list[Callable[[], object]] = [
-        functools.partial(make_writable_like, folder, folder.parent),
+        *(functools.partial(make_writable_like, f, f.parent) for f in (folder, *apart.values())),
         admission.look,
         Renewal(servers).look,
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ from flsimulation.internals.flower_words import SERVER_APP
 from flsimulation.metrics.table import CERTIFICATE_METRIC, REFUSED_METRIC, make_metric
 from flsimulation.node.admission import register_beside
 from flsimulation.node.node import Node
-from flsimulation.runtimes.network.names import CLIENTS, MEMORY
+from flsimulation.runtimes.network.names import ADMITTED, CLIENTS, MEMORY
 from flsimulation.security import home, issuing
 from flsimulation.security.register import Register
 
@@ -34,6 +35,7 @@ def run_superlink(
     memory: Path,
     metrics_port: int,
     metrics_for: str | None,
+    admit_names: str = ".*",
 ) -> None:
     """Run the SuperLink, warm processes for its runs, and the server's metrics.
 
@@ -49,6 +51,13 @@ def run_superlink(
         Port to serve the metrics on.
     metrics_for : str, optional
         See `Node.run`.
+    admit_names : str
+        Regular expression of the names that clients of this machine may take without `flsim admit`.
+
+    Raises
+    ------
+    InputError
+        If it is no regular expression, or a port is not free.
     """
     from flsimulation.metrics.container import ContainerCollector
     from flsimulation.metrics.server import PrometheusMetrics
@@ -58,6 +67,12 @@ def run_superlink(
         *(*_protection(), "--host", host, "--port", str(port)),
         "--disable-runtime-dependency-installation",
     )
+    try:
+        re.compile(admit_names)
+    except re.error as error:
+        raise InputError(
+            f"--admit-names {admit_names}: not a regular expression ({error}); correct it"
+        ) from None
     check_free(host, port, "--port")
     check_free(*clients, "--clients-port")
     metrics = PrometheusMetrics(clients=None)
@@ -73,7 +88,11 @@ def run_superlink(
         metrics.registry,
         lambda line: metrics(from_json(line)),
     )
-    environment = {MEMORY: str(memory), CLIENTS: f"{clients[0]}:{clients[1]}"}
+    environment = {
+        MEMORY: str(memory),
+        CLIENTS: f"{clients[0]}:{clients[1]}",
+        ADMITTED: admit_names,
+    }
     node.run(metrics_port, metrics_for, environment)
 
 

@@ -3,7 +3,7 @@
 X25519 (RFC 7748) agrees on a secret for two clients, HKDF with SHA-256 (RFC 5869) derives keys of it, a
 mask is the keystream of ChaCha20 (RFC 8439), a share is encrypted with AES-256-GCM, and secrets are shared
 by Shamir's scheme over GF(2^128). Flower's own pseudo-random generator of masks is not used: it keeps 32 of
-a secret's 256 bits (docs/decisions/0039).
+a secret's 256 bits (docs/decisions/0036).
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class Home:
 
     Its parts are separate folders, so that containers share only what they need:
     ``ca`` for the command that makes certificates, ``server`` for the SuperLink, ``trust`` for
-    everybody, ``keys`` for one client each, ``waiting`` for clients that are to be admitted.
+    everybody, ``keys`` for one client each, ``waiting`` for clients that are to be admitted, and
+    ``apart`` where single clients have such a folder of their own.
     """
 
     folder: Path
@@ -56,6 +57,16 @@ class Home:
     def waiting_at(self, port: int) -> Path:
         """Public keys that the SuperLink with this port for clients is to admit."""
         return self.waiting / str(port)
+
+    def apart_at(self, port: int) -> dict[str, Path]:
+        """Folder of each client, by name, that has one of its own instead; they are mounted at a start."""
+        folders = sorted(self.apart.iterdir()) if self.apart.is_dir() else []
+        return {folder.name: folder / str(port) for folder in folders}
+
+    @property
+    def apart(self) -> Path:
+        """A folder for each client whose name no other may claim: only that client can write there."""
+        return self.folder / "apart"
 
     def key(self, name: str) -> Path:
         """Private key of a client."""

@@ -175,4 +175,5 @@ def hand_over(home: Home, user: int, group: int) -> None:
     For a container that starts as root and makes what another, which is not root, reads.
     """
     os.chown(home.server_key, user, group)
-    home.waiting.chmod(0o777)  # of any user
+    for folder in (home.waiting, *(path.parent for path in home.apart_at(0).values())):
+        folder.chmod(0o777)  # of any user

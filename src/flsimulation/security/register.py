@@ -75,6 +75,10 @@ class Register:
         """Name of every node that the running SuperLink registered."""
         return {one.node: one.name for one in self.clients() if one.node and not one.revoked}
 
+    def is_admitted(self, name: str, key: str) -> bool:
+        """Whether a client with this name and this key may join."""
+        return any((one.name, one.key, one.revoked) == (name, key, False) for one in self.clients())
+
     def admit(self, name: str, key: str) -> Admitted:
         """Admit a client; without effect if it is admitted.
 
@@ -177,6 +181,8 @@ def waiting(folder: Path) -> Iterator[tuple[Path, str, str]]:
 
     Clients can write there, so that it may hold anything: links, pipes and large files are not read.
     """
+    if folder.is_symlink():  # to where others wait
+        return
     for path in sorted(folder.glob("*.pub")):
         try:
             text = _small_text(path)

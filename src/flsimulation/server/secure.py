@@ -1,7 +1,7 @@
 """Secure aggregation: a training whose single updates the server never sees, only their sum.
 
 A way to call the exchange: the clients' keys, sealed shares of their secrets, masked updates, and the
-shares by which the masks of the sum are removed (Bell et al., CCS 2020; docs/decisions/0039). The round
+shares by which the masks of the sum are removed (Bell et al., CCS 2020; docs/decisions/0036). The round
 loop posts a training here as it does to the exchange, and takes in one mean model.
 """
 

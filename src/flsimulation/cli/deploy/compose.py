@@ -21,6 +21,9 @@ RUNS, EXPERIMENTS = "/work/runs", "/work/experiments"
 """Folders of the results and the experiments in the containers."""
 CA = "/flsim/trust/ca.pem"
 """The CA's certificate in the containers."""
+WAITING, APART = "/flsim/waiting", "/flsim/apart"
+"""Where a client leaves its public key in its container, and where the SuperLink has such folders of
+single clients."""
 ROLE = "flsimulation.role"
 """The label with the role of a service."""
 

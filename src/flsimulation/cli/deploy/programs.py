@@ -130,6 +130,13 @@ def superlink(
         Path | None,
         typer.Option(help="If started as root: continue as the owner of this folder."),
     ] = None,
+    admit_names: Annotated[
+        str,
+        typer.Option(
+            metavar="REGEX",
+            help="The names that clients of this machine may take without flsim admit.",
+        ),
+    ] = ".*",
 ) -> None:
     """Run a network's SuperLink and its runs until it is stopped.
 
@@ -140,4 +147,5 @@ def superlink(
     if as_owner_of is not None:
         become_owner_of(as_owner_of)
     path = memory or Path("runs") / ".partitions.json"
-    run_superlink(host, port, (clients_host, clients_port), path, metrics_port, metrics_for)
+    clients = (clients_host, clients_port)
+    run_superlink(host, port, clients, path, metrics_port, metrics_for, admit_names)
