@@ -43,7 +43,7 @@ def test_every_command_and_python_block_runs(
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     monkeypatch.chdir(tmp_path)
     commands = [words[1:] for words in COMMANDS if words[0] == "flsim"]
-    assert len(commands) == 12
+    assert len(commands) == 13
     for words in commands:
         arguments = [  # a paper is begun; its end takes the minutes that stand there
             "0.05" if before == "--minutes" else word
