@@ -529,3 +529,70 @@ def test_sites_of_real_processes_agree_with_one_process_and_are_refused_by_name(
         assert refused.returncode == 2, refused.stdout + refused.stderr
         assert "site lodz: column 'readmitted' has 'ja'" in refused.stderr
         assert len(list((folder / "runs").glob("2*"))) == 3  # of verify and of the runs that began
+
+
+GATED = '''
+
+class Gated(Readmission):
+    """Waits in training while a file is there."""
+
+    def training_step(self, batch):
+        while Path(__file__).with_name("gate").exists():
+            time.sleep(0.05)
+        return super().training_step(batch)
+'''
+
+
+@pytest.mark.slow
+def test_a_run_of_sites_that_was_stopped_is_resumed_to_the_weights_of_one_that_was_not(
+    apart: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "net"
+    (folder / "runs").mkdir(parents=True)
+    model = (HOSPITALS / "readmission.py").read_text()
+    imports = "from __future__ import annotations\n"
+    model = model.replace(imports, f"{imports}\nimport time\nfrom pathlib import Path\n", 1)
+    (folder / "gated.py").write_text(model + GATED)
+    text = (HOSPITALS / "hospitals.toml").read_text()
+    file = folder / "hospitals.toml"
+    file.write_text(text.replace("readmission.py:Readmission", "gated.py:Gated"))
+    sets = ["strategy.rounds=20", "train.device=cpu", "train.engine=direct"]
+    whole = load_experiment(file, [*sets, f"data.dataset=sites:{apart}"])
+    never, end = Recorder(), [f"--set={item}" for item in sets]
+    run_in_process(whole, [never], Workspace.load(whole, clients=1, processes=1))
+    with started(folder) as network:
+        for site in SITES:
+            network.join(site, f"--site={site}", f"--data={apart / site}.csv")
+        where = ("--runtime=network", f"--superlink={network.address}")
+        command = [sys.executable, "-m", "flsimulation", "run", str(file), *where, *end]
+        out = folder / "runs" / "1"
+        gate, rounds = folder / "gate", out / "rounds.jsonl"
+        run = subprocess.Popen(
+            [*command, f"--out={out.relative_to(folder)}", "--quiet"],
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+        def has_a_round() -> bool:
+            assert run.poll() is None, run.stderr and run.stderr.read()
+            return rounds.is_file() and bool(rounds.read_text())
+
+        wait_for("a round", has_a_round)
+        gate.touch()
+        stopped = flsim("stop", f"--superlink={network.address}", cwd=folder)
+        assert stopped.returncode == 0, stopped.stderr
+        run.communicate()
+        gate.unlink()
+        done = len(rounds.read_text().splitlines())
+        assert 1 <= done < 20
+        network.clients["lodz"].end()  # its workspace is made anew, from what the run agreed on
+        network.join("lodz", "--site=lodz", f"--data={apart / 'lodz'}.csv")
+        resumed = flsim("run", "--resume=runs/1", *where, "--json", cwd=folder)
+        assert resumed.returncode == 0, resumed.stderr
+        result = json.loads(resumed.stdout)
+        assert (result["state"], result["rounds"]) == ("completed", 20)
+    lines = (folder / result["run_dir"] / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["weights_sha256"] for line in lines] == [
+        event.weights_sha256 for event in never.of(RoundFinished)
+    ]
