@@ -23,6 +23,7 @@ from flsimulation.experiment import Experiment, dump_toml
 from flsimulation.experiment.importing import import_object
 from flsimulation.experiment.spec import Data
 from flsimulation.host.processes import alone
+from flsimulation.privacy.examples import example_ledger
 from flsimulation.rundir import RunRecord
 from flsimulation.studies.papers import (
     Paper,
@@ -651,6 +652,25 @@ def test_the_other_papers_rows_give_their_figures(name: str, tmp_path: Path) -> 
         }
         later = {f"accuracy@{round}" for round in range(2, 99)}
         assert {m for m, figure in figures.items() if figure is None} == later & figures.keys()
+
+
+@pytest.mark.parametrize(("name", "batch"), [("tfprivacy", 256), ("opacus", 240)])
+def test_the_rows_of_dp_sgd_have_the_published_settings(name: str, batch: int) -> None:
+    found = load_paper(str(PAPERS / f"{name}.toml"))
+    specs = [found.experiment_of(row, found.table_of(row, 0, 0)) for row in found.row]
+    assert all(spec.train.batch_size == batch and spec.data.clients == 1 for spec in specs)
+    epsilons = []
+    for spec in specs[1:]:
+        ledger = example_ledger(spec, [60_000])
+        assert ledger is not None
+        epsilons.append(ledger.epsilon(spec.strategy.rounds))
+    if name == "tfprivacy":  # by today's conversion, see test_accountant.py
+        assert epsilons == pytest.approx([0.956, 2.600, 6.328], abs=2e-3)
+    clips = [(s.privacy.noise_multiplier, s.privacy.clip, s.strategy.rounds) for s in specs[1:]]
+    assert clips == [(1.3, 1.5, 15), (1.1, 1.0, 60), (0.7, 1.5, 45)]
+    model = of_paper("dpsgd", "Tutorial")(learning_rate=0.25)
+    assert sum(p.numel() for p in model.parameters()) == 26_010  # as both documents say
+    assert model(torch.rand(3, 1, 28, 28)).shape == (3, 10)
 
 
 def test_q_fedavgs_loss_is_that_of_the_model_before_its_step(tmp_path: Path) -> None:
