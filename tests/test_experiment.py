@@ -288,6 +288,15 @@ def test_no_key_runs_code_while_an_experiment_is_read(tmp_path: Path) -> None:
             ["privacy.mode=local", "privacy.epsilon=2", "privacy.clipping=adaptive"],
             "privacy.clipping is 'adaptive', which privacy.mode = 'local' does not have",
         ),
+        (
+            [
+                "privacy.mode=example",
+                "privacy.epsilon=2",
+                "data.partition=drawn",
+                "data.examples-per-client=60",
+            ],
+            "data.partition is 'drawn', so that clients share examples, and privacy.mode 'example' ",
+        ),
         (["privacy.delta=1.0", "privacy.mode=local", "privacy.epsilon=2"], "privacy.delta"),
         (["privacy.mode=centrl"], "privacy.mode"),
     ],
@@ -297,6 +306,7 @@ def test_privacy_that_cannot_be_is_one_line(changes: list[str], line: str) -> No
         load_experiment(None, changes)
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert "got {" not in str(raised.value)
 
 
 def test_privacy_is_kept_by_the_file_that_a_run_writes(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from flsimulation.experiment.section import Section, kebab
 
@@ -58,8 +58,8 @@ class Privacy(Section):
     """For secure aggregation: the largest change of a number of the model by a client in a round; a larger one is cut to
     it. The sum is exact to about this number divided by 2^31 for each client."""
 
-    @model_validator(mode="after")
-    def _whole(self) -> Privacy:
+    def check(self) -> None:
+        """Raise ``ValueError`` for keys that do not fit each other."""
         self._check_secure()
         if self.mode == "none":
             given = [name for name in self._given() if name not in _SECURE]
@@ -68,7 +68,7 @@ class Privacy(Section):
                     f"privacy.{kebab(given[0])} is {getattr(self, given[0])!r}, but privacy.mode is 'none'; set it to "
                     f"'central', 'local' or 'example'"
                 )
-            return self
+            return
         if (self.noise_multiplier > 0) == (self.epsilon > 0):
             both = self.epsilon > 0
             raise ValueError(
@@ -80,7 +80,6 @@ class Privacy(Section):
                 f"privacy.clipping is 'adaptive', which privacy.mode = {self.mode!r} does not have; "
                 f"set 'fixed', or the mode 'central'"
             )
-        return self
 
     def _given(self) -> list[str]:
         """Names of the keys that are not at their defaults."""

@@ -12,14 +12,19 @@ AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi")
 
 
 def check_privacy(experiment: Experiment) -> None:
-    """Raise ``ValueError`` for a key that undoes the guarantee.
+    """Raise ``ValueError`` for keys that do not fit each other, or that undo the guarantee.
 
     Parameters
     ----------
     experiment : Experiment
-        Only that of ``privacy.mode = "central"`` has such keys: in `local` all that the server does
-        comes after the noise.
+        In the mode `local` all that the server does comes after the noise.
     """
+    experiment.privacy.check()
+    if experiment.privacy.mode == "example" and experiment.data.partition == "drawn":
+        raise ValueError(
+            "data.partition is 'drawn', so that clients share examples, and privacy.mode 'example' counts what one "
+            "client spends of each; set 'iid' or another partition"
+        )
     if experiment.privacy.mode != "central":
         return
     name, least = experiment.strategy.name, experiment.round.min_results
