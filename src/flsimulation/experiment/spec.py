@@ -168,6 +168,11 @@ class Runtime(Section):
     return_wait: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that a round waits for a disconnected client before it begins without it."""
 
+    @property
+    def is_simulation(self) -> bool:
+        """Whether server and clients are of one program, which knows the seed of every draw."""
+        return self.kind != "network"
+
     @field_validator("superlink")
     @classmethod
     def _address(cls, superlink: str) -> str:

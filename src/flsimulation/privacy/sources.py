@@ -12,7 +12,7 @@ from flsimulation.experiment import Experiment
 
 def is_reproducible(experiment: Experiment) -> bool:
     """Whether noise is a function of the seed: not on a network, where clients know the seed."""
-    return experiment.runtime.kind != "network"
+    return experiment.runtime.is_simulation
 
 
 def generator(

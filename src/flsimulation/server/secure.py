@@ -281,7 +281,7 @@ def _hidden(experiment: Experiment) -> str:
             f"privacy.assumed-dropped is {spec.assumed_dropped:g} and privacy.assumed-corrupt "
             f"{spec.assumed_corrupt:g}, but {error}; lower them, or train more clients in a round"
         ) from None
-    network = experiment.runtime.kind == "network"
+    network = not experiment.runtime.is_simulation
     secrets = (
         "the system's entropy"
         if network

@@ -122,7 +122,7 @@ class Subject:
 
 
 def _check_place(record: RunRecord, experiment: Experiment) -> None:
-    if experiment.data.of_sites and experiment.runtime.kind == "network":
+    if experiment.data.of_sites and not experiment.runtime.is_simulation:
         raise InputError(
             f"{record.path}: its examples are at the sites of a network, and none is here; audit a run in "
             f"one process (runtime.kind = 'inprocess') where data.dataset {experiment.data.dataset!r} can be read"
