@@ -95,6 +95,45 @@ def test_a_client_reaches_only_what_it_needs(stack: Secured) -> None:
     assert up == {"superlink", "client", "prometheus"}
 
 
+TLS = """
+import http.client, json, socket, ssl
+found = {}
+def tell(name, call):
+    try:
+        found[name] = call()
+    except Exception as error:
+        found[name] = type(error).__name__
+def plain():
+    connection = http.client.HTTPConnection("superlink", 8081, timeout=10)
+    connection.request("GET", "/")
+    return connection.getresponse().status
+def tls(context, name="superlink"):
+    with socket.create_connection(("superlink", 8081), 10) as raw:
+        with context.wrap_socket(raw, server_hostname=name) as wrapped:
+            return wrapped.version()
+ours = ssl.create_default_context(cafile="/flsim/trust/ca.pem")
+tell("plain HTTP", plain)
+tell("another CA", lambda: tls(ssl.create_default_context()))
+tell("another name", lambda: tls(ours, "example"))
+tell("ours", lambda: tls(ours))
+print(json.dumps(found))
+"""
+
+
+def test_what_is_not_tls_of_our_ca_is_refused(stack: Secured) -> None:
+    found = json.loads(stack.inside("client", "python", "-c", TLS).stdout)
+    assert found.pop("plain HTTP") in (
+        "RemoteDisconnected",
+        "ConnectionResetError",
+        "BadStatusLine",
+    )
+    assert found == {
+        "another CA": "SSLCertVerificationError",
+        "another name": "SSLCertVerificationError",
+        "ours": "TLSv1.3",
+    }
+
+
 def test_a_client_submits_lists_and_stops_nothing(stack: Secured) -> None:
     for verb in (["runs"], ["stop"], ["run", "--runtime=network"]):
         done = stack.inside("client", "flsim", *verb, "--superlink=superlink:8081")
