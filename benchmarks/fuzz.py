@@ -35,6 +35,7 @@ from flsimulation.errors import ClientError, FLSimulationError
 from flsimulation.experiment import load_experiment
 from flsimulation.experiment.load import dump_toml
 from flsimulation.experiment.spec import Data
+from flsimulation.messages.metric_states import StateForm
 from flsimulation.messages.state_dicts import record_of
 from flsimulation.messages.batch import Batch, Outcome, Reply, Task
 from flsimulation.messages.codec import batch_of, message_of, reply_to
@@ -279,6 +280,10 @@ def _reply() -> dict[str, bytes]:
     }
 
 
+_FORMS = {"metric": {"tp": StateForm((3,), "f")}}
+"""Of the states of the server's metric."""
+
+
 def _good() -> Reply:
     left_out, states = {"auroc": "one class"}, ArrayRecord({"f1\nmetric\ntp": Array(np.ones(3))})
     scored = {"loss": 1.0, "num-examples": 5}
@@ -320,12 +325,14 @@ def _judge(sent: Message, content: RecordDict) -> None:
         return
     batch = batch_of(sent)
     tasks = {(task.partition, task.phase) for task in batch.tasks}
-    for outcome in Checks(lambda *_: 5).checked(read, batch, tasks).outcomes:
+    for outcome in Checks(lambda *_: 5, _FORMS).checked(read, batch, tasks).outcomes:
         if outcome.error is None:
             assert np.isfinite([*map(float, outcome.metrics.values())]).all()
             assert outcome.metrics["num-examples"] <= 5
         for array in (outcome.model or {}).values():
             assert np.isfinite(array.numpy()).all()
+        for name, array in (outcome.states or {}).items():
+            assert name.split("\n")[1] != "metric" or array.numpy().shape == (3,)
         assert str(outcome.error or "").isprintable()
 
 
