@@ -7,7 +7,9 @@ an evaluation of the new model) behind Flower's SuperLink on this machine. Stock
 alternate. The overhead is what a round takes above the training itself: the longest training, or
 where the clients share too few cores, all of it divided by the cores. First rounds are left out.
 
-    python benchmarks/network.py [--clients 2 10] [--repeats 2] [--without-stock] [--json FILE]
+    python benchmarks/network.py [--clients 2 10] [--repeats 2] [--without-stock] [--without-tls] [--json FILE]
+
+``--without-tls`` adds FLSimulation without TLS and without keys of clients (``FLSIM_INSECURE``).
 """
 
 from __future__ import annotations
@@ -51,9 +53,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def programs(folder: Path, commands: list[list[str]], port: int) -> Iterator[None]:
+def programs(
+    folder: Path, commands: list[list[str]], port: int, more: dict[str, str] | None = None
+) -> Iterator[None]:
     """Run the programs inside the block, once the first of them answers."""
-    environment = os.environ | QUIET | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = os.environ | QUIET | (more or {}) | {"PATH": f"{BIN}:{os.environ['PATH']}"}
     running = []
     try:
         for number, command in enumerate(commands):
@@ -108,7 +112,13 @@ def experiment(clients: int, rounds: int, examples: int) -> Experiment:
     return load_experiment(None, [f"{key}={value}" for key, value in sets.items()])
 
 
-def ours(spec: Experiment, folder: Path) -> list[dict[str, float]]:
+def insecure(spec: Experiment, folder: Path) -> list[dict[str, float]]:
+    return ours(spec, folder, {"FLSIM_INSECURE": "1"})
+
+
+def ours(
+    spec: Experiment, folder: Path, more: dict[str, str] | None = None
+) -> list[dict[str, float]]:
     port, own, clients = free_port(), free_port(), spec.data.clients
     superlink = ["superlink", f"--port={port}", f"--clients-port={own}"]
     commands = [
@@ -123,7 +133,7 @@ def ours(spec: Experiment, folder: Path) -> list[dict[str, float]]:
     ]
     file = folder / "experiment.toml"
     file.write_text(tomli_w.dumps(spec.model_dump(by_alias=True)))
-    with programs(folder, commands, port):
+    with programs(folder, commands, port, more):
         subprocess.run(
             [
                 *(str(BIN / "flsim"), "run", str(file), "--runtime=network", "--quiet"),
@@ -131,6 +141,7 @@ def ours(spec: Experiment, folder: Path) -> list[dict[str, float]]:
             ],
             check=True,
             cwd=folder,
+            env=os.environ | (more or {}),
         )
     run = RunRecord(folder / "runs" / "bench")
     answers, found = list(run.clients()), []
@@ -206,6 +217,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=5000, help="in all clients together")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--without-stock", action="store_true", help="only FLSimulation")
+    parser.add_argument("--without-tls", action="store_true", help="also FLSimulation without TLS")
     parser.add_argument("--json", type=json_file)
     options = parser.parse_args()
     results = []
@@ -213,20 +225,16 @@ def main() -> None:
         f"{'clients':>7}  {'side':14}{'rounds':>7}{'round, s':>10}{'training':>10}{'overhead':>10}"
     )
     for clients in options.clients:
-        rounds: dict[str, list[dict[str, float]]] = {"FLSimulation": [], "stock Flower": []}
+        sides = [("FLSimulation", ours, options.rounds)]
+        sides += [("without TLS", insecure, options.rounds)] if options.without_tls else []
+        sides += [] if options.without_stock else [("stock Flower", stock, options.stock_rounds)]
+        rounds: dict[str, list[dict[str, float]]] = {side: [] for side, _, _ in sides}
         examples = options.examples // clients
         for _ in range(options.repeats):
-            for side, run, number in (
-                ("FLSimulation", ours, options.rounds),
-                ("stock Flower", stock, options.stock_rounds),
-            ):
-                if run is stock and options.without_stock:
-                    continue
+            for side, run, number in sides:
                 with tempfile.TemporaryDirectory(prefix="flsim-bench-") as folder:
                     rounds[side] += run(experiment(clients, number, examples), Path(folder))
         for side, found in rounds.items():
-            if not found:
-                continue
             middle = medians(found)
             results.append({"clients": clients, "side": side, "rounds": found, "median": middle})
             print(
