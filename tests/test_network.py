@@ -585,3 +585,23 @@ def test_clients_of_a_network_are_hidden_by_noise_that_no_seed_gives_again(
         lines = (record.path / "clients.jsonl").read_text().splitlines()
         trained = [line for line in map(json.loads, lines) if line["phase"] == "train"]
         assert {line["unclipped"] for line in trained} <= {0.0, 1.0}
+
+
+def test_clients_of_a_network_train_by_dp_sgd_with_samples_that_no_seed_gives_again(
+    network: Network,
+) -> None:
+    sets = [
+        *("--set=privacy.mode=example", "--set=privacy.noise-multiplier=0.7"),
+        *("--set=privacy.delta=0.001", "--set=train.batch-size=18"),
+    ]
+    first, second = (network.run("--json", *sets) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    results = [json.loads(done.stdout) for done in (first, second)]
+    assert results[0]["weights_sha256"] != results[1]["weights_sha256"]
+    record = RunRecord(network.folder / results[0]["run_dir"])
+    mechanism = Mechanism(0.7, 18 / 180)  # of 200 examples a tenth is held out
+    expected = [epsilon_of(mechanism, 10 * number, 0.001) for number in (1, 2, 3)]
+    assert [line["privacy"]["epsilon"] for line in record.rounds] == pytest.approx(expected)
+    notes = " ".join(record.manifest["data"]["notes"])
+    assert "each example is hidden from all who see a client's update" in notes
+    assert "follow the run's seed" not in notes

@@ -156,7 +156,7 @@ def test_stacked_actors_give_what_one_process_gives(
     assert [e.bytes for e in there.rounds] == [e.bytes for e in here.rounds]
 
 
-@pytest.mark.parametrize("mode", ["central", "local"])
+@pytest.mark.parametrize("mode", ["central", "local", "example"])
 def test_private_rounds_are_those_of_one_process(
     pool: Actors, make_experiment: Make, mode: str
 ) -> None:
