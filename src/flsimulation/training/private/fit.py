@@ -92,6 +92,7 @@ class Fit:
         pairs = zip(private.parameters, self._leaves, strict=True)
         stack_optimizer(self._optimizer, {id(parameter): leaf for parameter, leaf in pairs})
         scale_rates(self._optimizer, factor)
+        self._noise: list[Tensor] = []
         self._ended: dict[int, list[Tensor]] = {}
         self._late = np.zeros(len(jobs), bool)
         self._losses: list[np.ndarray] = []
@@ -136,26 +137,26 @@ class Fit:
     def _noisy(self, sums: Sequence[Tensor]) -> list[Tensor]:
         """The sums with noise, divided by the expected size of a sample."""
         expected = torch.from_numpy(self._samples.expected).to(sums[0])
-        noise = self._drawn(sums) if self._private.noise > 0 else [t.new_zeros(()) for t in sums]
         return [
-            (total + own).div_(expected.view(-1, *[1] * (total.dim() - 1)))
-            for total, own in zip(sums, noise, strict=True)
+            own.to(total.device).add_(total).div_(expected.view(-1, *[1] * (total.dim() - 1)))
+            for total, own in zip(sums, self._drawn(sums), strict=True)
         ]
 
     def _drawn(self, like: Sequence[Tensor]) -> list[Tensor]:
-        """Noise for the sums, of each client from its own generator.
+        """Noise for the sums, of each client from its own generator, in the same memory each time.
 
         PyTorch fills memory three times as fast as NumPy; each step has a new seed.
         """
-        noise = [torch.empty(t.shape, dtype=t.dtype, device="cpu") for t in like]
+        if not self._noise:
+            self._noise = [torch.zeros(t.shape, dtype=t.dtype, device="cpu") for t in like]
 
         def draw(place: int) -> None:
             own = torch.Generator().manual_seed(int(self._generators[place].integers(2**_SEED)))
-            for tensor in noise:
+            for tensor in self._noise:
                 tensor[place].normal_(0.0, self._private.noise, generator=own)
 
         list(self._threads.map(draw, range(len(self._jobs))))
-        return [tensor.to(t.device) for tensor, t in zip(noise, like, strict=True)]
+        return self._noise
 
     def _note(self, values: Tensor, kept: Tensor, step: int) -> None:
         """Note means over the examples that were drawn, of a client's last epoch.
