@@ -79,6 +79,14 @@ class Embedded(nn.Module):
 class Sum(Base):
     reduction = "sum"
 
+class Stops(Base):
+    def configure_callbacks(self):
+        return [pl.callbacks.EarlyStopping("train_loss")]
+
+class Watched(Base):
+    def on_after_backward(self):
+        pass
+
 class Normed(Base):
     def made(self):
         return nn.Sequential(nn.Flatten(), nn.Linear(784, 12), nn.BatchNorm1d(12), nn.Linear(12, 10))
@@ -223,6 +231,21 @@ def test_steps_sample_each_example_by_itself(made: Callable[..., Experiment]) ->
             "the layer net.2 is a BatchNorm1d, which mixes the examples of a batch; use GroupN",
         ),
         ("Sum", [], "training_step's loss of a batch is not the mean of its examples' losses"),
+        (
+            "Stops",
+            [],
+            "the module has a configure_callbacks of its own, beside the noisy steps; leave it",
+        ),
+        (
+            "Watched",
+            [],
+            "the module has a on_after_backward of its own, which may see gradients without",
+        ),
+        (
+            "Base",
+            ["train.validate=true"],
+            "train.validate evaluates between the epochs, beside the noi",
+        ),
         (
             "Base",
             ["train.engine=lightning"],

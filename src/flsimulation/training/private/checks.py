@@ -16,9 +16,9 @@ from flsimulation.training.logged import Log
 from flsimulation.training.private.gradients import Clipped, Gradients, OneByOne
 from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.given import Given
-from flsimulation.training.stacked.compiler.step import facts_of, loss_of
+from flsimulation.training.stacked.compiler.step import NotStackable, facts_of, loss_of
 from flsimulation.training.stacked.effects import attributes
-from flsimulation.training.stacked.eligible import TRIED, overridden
+from flsimulation.training.stacked.eligible import TRIED, check_stackable, overridden
 
 _MODE = "privacy.mode is 'example', but "
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -60,6 +60,10 @@ def check_module(module: pl.LightningModule, spec: Train) -> None:
             f"{_MODE}the module has a {name} of its own, which may see gradients without noise; "
             f"remove it"
         )
+    try:
+        check_stackable(module, spec)
+    except NotStackable as reason:  # what a fit does beside its steps would have no noise
+        raise ModelError(f"{_MODE}{reason}, beside the noisy steps; leave it out") from None
 
 
 def checked(eager: EagerStep) -> EagerStep:
