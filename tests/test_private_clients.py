@@ -248,7 +248,7 @@ def test_epsilon_is_that_of_the_accountant_and_is_in_every_rounds_line(
 
 
 def test_noise_is_computed_from_epsilon(make_experiment: Make) -> None:
-    """Issue figures: q 1, delta 1e-3, 20 rounds: 7.19, 4.04 and 2.33 for epsilon 2, 4 and 8."""
+    """Of q 1, delta 1e-3, 20 rounds: 7.19, 4.04 and 2.33 for epsilon 2, 4 and 8."""
     for epsilon, noise in ((2.0, 7.19), (4.0, 4.04), (8.0, 2.33)):
         spec = make_experiment(
             strategy={"rounds": 20},
@@ -462,7 +462,7 @@ def test_a_budget_that_allows_no_round_is_refused(make_experiment: Make, tmp_pat
 
 
 def test_a_guarantee_that_cannot_be_useful_is_said(make_experiment: Make) -> None:
-    """The issue's figures: 20 clients, epsilon 8, delta 1e-3, 136,074 parameters: 43 norms."""
+    """Of 20 clients, epsilon 8, delta 1e-3, 136,074 parameters: 43 norms."""
     module = torch.nn.Linear(136_073, 1)
     spec = make_experiment(
         data={"clients": 20},
