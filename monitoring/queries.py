@@ -22,6 +22,7 @@ _SILENT = re.compile(
     rf"|> {FEW_CLIENTS}\s*$"  # of many clients only
     r"|ALERTS\{"  # of what is wrong only
     r"|partition=\"\"\}\)$"  # of clients without a partition only
+    r"|fl_privacy_"  # of runs with differential privacy only
 )
 
 
