@@ -36,7 +36,8 @@ from flsimulation.training.stacked.trainer import StackedTrainer
 
 DTYPES = [
     (torch.float64, 1e-12),
-    pytest.param(torch.float32, 1e-5, marks=pytest.mark.slow),
+    # processors differ in rounding, and Adam divides what is left of a small gradient by its own size
+    pytest.param(torch.float32, 1e-4, marks=pytest.mark.slow),
 ]
 
 
