@@ -26,6 +26,7 @@ from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.server.app import Start
 from flsimulation.studies.agreement import (
     BETWEEN_ENGINES,
+    OF_WHOLE_RUNS,
     Observed,
     Probe,
     RoundComparison,
@@ -67,7 +68,7 @@ def verify(there: Runtime, compared: Callable[[RoundComparison], None] | None = 
     here.models[0] = arrays_of(record_of(space.initial_state()))
     run_in_process(space.experiment, [here], space)
     there.run(sinks=[other], checkpoints=True)
-    return compare(here, other, compared)
+    return compare(here, other, compared, OF_WHOLE_RUNS)
 
 
 def _round_by_round(
