@@ -213,6 +213,34 @@ def test_the_noise_has_the_deviation_that_the_accountant_counts(
         assert not torch.equal(gaps[:100], torch.zeros(100))
 
 
+class Words:
+    """A generator of noise that returns certain words."""
+
+    def __init__(self, last: int) -> None:
+        self._last = last
+
+    def integers(self, high: int, size: int = 2, dtype: Any = np.uint64) -> Any:
+        assert high >= 2**32
+        words = np.full(size, 12345, dtype)
+        words[-1] = self._last
+        return words
+
+    def random(self, size: int) -> np.ndarray:
+        return np.zeros(size)
+
+
+def test_noise_depends_on_more_than_a_seed_of_32_bits(made: Callable[..., Experiment]) -> None:
+    """Else it could be found by trying all of them (PyTorch's generators keep 32 bits of a seed)."""
+    space = Workspace.load(made("Base", "train.batch-size=64", "privacy.noise-multiplier=2.0"))
+    job, states = space.train_job(0, 1), []
+    for last in (1, 1, 2):
+        own = job._replace(noise=lambda last=last: Words(last))
+        (fitted,) = space.engine.fit(space.initial_state(), [own], Terms())
+        states.append(fitted.results[0].state)  # type: ignore[union-attr]
+    assert apart(states[0], states[1]) == 0
+    assert apart(states[0], states[2]) > 0.001
+
+
 def test_steps_sample_each_example_by_itself(made: Callable[..., Experiment]) -> None:
     """The loss of a step is the mean over the drawn examples; with one of 45 on average some are empty."""
     experiment = made("Base", "train.batch-size=1", "train.epochs=2")

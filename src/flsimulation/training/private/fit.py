@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flsimulation.clock import Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
+from flsimulation.privacy.normals import normals
 from flsimulation.training.failures import loss_not_finite, too_late, weights_not_finite
 from flsimulation.training.jobs import Job, State, Terms, Trained
 from flsimulation.training.logged import reduced
@@ -27,8 +28,6 @@ from flsimulation.training.rates import scale_rates
 from flsimulation.training.scores import scores
 from flsimulation.training.stacked.eligible import Clip, Optimization, clipped, stack_optimizer
 from flsimulation.training.stacked.rows import diverged_clients
-
-_SEED = 63  # bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,13 +144,13 @@ class Fit:
     def _drawn(self, like: Sequence[Tensor]) -> list[Tensor]:
         """Noise for the sums, of each client from its own generator, in the same memory each time.
 
-        PyTorch fills memory three times as fast as NumPy; each step has a new seed.
+        Each step's is drawn from a new state.
         """
         if not self._noise:
             self._noise = [torch.zeros(t.shape, dtype=t.dtype, device="cpu") for t in like]
 
         def draw(place: int) -> None:
-            own = torch.Generator().manual_seed(int(self._generators[place].integers(2**_SEED)))
+            own = normals(self._generators[place])
             for tensor in self._noise:
                 tensor[place].normal_(0.0, self._private.noise, generator=own)
 
