@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import pytorch_lightning as pl
@@ -12,7 +13,7 @@ import torch
 from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves, each
-from flsimulation.errors import ClientError, ModelError, describe_error
+from flsimulation.errors import ClientError, ModelError
 from flsimulation.experiment.spec import Train
 from flsimulation.host.warned import of_client
 from flsimulation.privacy.examples import Noisy
@@ -22,9 +23,9 @@ from flsimulation.training.jobs import Fitted, Job, Scored, State, Terms, Traine
 from flsimulation.training.lightning import LocalTrainer
 from flsimulation.training.logged import CannotTake
 from flsimulation.training.preparation import PLAIN, Preparation
-from flsimulation.training.private.checks import check_module, checked, is_same
+from flsimulation.training.private.checks import check_module, checked
+from flsimulation.training.private.choice import chosen
 from flsimulation.training.private.fit import Fit, Private
-from flsimulation.training.private.gradients import Gradients, OneByOne, Together
 from flsimulation.training.products import in_tf32, takes_tf32
 from flsimulation.training.rates import rate_factor
 from flsimulation.training.stacked.compiler.eager import EagerStep
@@ -35,6 +36,7 @@ from flsimulation.training.stacked.halving import Halving
 from flsimulation.training.stacked.room import kept_on
 from flsimulation.training.stacked.samples import some
 from flsimulation.training.stacked.stack import aliases
+from flsimulation.training.stacked.threads import Threads
 from flsimulation.training.trainers import takes_gpu
 from flsimulation.training.work import Tell, silent
 
@@ -107,11 +109,11 @@ class PrivateEngine:
                 f"privacy.mode is 'example', but {reason}; DP-SGD needs a training_step and an "
                 f"optimizer that work without a Trainer"
             ) from None
-        gradients, self.why_not = _chosen(eager, checked(eager), noisy.clip)
+        gradients, numbers, self.why_not = chosen(eager, checked(eager), noisy.clip)
         self._by_steps = bool(schedulers) or configuring.by_batches
         self._most = 1
-        if isinstance(gradients, Together) and not self._draws:
-            each_example = gradients.written_numbers * _KEPT * 4
+        if numbers and not self._draws:
+            each_example = numbers * _KEPT * 4
             self._most = max(1, _WAVE_BYTES // max(1, each_example * spec.batch_size))
         elif self.why_not is None:
             self.why_not = "its step draws random numbers, which each client has for itself"
@@ -138,7 +140,7 @@ class PrivateEngine:
             device,
             clock,
         )
-        self._spec, self._halving = spec, Halving()
+        self._spec, self._halving, self._threads = spec, Halving(), Threads()
 
     @property
     def gpu(self) -> str | None:
@@ -155,12 +157,19 @@ class PrivateEngine:
         empty = [job for job in jobs if not job.batches.examples]
         if empty:
             yield Fitted({job.partition: no_step() for job in empty})
-        for wave in self._waves([job for job in jobs if job.batches.examples]):
+        on_cpu = self._private.device.type == "cpu"
+        threads = 1 if self._draws or not on_cpu else torch.get_num_threads()
+        waves = self._waves(jobs, threads)
 
-            def train(places: list[int], wave: Sequence[Job] = wave) -> Fitted:
-                return self._trained(model, [wave[place] for place in places], terms)
+        def train(places: list[int]) -> Fitted:
+            return self._trained(model, [jobs[place] for place in places], terms)
 
-            yield from self._halving.run(train, list(range(len(wave))))
+        fitting = functools.partial(self._halving.run, train)
+        if threads == 1 or len(waves) == 1:
+            for places in waves:
+                yield from fitting(places)
+        else:
+            yield from self._threads.run(fitting, waves, threads)
 
     def _trained(self, model: State, jobs: Sequence[Job], terms: Terms) -> Fitted:
         factor = rate_factor(self._spec, jobs[0].round)
@@ -177,16 +186,17 @@ class PrivateEngine:
                 results = [error]
         return Fitted(dict(zip((job.partition for job in jobs), results, strict=True)))
 
-    def _waves(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """Clients that train together, of like length."""
-        order = sorted(jobs, key=lambda job: -len(job.batches))
-        waves: list[list[Job]] = []
-        for job in order:
-            steps = len(job.batches)
-            other = waves and self._by_steps and len(waves[-1][0].batches) != steps
-            if not waves or len(waves[-1]) == self._most or other:
+    def _waves(self, jobs: Sequence[Job], threads: int) -> list[list[int]]:
+        """Places of clients that train together, of like length: all threads have as many waves."""
+        places = [place for place, job in enumerate(jobs) if job.batches.examples]
+        most = max(1, min(self._most, -(-len(places) // threads)))
+        waves: list[list[int]] = []
+        for place in sorted(places, key=lambda place: -len(jobs[place].batches)):
+            steps = len(jobs[place].batches)
+            other = waves and self._by_steps and len(jobs[waves[-1][0]].batches) != steps
+            if not waves or len(waves[-1]) == most or other:
                 waves.append([])
-            waves[-1].append(job)
+            waves[-1].append(place)
         return waves
 
     def evaluate(
@@ -197,18 +207,3 @@ class PrivateEngine:
 
     def close(self) -> None:
         """Nothing stays between calls."""
-
-
-def _chosen(eager: EagerStep, precise: EagerStep, clip: float) -> tuple[Gradients, str | None]:
-    """The fastest way of a step that has the gradients of each example, and why not many at once."""
-    why_not = "its step cannot be taken for many examples at once"
-    for nested, layers in ((True, True), (True, False), (False, True), (False, False)):
-        try:
-            trial = Together(precise, 1e30, nested=nested, layers=layers)
-            if is_same(trial, precise):
-                return Together(eager, clip, nested=nested, layers=layers), None
-        except Exception as error:  # a user's step may do anything under vmap
-            why_not = (
-                f"its step cannot be taken for many examples at once ({describe_error(error)})"
-            )
-    return OneByOne(eager, clip), why_not

@@ -8,7 +8,6 @@ is added to the sum, which is divided by the size that samples have on average.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +90,9 @@ class Fit:
         pairs = zip(private.parameters, self._leaves, strict=True)
         stack_optimizer(self._optimizer, {id(parameter): leaf for parameter, leaf in pairs})
         scale_rates(self._optimizer, factor)
-        self._noise: list[Tensor] = []
+        self._expected = torch.from_numpy(self._samples.expected).to(self._leaves[0])
+        self._sizes = [origin.numel() for origin in self._origin]
+        self._noise = torch.empty(sum(self._sizes))
         self._ended: dict[int, list[Tensor]] = {}
         self._late = np.zeros(len(jobs), bool)
         self._losses: list[np.ndarray] = []
@@ -99,10 +100,6 @@ class Fit:
 
     def run(self) -> list[Trained | ClientError]:
         """Train the clients; a result for each."""
-        with ThreadPoolExecutor(torch.get_num_threads(), "noise") as self._threads:
-            return self._run()
-
-    def _run(self) -> list[Trained | ClientError]:
         private, began = self._private, self._private.clock.monotonic()
         steps, per_epoch = int(self._samples.taken.max()), len(self._jobs[0].batches)
         with torch.no_grad():
@@ -120,7 +117,8 @@ class Fit:
 
     def _step(self, step: int) -> None:
         x, y, kept = self._samples.of(step)
-        taken = self._private.gradients([leaf.data for leaf in self._leaves], x, y, kept)
+        weights = kept / self._expected.unsqueeze(1)
+        taken = self._private.gradients([leaf.data for leaf in self._leaves], x, y, weights)
         self._note(torch.stack([taken.losses, *taken.logged]), kept, step)
         gradients: list[Tensor | None] = [*self._noisy(taken.sums)]
         if mu := self._terms.proximal_mu:
@@ -134,28 +132,19 @@ class Fit:
         self._optimizer.step()
 
     def _noisy(self, sums: Sequence[Tensor]) -> list[Tensor]:
-        """The sums with noise, divided by the expected size of a sample."""
-        expected = torch.from_numpy(self._samples.expected).to(sums[0])
-        return [
-            own.to(total.device).add_(total).div_(expected.view(-1, *[1] * (total.dim() - 1)))
-            for total, own in zip(sums, self._drawn(sums), strict=True)
-        ]
+        """The sums, which are divided by the expected size of a sample, with noise.
 
-    def _drawn(self, like: Sequence[Tensor]) -> list[Tensor]:
-        """Noise for the sums, of each client from its own generator, in the same memory each time.
-
-        Each step's is drawn from a new state.
+        Client by client, so that a client's noise stays in a core's cache.
         """
-        if not self._noise:
-            self._noise = [torch.zeros(t.shape, dtype=t.dtype, device="cpu") for t in like]
-
-        def draw(place: int) -> None:
-            own = normals(self._generators[place])
-            for tensor in self._noise:
-                tensor[place].normal_(0.0, self._private.noise, generator=own)
-
-        list(self._threads.map(draw, range(len(self._jobs))))
-        return self._noise
+        found = [
+            total.contiguous() for total in sums
+        ]  # PyTorch's fused optimizers go by the memory
+        for place, own in enumerate(self._generators):
+            deviation = self._private.noise / float(self._samples.expected[place])
+            self._noise.normal_(0.0, deviation, generator=normals(own))
+            for total, part in zip(found, torch.split(self._noise, self._sizes), strict=True):
+                total[place].add_(part.view(total.shape[1:]).to(total.device))
+        return found
 
     def _note(self, values: Tensor, kept: Tensor, step: int) -> None:
         """Note means over the examples that were drawn, of a client's last epoch.

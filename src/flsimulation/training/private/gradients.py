@@ -46,7 +46,7 @@ class Clipped(NamedTuple):
     logged: list[Tensor]
     """[clients, examples] each."""
     sums: list[Tensor]
-    """[clients, ...] for each parameter: the sum of the clipped gradients."""
+    """[clients, ...] for each parameter: the weighted sum of the clipped gradients."""
     norms: Tensor
     """Of the examples' gradients before they were clipped, [clients, examples]."""
 
@@ -67,13 +67,14 @@ class Gradients(Protocol):
         x, y : Tensor or dict of Tensor
             Their examples, [clients, examples, ...].
         kept : Tensor
-            1 for each example that counts, 0 for others; [clients, examples].
+            Weight of each example, 0 for those that do not count; [clients, examples].
         """
 
 
 def shares(squares: Tensor, clip: float, kept: Tensor) -> Tensor:
     """What each example's gradient is multiplied by; 0 where it is not finite."""
-    share = kept * (clip / (squares.sqrt() + _SMALL)).clamp(max=1.0)
+    norms = squares.clamp(min=0).sqrt()  # of products rounding may make less than 0
+    share = kept * (clip / (norms + _SMALL)).clamp(max=1.0)
     return torch.where(squares.isfinite(), share, torch.zeros_like(share))
 
 
@@ -202,7 +203,7 @@ class Together:
             sums[name] = total.reshape(len(kept), *shape)
         values = [value.detach() for value in logged]
         found = [sums[name] for name in self._names.trained]
-        return Clipped(losses.detach(), values, found, squares.sqrt())
+        return Clipped(losses.detach(), values, found, squares.clamp(min=0).sqrt())
 
     def _one(
         self,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_PATCHES = 2**20  # numbers
 _LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
@@ -106,10 +107,21 @@ class Products:
         many = self._clients * self._examples
         self._layer, part = layer, layer.module
         self._whole: Tensor | None = None  # gradients of single examples, [many, out * in]
+        self._in = received
+        self._bias: Tensor | None = None  # the same by the bias, [many, out]
         if isinstance(part, nn.Conv2d):
-            x = received.reshape(many, *received.shape[3:])
-            self._in = _patches(x, part, gradient.shape[-2:])  # [many, places, in]
+            x = _padded(received.reshape(many, *received.shape[3:]), part)
             self._out = gradient.reshape(many, part.out_channels, -1).transpose(1, 2)
+            size, places = part.weight[0].numel() * part.out_channels, self._out.shape[1]
+            if _is_small(places, size):
+                self._in = _patches(x, part, gradient.shape[-2:])  # [many, places, in]
+            else:
+                self._whole = x.new_empty(many, size)
+                step = max(1, _PATCHES // (places * part.weight[0].numel()))
+                for i in range(0, many, step):  # of patches that a core's caches hold
+                    patches = _patches(x[i : i + step], part, gradient.shape[-2:])
+                    into = self._whole[i : i + step].view(-1, part.out_channels, patches.shape[2])
+                    torch.bmm(self._out[i : i + step].transpose(1, 2), patches, out=into)
         elif isinstance(part, nn.Embedding):
             self._in = received.reshape(many, -1)  # [many, places]
             self._out = gradient.reshape(many, self._in.shape[1], -1)
@@ -121,20 +133,22 @@ class Products:
 
     def squares(self) -> Tensor:
         """Squared norms of the gradients of single examples, [clients * examples]."""
-        a, g = self._in, self._out
+        g = self._out
         if isinstance(self._layer.module, nn.Embedding):
-            same = (a.unsqueeze(1) == a.unsqueeze(2)).to(g.dtype)
+            same = (self._in.unsqueeze(1) == self._in.unsqueeze(2)).to(g.dtype)
             return (torch.bmm(g, g.transpose(1, 2)) * same).sum((1, 2))
-        places, size = a.shape[1], a.shape[2] * g.shape[2]
-        if places == 1:
-            found = a.square().sum((1, 2)) * g.square().sum((1, 2))
-        elif 2 * places * places <= size:
-            found = (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2))
+        if self._whole is None and not _is_small(g.shape[1], self._in.shape[2] * g.shape[2]):
+            self._whole = torch.bmm(g.transpose(1, 2), self._in).reshape(len(g), -1)
+        if self._whole is not None:
+            found = _squares(self._whole)
+        elif g.shape[1] == 1:
+            found = _squares(self._in) * _squares(g)
         else:
-            self._whole = torch.bmm(g.transpose(1, 2), a).reshape(len(a), -1)
-            found = self._whole.square().sum(1)
+            a = self._in
+            found = (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2))
         if len(self._layer.parameters) == 2:
-            found = found + g.sum(1).square().sum(1)
+            self._bias = g.sum(1)
+            found = found + _squares(self._bias)
         return found
 
     def without_infinities(self) -> None:
@@ -144,6 +158,8 @@ class Products:
         self._out = self._out.nan_to_num(0.0, 0.0, 0.0)
         if self._whole is not None:
             self._whole = self._whole.nan_to_num(0.0, 0.0, 0.0)
+        if self._bias is not None:
+            self._bias = self._bias.nan_to_num(0.0, 0.0, 0.0)
 
     def sums(self, weights: Tensor) -> list[Tensor]:
         """The weighted sum over each client's examples, [clients, ...] for each parameter.
@@ -154,38 +170,62 @@ class Products:
             [clients, examples]
         """
         clients, part = self._clients, self._layer.module
-        g = self._out * weights.reshape(-1, 1, 1)
         shapes = [parameter.shape for parameter in part.parameters(recurse=False)]
-        if isinstance(part, nn.Embedding):
-            first = torch.arange(clients, device=g.device).view(-1, 1) * part.num_embeddings
-            rows = (self._in.reshape(clients, -1) + first).reshape(-1)
-            whole = g.new_zeros(clients * part.num_embeddings, part.embedding_dim)
-            return [whole.index_add(0, rows, g.reshape(len(rows), -1)).view(clients, *shapes[0])]
         if self._whole is not None:
-            single = self._whole.view(clients, self._examples, -1)
-            weight = torch.bmm(weights.unsqueeze(1), single)
+            found = [_weighted(self._whole, weights)]
         else:
-            out = g.reshape(clients, -1, g.shape[-1])
-            weight = torch.bmm(out.transpose(1, 2), self._in.reshape(clients, out.shape[1], -1))
-        found = [weight.reshape(clients, *shapes[0])]
-        if len(shapes) == 2:
-            found.append(g.reshape(clients, -1, g.shape[-1]).sum(1))
-        return found
+            g = (self._out * weights.reshape(-1, 1, 1)).reshape(clients, -1, self._out.shape[-1])
+            if isinstance(part, nn.Embedding):
+                first = torch.arange(clients, device=g.device).view(-1, 1) * part.num_embeddings
+                rows = (self._in.reshape(clients, -1) + first).reshape(-1)
+                whole = g.new_zeros(clients * part.num_embeddings, part.embedding_dim)
+                found = [whole.index_add(0, rows, g.reshape(len(rows), -1))]
+            else:
+                a = self._in.reshape(clients, g.shape[1], -1)
+                found = [torch.bmm(g.transpose(1, 2), a)]
+        if isinstance(part, nn.Conv2d):  # whose patches have their channels last
+            out, channels, *kernel = shapes[0]
+            found = [found[0].reshape(clients, out, *kernel, channels).movedim(-1, 2)]
+        if self._bias is not None:
+            found.append(_weighted(self._bias, weights))
+        return [t.reshape(clients, *shape) for t, shape in zip(found, shapes, strict=True)]
 
 
-def _patches(x: Tensor, part: nn.Conv2d, size: torch.Size) -> Tensor:
-    """What each place of a convolution's result sees, [images, places, channels * kernel].
+def _weighted(rows: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum over each client's rows, [clients, ...]."""
+    return torch.bmm(weights.unsqueeze(1), rows.view(*weights.shape, -1))
 
-    A view that is copied once: `unfold` of images takes ten times as long on a CPU.
-    """
+
+def _squares(rows: Tensor) -> Tensor:
+    """Squared norms of rows, [rows]."""
+    found: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+    return found.square()
+
+
+def _is_small(places: int, size: int) -> bool:
+    """Whether products of places cost less than a weight's gradient, with as many numbers as ``size``."""
+    return places == 1 or 2 * places * places <= size
+
+
+def _padded(x: Tensor, part: nn.Conv2d) -> Tensor:
+    """Images with what a convolution puts around them, [images, height, width, channels]."""
     if not isinstance(part.padding, str):
         high, wide = part.padding
         x = functional.pad(x, (wide, wide, high, high))
-    x = x.contiguous()
-    image, channel, row, column = x.stride()
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _patches(x: Tensor, part: nn.Conv2d, size: torch.Size) -> Tensor:
+    """What each place of a convolution's result sees, [images, places, kernel * channels].
+
+    A view that is copied once, in rows of a kernel's width times the channels: `unfold` of images takes ten
+    times as long on a CPU.
+    """
+    image, row, column, channel = x.stride()
     (down, right), (below, beside) = part.stride, part.dilation
     windows = x.as_strided(
-        (len(x), *size, x.shape[1], *part.kernel_size),
-        (image, row * down, column * right, channel, row * below, column * beside),
+        (len(x), *size, *part.kernel_size, x.shape[3]),
+        (image, row * down, column * right, row * below, column * beside, channel),
+        x.storage_offset(),
     )
     return windows.reshape(len(x), size.numel(), -1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
-from flsimulation.training.stacked.wave import Wave
+Done = TypeVar("Done")
 
 
 def filled(places: list[int]) -> list[int]:
@@ -28,8 +29,8 @@ class Threads:
         self._pool: ThreadPoolExecutor | None = None
 
     def run(
-        self, train: Callable[[list[int]], list[Wave]], waves: list[list[int]], threads: int
-    ) -> Iterator[Wave]:
+        self, train: Callable[[list[int]], list[Done]], waves: list[list[int]], threads: int
+    ) -> Iterator[Done]:
         """Waves in order; not many more than there are threads exist at once.
 
         Parameters
@@ -43,7 +44,7 @@ class Threads:
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads, "cohort", lambda: torch.set_num_threads(1))
-        running = deque[Future[list[Wave]]]()
+        running = deque[Future[list[Done]]]()
         torch.set_num_threads(1)
         try:
             for places in waves:

@@ -9,6 +9,7 @@ compared with those of the calls themselves (`is_same_alone`).
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -111,16 +112,31 @@ def zero_of(x: Tensor) -> Tensor:
     return x.detach().flatten()[:0].sum()
 
 
-@contextlib.contextmanager
-def without_fallback() -> Iterator[None]:
-    """Let ``vmap`` raise an error instead of one call for each client."""
-    functorch: Any = torch._C._functorch
-    before = functorch._is_vmap_fallback_enabled()
-    functorch._set_vmap_fallback_enabled(False)
-    try:
-        yield
-    finally:
-        functorch._set_vmap_fallback_enabled(before)
+class _WithoutFallback:
+    """How many threads need it at once; the setting is the process's."""
+
+    def __init__(self) -> None:
+        self._lock, self._count, self._before = threading.Lock(), 0, True
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        functorch: Any = torch._C._functorch
+        with self._lock:
+            if self._count == 0:
+                self._before = functorch._is_vmap_fallback_enabled()
+                functorch._set_vmap_fallback_enabled(False)
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+                if self._count == 0:
+                    functorch._set_vmap_fallback_enabled(self._before)
+
+
+without_fallback = _WithoutFallback()
+"""Lets ``vmap`` raise an error instead of one call for each client."""
 
 
 def _argument(
