@@ -36,8 +36,7 @@ from flsimulation.training.stacked.trainer import StackedTrainer
 
 DTYPES = [
     (torch.float64, 1e-12),
-    # processors differ in rounding, and Adam divides what is left of a small gradient by its own size
-    pytest.param(torch.float32, 1e-4, marks=pytest.mark.slow),
+    pytest.param(torch.float32, 1e-5, marks=pytest.mark.slow),
 ]
 
 
@@ -212,6 +211,9 @@ KEEPING: dict[str, Callable[..., Any]] = {
     "replaced": lambda: Between(_part, part=Counting(replace=True)),
     "teacher": Teacher,
 }
+ROUNDINGS = {("with dropout", torch.float32): 10}
+"""Times the tolerance: batch normalization of what dropout left has gradients of roundings, which differ between
+processors, and Adam divides them by their own size. In float64 nothing is allowed."""
 
 
 @pytest.mark.seconds
@@ -221,6 +223,7 @@ def test_steps_that_change_buffers_equal_the_trainers(
     kind: str, dtype: torch.dtype, tolerance: float
 ) -> None:
     module = built(KEEPING[kind], dtype=dtype)
+    tolerance *= ROUNDINGS.get((kind, dtype), 1)
     trainer = assert_equal(module, Clients((10, 4, 7, 6), x=X.to(dtype)), tolerance)
     if kind not in ("no statistics", "frozen"):
         assert trainer._stack.programs.names.moving

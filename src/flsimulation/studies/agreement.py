@@ -16,9 +16,6 @@ TOLERANCE = 1e-6
 """Largest relative difference of scores and weights in any round, with the same engine."""
 BETWEEN_ENGINES = 1e-5
 """The same between two engines, where each round begins with the same global model."""
-OF_WHOLE_RUNS = 1e-5
-"""The same where each round begins with what the one before left: roundings grow from round to round. A client of
-a network may compute with more threads than one of many in a process, and some processors round by their number."""
 
 
 @dataclass

@@ -26,7 +26,6 @@ from flsimulation.runtimes.inprocess import run_in_process
 from flsimulation.server.app import Start
 from flsimulation.studies.agreement import (
     BETWEEN_ENGINES,
-    OF_WHOLE_RUNS,
     Observed,
     Probe,
     RoundComparison,
@@ -34,7 +33,6 @@ from flsimulation.studies.agreement import (
     compare,
 )
 from flsimulation.studies.apart import Model
-from flsimulation.training import processes_for
 
 __all__ = ["Observed", "RoundComparison", "compare", "verify", "verify_engines"]
 
@@ -61,14 +59,12 @@ def verify(there: Runtime, compared: Callable[[RoundComparison], None] | None = 
     """
     if there.federate is not None:
         return _round_by_round(there.experiment, there.federate, compared)
-    here, other = Observed(), Observed()
-    experiment = there.experiment
-    processes = processes_for(experiment.train, experiment.cohort_size)
-    space = Workspace.load(experiment, clients=1, processes=processes)  # with a network's engine
-    here.models[0] = arrays_of(record_of(space.initial_state()))
-    run_in_process(space.experiment, [here], space)
+    other = Observed()
+    # a network's engine, and as many threads as a client there: some processors round by their number
+    space = Workspace.load(there.experiment, clients=1, processes=1)
+    here, starts = _run_here(space)
     there.run(sinks=[other], checkpoints=True)
-    return compare(here, other, compared, OF_WHOLE_RUNS)
+    return compare(here, other, compared, probe=_probe(here, starts, space))
 
 
 def _round_by_round(
