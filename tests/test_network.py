@@ -301,6 +301,11 @@ def test_verify_finds_that_both_runtimes_agree(network: Network) -> None:
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines[2:4]] == [["1", "same"], ["2", "same"]]
     assert lines[-1].startswith("agree: 2 rounds, ")
+    noisy = [*sets, "--set=privacy.mode=local", "--set=privacy.noise-multiplier=1.0"]
+    refused = flsim("verify", f"--superlink={network.address}", *noisy, cwd=network.folder)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("flsim: privacy.mode is 'local', whose noise follows the syst")
+    assert refused.stderr.count("\n") == 1
 
 
 def test_transforms_draw_the_same_on_a_network_as_in_one_process(network: Network) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from flsimulation.client.workspace import Workspace
+from flsimulation.errors import InputError
 from flsimulation.events import Checkpoint, Event, RoundFinished
 from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
@@ -59,7 +60,12 @@ def verify(there: Runtime, compared: Callable[[RoundComparison], None] | None = 
     """
     if there.federate is not None:
         return _round_by_round(there.experiment, there.federate, compared)
-    other = Observed()
+    other, mode = Observed(), there.experiment.privacy.mode
+    if mode != "none":
+        raise InputError(
+            f"privacy.mode is {mode!r}, whose noise follows the system's entropy on a network, so that no two "
+            f"runs are equal; set 'none' to compare the runtimes, or compare with --runtime ray"
+        )
     # a network's engine, and as many threads as a client there: some processors round by their number
     space = Workspace.load(there.experiment, clients=1, processes=1)
     here, starts = _run_here(space)
