@@ -150,11 +150,12 @@ class Run:
         self.run_dir = stage.folder / self.out
         sets = (*settings(stage.folder, stage.blobs, self.gate.folder), *more)
         address = ("--runtime=network", f"--superlink={stage.network.address}")
+        self.log = stage.folder / f"driver-{name}.log"
         self.driver = subprocess.Popen(
             [sys.executable, "-m", "flsimulation", "run", *address, f"--out={self.out}"]
             + [f"--set={item}" for item in sets],
             cwd=stage.folder,
-            stdout=subprocess.PIPE,
+            stdout=self.log.open("w"),
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -166,6 +167,7 @@ class Run:
         self.gate.let_through()
         self.gate.stand()
         wait_for("the first round's line", lambda: self.manifest()["rounds"] == 1)
+        wait_for("its copy in the terminal", lambda: f"  1/{ROUNDS} " in self.log.read_text())
 
     def manifest(self) -> dict[str, Any]:
         return dict(json.loads((self.run_dir / "manifest.json").read_text()))
@@ -179,8 +181,8 @@ class Run:
 
     def said(self) -> tuple[int, str, str]:
         """Exit status, standard output and standard error of the driver."""
-        out, err = self.driver.communicate(timeout=PATIENCE)
-        return self.driver.returncode, out, err
+        _, err = self.driver.communicate(timeout=PATIENCE)
+        return self.driver.returncode, self.log.read_text(), err
 
     @property
     def command(self) -> str:

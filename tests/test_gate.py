@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
+import ssl
 from base64 import b64encode
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from fastapi.routing import iter_route_contexts
 from flwr.common.constant import TIMESTAMP_HEADER
@@ -25,7 +29,9 @@ from flsimulation.internals.flower_superlink import Nodes, check_senders
 from flsimulation.internals.flower_words import CLIENT_PATHS
 from flsimulation.node import gate
 from flsimulation.node.admission import Admission, make_writable_like
-from flsimulation.node.gate import ClientsOnly
+from flsimulation.node.gate import ClientsOnly, Renewal
+from flsimulation.security.certificates import make_ca, make_server, names_of
+from flsimulation.security.home import home
 from flsimulation.security.keys import ensure_key, fingerprint
 from flsimulation.security.register import Register, wait_for_admission
 
@@ -289,3 +295,44 @@ def test_a_folder_that_was_replaced_by_a_link_is_not_made_writable(tmp_path: Pat
     assert private.stat().st_mode & 0o777 == 0o700
     make_writable_like(shared / "8082", shared)
     assert (shared / "8082").stat().st_mode & 0o777 == 0o777
+
+
+def served_names(server: ssl.SSLContext) -> list[str]:
+    """Names in the certificate that a new connection gets."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    ends = [
+        server.wrap_bio(incoming, outgoing, server_side=True),
+        trusting.wrap_bio(outgoing, incoming),
+    ]
+    for _ in range(3):
+        for end in reversed(ends):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    der = ends[1].getpeercert(binary_form=True)
+    assert der is not None
+    return names_of(x509.load_der_x509_certificate(der))
+
+
+def test_a_half_written_renewal_is_used_when_its_second_file_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the two files, a client that connects gets the old certificate, and nothing fails."""
+    monkeypatch.setenv("FLSIM_HOME", str(tmp_path))
+    place, now = home(), datetime.datetime.now(datetime.UTC)
+    ca = make_ca(now)
+    make_server(ca, ["before"], now).write(place.server, place.server_key)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(place.server, place.server_key)
+    config = SimpleNamespace(ssl=server)
+    renewal = Renewal([cast("Any", SimpleNamespace(config=config))])
+    renewed = make_server(ca, ["after"], now)
+    renewed.write(tmp_path / "renewed.pem", tmp_path / "renewed.key")
+    (tmp_path / "renewed.key").replace(place.server_key)
+    renewal.look()
+    assert (served_names(server), capsys.readouterr().out) == (["before"], "")
+    (tmp_path / "renewed.pem").replace(place.server)
+    renewal.look()
+    assert served_names(server) == ["after"]
+    assert "was renewed" in capsys.readouterr().out

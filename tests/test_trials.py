@@ -19,15 +19,22 @@ SITES = Path(__file__).parent.parent / "experiments" / "sites"
 HOSTS = {"server": "10.77.0.1", "sites": "10.77.0.2", "proxy": "10.77.0.3"}
 
 PROXY = """
-import socket, sys, threading
+import contextlib, socket, sys, threading
 def pump(one, other):
-    while part := one.recv(65536):
-        other.sendall(part)
-    other.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(OSError):
+        while part := one.recv(65536):
+            other.sendall(part)
+    for end in (one, other):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 listener = socket.create_server(("0.0.0.0", 8081))
 while True:
     one = listener.accept()[0]
-    other = socket.create_connection((sys.argv[1], 8081))
+    try:
+        other = socket.create_connection((sys.argv[1], 8081))
+    except OSError:  # the server starts again: the client comes back
+        one.close()
+        continue
     for pair in ((one, other), (other, one)):
         threading.Thread(target=pump, args=pair, daemon=True).start()
 """
@@ -98,7 +105,8 @@ class Machines:
 
     def flsim(self, machine: str, folder: str, *words: str) -> str:
         done = self.ask(machine, folder, "-m", "flsimulation", *words)
-        assert done.returncode == 0, done.stdout + done.stderr
+        logs = [f"{log.name}: {log.read_text()}" for log in self.folder.glob("*.log")]
+        assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *logs])
         return done.stdout
 
     def start(self, machine: str, folder: str, *words: str, read_only: bool = False) -> Path:
@@ -173,11 +181,12 @@ def test_two_sites_train_with_a_server_one_through_a_proxy_and_from_a_read_only_
     assert "IP address mismatch" in refused.stderr
     assert "on the server's machine, flsim certs --name 10.77.0.3 adds this name" in refused.stderr
     machines.flsim("server", "server", "certs", "--local", f"--name={HOSTS['proxy']}")
+    wait_for("the new certificate", lambda: "is used from now on" in log.read_text())
     berlin = client("berlin", HOSTS["proxy"], 8001)
     machines.start("sites", "berlin", *berlin, read_only=True)
     machines.start("sites", "lodz", *client("lodz", HOSTS["server"], 8002))
     run = ("run", "hospitals.toml", "--runtime=network", "--set=strategy.rounds=2", "--json")
-    wait = f"--set=runtime.client-wait={PATIENCE:g}"
+    wait = f"--set=runtime.client-wait={PATIENCE / 2:g}"
     said = machines.flsim("server", "server", *run, wait, '--set=data.sites=["berlin","lodz"]')
     assert '"state": "completed"' in said
     assert '"rounds": 2' in said

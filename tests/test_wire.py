@@ -234,6 +234,25 @@ def test_a_run_that_ends_without_a_word_says_that_nobody_knows_why(
         run(ON_NETWORK)
 
 
+@pytest.mark.parametrize(
+    ("known", "note"),
+    [
+        ([], "if a round was completed, resume with"),  # the round's line may have been lost
+        ([event for event in EVENTS if isinstance(event, RoundFinished)], "resume with"),
+    ],
+)
+def test_a_cut_log_says_what_resumes_the_run(
+    monkeypatch: pytest.MonkeyPatch, known: list[RoundFinished], note: str
+) -> None:
+    told = [lines.MARK + str(to_json(event)) for event in known]
+    play(monkeypatch, [mark({"run-dir": "runs/a"}), *told])
+    with pytest.raises(RunError, match="ended without a reason") as caught:
+        run(ON_NETWORK)
+    assert caught.value.__notes__ == [
+        f"{note} `flsim run --resume runs/a --superlink 127.0.0.1:8080`"
+    ]
+
+
 @pytest.mark.parametrize("state", ["running", "finished:completed"])
 @pytest.mark.parametrize("after", range(5))
 def test_a_log_that_breaks_is_read_again_and_nothing_is_told_twice(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -140,6 +141,10 @@ class Renewal:
         if stamp == self._seen:
             return
         place = home()
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(place.server, place.server_key)
+        except ssl.SSLError:  # of one pair and of another: the second file is being written
+            return
         for server in self._servers:
             if server.config.ssl is not None:
                 server.config.ssl.load_cert_chain(place.server, place.server_key)

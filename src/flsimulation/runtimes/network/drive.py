@@ -137,14 +137,17 @@ def _result(command: Flower, run_id: str, log: _Log, was_resumed: bool = False) 
     """The run's result; raises its error, with a note on how to resume it."""
     if log.result is not None:
         return RunResult(**log.result)
+    is_cut = log.error is None and log.end is None
     if log.error is None:
         log.error = _cause(command, run_id, log.end)
     if log.input:
         raise InputError(log.error)
     error = RunError(log.error)
+    again = resume_command(log.run_dir or "", command.superlink, log.clients)
     if log.run_dir is not None and (log.rounds or was_resumed):
-        again = resume_command(log.run_dir, command.superlink, log.clients)
         error.add_note(f"resume with `{again}`")
+    elif log.run_dir is not None and is_cut:  # the last rounds' lines may not have come
+        error.add_note(f"if a round was completed, resume with `{again}`")
     raise error
 
 
