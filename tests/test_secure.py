@@ -167,17 +167,82 @@ def test_below_the_threshold_the_round_fails_with_a_sentence_and_nothing_is_unma
     assert len(federation.train(federation.secure, 2).means) == 1
 
 
-def test_keys_come_with_the_last_sum_so_that_a_later_round_has_three_phases(
+def phases(federation: Federation) -> list[str]:
+    """Phases of a training of round 2, whose mean is right."""
+    federation.drops, federation.change = {}, lambda outcome: outcome
+    federation.tasks.clear()
+    replies = federation.train(federation.secure, 2)
+    found = [*dict.fromkeys(task.phase for task in federation.tasks)]
+    assert {t.own["made"] for t in federation.tasks if t.own is not None} == {2}
+    assert replies.metrics.keys() == set(range(CLIENTS))
+    assert replies.secure is not None
+    assert [replies.secure[phase] for phase in ("keys", "shares", "train", "unmask")] == [0] * 4
+    change = change_of(replies.means[0].model, federation.model)
+    federation.tasks.clear()
+    plain = federation.train(federation.exchange, 2)
+    weights = [plain.metrics[p]["num-examples"] for p in range(CLIENTS)]
+    mean = mean_of([plain.models[p] for p in range(CLIENTS)], weights)
+    apart = change_of(mean, federation.model) - change
+    assert np.abs(apart).max() < bound(federation, set(range(CLIENTS)))
+    assert np.abs(change).max() > 1e-3
+    return found
+
+
+def test_keys_and_shares_come_with_the_last_round_so_that_a_later_one_has_two_phases(
     federation: Federation,
 ) -> None:
     federation.train(federation.secure)
-    phases = list(dict.fromkeys((t.phase, t.round) for t in federation.tasks))
-    assert phases == [("keys", 1), ("shares", 1), ("train", 1), ("unmask", 1)]
-    federation.tasks.clear()
-    replies = federation.train(federation.secure, 2)
-    assert [*dict.fromkeys(t.phase for t in federation.tasks)] == ["shares", "train", "unmask"]
-    assert {t.own["made"] for t in federation.tasks if t.own is not None} == {2}
-    assert np.abs(change_of(replies.means[0].model, federation.model)).max() > 1e-3
+    first = list(dict.fromkeys((t.phase, t.round) for t in federation.tasks))
+    assert first == [("keys", 1), ("shares", 1), ("train", 1), ("unmask", 1)]
+    assert phases(federation) == ["train", "unmask"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "needed"),
+    [
+        ("train", ["keys", "shares", "train", "unmask"]),  # it sent no keys
+        ("unmask", ["keys", "shares", "train", "unmask"]),  # it sealed no shares
+    ],
+)
+def test_after_a_client_dropped_out_the_next_round_has_all_phases(
+    federation: Federation, phase: str, needed: list[str]
+) -> None:
+    federation.drops = {phase: {3}}
+    federation.train(federation.secure)
+    assert phases(federation) == needed
+
+
+def test_keys_that_cannot_be_read_are_requested_again(federation: Federation) -> None:
+    federation.change = lambda o: (
+        o._replace(text='{"keys": "AAAA"}') if (o.phase, o.partition) == ("train", 2) else o
+    )
+    replies = federation.train(federation.secure)
+    assert replies.metrics.keys() == set(range(CLIENTS))
+    assert phases(federation) == ["keys", "shares", "train", "unmask"]
+
+
+def test_shares_for_the_next_round_that_are_missing_are_requested_again(
+    federation: Federation,
+) -> None:
+    def change(outcome: Outcome) -> Outcome:
+        if (outcome.phase, outcome.partition) != ("unmask", 2):
+            return outcome
+        content = json.loads(outcome.text)
+        assert content.pop("next-1")
+        return outcome._replace(text=json.dumps(content))
+
+    federation.change = change
+    assert federation.train(federation.secure).means
+    assert phases(federation) == ["keys", "shares", "train", "unmask"]
+
+
+def test_where_cohorts_are_samples_a_round_begins_with_shares(
+    make_experiment: Any, recorder: Any
+) -> None:
+    federation = Federation(make_experiment, recorder, strategy={"fraction-train": 0.999})
+    federation.train(federation.secure)
+    assert "next-made" not in federation.tasks[-1].own
+    assert phases(federation) == ["shares", "train", "unmask"]
 
 
 def test_a_masked_update_looks_like_chance_and_not_like_the_update(make_experiment: Any) -> None:
@@ -286,7 +351,7 @@ class Server:
 
 def test_a_client_refuses_what_would_show_its_update(federation: Federation) -> None:
     server = Server(federation)
-    trains = {"senders": list(range(1, CLIENTS)), "examples": 9}
+    trains = {"senders": list(range(1, CLIENTS)), "examples": 9, "next": 2}
     assert "it has no secret of round 1" in server.refused("shares")
     assert server.request("keys").error is None
     assert "requests 'train' again, or with other neighbours" in server.refused("train", **trains)
@@ -304,7 +369,7 @@ def test_a_client_refuses_what_would_show_its_update(federation: Federation) -> 
     assert first.error is None
     assert first.model is not None
     assert "requests 'train' again" in server.refused("train", **trains)
-    unmask = {"others": [1, 1], "alive": 1, "sealed": [b"", b""], "survivors": CLIENTS, "next": 0}
+    unmask = {"others": [1, 1], "alive": 1, "sealed": [b"", b""], "survivors": CLIENTS}
     assert "more than the sum of 12 updates" in server.refused("unmask", **unmask)
     few = {**unmask, "others": [1], "sealed": [b""], "survivors": 11}
     assert "more than the sum of 12 updates" in server.refused("unmask", **few)
@@ -317,7 +382,15 @@ def test_the_secret_of_a_network_is_new_each_time_and_deleted_with_the_round() -
     assert len(first) == 32
     assert first != second
     assert vault.use(0, 1, "shares", b"") == second
-    vault.delete(0)
+    third = vault.create(0, 2, keep=1)  # for the next round, while the second is used
+    assert vault.use(0, 1, "train", b"") == second
+    assert vault.use(0, 2, "shares", b"") == third
+    vault.delete(0, 1)
+    assert [*state] == ["flsim-secure-aggregation-2"]
+    vault.create(0, 3)
+    with pytest.raises(ClientError, match="it has no secret of round 2"):
+        vault.use(0, 2, "train", b"")
+    vault.delete(0, 3)
     assert not state
     assert SeededVault(1).create(0, 1) == SeededVault(1).create(0, 1) != SeededVault(2).create(0, 1)
 

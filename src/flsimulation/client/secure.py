@@ -21,7 +21,7 @@ from flsimulation.events import Phase
 from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.messages.batch import Outcome
-from flsimulation.messages.vectors import MASKED, change_of
+from flsimulation.messages.vectors import MASKED, NEXT, change_of
 from flsimulation.privacy.clients import WHOLE
 from flsimulation.privacy.field import Field, weighs_clients
 from flsimulation.privacy.graph import Plan, plan_for
@@ -121,16 +121,19 @@ class SecureClient:
             return Outcome(partition, "train", {}, error)
         except ValueError as error:
             return Outcome(partition, "train", {}, ClientError("error", str(error)))
+        said: dict[str, object] = {"cut": cut}
+        if made := int(cast(int, own["next"])):
+            said |= self._keys(partition, made, peers.made)
         model = joined({MASKED: HeldArray(words)})
         metrics = {name: value for name, value in outcome.metrics.items() if name != WHOLE}
-        return outcome._replace(metrics=metrics, model=model, text=str(cut) if cut else "")
+        return outcome._replace(metrics=metrics, model=model, text=json.dumps(said))
 
-    def _keys(self, partition: int, made: int) -> dict[str, object]:
-        public = Keys(self._vault.create(partition, made)).public
+    def _keys(self, partition: int, made: int, keep: int = 0) -> dict[str, object]:
+        public = Keys(self._vault.create(partition, made, keep)).public
         return {"keys": _text(public.joined())}
 
-    def _shares(self, partition: int, own: ConfigRecord | None) -> dict[str, object]:
-        peers = self._peers(own)
+    def _shares(self, partition: int, own: ConfigRecord | None, of: str = "") -> dict[str, object]:
+        peers = self._peers(own, of)
         keys = Keys(self._vault.use(partition, peers.made, "shares", peers.digest))
         threshold, count = peers.plan.threshold, len(peers.keys)
         parts = zip(
@@ -139,7 +142,7 @@ class SecureClient:
             strict=True,
         )
         return {
-            str(other): _text(keys.sealed(both, public.sealing, f"{partition} to {other}"))
+            f"{of}{other}": _text(keys.sealed(both, public.sealing, f"{partition} to {other}"))
             for both, (other, public) in zip(parts, peers.keys.items(), strict=True)
         }
 
@@ -162,19 +165,27 @@ class SecureClient:
             except ValueError as error:
                 raise ClientError("error", str(error)) from None
             content[str(other)] = _text(both[0] if place < living else both[1])
-        self._vault.delete(partition)
-        if made := int(cast(int, own["next"])):
-            content |= self._keys(partition, made)
+        self._vault.delete(partition, peers.made)
+        if f"{NEXT}made" in own:
+            content |= self._shares(partition, own, NEXT)
         return content
 
-    def _peers(self, own: ConfigRecord | None) -> _Peers:
-        """The neighbours in a request, if they are as many as the experiment says."""
+    def _peers(self, own: ConfigRecord | None, of: str = "") -> _Peers:
+        """The neighbours in a request, if they are as many as the experiment says.
+
+        Parameters
+        ----------
+        own : ConfigRecord, optional
+            The request.
+        of : str
+            `NEXT` for those of the next round.
+        """
         if own is None:
             raise ClientError("error", "the server sent no keys of other clients")
-        partitions = cast(list[int], own["neighbours"])
-        keys = cast(list[bytes], own["keys"])
+        partitions = cast(list[int], own[f"{of}neighbours"])
+        keys = cast(list[bytes], own[f"{of}keys"])
         try:
-            clients = int(cast(int, own["clients"]))
+            clients = int(cast(int, own[f"{of}clients"]))
             plan = plan_for(clients, self._spec.assumed_dropped, self._spec.assumed_corrupt)
             found = {p: PublicKeys.of(k) for p, k in zip(partitions, keys, strict=True)}
         except ValueError as error:
@@ -184,7 +195,7 @@ class SecureClient:
                 "error", f"the server sent keys of {len(found)} clients, not {plan.neighbours}"
             )
         digest = hashlib.sha256(repr((clients, sorted(found.items()))).encode()).digest()
-        return _Peers(int(cast(int, own["made"])), plan, dict(sorted(found.items())), digest)
+        return _Peers(int(cast(int, own[f"{of}made"])), plan, dict(sorted(found.items())), digest)
 
 
 def _text(content: bytes) -> str:

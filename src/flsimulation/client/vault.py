@@ -2,7 +2,7 @@
 
 On a network the secret is drawn from the system's entropy, and stays in Flower's state of the client, in
 the memory of the client's own programs; it is in no file, no log and no message, and is deleted with the
-round. In a simulation, where one machine is all clients, it is a function of the experiment's seed, so that
+round. While one is used, that of the next round exists already. In a simulation, where one machine is all clients, it is a function of the experiment's seed, so that
 any process can be any client; that hides nothing from who knows the seed.
 """
 
@@ -19,18 +19,28 @@ from flsimulation.errors import ClientError
 from flsimulation.events import Phase
 from flsimulation.privacy.masks import SECRET_BYTES
 
-_RECORD = "flsim-secure-aggregation"
+_RECORD = "flsim-secure-aggregation-"  # and the round in which it was made
 _BEFORE: dict[Phase, str] = {"shares": "keys", "train": "shares", "unmask": "train"}
 
 
 class Vault(Protocol):
-    """Keeps one secret per client, which is used once in each phase and in their order."""
+    """Keeps secrets of clients, each of which is used once in each phase and in their order."""
 
-    def create(self, partition: int, made: int) -> bytes:
-        """A new secret in place of the last one; ``made`` is the round in which it is made."""
+    def create(self, partition: int, made: int, keep: int = 0) -> bytes:
+        """A new secret in place of all others of the client.
+
+        Parameters
+        ----------
+        partition : int
+            The client.
+        made : int
+            The round for which it is made.
+        keep : int
+            The round of a secret that is still used.
+        """
 
     def use(self, partition: int, made: int, phase: Phase, peers: bytes) -> bytes:
-        """The secret that was made in a round, for the next phase.
+        """The secret that was made for a round, for its next phase.
 
         Parameters
         ----------
@@ -47,8 +57,8 @@ class Vault(Protocol):
             If there is none, or it was used in this phase before, or with other neighbours.
         """
 
-    def delete(self, partition: int) -> None:
-        """Forget the secret."""
+    def delete(self, partition: int, made: int) -> None:
+        """Forget a secret."""
 
     def draws(self, partition: int, round: int) -> np.random.Generator:
         """The stream of a client's rounding in a round."""
@@ -66,7 +76,7 @@ class SeededVault:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def create(self, partition: int, made: int) -> bytes:
+    def create(self, partition: int, made: int, keep: int = 0) -> bytes:  # noqa: ARG002
         """The secret of a client and a round."""
         return seeds.rng(self._seed, "secure-secret", made, partition).bytes(SECRET_BYTES)
 
@@ -74,7 +84,7 @@ class SeededVault:
         """The same again: the server is this program too."""
         return self.create(partition, made)
 
-    def delete(self, partition: int) -> None:
+    def delete(self, partition: int, made: int) -> None:
         """Do nothing: nothing is kept."""
 
     def draws(self, partition: int, round: int) -> np.random.Generator:
@@ -83,7 +93,7 @@ class SeededVault:
 
 
 class KeptVault:
-    """The secret of one client of a network.
+    """The secrets of one client of a network.
 
     Parameters
     ----------
@@ -94,18 +104,22 @@ class KeptVault:
     def __init__(self, state: RecordDict) -> None:
         self._state = state
 
-    def create(self, partition: int, made: int) -> bytes:
+    def create(self, partition: int, made: int, keep: int = 0) -> bytes:
         """A new secret of the system's entropy."""
+        for name in [*self._state]:
+            if name.startswith(_RECORD) and name != f"{_RECORD}{keep}":
+                del self._state[name]
         secret = secrets.token_bytes(SECRET_BYTES)
-        self._state[_RECORD] = ConfigRecord(
-            {"partition": partition, "made": made, "phase": "keys", "peers": b"", "secret": secret}
+        self._state[f"{_RECORD}{made}"] = ConfigRecord(
+            {"partition": partition, "phase": "keys", "peers": b"", "secret": secret}
         )
         return secret
 
     def use(self, partition: int, made: int, phase: Phase, peers: bytes) -> bytes:
         """The secret, if it is its turn."""
-        kept = cast(ConfigRecord | None, self._state.get(_RECORD))
-        if kept is None or (kept["partition"], kept["made"]) != (partition, made):
+        name = f"{_RECORD}{made}"
+        kept = cast(ConfigRecord | None, self._state.get(name))
+        if kept is None or kept["partition"] != partition:
             raise ClientError(
                 "error", f"it has no secret of round {made}: its program was started again since"
             )
@@ -114,12 +128,12 @@ class KeptVault:
                 "error",
                 f"the server requests {phase!r} again, or with other neighbours, which could show its update; it refuses",
             )
-        self._state[_RECORD] = ConfigRecord({**kept, "phase": str(phase), "peers": peers})
+        self._state[name] = ConfigRecord({**kept, "phase": str(phase), "peers": peers})
         return cast(bytes, kept["secret"])
 
-    def delete(self, partition: int) -> None:  # noqa: ARG002 - there is only one
-        """Forget the secret."""
-        self._state.pop(_RECORD, None)
+    def delete(self, partition: int, made: int) -> None:  # noqa: ARG002 - of one client
+        """Forget a secret."""
+        self._state.pop(f"{_RECORD}{made}", None)
 
     def draws(self, partition: int, round: int) -> np.random.Generator:  # noqa: ARG002
         """A stream of the system's entropy."""

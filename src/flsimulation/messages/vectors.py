@@ -14,6 +14,8 @@ from flsimulation.messages.arrays import HeldArray, joined
 
 MASKED = "masked"
 """Name of the only array of a masked update, uint32 [entries], which stands in place of a model."""
+NEXT = "next-"
+"""Before the names of what is sent for the next secure aggregation."""
 
 
 def entries_of(model: ArrayRecord) -> int:
