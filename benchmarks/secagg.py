@@ -1,17 +1,20 @@
 """Cost of secure aggregation: seconds and bytes of a round against plain FedAvg.
 
 The default model (136,074 parameters) on parts of MNIST, one local epoch of 60 examples, so that the
-protocol is most of a round. In one process and on a network of processes on this machine (a SuperLink and
-as many clients, `flsim superlink` and `flsim client`). Runs with and without secure aggregation alternate;
+protocol is most of a round. In one process, on a network of processes on this machine (a SuperLink and
+as many clients, `flsim superlink` and `flsim client`), and on a network of containers (compose.yaml, with
+Docker). Runs with and without secure aggregation alternate;
 a figure is the median over all rounds but each run's first. ``apart`` is the largest difference of a
 number of the final model from plain FedAvg's.
 
-    python benchmarks/secagg.py [--process 10 50 100] [--network 2 10] [--repeats 2] [--rounds 5] [--json FILE]
+    python benchmarks/secagg.py [--process 10 50 100] [--network 2 10] [--containers 2 10] [--repeats 2] [--rounds 5]
+                                [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import tempfile
@@ -29,6 +32,7 @@ from flsimulation.privacy.graph import plan_for
 from flsimulation.rundir import RunRecord
 
 EXAMPLES = 60  # of a client
+ROOT = Path(__file__).parent.parent
 
 
 def sets_of(clients: int, rounds: int, *, secure: bool) -> list[str]:
@@ -78,6 +82,37 @@ def commands(clients: int, port: int) -> list[list[str]]:
     ]
 
 
+class Containers:
+    """A Compose project with as many clients as asked, on ports of its own."""
+
+    def __init__(self, clients: int, folder: Path) -> None:
+        ports = ("SUPERLINK", "CLIENTS", "PROMETHEUS", "GRAFANA")
+        self._runs = folder / "runs"
+        self._environment = {
+            **os.environ,
+            **{f"{name}_PORT": str(free_port()) for name in ports},
+            "CLIENTS": str(clients),
+            "RUNS": str(self._runs),
+            "COMPOSE_PROJECT_NAME": "flsimulation-benchmark",
+        }
+
+    def __call__(self, *arguments: str) -> None:
+        command = ["docker", "compose", *arguments]
+        subprocess.run(
+            command, cwd=ROOT, env=self._environment, check=True, stdout=subprocess.DEVNULL
+        )
+
+    def run(self, rounds: int) -> Callable[[bool, str], Path]:
+        clients = int(self._environment["CLIENTS"])
+
+        def run(secure: bool, name: str) -> Path:
+            sets = [f"--set={item}" for item in sets_of(clients, rounds, secure=secure)]
+            self("run", "--rm", "--no-TTY", "run", *sets, "--quiet", f"--out=runs/{name}")
+            return self._runs / name
+
+        return run
+
+
 def compared(run: Callable[[bool, str], Path], clients: int, repeats: int) -> dict[str, Any]:
     """Figures of runs with and without, which alternate."""
     lines: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
@@ -111,11 +146,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--process", type=int, nargs="*", default=[10, 50, 100])
     parser.add_argument("--network", type=int, nargs="*", default=[2, 10])
+    parser.add_argument("--containers", type=int, nargs="*", default=[2, 10])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=json_file)
     given = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {"process": [], "network": []}
+    found: dict[str, list[dict[str, Any]]] = {"process": [], "network": [], "containers": []}
     for clients in given.process:
         with tempfile.TemporaryDirectory() as name:
             run = in_process(clients, given.rounds, Path(name))
@@ -129,6 +165,18 @@ def main() -> None:
                 run = on_network(clients, given.rounds, folder, port)
                 found["network"].append(compared(run, clients, given.repeats))
         print("network", found["network"][-1], flush=True)
+    for clients in given.containers:
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / "runs").mkdir()
+            compose = Containers(clients, Path(name))
+            try:
+                compose("build", "superlink")
+                compose("up", "--detach", "--wait", "superlink", "client")
+                run = compose.run(given.rounds)
+                found["containers"].append(compared(run, clients, given.repeats))
+            finally:
+                compose("down", "--volumes", "--timeout", "5")
+        print("containers", found["containers"][-1], flush=True)
     if given.json is not None:
         write(given.json, command_line(), found)
 
