@@ -49,7 +49,7 @@ bench: $(VENV)/installed  ## Compare seconds per round with a plain PyTorch loop
 	$(BIN)/python benchmarks/rounds.py W1 W2 W3 W4
 
 bench-all: $(VENV)/installed  ## Run all benchmarks and write benchmarks/results; takes hours
-	for name in rounds peers engine overhead command network privacy threads; do \
+	for name in rounds peers engine overhead command network privacy dpsgd secagg threads; do \
 	  $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit; done
 
 clean:  ## Remove the virtual environment and the caches of tools

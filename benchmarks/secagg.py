@@ -150,35 +150,35 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=json_file)
-    given = parser.parse_args()
+    options = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {"process": [], "network": [], "containers": []}
-    for clients in given.process:
+    for clients in options.process:
         with tempfile.TemporaryDirectory() as name:
-            run = in_process(clients, given.rounds, Path(name))
-            found["process"].append(compared(run, clients, given.repeats))
+            run = in_process(clients, options.rounds, Path(name))
+            found["process"].append(compared(run, clients, options.repeats))
         print("process", found["process"][-1], flush=True)
-    for clients in given.network:
+    for clients in options.network:
         with tempfile.TemporaryDirectory() as name:
             port, folder = free_port(), Path(name)
             (folder / "runs").mkdir()
             with programs(folder, commands(clients, port), port):
-                run = on_network(clients, given.rounds, folder, port)
-                found["network"].append(compared(run, clients, given.repeats))
+                run = on_network(clients, options.rounds, folder, port)
+                found["network"].append(compared(run, clients, options.repeats))
         print("network", found["network"][-1], flush=True)
-    for clients in given.containers:
+    for clients in options.containers:
         with tempfile.TemporaryDirectory() as name:
             (Path(name) / "runs").mkdir()
             compose = Containers(clients, Path(name))
             try:
                 compose("build", "superlink")
                 compose("up", "--detach", "--wait", "superlink", "client")
-                run = compose.run(given.rounds)
-                found["containers"].append(compared(run, clients, given.repeats))
+                run = compose.run(options.rounds)
+                found["containers"].append(compared(run, clients, options.repeats))
             finally:
                 compose("down", "--volumes", "--timeout", "5")
         print("containers", found["containers"][-1], flush=True)
-    if given.json is not None:
-        write(given.json, command_line(), found)
+    if options.json is not None:
+        write(options.json, command_line(), found)
 
 
 if __name__ == "__main__":

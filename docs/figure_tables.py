@@ -167,6 +167,52 @@ def privacy(results: Any) -> str:
     )
 
 
+def dpsgd(results: Any) -> str:
+    """Accuracy, seconds and epsilon of DP-SGD, beside those without privacy."""
+    heads = (
+        *("model", "epsilon", "noise multiplier", "epsilon by PLD"),
+        *("accuracy", "s a round", "times none"),
+    )
+    return table(
+        heads,
+        (
+            (
+                row["model"],
+                f"{row['epsilon']:g}" if row["epsilon"] else "none",
+                f"{row['noise-multiplier']:.3f}" if row["epsilon"] else "",
+                f"{row['epsilon-pld']:.2f}" if row["epsilon"] else "",
+                f"{row['accuracy']:.3f}",
+                seconds(row["round-seconds"]),
+                f"{row['ratio']:.2f}",
+            )
+            for row in results
+        ),
+    )
+
+
+def secagg(results: Any) -> str:
+    """Seconds and bytes of secure aggregation, beside plain averaging."""
+    heads = (
+        *("where", "clients", "neighbours", "FedAvg, s", "secure, s", "more, s"),
+        *("FedAvg, bytes", "secure, bytes", "apart"),
+    )
+    return table(
+        heads,
+        (
+            (
+                where,
+                f"{row['clients']}",
+                f"{row['neighbours']}",
+                *(f"{row[f'{side}-seconds']:.2f}" for side in ("plain", "secure", "more")),
+                *(f"{row[f'{side}-bytes-per-client']:,}" for side in ("plain", "secure")),
+                f"{row['apart']:.1e}",
+            )
+            for where, rows in results.items()
+            for row in rows
+        ),
+    )
+
+
 def seconds(value: float) -> str:
     """To the millisecond, or to ten of them from a second on."""
     return f"{value:.3f}" if value < 1 else f"{value:.2f}"

@@ -102,7 +102,19 @@ def test_json_file_is_refused_before_the_run(modules: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["rounds", "engine", "overhead", "command", "network", "threads", "peers", "privacy"]
+    "name",
+    [
+        "rounds",
+        "engine",
+        "overhead",
+        "command",
+        "network",
+        "threads",
+        "peers",
+        "privacy",
+        "dpsgd",
+        "secagg",
+    ],
 )
 def test_every_benchmark_writes_this_form(name: str) -> None:
     text = (BENCHMARKS / f"{name}.py").read_text()
@@ -599,6 +611,28 @@ def test_page_shows_private_clients_beside_others(modules: Any) -> None:
     text = modules.figure_tables.privacy([{**row, "epsilon": None}, {**row, **private}])
     assert "\n| 1,000 | 500 | none |  |  | 0.800 | 0.500 | 1.00 |\n" in text
     assert "\n| 1,000 | 500 | 8 | 1.200 | 7.50 | 0.800 | 0.500 | 1.10 |\n" in text
+
+
+def test_page_shows_dp_sgd_and_secure_aggregation_beside_none(modules: Any) -> None:
+    row = {"model": "mlp", "accuracy": 0.9, "round-seconds": 0.5, "ratio": 1.0, "epsilon": None}
+    private = {"epsilon": 8.0, "noise-multiplier": 1.2, "epsilon-pld": 7.5, "ratio": 2.9}
+    text = modules.figure_tables.dpsgd([row, {**row, **private}])
+    assert "\n| mlp | none |  |  | 0.900 | 0.500 | 1.00 |\n" in text
+    assert "\n| mlp | 8 | 1.200 | 7.50 | 0.900 | 0.500 | 2.90 |\n" in text
+    own = {
+        "clients": 10,
+        "neighbours": 9,
+        "threshold": 5,
+        "apart": 4e-4,
+        "plain-seconds": 0.05,
+        "secure-seconds": 0.13,
+        "more-seconds": 0.08,
+        "plain-bytes-per-client": 1635588,
+        "secure-bytes-per-client": 1639846,
+    }
+    text = modules.figure_tables.secagg({"process": [own], "network": [], "containers": []})
+    cells = "| process | 10 | 9 | 0.05 | 0.13 | 0.08 | 1,635,588 | 1,639,846 | 4.0e-04 |"
+    assert text.splitlines()[2:] == [cells]
 
 
 def test_the_line_through_the_cohorts_is_straight(modules: Any) -> None:
