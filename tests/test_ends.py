@@ -151,16 +151,17 @@ class Run:
         sets = (*settings(stage.folder, stage.blobs, self.gate.folder), *more)
         address = ("--runtime=network", f"--superlink={stage.network.address}")
         self.log = stage.folder / f"driver-{name}.log"
-        self.driver = subprocess.Popen(
-            [sys.executable, "-m", "flsimulation", "run", *address, f"--out={self.out}"]
-            + [f"--set={item}" for item in sets],
-            cwd=stage.folder,
-            stdout=self.log.open("w"),
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        with self.log.open("w") as log:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-m", "flsimulation", "run", *address, f"--out={self.out}"]
+                + [f"--set={item}" for item in sets],
+                cwd=stage.folder,
+                stdout=log,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
 
     def stand_in_round_three(self) -> None:
         self.gate.let_through()
@@ -207,7 +208,9 @@ def standing(stage: Stage, name: str, *sets: str, out: str | None = None) -> Ite
     finally:
         run.gate.open()
         run.driver.kill()
-        run.driver.communicate()
+        run.driver.wait()
+        assert run.driver.stderr is not None
+        run.driver.stderr.close()
 
 
 def check_resume(run: Run) -> None:
@@ -308,7 +311,7 @@ def test_ctrl_c_leaves_the_run_interrupted(stage: Stage) -> None:
 def test_a_run_goes_on_without_its_terminal(stage: Stage) -> None:
     with standing(stage, "terminal") as run:
         run.driver.kill()
-        run.driver.communicate()
+        run.driver.wait()
         assert run.manifest()["state"] == "running"
     check_end(run, "completed", ROUNDS)
     assert run.manifest()["weights-sha256"] == stage.weights
