@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flsimulation.clock import Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
-from flsimulation.privacy.normals import normals
+from flsimulation.privacy.normals import Normals
 from flsimulation.training.failures import loss_not_finite, too_late, weights_not_finite
 from flsimulation.training.jobs import Job, State, Terms, Trained
 from flsimulation.training.logged import reduced
@@ -91,8 +91,8 @@ class Fit:
         stack_optimizer(self._optimizer, {id(parameter): leaf for parameter, leaf in pairs})
         scale_rates(self._optimizer, factor)
         self._expected = torch.from_numpy(self._samples.expected).to(self._leaves[0])
-        self._sizes = [origin.numel() for origin in self._origin]
-        self._noise = torch.empty(sum(self._sizes))
+        self._normals = Normals([origin.numel() for origin in self._origin], private.device)
+        self._deviations = [private.noise / float(n) for n in self._samples.expected]
         self._ended: dict[int, list[Tensor]] = {}
         self._late = np.zeros(len(jobs), bool)
         self._losses: list[np.ndarray] = []
@@ -136,14 +136,10 @@ class Fit:
 
         Client by client, so that a client's noise stays in a core's cache.
         """
-        found = [
-            total.contiguous() for total in sums
-        ]  # PyTorch's fused optimizers go by the memory
-        for place, own in enumerate(self._generators):
-            deviation = self._private.noise / float(self._samples.expected[place])
-            self._noise.normal_(0.0, deviation, generator=normals(own))
-            for total, part in zip(found, torch.split(self._noise, self._sizes), strict=True):
-                total[place].add_(part.view(total.shape[1:]).to(total.device))
+        # PyTorch's fused optimizers go by the memory
+        found = [total.contiguous() for total in sums]
+        rows = [total.view(len(total), -1) for total in found]
+        self._normals.add(rows, self._generators, self._deviations)
         return found
 
     def _note(self, values: Tensor, kept: Tensor, step: int) -> None:
