@@ -1,22 +1,42 @@
 """Normal numbers of PyTorch, three times as fast as NumPy's, from all that a NumPy generator knows.
 
 ``torch.Generator.manual_seed`` keeps 32 bits of a seed: whoever sees a noisy gradient could try all of them.
-So the whole state of PyTorch's Mersenne Twister is drawn instead.
+So the whole state of PyTorch's Mersenne Twister is drawn instead. Where noise has to hide something, none of both is
+used (`draws`).
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from flsimulation.errors import RunError
+from flsimulation.privacy.draws import Draws, SecretDraws
 
 _WORDS = 624  # of 32 bits, the state of a Mersenne Twister
 _BEGIN = 24  # bytes of the seed and the position before them, which are those of a new generator
 _TRIED, _LIMIT = 4, 2**20  # numbers, and what they are below: of one word each
+
+
+def fill_normal(into: torch.Tensor, deviation: float, own: Draws) -> None:
+    """Fill a vector with noise.
+
+    Parameters
+    ----------
+    into : Tensor
+        On the CPU, [n].
+    deviation : float
+        Standard deviation of each number.
+    own : Draws
+        It goes on. Of a generator of NumPy the numbers are PyTorch's.
+    """
+    if isinstance(own, SecretDraws):
+        into.copy_(torch.from_numpy(own.standard_normal(len(into)))).mul_(deviation)
+    else:
+        into.normal_(0.0, deviation, generator=normals(cast(np.random.Generator, own)))
 
 
 def normals(own: np.random.Generator) -> torch.Generator:

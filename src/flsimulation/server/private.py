@@ -20,6 +20,7 @@ from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.privacy import adaptive, transforms
 from flsimulation.privacy.clients import CLIP, WHOLE
+from flsimulation.privacy.draws import Draws
 from flsimulation.privacy.examples import example_ledger
 from flsimulation.privacy.ledger import Ledger, ledger_of, sampling_rate
 from flsimulation.privacy.sources import generator
@@ -220,7 +221,7 @@ class Central(Spending):
         made = {name: HeldArray(np.asarray(value)) for name, value in noisy.items()}
         return joined({name: made.get(name, array) for name, array in before.items()})
 
-    def _follow(self, trained: Replies, noise: np.random.Generator) -> None:
+    def _follow(self, trained: Replies, noise: Draws) -> None:
         """Have the clipping norm follow the quantile of the updates' norms."""
         if not self.ledger.count_noise:
             return

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from flsimulation.clock import Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
-from flsimulation.privacy.normals import normals
+from flsimulation.privacy.draws import Draws
+from flsimulation.privacy.normals import fill_normal
 from flsimulation.training.failures import loss_not_finite, too_late, weights_not_finite
 from flsimulation.training.jobs import Job, State, Terms, Trained
 from flsimulation.training.logged import reduced
@@ -141,7 +142,7 @@ class Fit:
         ]  # PyTorch's fused optimizers go by the memory
         for place, own in enumerate(self._generators):
             deviation = self._private.noise / float(self._samples.expected[place])
-            self._noise.normal_(0.0, deviation, generator=normals(own))
+            fill_normal(self._noise, deviation, own)
             for total, part in zip(found, torch.split(self._noise, self._sizes), strict=True):
                 total[place].add_(part.view(total.shape[1:]).to(total.device))
         return found
@@ -203,7 +204,7 @@ class Fit:
         return Trained(scores(logged, {"loss": loss}), steps, seconds, state)
 
 
-def _generator(job: Job) -> np.random.Generator:
+def _generator(job: Job) -> Draws:
     """What a client's samples and its noise are drawn from."""
     if job.noise is None:
         raise ValueError(f"client {job.partition} has no generator for its noise")
