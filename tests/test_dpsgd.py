@@ -214,16 +214,13 @@ def test_the_noise_has_the_deviation_that_the_accountant_counts(
 
 
 class Words:
-    """A generator of noise that returns certain words."""
+    """A stream of noise that returns certain bytes."""
 
     def __init__(self, last: int) -> None:
         self._last = last
 
-    def integers(self, high: int, size: int = 2, dtype: Any = np.uint64) -> Any:
-        assert high >= 2**32
-        words = np.full(size, 12345, dtype)
-        words[-1] = self._last
-        return words
+    def bytes(self, length: int) -> bytes:
+        return bytes([5] * (length - 1) + [self._last])
 
     def random(self, size: int) -> np.ndarray:
         return np.zeros(size)

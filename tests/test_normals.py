@@ -1,4 +1,4 @@
-"""Normal numbers from the keystream of a cipher, whose key a NumPy generator draws."""
+"""Normal numbers from the keystream of a cipher, whose key is drawn."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_the_numbers_are_those_of_the_keystream_of_a_drawn_key(sizes: list[int])
     Normals(sizes, CPU).add(into, generators, [0.5, 2.0])
     pairs = -(-sum(sizes) // 2)
     for client, (seed, deviation) in enumerate(((7, 0.5), (8, 2.0))):
-        key = np.random.default_rng(seed).integers(2**32, size=4, dtype=np.uint64).astype("<u4")
-        encryptor = Cipher(algorithms.AES(key.tobytes()), modes.CTR(bytes(16))).encryptor()
+        key = np.random.default_rng(seed).bytes(16)
+        encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
         words = np.frombuffer(encryptor.update(bytes(8 * pairs)), "<i4").astype(np.float64)
         distance = np.sqrt(-2 * np.log(np.abs(words[:pairs]) / 2**31))
         angle = words[pairs:] * math.pi / 2**31

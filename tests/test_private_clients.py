@@ -320,6 +320,39 @@ def test_a_resumed_run_has_the_same_models_and_epsilon(
     )
     assert first == second
     assert len(first) == 4
+    manifests = [json.loads((tmp_path / n / "manifest.json").read_text()) for n in ("whole", "cut")]
+    assert [manifest["resumes"] for manifest in manifests] == [0, 1]
+
+
+@pytest.mark.parametrize(("mode", "times", "spent"), [("central", 1.0, 8), ("local", 0.5, 7)])
+def test_a_networks_resumes_count_what_was_sent_of_rounds_that_are_repeated(
+    make_experiment: Make, mode: str, times: float, spent: int
+) -> None:
+    """Of two resumes each one model of central, and each two updates of a client."""
+    privacy = {**CENTRAL, "mode": mode}
+    spec = make_experiment(
+        data={"clients": 10},
+        strategy={"rounds": 6},
+        privacy={**privacy, "budget-epsilon": epsilon_of(Mechanism(times, 1.0), 7, 0.01)},
+        runtime={"kind": "network"},
+    )
+    trained = [(p, None) for p in range(10)] * 3
+    private = spending_of(spec, {"w": "w"}, FedAvg(), trained, resumes=2)
+    assert private is not None
+    assert private.times(6) == spent
+    assert private.why_over(6) is not None
+    once = spending_of(spec, {"w": "w"}, FedAvg(), trained, resumes=1)
+    assert once is not None
+    assert once.why_over(6) is None
+    total = 6 + private.repeated
+    assert private.note.endswith(
+        f"{private.repeated} rounds more may have been spent, and are counted: epsilon "
+        f"{epsilon_of(Mechanism(times, 1.0), total, 0.01):.4g} after 6 rounds"
+    )
+    here = spec.model_copy(update={"runtime": make_experiment().runtime})
+    same = spending_of(here, {"w": "w"}, FedAvg(), trained, resumes=2)
+    assert same is not None  # whose repeated rounds have the same noise
+    assert (same.repeated, same.note) == (0, "")
 
 
 def test_adaptive_clipping_follows_the_quantile(make_experiment: Make) -> None:

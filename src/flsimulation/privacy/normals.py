@@ -1,7 +1,7 @@
 """Normal numbers from the keystream of AES: faster than PyTorch's, and four times as fast as NumPy's.
 
-A key is drawn from a NumPy generator: ``torch.Generator.manual_seed`` keeps 32 bits of a seed, so that
-whoever sees a noisy gradient could try all of them.
+A key is drawn from what a client's noise comes from (`draws`): ``torch.Generator.manual_seed`` keeps 32 bits of a
+seed, so that whoever sees a noisy gradient could try all of them.
 
 Source: Box and Muller, "A Note on the Generation of Random Normal Deviates" (1958): of two uniform numbers
 one is the angle of a point, the other its distance from the origin; both its coordinates are normal.
@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flsimulation.privacy.draws import Draws
+
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext
 
-_KEY_WORDS = 4  # of 32 bits
+_KEY_BYTES = 16
 _LARGEST = 2.0**31  # of a word with a sign
 _LEAST = 2.0**-64  # of a squared uniform number: half of the smallest that a word makes, but none
 
@@ -61,7 +63,7 @@ class Normals:
     def add(
         self,
         into: Sequence[Tensor],
-        generators: Sequence[np.random.Generator],
+        generators: Sequence[Draws],
         deviations: Sequence[float],
     ) -> None:
         """Add each client's numbers, one client after the other, so that they stay in a core's cache.
@@ -70,7 +72,7 @@ class Normals:
         ----------
         into : sequence of Tensor
             [clients, size] each.
-        generators : sequence of Generator
+        generators : sequence of Draws
             The clients' own: a key is drawn from each.
         deviations : sequence of float
             Of the clients' numbers.
@@ -81,9 +83,8 @@ class Normals:
             for part, (coordinates, distances) in zip(parts, self._parts, strict=True):
                 part.addcmul_(coordinates, distances, value=deviation)
 
-    def _draw(self, own: np.random.Generator) -> None:
-        key = own.integers(2**32, size=_KEY_WORDS, dtype=np.uint64)
-        _encryptor(key).update_into(self._zeros, self._stream.data)
+    def _draw(self, own: Draws) -> None:
+        _encryptor(own.bytes(_KEY_BYTES)).update_into(self._zeros, self._stream.data)
         distances, cosines, sines = self._made.unbind()
         distances.copy_(self._words[0])
         torch.addcmul(self._least, distances, distances, value=_LARGEST**-2, out=distances)
@@ -95,10 +96,10 @@ class Normals:
             self._there.copy_(self._made)
 
 
-def _encryptor(key: np.ndarray) -> CipherContext:
+def _encryptor(key: bytes) -> CipherContext:
     """Of AES in counter mode with a key that is used once: the counter begins with 0."""
     from cryptography.hazmat.primitives.ciphers import Cipher
     from cryptography.hazmat.primitives.ciphers.algorithms import AES
     from cryptography.hazmat.primitives.ciphers.modes import CTR
 
-    return Cipher(AES(key.astype("<u4").tobytes()), CTR(bytes(16))).encryptor()
+    return Cipher(AES(key), CTR(bytes(16))).encryptor()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
-
-import numpy as np
-
 from flsimulation import seeds
 from flsimulation.experiment import Experiment
+from flsimulation.privacy.draws import Draws, SecretDraws
 
 
 def is_reproducible(experiment: Experiment) -> bool:
@@ -15,19 +12,17 @@ def is_reproducible(experiment: Experiment) -> bool:
     return experiment.runtime.is_simulation
 
 
-def generator(
-    experiment: Experiment, purpose: str, round: int, partition: int = 0
-) -> np.random.Generator:
+def generator(experiment: Experiment, purpose: str, round: int, partition: int = 0) -> Draws:
     """A generator for noise or a sample.
 
     Parameters
     ----------
     experiment : Experiment
-        In one process and on Ray the stream of its seed; on a network a new one, which the
-        operating system's entropy seeds.
+        In one process and on Ray the stream of its seed; on a network a new one, whose key is of
+        the operating system's entropy.
     purpose, round, partition
         As of `seeds.rng`.
     """
     if is_reproducible(experiment):
         return seeds.rng(experiment.seed, purpose, round, partition)
-    return np.random.default_rng(secrets.randbits(256))
+    return SecretDraws()

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flsimulation.privacy.draws import Draws
+
 Tensors: TypeAlias = Mapping[str, Tensor]
 """Tensors of a model by name."""
-Noise: TypeAlias = Callable[[], np.random.Generator]
+Noise: TypeAlias = Callable[[], Draws]
 """Returns the generator of one client's noise."""
 
 
@@ -133,7 +135,7 @@ def server(
     mean: Mapping[str, np.ndarray],
     names: Mapping[str, str],
     deviation: float,
-    generator: np.random.Generator,
+    generator: Draws,
 ) -> dict[str, np.ndarray]:
     """A mean model with Gaussian noise on each number of its update.
 
@@ -145,7 +147,7 @@ def server(
         As of `updated`.
     deviation : float
         Standard deviation of the noise.
-    generator : Generator
+    generator : Draws
         It draws array by array, in the order of ``names``.
     """
     noisy = {

@@ -81,7 +81,7 @@ CLIENT: Shapes = {
 _OPTIONAL: Shapes = {
     **dict.fromkeys(("error", "started", "engine", "not-stacked", "gpu", "weights-sha256"), TEXT),
     **dict.fromkeys(("seconds", "choosing-seconds"), NUMBER),
-    **dict.fromkeys(("resumed-after", "peak-memory-bytes"), WHOLE),
+    **dict.fromkeys(("resumed-after", "resumes", "peak-memory-bytes"), WHOLE),
     **dict.fromkeys(("versions", "host", "data", "model"), OBJECT),
     "step-seconds": NUMBERS,
 }

@@ -92,9 +92,11 @@ class RunDirectory:
         The run's experiment, written in full.
     done : int
         Rounds of the run to keep; lines of later rounds are removed.
+    resumes : int
+        How often the run was resumed, this time included.
     """
 
-    def __init__(self, path: Path, experiment: Experiment, done: int = 0) -> None:
+    def __init__(self, path: Path, experiment: Experiment, done: int = 0, resumes: int = 0) -> None:
         self.path = path
         self._experiment = experiment
         self._checkpoint: Checkpoint | None = None
@@ -109,7 +111,7 @@ class RunDirectory:
             write_atomic(path / EXPERIMENT, dump_toml(experiment))
             self._rounds = JsonLines(path / ROUNDS, keep)
             self._clients = JsonLines(path / CLIENTS, keep)
-            self._manifest = Manifest(path, _fields(experiment, done))
+            self._manifest = Manifest(path, _fields(experiment, done, resumes))
 
     def __call__(self, event: Event) -> None:
         """Write the content of an event.
@@ -202,7 +204,7 @@ class RunDirectory:
         write_atomic(self.path / LIGHTNING_MODEL, file.getvalue())
 
 
-def _fields(experiment: Experiment, done: int) -> dict[str, Any]:
+def _fields(experiment: Experiment, done: int, resumes: int) -> dict[str, Any]:
     """The manifest of a run that has not begun."""
     return {
         "name": experiment.name,
@@ -213,6 +215,7 @@ def _fields(experiment: Experiment, done: int) -> dict[str, Any]:
         "seed": experiment.seed,
         "rounds": done,
         "resumed-after": done or None,
+        "resumes": resumes,
         "error": None,
         "versions": {
             "python": platform.python_version(),

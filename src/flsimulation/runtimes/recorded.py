@@ -119,7 +119,7 @@ def record_resumed(
         space = Workspace.load(
             experiment, clients=clients, sinks=sinks, measures=measures, before=before, data=data
         )
-        directory = RunDirectory(record.path, experiment, done=start.round)
+        directory = RunDirectory(record.path, experiment, start.round, start.resumes)
         with _reported(record.path):
             federate(experiment, [directory, *sinks], space, start)
     return RunRecord(record.path).result()
@@ -130,7 +130,8 @@ def _start(record: RunRecord, experiment: Experiment) -> Start:
     last = next((line for line in record.rounds if line["round"] == saved.round), {})
     reached = is_reached(experiment.evaluate.target_accuracy, last.get("central"))
     trained = record.trained(until=saved.round)
-    return Start(saved.round, saved.arrays, saved.strategy, reached, trained)
+    before = record.manifest.get("resumes", 1 if record.manifest.get("resumed-after") else 0)
+    return Start(saved.round, saved.arrays, saved.strategy, reached, trained, before + 1)
 
 
 def _before(record: RunRecord) -> Before:

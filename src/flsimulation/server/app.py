@@ -76,6 +76,8 @@ class Start:
     """Whether the target accuracy was reached, so that no round follows."""
     trained: Sequence[tuple[int, str | None]] = ()
     """Partition, and reason of the failure or None, of each training in these rounds."""
+    resumes: int = 0
+    """How often the run was resumed, this time included."""
 
 
 def make_server_app(
@@ -155,10 +157,11 @@ def _federate(
     """The run itself, from the strategy to the last evaluation."""
     experiment = space.experiment
     strategy = build_strategy(experiment, evaluate=space.can_evaluate_clients)
-    done = start.trained if start is not None else ()
-    private = spending_of(
-        experiment, updated(space.module), strategy, done, sizes_of(space.experiment, space.data)
-    )
+    done, resumes = (start.trained, start.resumes) if start is not None else ((), 0)
+    sizes = sizes_of(experiment, space.data)
+    private = spending_of(experiment, updated(space.module), strategy, done, sizes, resumes)
+    if private is not None and (note := private.note):
+        emit(Noticed(note))
     arrays = record_of(space.initial_state())
     if start is not None:
         _restore(strategy, start.strategy)

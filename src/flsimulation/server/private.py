@@ -20,14 +20,18 @@ from flsimulation.experiment import Experiment
 from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.privacy import adaptive, transforms
 from flsimulation.privacy.clients import CLIP, WHOLE
+from flsimulation.privacy.draws import Draws
 from flsimulation.privacy.examples import example_ledger
 from flsimulation.privacy.ledger import Ledger, ledger_of, sampling_rate
-from flsimulation.privacy.sources import generator
+from flsimulation.privacy.sources import generator, is_reproducible
 from flsimulation.server.grid import PartitionedGrid
 from flsimulation.server.replies import Replies
 from flsimulation.server.sampling import OfferedNodes
 
 _NORM = "clip_norm"  # attribute of the strategy, which a checkpoint stores
+_UNFINISHED = (
+    2  # rounds in which a client may have trained: the last one's evaluation comes with a training
+)
 
 
 def spending_of(
@@ -36,6 +40,7 @@ def spending_of(
     strategy: Strategy,
     trained: Iterable[tuple[int, str | None]] = (),
     sizes: Sequence[int] = (),
+    resumes: int = 0,
 ) -> Spending | None:
     """What hides an experiment's clients; None if nothing does.
 
@@ -51,6 +56,8 @@ def spending_of(
         Partition and reason of the failure of each training before this run was resumed.
     sizes : sequence of int
         Examples that each client trains on.
+    resumes : int
+        How often the run was resumed.
 
     Raises
     ------
@@ -60,9 +67,11 @@ def spending_of(
     ledger = example_ledger(experiment, sizes) or ledger_of(experiment)
     if ledger is None:
         return None
-    if experiment.privacy.mode == "central":
-        return Central(experiment, ledger, names, strategy)
-    return Spending(experiment, ledger, trained)
+    central = experiment.privacy.mode == "central"
+    repeated = 0 if is_reproducible(experiment) else resumes * (1 if central else _UNFINISHED)
+    if central:
+        return Central(experiment, ledger, names, strategy, repeated)
+    return Spending(experiment, ledger, trained, repeated)
 
 
 class Spending:
@@ -76,6 +85,9 @@ class Spending:
         Of the experiment.
     trained : iterable of (int, str or None)
         Partition and reason of the failure of each training before this run was resumed.
+    repeated : int
+        Rounds that may have been in progress when the run was interrupted, and were repeated with other
+        noise: what was sent in them was spent, too.
     """
 
     def __init__(
@@ -83,13 +95,27 @@ class Spending:
         experiment: Experiment,
         ledger: Ledger,
         trained: Iterable[tuple[int, str | None]] = (),
+        repeated: int = 0,
     ) -> None:
-        self.experiment, self.ledger = experiment, ledger
+        self.experiment, self.ledger, self.repeated = experiment, ledger, repeated
         self._counts = Counter(partition for partition, _ in trained)
 
     def times(self, number: int) -> int:  # noqa: ARG002 - central counts rounds
         """How often the mechanism was applied up to a round, to the client that is worst off."""
-        return max(self._counts.values(), default=0)
+        return max(self._counts.values(), default=0) + self.repeated
+
+    @property
+    def note(self) -> str:
+        """A line for people on what was counted twice; mostly empty."""
+        if not self.repeated:
+            return ""
+        rounds = "1 round" if self.repeated == 1 else f"{self.repeated} rounds"
+        last = self.experiment.strategy.rounds
+        return (
+            f"privacy: what was sent before the run was interrupted had other noise, so that {rounds} more "
+            f"may have been spent, and {'is' if self.repeated == 1 else 'are'} counted: epsilon "
+            f"{self.ledger.epsilon(last + self.repeated):.4g} after {last} rounds"
+        )
 
     def why_over(self, number: int) -> str | None:
         """Why a round must not be trained; None if the budget allows it."""
@@ -134,6 +160,8 @@ class Central(Spending):
         What an update consists of, as of `transforms.updated`.
     strategy : Strategy
         It keeps the clipping norm, so that a checkpoint does.
+    repeated : int
+        As of `Spending`.
     """
 
     def __init__(
@@ -142,8 +170,9 @@ class Central(Spending):
         ledger: Ledger,
         names: Mapping[str, str],
         strategy: Strategy,
+        repeated: int = 0,
     ) -> None:
-        super().__init__(experiment, ledger)
+        super().__init__(experiment, ledger, repeated=repeated)
         self.names, self._strategy = names, strategy
         if not hasattr(strategy, _NORM):
             setattr(strategy, _NORM, experiment.privacy.clip)
@@ -160,7 +189,7 @@ class Central(Spending):
 
     def times(self, number: int) -> int:
         """The number of rounds: each client was in each of them with the same probability."""
-        return number
+        return number + self.repeated
 
     def settings(self) -> ConfigRecord:
         """The clipping norm of the round."""
@@ -220,7 +249,7 @@ class Central(Spending):
         made = {name: HeldArray(np.asarray(value)) for name, value in noisy.items()}
         return joined({name: made.get(name, array) for name, array in before.items()})
 
-    def _follow(self, trained: Replies, noise: np.random.Generator) -> None:
+    def _follow(self, trained: Replies, noise: Draws) -> None:
         """Have the clipping norm follow the quantile of the updates' norms."""
         if not self.ledger.count_noise:
             return

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flsimulation.clock import Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
+from flsimulation.privacy.draws import Draws
 from flsimulation.privacy.normals import Normals
 from flsimulation.training.failures import loss_not_finite, too_late, weights_not_finite
 from flsimulation.training.jobs import Job, State, Terms, Trained
@@ -199,7 +200,7 @@ class Fit:
         return Trained(scores(logged, {"loss": loss}), steps, seconds, state)
 
 
-def _generator(job: Job) -> np.random.Generator:
+def _generator(job: Job) -> Draws:
     """What a client's samples and its noise are drawn from."""
     if job.noise is None:
         raise ValueError(f"client {job.partition} has no generator for its noise")

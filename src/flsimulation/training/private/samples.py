@@ -9,6 +9,7 @@ import torch
 
 from flsimulation.data.leaves import Leaves, each, stacked
 from flsimulation.errors import ClientError
+from flsimulation.privacy.draws import Draws
 from flsimulation.training.batches import Batches, gathered
 
 _SIZES = 8  # to which a batch may be filled up, between none and the expected size
@@ -28,7 +29,7 @@ class Samples:
         Their training parts, each with at least one example.
     epochs : int
         Local epochs.
-    generators : sequence of Generator
+    generators : sequence of Draws
         The clients' own.
     device : device
         Where batches shall be.
@@ -39,7 +40,7 @@ class Samples:
         data: tuple[Leaves, Leaves],
         clients: Sequence[Batches],
         epochs: int,
-        generators: Sequence[np.random.Generator],
+        generators: Sequence[Draws],
         device: torch.device,
     ) -> None:
         self._data, self._clients, self._device = data, clients, device
@@ -104,7 +105,8 @@ class Samples:
         return each(lambda t: t[:, 0], x), each(lambda t: t[:, 0], y)
 
 
-def _drawn(indices: np.ndarray, expected: int, own: np.random.Generator) -> np.ndarray:
+def _drawn(indices: np.ndarray, expected: int, own: Draws) -> np.ndarray:
     if expected == len(indices):
         return indices
-    return indices[own.random(len(indices)) < expected / len(indices)]
+    uniform: np.ndarray = own.random(len(indices))
+    return indices[uniform < expected / len(indices)]
