@@ -89,7 +89,7 @@ _NOW = row(
         Says(
             "Time left",
             "The rounds to come, as long as this run's took on average. A run whose target "
-            "accuracy is reached ends sooner.",
+            "accuracy is reached, or whose privacy budget is spent, ends sooner.",
             "dthms",
             empty="not known yet",
         ),
@@ -144,7 +144,8 @@ _WHO = row(
     rows(
         Says(
             "Run",
-            "The experiment, its strategy, data set, model and seed: of this run, or of the last.",
+            "The experiment, its strategy, data set, model, seed and privacy: of this run, or of the "
+            "last.",
             "none",
         ),
         [
@@ -152,7 +153,7 @@ _WHO = row(
                 f"""
                 label_replace(
                   label_replace(
-                    max by (name, strategy, dataset, model, seed) (fl_run_info{{name!=""}}),
+                    max by (name, strategy, dataset, model, seed, privacy) (fl_run_info{{name!=""}}),
                     {_file("model")}
                   ),
                   {_file("dataset")}
@@ -162,10 +163,11 @@ _WHO = row(
         ],
         [
             Column("Experiment", "name", width=110),
-            Column("Strategy", "strategy", width=90),
-            Column("Data set", "dataset", width=90),
+            Column("Strategy", "strategy", width=80),
+            Column("Data set", "dataset", width=80),
             Column("Model", "model"),
-            Column("Seed", "seed", width=55),
+            Column("Seed", "seed", width=50),
+            Column("Privacy", "privacy"),
         ],
     ),
     numbers(
@@ -222,7 +224,7 @@ _WHO = row(
         "container",
         rows=6,
     ),
-    widths=(9, 5, 5, 5),
+    widths=(11, 4, 5, 4),
 )
 
 _LEARNING = row(
@@ -431,7 +433,7 @@ _PRIVACY = row(
             empty="no differential privacy in this run",
             decimals=2,
         ),
-        Query("max by (mode) (fl_privacy_epsilon)", "epsilon, {{mode}}"),
+        Query("max by (mode, delta) (fl_privacy_epsilon)", "epsilon, {{mode}}, at delta {{delta}}"),
         Query("max(fl_privacy_budget_epsilon)", "budget"),
         stepped=True,
     ),
