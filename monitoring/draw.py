@@ -2,7 +2,7 @@
 
 ``python monitoring/draw.py --prometheus http://localhost:9090 --dashboard federation -o f.png``
 asks Prometheus for all of the dashboard's panels, hands the answers to Grafana's own components in
-a headless Chromium, and writes a picture of the whole dashboard. It needs Node.js with npm, and
+a headless Chromium, and writes a picture of the whole dashboard, or of some panels (``--panel``). It needs Node.js with npm, and
 Chromium; the components are installed below monitoring/draw at the first call.
 
 What Grafana's packages do not export is close, but not the same: the state timeline is drawn by
@@ -38,6 +38,8 @@ from monitoring.queries import filled  # noqa: E402
 DRAW = MONITORING / "draw"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _CELL, _GAP, _TOP = 30, 8, 48  # pixels, as in draw/src/main.tsx
+_INSTALLED = "node_modules/.package-lock.json"  # npm writes it last
+_FONTS = {"Inter-Regular": 400, "Inter-Medium": 500}  # Grafana's names, weights
 _POINTS = 200  # at most, for each line
 _SCRAPE_SECONDS = 5
 _PAGE = """<!doctype html><meta charset="utf-8"><title>dashboard</title>
@@ -58,6 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=15, help="that it looks back")
     parser.add_argument("--partition", default="0", help="that the dashboard client shows")
     parser.add_argument("--width", type=int, default=1600, help="in pixels")
+    parser.add_argument(
+        "--panel",
+        action="append",
+        default=[],
+        metavar="TITLE",
+        help="draw only this panel; again for others, side by side in this order",
+    )
     parser.add_argument("-o", "--out", type=Path, default=Path("dashboard.png"))
     asked = parser.parse_args(arguments)
     try:
@@ -84,6 +93,8 @@ def draw(asked: argparse.Namespace) -> None:
     if not path.is_file():
         raise RuntimeError(f"--dashboard {asked.dashboard}: use federation, client or resources")
     dashboard = json.loads(path.read_text(encoding="utf-8"))
+    if asked.panel:
+        dashboard["panels"] = side_by_side(dashboard["panels"], asked.panel)
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if browser is None:
         raise RuntimeError(f"no browser; install one of {', '.join(_BROWSERS)}")
@@ -93,11 +104,31 @@ def draw(asked: argparse.Namespace) -> None:
     _screenshot(browser, content, asked.out, asked.width, _TOP + rows * (_CELL + _GAP))
 
 
+def side_by_side(panels: Sequence[dict[str, Any]], titles: Sequence[str]) -> list[dict[str, Any]]:
+    """The panels with these titles, in a row that is as high as the highest.
+
+    Raises
+    ------
+    RuntimeError
+        If no panel has one of the titles.
+    """
+    known = {panel["title"]: panel for panel in panels}
+    if missing := [title for title in titles if title not in known]:
+        raise RuntimeError(f"--panel {missing[0]}: use one of {', '.join(known)}")
+    width = 24 // len(titles)
+    height = max(known[title]["gridPos"]["h"] for title in titles)
+    return [
+        known[title] | {"gridPos": {"x": place * width, "y": 0, "w": width, "h": height}}
+        for place, title in enumerate(titles)
+    ]
+
+
 def build() -> None:
     """Install Grafana's components and bundle the page, where that is not done."""
     if shutil.which("npm") is None:
         raise RuntimeError("npm is missing; install Node.js with npm")
-    if not (DRAW / "node_modules").is_dir():
+    wanted, installed = (DRAW / name for name in ("package-lock.json", _INSTALLED))
+    if not installed.is_file() or installed.stat().st_mtime < wanted.stat().st_mtime:
         _call("npm", "ci", "--no-audit", "--no-fund")
     bundle = DRAW / "dist" / "main.js"
     changed = max(path.stat().st_mtime for path in (DRAW / "src").iterdir())
@@ -209,6 +240,13 @@ def _screenshot(browser: str, content: dict[str, Any], out: Path, width: int, he
         public = DRAW / "node_modules" / "@grafana" / "ui" / "dist" / "public"
         (folder / "public").mkdir()
         (folder / "public" / "build").symlink_to(public)
+        fonts = folder / "public" / "fonts" / "inter"
+        fonts.mkdir(parents=True)
+        for font, weight in _FONTS.items():
+            file = f"inter-latin-{weight}-normal.woff2"
+            (fonts / f"{font}.woff2").symlink_to(
+                DRAW / "node_modules" / "@fontsource" / "inter" / "files" / file
+            )
         serve = functools.partial(_Quiet, directory=name)
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -217,6 +255,7 @@ def _screenshot(browser: str, content: dict[str, Any], out: Path, width: int, he
                 f"--user-data-dir={folder / 'profile'}",
                 f"--window-size={width},{height}",
                 "--virtual-time-budget=20000",
+                "--run-all-compositor-stages-before-draw",  # else a busy machine leaves graphs out
                 f"--screenshot={out.resolve()}",
                 f"http://127.0.0.1:{server.server_address[1]}/index.html",
             )

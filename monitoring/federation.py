@@ -36,6 +36,11 @@ STATES = {
 """States of a run and their colours; in the panel the n-th state is the number n."""
 CLIENT_STATES = {"0": ("down", RED), "1": ("at work", BLUE), "2": ("connected", GREEN)}
 """Values of `recording.STATE`."""
+SEVERITIES = {
+    name: (name, colour)
+    for name, colour in (("critical", RED), ("warning", ORANGE), ("info", BLUE))
+}
+"""Of alerts, with their colours."""
 SLOW = ((None, GREEN), (1.5, YELLOW), (2, RED))  # times the median
 
 _STATE = " + ".join(
@@ -84,7 +89,7 @@ _NOW = row(
         Says(
             "Time left",
             "The rounds to come, as long as this run's took on average. A run whose target "
-            "accuracy is reached ends sooner.",
+            "accuracy is reached, or whose privacy budget is spent, ends sooner.",
             "dthms",
             empty="not known yet",
         ),
@@ -139,7 +144,8 @@ _WHO = row(
     rows(
         Says(
             "Run",
-            "The experiment, its strategy, data set, model and seed: of this run, or of the last.",
+            "The experiment, its strategy, data set, model, seed and privacy: of this run, or of the "
+            "last.",
             "none",
         ),
         [
@@ -147,7 +153,7 @@ _WHO = row(
                 f"""
                 label_replace(
                   label_replace(
-                    max by (name, strategy, dataset, model, seed) (fl_run_info{{name!=""}}),
+                    max by (name, strategy, dataset, model, seed, privacy) (fl_run_info{{name!=""}}),
                     {_file("model")}
                   ),
                   {_file("dataset")}
@@ -157,10 +163,11 @@ _WHO = row(
         ],
         [
             Column("Experiment", "name", width=110),
-            Column("Strategy", "strategy", width=90),
-            Column("Data set", "dataset", width=90),
-            Column("Model", "model", width=210),
-            Column("Seed", "seed", width=55),
+            Column("Strategy", "strategy", width=80),
+            Column("Data set", "dataset", width=80),
+            Column("Model", "model"),
+            Column("Seed", "seed", width=50),
+            Column("Privacy", "privacy"),
         ],
     ),
     numbers(
@@ -217,7 +224,7 @@ _WHO = row(
         "container",
         rows=6,
     ),
-    widths=(9, 5, 5, 5),
+    widths=(11, 4, 5, 4),
 )
 
 _LEARNING = row(
@@ -293,7 +300,7 @@ _TABLE = row(
             Column("Times median", "Value #E", "none", 1, width=120, steps=SLOW),
             Column("Memory", "Value #F", "bytes", width=90),
             Column("Cores", "Value #G", "none", 2, width=80),
-            Column("Name", "name", width=130),
+            Column("Name", "name"),
         ],
         sort=(("State", False), ("Times median", True)),
     ),
@@ -312,10 +319,10 @@ _TABLE = row(
         ],
         [
             Column("Alert", "alertname"),
-            Column("Severity", "severity"),
-            Column("Client", "partition", width=70, links=[ROW_TO_CLIENT]),
-            Column("Service", "job"),
-            Column("Cause", "cause"),
+            Column("Severity", "severity", width=75, mappings=SEVERITIES),
+            Column("Client", "partition", width=60, links=[ROW_TO_CLIENT]),
+            Column("Service", "job", width=85),
+            Column("Cause", "cause", width=85),
         ],
     ),
     widths=(16, 8),
@@ -411,6 +418,7 @@ _ROUNDS = row(
         Query(f"max by (direction) (fl_last_round_bytes) {_RUNNING}", "{{direction}}"),
         stepped=True,
     ),
+    widths=(7, 10, 7),  # the legend of failures has five lines, beside the graph
 )
 
 
@@ -422,10 +430,10 @@ _PRIVACY = row(
             "Epsilon that this run has spent after each round, at the experiment's delta, and the "
             "budget at which it ends, if it has one.",
             "none",
-            empty="nobody is hidden",
+            empty="no differential privacy in this run",
             decimals=2,
         ),
-        Query("max by (mode) (fl_privacy_epsilon)", "epsilon, {{mode}}"),
+        Query("max by (mode, delta) (fl_privacy_epsilon)", "epsilon, {{mode}}, at delta {{delta}}"),
         Query("max(fl_privacy_budget_epsilon)", "budget"),
         stepped=True,
     ),
@@ -435,7 +443,7 @@ _PRIVACY = row(
             "Largest norm that a client's update, or an example's gradient, had after it was clipped in "
             "the last round.",
             "none",
-            empty="nobody is hidden",
+            empty="no differential privacy in this run",
             decimals=3,
         ),
         Query("max by (mode) (fl_privacy_clip_norm)", "norm, {{mode}}"),

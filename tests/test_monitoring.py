@@ -412,7 +412,21 @@ class TestReadability:
     def test_a_tables_columns_fit_its_width_and_empty_cells_say_nothing(self, panel):
         widths = overridden(panel, "custom.width")
         assert sum(widths) <= panel["gridPos"]["w"] / 24 * 1500  # pixels of a usual screen
+        columns = panel["fieldConfig"]["overrides"]
+        assert len(widths) < len(columns)  # one takes what is left: no empty strip at the right
         assert set(overridden(panel, "noValue")) == {"-"}
+
+    def test_each_severity_of_an_alert_has_its_colour(self):
+        ((mapping,),) = overridden(panel_of("federation", "Firing alerts"), "mappings")
+        colours = {name: shown["color"] for name, shown in mapping["options"].items()}
+        assert colours == {"critical": "red", "warning": "orange", "info": "blue"}
+        assert {rule["labels"]["severity"] for rule in ALERTS.values()} == set(colours)
+
+    def test_a_run_without_epsilon_is_not_said_to_hide_nobody(self):
+        # Secure aggregation hides the clients' updates, and spends no epsilon.
+        for title in ("Privacy", "Clipping norm"):
+            empty = panel_of("federation", title)["fieldConfig"]["defaults"]["noValue"]
+            assert empty == "no differential privacy in this run"
 
     @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
     def test_a_mark_shows_where_a_run_begins(self, path):
@@ -425,6 +439,19 @@ class TestReadability:
         from monitoring.draw import kinds
 
         assert kinds() == {panel.values[0]["type"] for panel in each_panel()}
+
+    def test_some_panels_can_be_drawn_side_by_side(self):
+        from monitoring.draw import side_by_side
+
+        panels = load(MONITORING / "grafana" / "dashboards" / "federation.json")["panels"]
+        drawn = side_by_side(panels, ["Privacy", "Loss by round"])
+        assert [panel["title"] for panel in drawn] == ["Privacy", "Loss by round"]
+        assert [panel["gridPos"] for panel in drawn] == [
+            {"x": 0, "y": 0, "w": 12, "h": 9},
+            {"x": 12, "y": 0, "w": 12, "h": 9},
+        ]
+        with pytest.raises(RuntimeError, match=r"^--panel privacy: use one of State, Round, "):
+            side_by_side(panels, ["privacy"])
 
 
 def panel_of(board: str, title: str) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def test_the_metrics_of_a_run_equal_its_run_directory(make_experiment: Any, tmp_
         "dataset": spec.data.dataset,
         "model": "mlp",
         "seed": "0",
+        "privacy": "none",
     }
     assert value("fl_run_info", info) == 1
 
@@ -274,13 +275,36 @@ def test_the_table_is_what_is_exported(make_experiment: Any, tmp_path: Path) -> 
         assert (family.type, family.documentation) == (row.kind, row.help)
         assert family.samples, row.name
     of_two = epsilon_of(Mechanism(1.0, 1.0), 2, 0.01)
+    labels = {"epsilon": {"delta": "0.01"}, "budget_epsilon": {}, "clip_norm": {}}
     found = {
-        name: metrics.registry.get_sample_value(f"fl_privacy_{name}", {"mode": "central"})
-        for name in ("epsilon", "budget_epsilon", "clip_norm")
+        name: metrics.registry.get_sample_value(f"fl_privacy_{name}", {"mode": "central"} | more)
+        for name, more in labels.items()
     }
     assert found == {"epsilon": pytest.approx(of_two), "budget_epsilon": 50.0, "clip_norm": 1.0}
     assert "process_cpu_seconds" in families
     assert "process_resident_memory_bytes" in families
+
+
+@pytest.mark.parametrize(
+    ("privacy", "words"),
+    [
+        ({"mode": "none"}, "none"),
+        ({"mode": "central", "noise-multiplier": 1.0, "delta": 0.01}, "central"),
+        ({"secure-aggregation": True}, "secure aggregation"),
+        (
+            {"mode": "local", "noise-multiplier": 1.0, "delta": 0.01, "secure-aggregation": True},
+            "local + secure aggregation",
+        ),
+    ],
+)
+def test_a_run_says_what_hides_its_clients(
+    make_experiment: Any, privacy: dict[str, Any], words: str
+) -> None:
+    metrics = PrometheusMetrics(4)
+    spec = make_experiment(privacy=privacy)
+    metrics(RunStarted(spec, {}, 1, "", None, (), 1, 0))
+    (family,) = (f for f in metrics.registry.collect() if f.name == "fl_run")
+    assert [sample.labels["privacy"] for sample in family.samples] == [words]
 
 
 class Scrape:

@@ -20,7 +20,16 @@ const CELL = 30; // of Grafana's grid, px
 const GAP = 8;
 const TOP = 48;
 
+// Grafana's font, which the width of numbers is measured with before they are drawn.
+async function fonts() {
+  for (const [name, weight] of [['Regular', '400'], ['Medium', '500']]) {
+    const face = new FontFace('Inter', `url(public/fonts/inter/Inter-${name}.woff2)`, { weight });
+    document.fonts.add(await face.load());
+  }
+}
+
 async function draw(input: Input) {
+  await fonts();
   const theme = createTheme({ colors: { mode: 'dark' } });
   const { dashboard, answers, marks, width } = input;
   const times = { from: dateTime(input.from), to: dateTime(input.to) };

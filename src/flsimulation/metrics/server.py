@@ -25,6 +25,7 @@ from flsimulation.events import (
     RunFinished,
     RunStarted,
 )
+from flsimulation.experiment.spec import Privacy
 from flsimulation.metrics.client_series import ClientSeries
 from flsimulation.metrics.table import (
     LABELLED_CLIENTS,
@@ -119,6 +120,7 @@ class PrometheusMetrics:
             dataset=spec.data.dataset,
             model=spec.model.class_,
             seed=str(spec.seed),
+            privacy=_privacy(spec.privacy),
         )
         self._series.clear(*_OF_ONE_RUN)
         if self._clients is not None:
@@ -230,12 +232,16 @@ class PrometheusMetrics:
             self._series.counter("fl_message_bytes_total", direction=direction).inc(size)
             self._series.gauge("fl_last_round_bytes", direction=direction).set(size)
         if event.privacy is not None:
-            for key, name in (("epsilon", "epsilon"), ("clip", "clip_norm")):
-                if key in event.privacy:
-                    gauge = self._series.gauge(f"fl_privacy_{name}", mode=self._mode)
-                    gauge.set(event.privacy[key])
+            self._spent(event.privacy)
         if event.round >= self._current:  # the next one may have begun
             self._series.gauge("fl_round_started_timestamp_seconds").set(0)
+
+    def _spent(self, privacy: Mapping[str, float]) -> None:
+        if "epsilon" in privacy:
+            labels = {"mode": self._mode, "delta": f"{privacy['delta']:g}"}
+            self._series.gauge("fl_privacy_epsilon", **labels).set(privacy["epsilon"])
+        if "clip" in privacy:
+            self._series.gauge("fl_privacy_clip_norm", mode=self._mode).set(privacy["clip"])
 
     def _judged(self, scores: Mapping[str, float], source: str) -> None:
         self._show(scores, source, "loss", "fl_global_loss_lowest", min)
@@ -257,3 +263,11 @@ class PrometheusMetrics:
         if math.isfinite(score):
             self._best[best, source] = better(score, self._best.get((best, source), score))
             self._series.gauge(best, source=source).set(self._best[best, source])
+
+
+def _privacy(spec: Privacy) -> str:
+    """What hides the clients, in words."""
+    used: list[str] = [] if spec.mode == "none" else [spec.mode]
+    if spec.secure_aggregation:
+        used.append("secure aggregation")
+    return " + ".join(used) or "none"

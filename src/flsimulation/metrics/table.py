@@ -31,7 +31,7 @@ class Metric:
 
 
 SERVER_METRICS = (
-    Metric("fl_run_info", "info", "1", "The run: its experiment, strategy, dataset and model.", ("name", "strategy", "dataset", "model", "seed")),
+    Metric("fl_run_info", "info", "1", "The run: its experiment, strategy, dataset, model and privacy (none, central, local, example, secure aggregation).", ("name", "strategy", "dataset", "model", "seed", "privacy")),
     Metric("fl_run_state", "gauge", "0 or 1", "1 for the state that the run is in.", ("state",)),
     Metric("fl_run_started_timestamp_seconds", "gauge", "seconds", "When the current or the last run began, Unix time; 0 before any."),
     Metric("fl_run_rounds", "gauge", "rounds", "Rounds of the experiment."),
@@ -60,7 +60,7 @@ SERVER_METRICS = (
     Metric("fl_client_moves_total", "counter", "clients", "Clients that joined or left a run in progress, came back, or were refused, with round.late = 'join'.", ("move",)),
     Metric("fl_client_failures_total", "counter", "failures", "Replies that failed or did not arrive: error, diverged, deadline, lost or rejected.", ("reason",)),
     Metric("fl_message_bytes_total", "counter", "bytes", "Payload of the messages to (down) and from (up) the clients.", ("direction",)),
-    Metric("fl_privacy_epsilon", "gauge", "epsilon", "Epsilon that this run has spent; no series where nobody is hidden.", ("mode",)),
+    Metric("fl_privacy_epsilon", "gauge", "epsilon", "Epsilon that this run has spent, at the experiment's delta; no series without differential privacy.", ("mode", "delta")),
     Metric("fl_privacy_budget_epsilon", "gauge", "epsilon", "Largest epsilon that this run may spend; no series without a limit.", ("mode",)),
     Metric("fl_privacy_clip_norm", "gauge", "norm", "Largest norm of a client's update (central, local) or of an example's gradient (example) in the last round.", ("mode",)),
 )  # fmt: skip
