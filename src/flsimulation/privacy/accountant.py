@@ -63,6 +63,7 @@ def epsilon_of(mechanism: Mechanism, times: int, delta: float, method: Method = 
         return float(account.get_epsilon(delta))
 
 
+@functools.lru_cache(maxsize=64)
 def noise_for(
     epsilon: float, rate: float, times: int, delta: float, method: Method = "rdp"
 ) -> float:
