@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from flsimulation.privacy.accountant import Mechanism, epsilon_of, noise_for, times_within
+from flsimulation.privacy.accountant import (
+    Mechanism,
+    Method,
+    epsilon_of,
+    noise_for,
+    times_within,
+    worst_of,
+)
 
 DELTA = 1e-5
 
@@ -94,3 +101,13 @@ def test_the_rounds_that_a_budget_allows() -> None:
     assert epsilon_of(mechanism, allowed, 1e-3) <= 1.0 < epsilon_of(mechanism, allowed + 1, 1e-3)
     assert times_within(mechanism, 100.0, 1e-3, 20) == 20
     assert times_within(mechanism, 1e-6, 1e-3, 20) == 0
+
+
+@pytest.mark.parametrize("method", ["rdp", "pld"])
+def test_the_worst_of_several_mechanisms(method: Method) -> None:
+    """The second bound by Renyi divergences is above the first's tight epsilon: both have to be computed."""
+    counted = [(Mechanism(1.0, 0.5), 9), (Mechanism(1.0, 1.0), 3), (Mechanism(1.0, 0.1), 10)]
+    every = [epsilon_of(own, times, 1e-3, method) for own, times in counted]
+    assert worst_of(counted, 1e-3, method) == (max(every), every.index(max(every)))
+    assert worst_of(counted[::-1], 1e-3, method)[0] == max(every)
+    assert worst_of([(Mechanism(1.0, 0.5), 0)], 1e-3, method) == (0.0, 0)

@@ -79,6 +79,16 @@ class Embedded(nn.Module):
 class Sum(Base):
     reduction = "sum"
 
+class Broken(Base):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return super().training_step((x.masked_fill((y == 3).view(-1, 1, 1, 1), float("inf")), y), batch_idx)
+
+class Hopeless(Base):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return super().training_step((x.masked_fill((y >= 0).view(-1, 1, 1, 1), float("inf")), y), batch_idx)
+
 class Stops(Base):
     def configure_callbacks(self):
         return [pl.callbacks.EarlyStopping("train_loss")]
@@ -238,6 +248,23 @@ def test_noise_depends_on_more_than_a_seed_of_32_bits(made: Callable[..., Experi
     assert apart(states[0], states[2]) > 0.001
 
 
+@pytest.mark.parametrize("batch", [1, 64])
+def test_an_example_whose_loss_is_not_finite_neither_counts_nor_ends_its_clients_training(
+    made: Callable[..., Experiment], batch: int
+) -> None:
+    """With a batch of 64 a client's step takes all its examples, those with the label 3 with an input of infinity."""
+    space, results = fitted(made("Broken", f"train.batch-size={batch}"))
+    start = space.initial_state()
+    for partition, result in results.items():
+        assert np.isfinite(result.scores["loss"])
+        assert apart(result.state, start) > 0
+        if batch == 64:
+            x, y = examples_of(space.train_job(partition, 1))
+            loss = functional.cross_entropy(space.module(x[y != 3]), y[y != 3])
+            assert (y == 3).any()
+            assert result.scores["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
 def test_steps_sample_each_example_by_itself(made: Callable[..., Experiment]) -> None:
     """The loss of a step is the mean over the drawn examples; with one of 45 on average some are empty."""
     experiment = made("Base", "train.batch-size=1", "train.epochs=2")
@@ -254,6 +281,11 @@ def test_steps_sample_each_example_by_itself(made: Callable[..., Experiment]) ->
             "Normed",
             [],
             "the layer net.2 is a BatchNorm1d, which mixes the examples of a batch; use GroupN",
+        ),
+        (
+            "Hopeless",
+            [],
+            "training_step's loss, or its gradient, is not finite for examples of the data",
         ),
         ("Sum", [], "training_step's loss of a batch is not the mean of its examples' losses"),
         (

@@ -519,6 +519,48 @@ def test_a_guarantee_that_cannot_be_useful_is_said(make_experiment: Make) -> Non
     assert privacy_advice(make_experiment(), module) == []
 
 
+def test_advice_counts_the_noise_of_adaptive_clipping_that_is_on_the_updates(
+    make_experiment: Make,
+) -> None:
+    """1 / sqrt(1 / 2^2 - 1 / (2 * 1.25)^2) = 10 / 3, of 400 numbers."""
+    adaptive = {"clipping": "adaptive", "clip-count-noise": 1.25, "noise-multiplier": 2.0}
+    spec = make_experiment(data={"clients": 20}, privacy={**CENTRAL, **adaptive})
+    (line,) = privacy_advice(spec, torch.nn.Linear(399, 1))
+    assert "3.33 clipping norms long (noise multiplier 3.33, 400 parameters, 20 clients" in line
+    assert "a cohort of 67 would do" in line
+
+
+@pytest.mark.parametrize(("budget", "said"), [(0.0, True), (20.0, False), (21.0, True)])
+def test_an_epsilon_that_says_little_is_said(
+    make_experiment: Make, budget: float, said: bool
+) -> None:
+    privacy = {**CENTRAL, "noise-multiplier": 0.5, "budget-epsilon": budget}
+    spec = make_experiment(data={"clients": 20}, strategy={"rounds": 9}, privacy=privacy)
+    spent = budget or epsilon_of(Mechanism(0.5, 1.0), 9, 0.01)
+    wanted = [
+        f"privacy: epsilon {spent:.3g} says little: 8 is common, and above 20 an attack may succeed almost as often "
+        f"as without noise; set more noise, fewer rounds, or privacy.epsilon"
+    ]
+    assert privacy_advice(spec, torch.nn.Linear(1, 1)) == (wanted if said else [])
+
+
+def test_steps_that_are_drowned_by_their_noise_are_said(make_experiment: Make) -> None:
+    """4 rounds of 2 and of 1 step, with 32 and 9 of the clients' 60 and 9 examples on average.
+
+    Gradients: (60 * 2 + 9 * 1) / 2. Noise: 8 sqrt(400 (2 (60 / 32)^2 + 1) / 2 / (2 * 4)) = 8 sqrt(200.78).
+    """
+    privacy = {"mode": "example", "noise-multiplier": 8.0, "delta": 0.001}
+    spec = make_experiment(
+        data={"clients": 2}, strategy={"rounds": 4}, train={"batch-size": 32}, privacy=privacy
+    )
+    assert privacy_advice(spec, torch.nn.Linear(399, 1), [60, 9]) == [
+        "privacy: the noise of all steps is 1.76 times as long as their clipped gradients can be together (noise "
+        "multiplier 8, 400 parameters, 2 clients a round, 4 rounds): the model will hardly learn; a cohort of 7 "
+        "would do, or a smaller model"
+    ]
+    assert privacy_advice(spec, torch.nn.Linear(99, 1), [60, 9]) == []
+
+
 def test_tied_parameters_count_once_and_stay_tied() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     module[1].weight = module[0].weight

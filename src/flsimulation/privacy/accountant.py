@@ -13,7 +13,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 Method = Literal["rdp", "pld"]
@@ -63,6 +63,33 @@ def epsilon_of(mechanism: Mechanism, times: int, delta: float, method: Method = 
         return float(account.get_epsilon(delta))
 
 
+def worst_of(
+    counted: Sequence[tuple[Mechanism, int]], delta: float, method: Method = "rdp"
+) -> tuple[float, int]:
+    """The largest epsilon of several mechanisms, each applied to data of its own, and whose it is.
+
+    Renyi divergences bound every epsilon in milliseconds, privacy loss distributions take seconds: those whose
+    bound is not above the largest epsilon so far are left out.
+
+    Parameters
+    ----------
+    counted : sequence of (Mechanism, int)
+        The mechanisms, and how often each was applied.
+    delta, method
+        As of `epsilon_of`.
+    """
+    bounds = [epsilon_of(own, times, delta, "rdp") for own, times in counted]
+    largest, place = -1.0, 0
+    for at in sorted(range(len(counted)), key=lambda at: -bounds[at]):
+        if bounds[at] <= largest:
+            break
+        epsilon = epsilon_of(*counted[at], delta, method)
+        if epsilon > largest:
+            largest, place = epsilon, at
+    return largest, place
+
+
+@functools.lru_cache(maxsize=64)
 def noise_for(
     epsilon: float, rate: float, times: int, delta: float, method: Method = "rdp"
 ) -> float:

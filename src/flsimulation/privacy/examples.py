@@ -14,7 +14,7 @@ from typing import NamedTuple
 from flsimulation.data.federated import FederatedData
 from flsimulation.errors import InputError
 from flsimulation.experiment import Experiment
-from flsimulation.privacy.accountant import Mechanism, epsilon_of, noise_for, times_within
+from flsimulation.privacy.accountant import Mechanism, noise_for, times_within, worst_of
 from flsimulation.privacy.ledger import Ledger
 from flsimulation.privacy.sources import is_reproducible
 
@@ -173,11 +173,9 @@ def _noise(experiment: Experiment, sizes: Sequence[int], rounds: int) -> float:
     spec, noise = experiment.privacy, 0.0
     while True:
         groups = example_mechanisms(experiment, sizes, noise or 1.0)
-        epsilons = [
-            epsilon_of(own, steps * rounds, spec.delta, spec.accountant) for own, steps in groups
-        ]
-        worst = max(range(len(groups)), key=epsilons.__getitem__)
-        if noise and epsilons[worst] <= spec.epsilon:
+        counted = [(own, steps * rounds) for own, steps in groups]
+        epsilon, worst = worst_of(counted, spec.delta, spec.accountant)
+        if noise and epsilon <= spec.epsilon:
             return noise
         (_, rate), steps = groups[worst]
         try:
@@ -191,6 +189,5 @@ def _noise(experiment: Experiment, sizes: Sequence[int], rounds: int) -> float:
 
 
 def _worst(mechanisms: Sequence[tuple[Mechanism, int]], times: int, ledger: Ledger) -> float:
-    return max(
-        epsilon_of(own, steps * times, ledger.delta, ledger.accountant) for own, steps in mechanisms
-    )
+    counted = [(own, steps * times) for own, steps in mechanisms]
+    return worst_of(counted, ledger.delta, ledger.accountant)[0]

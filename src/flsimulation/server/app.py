@@ -131,7 +131,9 @@ def make_server_app(
             if not isinstance(grid, PartitionedGrid):  # a network's clients choose their engine
                 started = replace(started, engine=None, not_stacked=None, step_seconds={})
             emit(started)
-            for text in (*space.notices, *privacy_advice(space.experiment, space.module)):
+            sizes = sizes_of(space.experiment, space.data)
+            advice = privacy_advice(space.experiment, space.module, sizes)
+            for text in (*space.notices, *advice):
                 emit(Noticed(text))
             _federate(lambda: _exchange(grid, started, emit, connect, space), space, emit, start)
             if absent := attempts.never_connected():

@@ -98,6 +98,11 @@ def checked(eager: EagerStep) -> EagerStep:
     )
     means = [total[0] / _EXAMPLES for total in single.sums]
     losses = loss, single.losses.mean()
+    if not all(bool(found.isfinite().all()) for found in (*losses, *gradients)):
+        raise ModelError(
+            f"{_MODE}training_step's loss, or its gradient, is not finite for examples of the data; look for a "
+            f"division by 0, or the log or sqrt of 0, and for such values in the data"
+        )
     if not are_close([losses[0].reshape(1), *gradients], [losses[1].reshape(1), *means]):
         raise ModelError(
             f"{_MODE}training_step's loss of a batch is not the mean of its examples' losses (of "

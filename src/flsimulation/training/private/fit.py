@@ -146,15 +146,19 @@ class Fit:
     def _note(self, values: Tensor, kept: Tensor, step: int) -> None:
         """Note means over the examples that were drawn, of a client's last epoch.
 
-        Of an empty sample the example that fills it up stands for the loss, if no other does.
+        Of an empty sample the example that fills it up stands for the loss, if no other does. An example whose loss is
+        not finite is left out where others have one: else a single one would end its client's training.
         """
         count = kept.sum(1)
         weights = torch.where(count.unsqueeze(1) > 0, kept, 1 / kept.shape[1])
+        sound = weights * values[0].isfinite()
+        has_sound = sound.sum(1, keepdim=True) > 0
+        weights = torch.where(has_sound, sound, weights)
         weights = weights / weights.sum(1, keepdim=True)
         counted = torch.where(weights > 0, values.double(), 0.0)  # others may not be finite
         self._losses.append((counted * weights).sum(2).cpu().numpy())
         in_last = (self._samples.last_epoch <= step) & (step < self._samples.taken)
-        few = np.where(count.cpu().numpy() > 0, count.cpu().numpy(), 1e-9)
+        few = torch.where((count > 0) & has_sound[:, 0], count, 1e-9).cpu().numpy()
         self._weights.append(np.where(in_last, few, 0.0))
 
     def _schedule(self, batch: int, ends: int, per_epoch: int) -> None:
@@ -185,8 +189,10 @@ class Fit:
 
     def _trained(self, place: int, own: State, seconds: float) -> Trained | ClientError:
         weights = np.array([step[place] for step in self._weights])
-        values = np.array([step[:, place] for step in self._losses])[weights > 0]
-        weights = weights[weights > 0]
+        values = np.array([step[:, place] for step in self._losses])
+        sound = (weights > 0) & np.isfinite(values[:, 0])
+        taken = sound if sound.any() else weights > 0
+        values, weights = values[taken], weights[taken]
         loss = float((values[:, 0] * weights).sum() / weights.sum())
         if not np.isfinite(loss):
             return loss_not_finite(loss)
