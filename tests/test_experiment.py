@@ -289,6 +289,14 @@ def test_no_key_runs_code_while_an_experiment_is_read(tmp_path: Path) -> None:
             "privacy.clipping is 'adaptive', which privacy.mode = 'local' does not have",
         ),
         (
+            ["privacy.mode=central", "privacy.epsilon=2", "privacy.clip-quantile=0.3"],
+            "privacy.clip-quantile is 0.3, but privacy.clipping is 'fixed'; set it to 'adaptive'",
+        ),
+        (
+            ["privacy.mode=local", "privacy.epsilon=2", "privacy.clip-count-noise=3"],
+            "privacy.clip-count-noise is 3.0, but privacy.clipping is 'fixed'; set it to 'adaptive'",
+        ),
+        (
             [
                 "privacy.mode=example",
                 "privacy.epsilon=2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from flsimulation.messages.state_dicts import record_of
 from flsimulation.messages.vectors import MASKED, change_of
 from flsimulation.messages.weights import mean_of
 from flsimulation.privacy.field import Field
+from flsimulation.privacy.graph import is_enough
 from flsimulation.report import write_report
 from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.inprocess import InProcessGrid, run_in_process
@@ -292,6 +294,27 @@ def test_a_client_that_sends_no_keys_is_left_out(federation: Federation, text: s
     assert len(replies.metrics) == CLIENTS - 1
 
 
+@pytest.mark.parametrize("place", [0, 32])
+def test_a_client_whose_key_is_the_same_with_everybody_is_left_out(
+    federation: Federation, place: int
+) -> None:
+    """A point of low order (RFC 7748, section 6.1): else no neighbour could seal a share for it."""
+
+    def change(outcome: Outcome) -> Outcome:
+        if (outcome.phase, outcome.partition) != ("keys", 2):
+            return outcome
+        keys = bytearray(base64.b64decode(json.loads(outcome.text)["keys"]))
+        keys[place : place + 32] = bytes(32)
+        return outcome._replace(text=json.dumps({"keys": base64.b64encode(keys).decode()}))
+
+    federation.change = change
+    replies = federation.train(federation.secure)
+    assert str(replies.failures[2]) == (
+        "its keys cannot be read: a public key is a point of low order"
+    )
+    assert len(replies.metrics) == CLIENTS - 1
+
+
 def test_a_model_in_place_of_a_masked_update_is_rejected(federation: Federation) -> None:
     federation.change = lambda o: (
         o._replace(model=federation.model) if (o.phase, o.partition) == ("train", 2) else o
@@ -331,8 +354,6 @@ class Server:
 
     @staticmethod
     def bytes_of(text: str) -> bytes:
-        import base64
-
         return base64.b64decode(json.loads(text)["keys"])
 
     def request(self, phase: Any, **own: Any) -> Outcome:
@@ -373,6 +394,15 @@ def test_a_client_refuses_what_would_show_its_update(federation: Federation) -> 
     assert "more than the sum of 12 updates" in server.refused("unmask", **unmask)
     few = {**unmask, "others": [1], "sealed": [b""], "survivors": 11}
     assert "more than the sum of 12 updates" in server.refused("unmask", **few)
+    stranger = {**unmask, "others": [0], "sealed": [b""]}
+    assert "more than the sum of 12 updates" in server.refused("unmask", **stranger)
+
+
+def test_a_client_names_a_neighbours_key_that_cannot_be_used(federation: Federation) -> None:
+    server = Server(federation)
+    assert server.request("keys").error is None
+    keys = [bytes(96), *server.own["keys"][1:]]
+    assert "Error computing shared key" in server.refused("shares", keys=keys)
 
 
 def test_the_secret_of_a_network_is_new_each_time_and_deleted_with_the_round() -> None:
@@ -475,6 +505,23 @@ def test_a_sample_of_one_client_trains_nobody(make_experiment: Any) -> None:
     assert 1 not in sizes
     assert {0, 2, 3} <= {*sizes}  # the samples of this seed
     assert all((line.secure is None) == (not line.cohort) for line in rounds)
+
+
+def test_a_sample_that_is_too_small_for_the_assumed_shares_trains_nobody(
+    make_experiment: Any,
+) -> None:
+    own = {"mode": "central", "noise-multiplier": 1.0, "delta": 1e-3, "secure-aggregation": True}
+    spec = make_experiment(
+        privacy={**own, "assumed-dropped": 0.4, "assumed-corrupt": 0.3},
+        strategy={"rounds": 12, "fraction-train": 0.5},
+        data={"clients": 8},
+    )
+    _, rounds = final_weights(spec)
+    sizes = {len(line.cohort) for line in rounds}
+    few = {n for n in range(9) if not is_enough(n, 0.4, 0.3)}
+    assert few == {0, 1, 3, 5}
+    assert sizes & few == {0}
+    assert sizes - few == {4, 6, 7}  # the samples of this seed
 
 
 def test_what_is_hidden_is_said_at_the_start_and_too_few_clients_are_refused(

@@ -75,6 +75,8 @@ class SecureClient:
                 content = self._unmask(partition, own)
         except ClientError as error:
             return Outcome(partition, phase, {}, error)
+        except ValueError as error:  # a neighbour's key or share is of no use
+            return Outcome(partition, phase, {}, ClientError("error", str(error)))
         metrics: dict[str, float] = {"num-examples": examples}
         return Outcome(partition, phase, metrics, text=json.dumps(content))
 
@@ -151,7 +153,8 @@ class SecureClient:
         assert own is not None  # noqa: S101 - else there would be no peers
         others, living = cast(list[int], own["others"]), int(cast(int, own["alive"]))
         survivors = int(cast(int, own["survivors"]))
-        if len({*others}) < len(others) or survivors < peers.plan.least:
+        known = {*others} <= peers.keys.keys() and len({*others}) == len(others)
+        if not known or survivors < peers.plan.least:
             raise ClientError(
                 "error",
                 f"the server requests more than the sum of {peers.plan.least} updates; it refuses",
@@ -160,10 +163,7 @@ class SecureClient:
         content: dict[str, object] = {}
         all_sealed = cast(list[bytes], own["sealed"])
         for place, (other, sealed) in enumerate(zip(others, all_sealed, strict=True)):
-            try:
-                both = keys.opened(sealed, peers.keys[other].sealing, f"{other} to {partition}")
-            except ValueError as error:
-                raise ClientError("error", str(error)) from None
+            both = keys.opened(sealed, peers.keys[other].sealing, f"{other} to {partition}")
             content[str(other)] = _text(both[0] if place < living else both[1])
         self._vault.delete(partition, peers.made)
         if f"{NEXT}made" in own:

@@ -11,6 +11,7 @@ from flsimulation.experiment.section import Section, kebab
 Mode = Literal["none", "central", "local", "example"]
 
 _SECURE = ("secure_aggregation", "assumed_dropped", "assumed_corrupt", "largest_change")
+_ADAPTIVE = ("clip_quantile", "clip_learning_rate", "clip_count_noise")
 
 
 class Privacy(Section):
@@ -79,6 +80,12 @@ class Privacy(Section):
             raise ValueError(
                 f"privacy.clipping is 'adaptive', which privacy.mode = {self.mode!r} does not have; "
                 f"set 'fixed', or the mode 'central'"
+            )
+        unused = [name for name in self._given() if name in _ADAPTIVE]
+        if unused and self.clipping == "fixed":
+            raise ValueError(
+                f"privacy.{kebab(unused[0])} is {getattr(self, unused[0])!r}, but privacy.clipping is 'fixed'; set it to "
+                f"'adaptive'"
             )
 
     def _given(self) -> list[str]:

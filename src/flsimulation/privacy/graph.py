@@ -36,6 +36,15 @@ class Plan(NamedTuple):
     """Fewest masked updates that are added: with fewer, the sum says too much of one client."""
 
 
+def is_enough(clients: int, dropped: float, corrupt: float) -> bool:
+    """Whether there is a plan for so many clients; parameters as of `plan_for`."""
+    try:
+        plan_for(clients, dropped, corrupt)
+    except ValueError:
+        return False
+    return True
+
+
 def plan_for(clients: int, dropped: float, corrupt: float) -> Plan:
     """The smallest neighbourhoods that meet the bounds.
 

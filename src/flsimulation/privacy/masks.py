@@ -37,6 +37,15 @@ class PublicKeys(NamedTuple):
         """All in one, 96 bytes."""
         return b"".join(self)
 
+    def check_order(self) -> None:
+        """Raise ``ValueError`` if a key is a point of low order: everybody agrees on the same secret with it."""
+        probe = X25519PrivateKey.generate()
+        for key in (self.sealing, self.masking):
+            try:
+                probe.exchange(X25519PublicKey.from_public_bytes(key))
+            except ValueError:
+                raise ValueError("a public key is a point of low order") from None
+
     @classmethod
     def of(cls, joined: bytes) -> PublicKeys:
         """The keys in the bytes of `joined`. Raises ``ValueError`` if there are not 96."""

@@ -22,7 +22,7 @@ from flsimulation.messages.arrays import HeldArray, joined
 from flsimulation.messages.batch import Batch, Mean, Reply, Task
 from flsimulation.messages.vectors import MASKED, NEXT, changed, entries_of
 from flsimulation.privacy.field import Field, weighs_clients
-from flsimulation.privacy.graph import neighbours_of, plan_for
+from flsimulation.privacy.graph import is_enough, neighbours_of, plan_for
 from flsimulation.privacy.masks import SEED_BYTES, PublicKeys
 from flsimulation.privacy.unmasking import Shares, mask_of_sum
 from flsimulation.server.exchange import Exchange
@@ -95,8 +95,11 @@ class SecureExchange:
             return self._exchange.post(round, phase, batches, messages, can_wait=can_wait)
         (batch,) = batches  # the strategies that are allowed send one model
         cohort = sorted(task.partition for task in batch.tasks)
-        if len(cohort) < 2 and self._spec.mode == "central":  # a sample of any size
-            return self._exchange.post(round, phase, [], messages)
+        assumed = self._spec.assumed_dropped, self._spec.assumed_corrupt
+        if self._spec.mode == "central" and not (
+            self._is_whole or is_enough(len(cohort), *assumed)
+        ):
+            return self._exchange.post(round, phase, [], messages)  # as an empty sample
         opened, before = self._begun(round, batch.model, cohort)
         trained = self._post_training(opened, batch, messages)
         self._open = opened, trained
@@ -152,6 +155,7 @@ class SecureExchange:
         self, partition: int, made: int, replies: Replies, content: Mapping[str, str]
     ) -> None:
         keys = PublicKeys.of(bytes_in(content, "keys"))
+        keys.check_order()
         examples = int(replies.metrics[partition]["num-examples"])
         self._known[partition] = Client(made, keys, examples)
 
@@ -277,10 +281,8 @@ class SecureExchange:
         if not own:
             return Replies(round, phase)
         settings = ConfigRecord()
-        tasks = [
-            Task(p, phase, round, settings, ConfigRecord(mine) if mine else None)
-            for p, mine in sorted(own.items())
-        ]
+        made = {p: ConfigRecord(mine) if mine else None for p, mine in sorted(own.items())}
+        tasks = [Task(p, phase, round, settings, mine) for p, mine in made.items()]
         replies = self._exchange.post(round, phase, [Batch(ArrayRecord(), tasks)], apart=True)
         for _ in self._exchange.outcomes():
             pass
