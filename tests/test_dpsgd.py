@@ -193,6 +193,36 @@ def test_engines_take_the_same_samples_and_the_same_noise(
     assert apart(stacked[0].state, stacked[1].state) > 1e-3
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_programs_of_steps_train_as_vmap_does(
+    made: Callable[..., Experiment], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, since it depends on what came before whether a shape has a program."""
+    experiment = made(model, "train.batch-size=8", "privacy.noise-multiplier=0.8", "train.epochs=2")
+    _, called = fitted(experiment, "stacked")
+    monkeypatch.setattr("flsimulation.training.private.programs.OFTEN", 0)
+    traced: list[Any] = []
+    step = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *a, **k: (traced.append(a), step(*a, **k))[1]
+    )
+    space = Workspace.load(experiment)
+    fits = [
+        space.engine.fit(space.initial_state(), [space.train_job(p, 1) for p in range(3)], Terms())
+        for _ in range(2)
+    ]
+    results = [fit.results for fit in fits[0]]
+    traced.clear()
+    results += [fit.results for fit in fits[1]]
+    # the second time there is a program for each shape; the recurrent step has too many calls
+    assert bool(traced) == (model == "Recurrent")
+    for found in results:
+        for partition, result in found.items():
+            assert isinstance(result, Trained)
+            assert apart(result.state, called[partition].state) == 0
+            assert result.scores == called[partition].scores
+
+
 def test_without_clipping_and_noise_a_full_batch_trains_as_without_privacy(
     made: Callable[..., Experiment],
 ) -> None:

@@ -13,7 +13,8 @@ from flsimulation.data.leaves import each
 from flsimulation.errors import ModelError
 from flsimulation.experiment.spec import Train
 from flsimulation.training.logged import Log
-from flsimulation.training.private.gradients import Clipped, Gradients, OneByOne
+from flsimulation.training.private.gradients import Clipped, Gradients
+from flsimulation.training.private.single import OneByOne
 from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.given import Given
 from flsimulation.training.stacked.compiler.step import NotStackable, facts_of, loss_of

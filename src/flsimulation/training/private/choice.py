@@ -10,7 +10,9 @@ from torch import Tensor
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import describe_error
 from flsimulation.training.private.checks import is_same
-from flsimulation.training.private.gradients import Clipped, Gradients, OneByOne, Together
+from flsimulation.training.private.gradients import Clipped, Gradients, Together
+from flsimulation.training.private.programs import Made
+from flsimulation.training.private.single import OneByOne
 from flsimulation.training.stacked.compiler.eager import EagerStep
 
 _UNCLIPPED = 1e30
@@ -63,17 +65,19 @@ def chosen(
     """
     why_not = "its step cannot be taken for many examples at once"
     for nested, layers in ((True, True), (True, False), (False, True), (False, False)):
+        programs = Made(wanted=nested)
 
         def make(
             step: EagerStep = eager,
             most: float = clip,
             nested: bool = nested,
             layers: bool = layers,
+            made: Made | None = programs,
         ) -> Together:
-            return Together(step, most, nested=nested, layers=layers)
+            return Together(step, most, nested=nested, layers=layers, made=made)
 
         try:
-            if is_same(trial := make(precise, _UNCLIPPED), precise):
+            if is_same(trial := make(precise, _UNCLIPPED, made=None), precise):
                 return InEachThread(make), trial.written_numbers, None
         except Exception as error:  # a user's step may do anything under vmap
             why_not = (

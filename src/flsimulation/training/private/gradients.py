@@ -7,6 +7,8 @@ cannot end a client's training.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,13 +18,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from flsimulation.data.leaves import Leaves, each, one
+from flsimulation.data.leaves import Leaves, leaves, one, refilled
 from flsimulation.training.logged import Log, Logged
 from flsimulation.training.private.layers import Layer, Products, layers_of
+from flsimulation.training.private.programs import Made, Programs
 from flsimulation.training.stacked.compiler import images
 from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.rewritten import Rewritten, without_fallback
 from flsimulation.training.stacked.compiler.step import Whole, facts_of, loss_of, prefixed
+from flsimulation.training.stacked.stack import aliases
 
 _SMALL = 1e-6  # as Opacus adds it to a norm before it divides by it
 
@@ -91,6 +95,8 @@ class Together:
         Whether gradients of layers are written as products where that is possible.
     nested : bool
         Whether clients are taken at once, too; else one after the other.
+    made : Made, optional
+        Programs of others that take the same steps.
 
     Raises
     ------
@@ -99,7 +105,13 @@ class Together:
     """
 
     def __init__(
-        self, eager: EagerStep, clip: float, *, layers: bool = True, nested: bool = True
+        self,
+        eager: EagerStep,
+        clip: float,
+        *,
+        layers: bool = True,
+        nested: bool = True,
+        made: Made | None = None,
     ) -> None:
         self._names, self._clip, self._nested = eager.names, clip, nested
         self._log = Log(training=True)
@@ -107,6 +119,8 @@ class Together:
         self.how = eager.observed(1).how
         """How values are logged."""
         self._shared = _shared(self._module, eager)
+        names = aliases(self._module)
+        self._tied = any(name != first for name, first in names.items())
         self._layers: list[Layer] = []
         if layers:
             x, y = eager.given(1, 1).x, eager.given(1, 1).y
@@ -127,6 +141,11 @@ class Together:
         self._whole = Whole(
             self._module, eager.form, lambda _: _Nested() if nested else Rewritten()
         )
+        self._like = eager.given(1, 1).x, eager.given(1, 1).y
+        count = len(self._layers) + len(self._single)
+        self._programs = Programs(
+            self._by_autograd, self._module, count, len(self._layers), made or Made(wanted=nested)
+        )
 
     @property
     def written_numbers(self) -> int:
@@ -143,33 +162,49 @@ class Together:
             own[name].detach().unsqueeze(1).expand(clients, examples, *own[name].shape[1:])
             for name in self._single
         ]
-        single = [tensor.detach().requires_grad_() for tensor in single]
-        fixed = [own[n].detach() for layer in self._layers for n in layer.parameters]
         added = [
-            kept.new_zeros(clients, examples, *layer.shape).requires_grad_()
-            for layer in self._layers
+            kept.new_zeros(()).expand(clients, examples, *layer.shape) for layer in self._layers
         ]
-        batch = [each(lambda t: t.unsqueeze(2), part) for part in (x, y)]
-        with torch.enable_grad(), without_fallback():
-            of_client = vmap(self._one, in_dims=(0, None, 0, 0, 0), randomness="different")
-            losses, logged, received = self._of_clients(of_client, single, fixed, added, *batch)
-            wanted = [*added, *single]
-            gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
-        gradients = tuple(
-            torch.zeros_like(w) if g is None else g for g, w in zip(gradients, wanted, strict=True)
-        )
+        fixed = [own[n].detach() for layer in self._layers for n in layer.parameters]
+        batch = [tensor.unsqueeze(2) for part in (x, y) for tensor in leaves(part)]
+        self._like = x, y
+        found = self._programs([*added, *single, *fixed, *batch])
+        wanted = [*added, *single]
+        losses, *logged = (t for t in found[: 1 + len(self.how)] if t is not None)
+        received = [t for t in found[1 + len(self.how) : -len(wanted)] if t is not None]
+        gradients = [
+            torch.zeros_like(w) if g is None else g
+            for g, w in zip(found[-len(wanted) :], wanted, strict=True)
+        ]
         products = [
-            Products(layer, a.detach(), g)
+            Products(layer, a, g)
             for layer, a, g in zip(self._layers, received, gradients[: len(added)], strict=True)
         ]
         rest = [g.reshape(clients * examples, -1) for g in gradients[len(added) :]]
         return self._clipped(losses, logged, products, rest, kept)
 
-    def _of_clients(self, of_client: Callable[..., Any], *given: Any) -> Any:
+    def _by_autograd(self, *tensors: Tensor) -> list[Tensor | None]:
+        """Losses, what is logged, what the layers received, and gradients."""
+        given = iter(tensors)
+        added = list(itertools.islice(given, len(self._layers)))
+        single = list(itertools.islice(given, len(self._single)))
+        fixed = list(itertools.islice(given, sum(len(own.parameters) for own in self._layers)))
+        x = refilled(self._like[0], list(itertools.islice(given, len(leaves(self._like[0])))))
+        y = refilled(self._like[1], list(given))
+        with torch.enable_grad(), without_fallback():
+            losses, logged, received = self._of_clients(fixed, single, added, x, y)
+            gradients = torch.autograd.grad(losses.sum(), [*added, *single], allow_unused=True)
+        return [losses, *logged, *received, *gradients]
+
+    def _of_clients(self, fixed: list[Tensor], *given: Any) -> Any:
+        def of_client(own: list[Tensor], *examples: Any) -> Any:
+            # a client's own layers are no argument: vmap goes through all of them several times
+            return vmap(functools.partial(self._one, own), randomness="different")(*examples)
+
         if self._nested:
-            return vmap(of_client, randomness="different")(*given)
+            return vmap(of_client, randomness="different")(fixed, *given)
         parts = [
-            of_client(*tree_map(operator.itemgetter(client), given))
+            of_client(*tree_map(operator.itemgetter(client), (fixed, *given)))
             for client in range(len(tree_leaves(given)[0]))
         ]
         return tree_map(lambda *tensors: torch.stack(tensors), *parts)
@@ -201,14 +236,13 @@ class Together:
             total = torch.bmm(weights.unsqueeze(1), g.view(*kept.shape, -1))
             shape = self._module.get_parameter(name).shape
             sums[name] = total.reshape(len(kept), *shape)
-        values = [value.detach() for value in logged]
         found = [sums[name] for name in self._names.trained]
-        return Clipped(losses.detach(), values, found, squares.clamp(min=0).sqrt())
+        return Clipped(losses, logged, found, squares.clamp(min=0).sqrt())
 
     def _one(
         self,
-        single: list[Tensor],
         fixed: list[Tensor],
+        single: list[Tensor],
         added: list[Tensor],
         x: Leaves,
         y: Leaves,
@@ -222,7 +256,7 @@ class Together:
         }
         by_products = [name for layer in self._layers for name in layer.parameters]
         given = {**prefixed(self._single, single), **prefixed(by_products, fixed), **self._shared}
-        loss, _ = functional_call(self._whole, given, (x, y))
+        loss, _ = functional_call(self._whole, given, (x, y), tie_weights=self._tied)
         return loss, list(self._log.values), [self._received[own.name] for own in self._layers]
 
     def _hook(self, name: str) -> Any:
@@ -233,61 +267,6 @@ class Together:
             return result + self._added[name]
 
         return add
-
-
-class OneByOne:
-    """Each example's gradient by itself, for steps that are not to be taken at once.
-
-    Parameters
-    ----------
-    eager : EagerStep
-        The module's step.
-    clip : float
-        Largest norm of one example's gradient.
-    """
-
-    def __init__(self, eager: EagerStep, clip: float) -> None:
-        self._names, self._clip, self._form = eager.names, clip, eager.form
-        self._log = Log(training=True)
-        self._module = eager.watched(self._log)
-        facts_of(self._module).values = {}
-        self.how = eager.observed(1).how
-        """How values are logged."""
-        self._leaves = [self._module.get_parameter(name) for name in self._names.trained]
-
-    def __call__(self, trained: Sequence[Tensor], x: Leaves, y: Leaves, kept: Tensor) -> Clipped:
-        """Take a step."""
-        sums = [torch.zeros_like(tensor) for tensor in trained]
-        losses, squares = torch.zeros_like(kept), torch.zeros_like(kept)
-        logged = [torch.zeros_like(kept) for _ in self.how]
-        for client in range(len(kept)):
-            with torch.no_grad():
-                for leaf, tensor in zip(self._leaves, trained, strict=True):
-                    leaf.copy_(tensor[client])
-            for place in range(kept.shape[1]):
-                at = slice(place, place + 1)
-                loss, gradients = self._single(one(one(x, client), at), one(one(y, client), at))
-                square = sum(g.square().sum() for g in gradients)
-                squares[client, place], losses[client, place] = square, loss
-                for into, value in zip(logged, self._log.values, strict=True):
-                    into[client, place] = value
-                share = shares(squares[client, place], self._clip, kept[client, place])
-                if share > 0:
-                    for total, gradient in zip(sums, gradients, strict=True):
-                        total[client] += share * gradient
-        return Clipped(losses, logged, sums, squares.sqrt())
-
-    def _single(self, x: Leaves, y: Leaves) -> tuple[Tensor, list[Tensor]]:
-        self._log.how.clear()
-        self._log.values.clear()
-        with torch.enable_grad():
-            loss, _ = loss_of(self._module, x, y, self._form)
-            found = torch.autograd.grad(loss, self._leaves, allow_unused=True)
-        gradients = [
-            torch.zeros_like(leaf) if g is None else g
-            for leaf, g in zip(self._leaves, found, strict=True)
-        ]
-        return loss.detach(), gradients
 
 
 def _shared(module: nn.Module, eager: EagerStep) -> dict[str, Tensor]:

@@ -114,7 +114,7 @@ class Whole(nn.Module):
         if changed := changes(before, after):  # put back by a functional call
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise NotStackable(f"changes tensors of the module ({changed[0]}{more})")
-        named = named_tensors(self.module)
+        named = named_tensors(self.module) if self._moving else {}
         return loss.reshape(()), [named[name] for name in self._moving]
 
     def _also(self) -> tuple[Any, ...]:
