@@ -308,6 +308,17 @@ def test_verify_finds_that_both_runtimes_agree(network: Network) -> None:
     assert refused.stderr.count("\n") == 1
 
 
+def test_a_clients_programs_import_no_more_than_they_use(network: Network) -> None:
+    """SciPy, matplotlib and what is for ``torch.compile`` were a third of a client's memory."""
+    done = network.run(*(f"--set={item}" for item in (*SMALL, "strategy.rounds=1")))
+    assert done.returncode == 0, done.stderr
+    client = next(iter(network.clients.values()))
+    mapped = [Path(f"/proc/{p}/maps").read_text() for p in processes_of(client.process.pid)]
+    assert any("/torch/lib/libtorch_cpu.so" in maps for maps in mapped)  # the search works
+    for name in ("/scipy/", "/matplotlib/", "/kiwisolver/"):
+        assert not [maps for maps in mapped if name in maps], name
+
+
 def test_transforms_draw_the_same_on_a_network_as_in_one_process(network: Network) -> None:
     (network.folder / "noise.py").write_text(
         "import torch\n\ndef train(x, generator):\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flsimulation.host.processes import end_with_parent
 from flsimulation.internals.flower_words import COMMANDS, SUPERLINK, SUPERNODE
+from flsimulation.internals.slow_imports import defer_slow_imports
 from flsimulation.node import sockets
 from flsimulation.runtimes.network.names import REPORTS
 
@@ -28,6 +29,7 @@ def main() -> None:
     """Import what the role needs, then serve."""
     path, role, *arguments = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
+    defer_slow_imports()  # a third of a client's memory
     from flsimulation.internals import flower_processes
     from flsimulation.node import (
         allowed,
