@@ -423,14 +423,14 @@ def health(container: str) -> str:
 def test_a_client_that_fits_too_tightly_degrades_the_run_and_is_named(stack: Stack) -> None:
     stack("up", "--detach", "--wait", "--no-deps", "--force-recreate", "client")
     (one, *_) = [c["Id"] for c in stack.containers("client")]  # new: it takes little yet
-    limit = ["--memory=560m", "--memory-swap=560m"]
+    limit = ["--memory=460m", "--memory-swap=460m"]
     subprocess.run(["docker", "update", *limit, one], check=True, capture_output=True)
     done = stack.run("--set=strategy.rounds=2")
     assert done.returncode == 3, done.stdout + done.stderr
     summary = done.stdout.partition("degraded: 2 of 2 rounds in ")[2]
     (partition,) = re.findall(r"^client (\d) never succeeded: the model is made", summary, re.M)
     assert re.search(rf"^\d replies failed or lost: client {partition}, all$", summary, re.M)
-    cause = r"ended by SIGKILL, (most likely )?out of memory; CLIENT_MEMORY is 560m, about "
+    cause = r"ended by SIGKILL, (most likely )?out of memory; CLIENT_MEMORY is 460m, about "
     assert re.search(cause, done.stdout)
     manifest = json.loads((stack.last_run() / "manifest.json").read_text())
     assert (manifest["state"], manifest["rounds"]) == ("degraded", 2)
@@ -442,7 +442,7 @@ def test_a_client_that_fits_too_tightly_degrades_the_run_and_is_named(stack: Sta
 def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
     stack: Stack,
 ) -> None:
-    stack("up", "--detach", "--no-deps", "client", CLIENT_MEMORY="300m")
+    stack("up", "--detach", "--no-deps", "client", CLIENT_MEMORY="200m")
     clients = [c["Id"] for c in stack.containers("client")]
     wait_for("bad health", lambda: [health(c) for c in clients] == ["unhealthy 0"] * 2)
 
@@ -451,7 +451,7 @@ def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
 
     said = (
         r"the program of this container was ended by SIGKILL, (most likely )?out of memory; "
-        r"CLIENT_MEMORY is 300m, about 760m are needed; restart in 4 s\n"
+        r"CLIENT_MEMORY is 200m, about 650m are needed; restart in 4 s\n"
     )
     wait_for("the third pause", lambda: re.search(said, logs()))
     assert "Traceback" not in logs()

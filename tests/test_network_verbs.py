@@ -416,7 +416,7 @@ def test_clients_that_do_not_fit_are_refused_unless_asked_for_by_number(
     docker.answer("info", ENGINE | {"MemTotal": 3 * GIB})
     docker.set_config(client=CLIENT | {"deploy": {"replicas": 3}})
     line = (
-        "flsim: memory: 3.0 GiB; 3 clients need about 3.8 GiB, 2 fit; "
+        "flsim: memory: 3.0 GiB; 3 clients need about 3.4 GiB, 2 fit; "
         "start fewer (flsim up --clients 2) or give Docker more memory\n"
     )
     code, _, errors = flsim("up")
@@ -903,7 +903,7 @@ def test_the_doctor_finds_nothing_wrong(
         "✓ disk for Docker's images: 50.0 GB free at /",
         f"✓ disk for results: 50.0 GB free at {runs}",
         f"✓ results: {runs} is writable and belongs to {runs.owner()}",
-        "✓ memory: 16.0 GiB; 2 clients need about 2.9 GiB, 17 fit",
+        "✓ memory: 16.0 GiB; 2 clients need about 2.7 GiB, 20 fit",
     ]
 
 
@@ -936,8 +936,8 @@ def test_the_doctor_finds_everything_wrong(
         "✗ disk for Docker's images: 0.5 GB free at /, 6 GB needed; docker system prune removes unused images and containers",
         f"✗ disk for results: 0.5 GB free at {docker.project}, 1 GB needed; remove old runs",
         f"✓ results: {docker.project}/runs does not exist yet and can be created",
-        "✗ memory: 1.0 GiB; 1 client needs about 2.1 GiB, 0 fit; give Docker more memory",
-        "! the memory limit of a client is 0.5 GiB and it needs about 0.8 GiB: it may be killed; set CLIENT_MEMORY=1g in .env",
+        "✗ memory: 1.0 GiB; 1 client needs about 2.0 GiB, 0 fit; give Docker more memory",
+        "! the memory limit of a client is 0.5 GiB and it needs about 0.7 GiB: it may be killed; set CLIENT_MEMORY=1g in .env",
     ]  # fmt: skip
 
 

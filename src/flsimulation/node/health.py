@@ -16,7 +16,7 @@ from flsimulation.metrics.container import container_usage, oom_kills
 from flsimulation.metrics.table import HEALTH_METRIC, make_metric
 from flsimulation.runtimes.network.names import TROUBLE
 
-CLIENT_BYTES = 760 * 2**20
+CLIENT_BYTES = 650 * 2**20
 """Memory that a client of the default experiment needs (docs/network.md says how it was measured)."""
 
 _KILLS = 2  # in a row, without a reply between them, that make a container unhealthy ...
