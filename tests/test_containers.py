@@ -320,6 +320,13 @@ def in_round(stack: Stack, name: str, number: int) -> Callable[[], bool]:
     return check
 
 
+def is_at_work(container: str) -> bool:
+    """Whether a client has received a message to which it has not replied."""
+    done = subprocess.run(["docker", "logs", container], capture_output=True, text=True)
+    logs = done.stdout + done.stderr
+    return logs.rfind("Received successfully") > logs.rfind("Sending: ")
+
+
 def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
     stack: Stack,
 ) -> None:
@@ -329,6 +336,7 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
     with follow(stack, experiment) as driver:
         wait_for("round 2", in_round(stack, "slow", 2))
         victim = stack.containers("client")[0]
+        wait_for("its training", lambda: is_at_work(victim["Id"]))  # idle, it would lose nothing
         os.kill(victim["State"]["Pid"], signal.SIGKILL)
         out, err = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, out + err
