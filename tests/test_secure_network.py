@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -202,19 +201,24 @@ def test_the_servers_memory_and_logs_hold_no_update_and_no_key(network: Network)
 def test_a_network_gives_what_plain_averaging_gives_within_the_rounding(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = len((network.folder / "superlink.log").read_text())  # a client may have been killed
     name = next((n for n, c in network.clients.items() if c.process.poll() is not None), None)
     if name is not None:
         network.join(name)
-    sets = ["data.clients=4", "train.engine=direct", "strategy.rounds=3"]
-    done = network.run(
-        *(f"--set={s}" for s in (*sets, "privacy.secure-aggregation=true")), "--json"
-    )
-    assert done.returncode == 0, done.stderr
     monkeypatch.setattr("flsimulation.client.workspace.processes_for", lambda *_: 1)
-    run(load_experiment(None, [*SMALL, *sets]), tmp_path / "here")
-    there = RunRecord(network.folder / json.loads(done.stdout)["run_dir"])
-    ours, plain = (load_file(r / "model.safetensors") for r in (there.path, tmp_path / "here"))
-    for key in plain:  # three rounds of rounding, which Adam's steps enlarge
-        np.testing.assert_allclose(ours[key], plain[key], atol=2e-4)
-    assert [line["secure"]["neighbours"] for line in there.rounds] == [3, 3, 3]
-    assert not re.search("Traceback", (network.folder / "superlink.log").read_text())
+    for rounds in (1, 3):
+        sets = ["data.clients=4", "train.engine=direct", f"strategy.rounds={rounds}"]
+        secure = [*sets, "privacy.secure-aggregation=true"]
+        done = network.run(*(f"--set={item}" for item in secure), "--json")
+        assert done.returncode == 0, done.stderr
+        here = tmp_path / f"here-{rounds}"
+        run(load_experiment(None, [*SMALL, *sets]), here)
+        there = RunRecord(network.folder / json.loads(done.stdout)["run_dir"])
+        ours, plain = (load_file(path / "model.safetensors") for path in (there.path, here))
+        gaps = np.concatenate([np.abs(ours[key] - plain[key]).ravel() for key in plain])
+        # of later rounds Adam's first steps enlarge some: of gradients near 0 they take the sign
+        assert gaps.max() < (1e-7 if rounds == 1 else 0.02)
+        assert np.median(gaps) < 1e-6
+        assert [line["secure"]["neighbours"] for line in there.rounds] == [3] * rounds
+    log = (network.folder / "superlink.log").read_text()[before:]
+    assert "Traceback" not in log, log[max(0, log.find("Traceback") - 1000) :][:4000]
