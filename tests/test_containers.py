@@ -450,7 +450,7 @@ def test_a_client_that_fits_too_tightly_degrades_the_run_and_is_named(stack: Sta
 def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
     stack: Stack,
 ) -> None:
-    stack("up", "--detach", "--no-deps", "client", CLIENT_MEMORY="200m")
+    stack("up", "--detach", "--no-deps", "client", CLIENT_MEMORY="160m")
     clients = [c["Id"] for c in stack.containers("client")]
     wait_for("bad health", lambda: [health(c) for c in clients] == ["unhealthy 0"] * 2)
 
@@ -459,7 +459,7 @@ def test_a_client_that_does_not_fit_at_all_is_unhealthy_and_says_what_it_needs(
 
     said = (
         r"the program of this container was ended by SIGKILL, (most likely )?out of memory; "
-        r"CLIENT_MEMORY is 200m, about 650m are needed; restart in 4 s\n"
+        r"CLIENT_MEMORY is 160m, about 650m are needed; restart in 4 s\n"
     )
     wait_for("the third pause", lambda: re.search(said, logs()))
     assert "Traceback" not in logs()
