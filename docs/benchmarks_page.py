@@ -237,8 +237,7 @@ machine. Bytes are those of one client, down and up; `apart` is the largest diff
 """,
         figure_tables.secagg,
         """\
-In one process most of the time is the sharing of secrets (neighbours x threshold products in GF(2^128) for each client, in Python); a mask takes 0.1 ms, an
-agreement on a key 0.04 ms. On a network it is one more message for each client and round, each with a process of its own. One round's models differ by
+In one process most of the time is the sharing of secrets (neighbours x threshold products in GF(2^128) for each client, in Python). On a network it is one more message for each client and round, each with a process of its own. One round's models differ by
 less than the step of the numbers (a test holds it to that); Adam's first steps, which divide small gradients by their size, enlarge it.
 """,
     ),

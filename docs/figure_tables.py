@@ -145,39 +145,30 @@ def threads(results: Any) -> str:
 
 def privacy(results: Any) -> str:
     """Accuracy, seconds and epsilon of private clients, beside those without privacy."""
-    heads = (
-        *("clients", "cohort", "epsilon", "noise multiplier", "epsilon by PLD"),
-        *("accuracy", "s a round", "times none"),
-    )
-    return table(
-        heads,
-        (
-            (
-                f"{row['clients']:,}",
-                f"{row['cohort']:,}",
-                f"{row['epsilon']:g}" if row["epsilon"] else "none",
-                f"{row['noise-multiplier']:.3f}" if row["epsilon"] else "",
-                f"{row['epsilon-pld']:.2f}" if row["epsilon"] else "",
-                f"{row['accuracy']:.3f}",
-                seconds(row["round-seconds"]),
-                f"{row['ratio']:.2f}",
-            )
-            for row in results
-        ),
-    )
+    groups = [(f"{row['clients']:,}", f"{row['cohort']:,}") for row in results]
+    return _private(("clients", "cohort"), groups, results)
 
 
 def dpsgd(results: Any) -> str:
     """Accuracy, seconds and epsilon of DP-SGD, beside those without privacy."""
-    heads = (
-        *("model", "epsilon", "noise multiplier", "epsilon by PLD"),
-        *("accuracy", "s a round", "times none"),
+    return _private(("model",), [(row["model"],) for row in results], results)
+
+
+def _private(heads: Sequence[str], groups: Sequence[Sequence[str]], results: Any) -> str:
+    """A table whose first columns say what rows are compared."""
+    others = (
+        "epsilon",
+        "noise multiplier",
+        "epsilon by PLD",
+        "accuracy",
+        "s a round",
+        "times none",
     )
     return table(
-        heads,
+        (*heads, *others),
         (
             (
-                row["model"],
+                *group,
                 f"{row['epsilon']:g}" if row["epsilon"] else "none",
                 f"{row['noise-multiplier']:.3f}" if row["epsilon"] else "",
                 f"{row['epsilon-pld']:.2f}" if row["epsilon"] else "",
@@ -185,7 +176,7 @@ def dpsgd(results: Any) -> str:
                 seconds(row["round-seconds"]),
                 f"{row['ratio']:.2f}",
             )
-            for row in results
+            for group, row in zip(groups, results, strict=True)
         ),
     )
 

@@ -201,7 +201,6 @@ def test_the_servers_memory_and_logs_hold_no_update_and_no_key(network: Network)
 def test_a_network_gives_what_plain_averaging_gives_within_the_rounding(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = len((network.folder / "superlink.log").read_text())  # a client may have been killed
     name = next((n for n, c in network.clients.items() if c.process.poll() is not None), None)
     if name is not None:
         network.join(name)
@@ -217,8 +216,8 @@ def test_a_network_gives_what_plain_averaging_gives_within_the_rounding(
         ours, plain = (load_file(path / "model.safetensors") for path in (there.path, here))
         gaps = np.concatenate([np.abs(ours[key] - plain[key]).ravel() for key in plain])
         # of later rounds Adam's first steps enlarge some: of gradients near 0 they take the sign
-        assert gaps.max() < (1e-7 if rounds == 1 else 0.02)
+        assert gaps.max() < (1e-7 if rounds == 1 else 2e-4)
         assert np.median(gaps) < 1e-6
         assert [line["secure"]["neighbours"] for line in there.rounds] == [3] * rounds
-    log = (network.folder / "superlink.log").read_text()[before:]
+    log = (network.folder / "superlink.log").read_text()
     assert "Traceback" not in log, log[max(0, log.find("Traceback") - 1000) :][:4000]

@@ -2,8 +2,9 @@
 
 On a network the secret is drawn from the system's entropy, and stays in Flower's state of the client, in
 the memory of the client's own programs; it is in no file, no log and no message, and is deleted with the
-round. While one is used, that of the next round exists already. In a simulation, where one machine is all clients, it is a function of the experiment's seed, so that
-any process can be any client; that hides nothing from who knows the seed.
+round. While one is used, that of the next round exists already. In a simulation, where one machine is
+all clients, it is a function of the experiment's seed, so that any process can be any client; that hides
+nothing from who knows the seed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Normal numbers from the keystream of AES: faster than PyTorch's, and four times as fast as NumPy's.
+"""Normal numbers from the keystream of AES: faster than PyTorch's and NumPy's.
 
 A key is drawn from what a client's noise comes from (`draws`): ``torch.Generator.manual_seed`` keeps 32 bits of a
 seed, so that whoever sees a noisy gradient could try all of them.

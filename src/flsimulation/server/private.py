@@ -29,9 +29,8 @@ from flsimulation.server.replies import Replies
 from flsimulation.server.sampling import OfferedNodes
 
 _NORM = "clip_norm"  # attribute of the strategy, which a checkpoint stores
-_UNFINISHED = (
-    2  # rounds in which a client may have trained: the last one's evaluation comes with a training
-)
+_UNFINISHED = 2
+"""Rounds in which a client may have trained since the last complete one: an evaluation comes with a training."""
 
 
 def spending_of(

@@ -143,11 +143,10 @@ def _result(command: Flower, run_id: str, log: _Log, was_resumed: bool = False) 
     if log.input:
         raise InputError(log.error)
     error = RunError(log.error)
-    again = resume_command(log.run_dir or "", command.superlink, log.clients)
-    if log.run_dir is not None and (log.rounds or was_resumed):
-        error.add_note(f"resume with `{again}`")
-    elif log.run_dir is not None and is_cut:  # the last rounds' lines may not have come
-        error.add_note(f"if a round was completed, resume with `{again}`")
+    is_known = bool(log.rounds) or was_resumed
+    if log.run_dir is not None and (is_known or is_cut):  # cut, the last lines may not have come
+        again = resume_command(log.run_dir, command.superlink, log.clients)
+        error.add_note(f"{'' if is_known else 'if a round was completed, '}resume with `{again}`")
     raise error
 
 
