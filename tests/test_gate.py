@@ -65,31 +65,50 @@ def clients(app: Any) -> Http:
     return Http(ClientsOnly(app))
 
 
-def test_a_body_beyond_the_limit_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before Flower, which reads all of it before it looks who sent it, has more in memory."""
-    monkeypatch.setattr(gate, "_LARGEST_BODY", 1000)
+def passed(sent: list[dict[str, Any]], limit: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the SuperLink's app receives of what a client sends, then hangs up."""
+    monkeypatch.setattr(gate, "_LARGEST_BODY", limit)
     read: list[Any] = []
 
-    async def reads_all(_: Any, receive: Any, send: Any) -> None:
-        more = True
-        while more:
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        while not read or read[-1] != "http.disconnect":
             message = await receive()
-            read.append(len(message["body"]) if "body" in message else message["type"])
-            more = message.get("more_body", False)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+            read.append(message.get("body", message["type"]))
 
-    async def chunks() -> Any:
-        for _ in range(5):
-            yield bytes(400)
+    async def receive() -> dict[str, Any]:
+        return sent.pop(0) if sent else {"type": "http.disconnect"}
 
-    http = Http(ClientsOnly(reads_all))
-    path = min(CLIENT_PATHS)
-    http(path, content=chunks())
-    assert read == [400, 400, "http.disconnect"]
-    read.clear()
-    assert http(path, content=bytes(1000)).status_code == 200
-    assert sum(own for own in read if own != "http.disconnect") == 1000
+    async def send(_: Any) -> None: ...
+
+    scope = {"type": "http", "path": min(CLIENT_PATHS)}
+    asyncio.run(ClientsOnly(app)(scope, receive, send))
+    return read
+
+
+def part(body: bytes, *, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_a_body_up_to_the_limit_is_passed_and_a_larger_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before Flower, which reads all of it before it looks who sent it, has more in memory."""
+    parts = [part(bytes(600), more=True), part(bytes(400), more=False)]
+    assert passed([*parts], 1000, monkeypatch) == [bytes(1000), "http.disconnect"]
+    assert passed([*parts], 999, monkeypatch) == []
+    assert passed([part(b"", more=False)], 0, monkeypatch) == [b"", "http.disconnect"]
+
+
+def test_what_is_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = [part(bytes(400), more=True) for _ in range(5)]
+    assert passed(sent, 1000, monkeypatch) == []
+    assert len(sent) == 2
+
+
+def test_a_client_that_hangs_up_within_its_request_is_no_error_of_the_superlink(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert passed([part(b"half", more=True)], 1000, monkeypatch) == []
 
 
 class Client:

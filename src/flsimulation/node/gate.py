@@ -23,7 +23,8 @@ from flsimulation.node.admission import Admission, make_writable_like, register_
 from flsimulation.runtimes.network.names import ADMITTED, CLIENTS, MEMORY
 from flsimulation.security.home import home, is_insecure
 
-App: TypeAlias = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+Receive: TypeAlias = Callable[[], Awaitable[Any]]
+App: TypeAlias = Callable[[dict[str, Any], Receive, Any], Awaitable[None]]
 
 _LOOK_SECONDS = 1.0  # between two looks at the register, those who wait, and the certificate
 _STARTED_SECONDS = 0.05
@@ -47,26 +48,37 @@ class ClientsOnly:
         if scope["type"] != "http":
             return
         if scope["path"] in CLIENT_PATHS or scope["path"] == HEALTH:
-            await self._app(scope, _at_most(_LARGEST_BODY, receive), send)
+            if (body := await _read(receive)) is not None:
+                await self._app(scope, _again(body, receive), send)
             return
         await send({"type": "http.response.start", "status": 404, "headers": []})
         await send({"type": "http.response.body", "body": b"not for clients\n"})
 
 
-def _at_most(size: int, receive: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
-    """What is received, up to a size: more is as if the sender had hung up.
+async def _read(receive: Receive) -> bytes | None:
+    """A request's body; None if it is too large, or the client hung up: Flower logs that as an error of its own.
 
     Flower reads the whole body before it looks who sent it.
     """
-    left = size
-
-    async def bounded() -> Any:
-        nonlocal left
+    parts, size, has_more = list[bytes](), 0, True
+    while has_more:
         message = await receive()
-        left -= len(message.get("body", b""))
-        return message if left >= 0 else {"type": "http.disconnect"}
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if message["type"] == "http.disconnect" or size > _LARGEST_BODY:
+            return None
+        has_more = message.get("more_body", False)
+    return b"".join(parts)
 
-    return bounded
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Receives a body that was read, then what follows it."""
+    first = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Any:
+        return first.pop() if first else await receive()
+
+    return again
 
 
 def serve_clients_apart() -> None:
