@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -87,19 +87,30 @@ def last_end(memory: Path | None) -> tuple[RunStarted, RunFinished] | None:
     return None
 
 
-def end_in_order() -> None:
-    """Make SIGTERM and SIGINT end this process's run as Ctrl-C does, before the process ends.
+@contextlib.contextmanager
+def in_order() -> Iterator[None]:
+    """Make SIGTERM and SIGINT end the run within this block as Ctrl-C does; then ignore both.
 
-    Flower's own handler would close the run's log first, and end the process within seconds.
+    Flower's own handler would close the run's log first, and end the process within seconds. After
+    the block Flower reports the run's end and closes its log, in at most five seconds. A heartbeat
+    of another thread that comes after that report is refused, because the run has ended, and
+    `flwr.supercore.retry.http_retry` then sends this process SIGINT.
     """
 
+    def ignore() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
     def end(number: int, _: FrameType | None) -> None:
-        for other in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(other, signal.SIG_IGN)
+        ignore()
         raise Interrupted(_cause(number))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    try:
+        yield
+    finally:
+        ignore()
 
 
 def _cause(number: int) -> str:

@@ -62,9 +62,8 @@ def main(grid: Grid, context: Context) -> None:
     models = bool(config.get(MODELS, False))
     memory = Path(path) if (path := os.environ.get(MEMORY)) else None
 
-    ends.end_in_order()
     try:
-        with _alone(memory):
+        with ends.in_order(), _alone(memory):
             _run(out, resumed, models, memory, grid, context)
     except Interrupted as end:
         message = f"the run was interrupted: {end}"
