@@ -27,7 +27,9 @@ from flsimulation.privacy.accountant import epsilon_of
 from flsimulation.privacy.examples import example_ledger
 from flsimulation.runner import run
 
-MODELS = ("mlp", "cnn")
+_DROPOUTS = f"{Path(__file__).parent / 'peers/shared/models.py'}:DropoutPerceptron"
+MODELS = {"mlp": ("mlp", 0.002), "dropout": (_DROPOUTS, 0.5), "cnn": ("cnn", 0.002)}
+"""Class, and the learning rate with privacy, by the name of the row."""
 EPSILONS = (2.0, 4.0, 8.0)
 _CLIENTS, _EXAMPLES, _DELTA = 20, 3000, 1e-5
 _LEFT_OUT = 2  # rounds, in which things are done for the first time
@@ -35,14 +37,15 @@ _LEFT_OUT = 2  # rounds, in which things are done for the first time
 
 def experiment_of(model: str, epsilon: float, rounds: int) -> Experiment:
     """The experiment; without privacy if epsilon is 0."""
+    cls, rate = MODELS[model]
     private = [
         *("privacy.mode=example", f"privacy.epsilon={epsilon}", f"privacy.delta={_DELTA}"),
-        *("privacy.clip=1.0", "model.args.learning_rate=0.002"),
+        *("privacy.clip=1.0", f"model.args.learning_rate={rate}"),
     ]
     return load_experiment(
         None,
         [
-            f"model.class={model}",
+            f"model.class={cls}",
             f"data.clients={_CLIENTS}",
             f"data.examples-per-client={_EXAMPLES}",
             "data.validation-fraction=0.0",
@@ -101,14 +104,14 @@ def main() -> None:
     parser.add_argument("--json", type=json_file, help="file to write")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of each run")
     parser.add_argument("--repeats", type=int, default=2, help="turns of the runs")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS])
     options = parser.parse_args()
     rows = []
     for model in options.models:
         for row in rows_of(model, options.rounds, options.repeats):
             rows.append(row)
             print(
-                f"{model:>4}, epsilon {row['epsilon'] or '-':>4}: accuracy {row['accuracy']:.4f}, "
+                f"{model:>7}, epsilon {row['epsilon'] or '-':>4}: accuracy {row['accuracy']:.4f}, "
                 f"{row['round-seconds']:.3f} s a round, {row['ratio']:.2f} times, PLD "
                 f"{row.get('epsilon-pld', float('nan')):.3f}",
                 flush=True,

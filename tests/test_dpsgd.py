@@ -57,9 +57,10 @@ class Recurrent(Base):
         return Rows()
 
 class Rows(nn.Module):
-    def __init__(self):
+    def __init__(self, dropout=0.0):
         super().__init__()
-        self.gru, self.attention, self.out = nn.GRU(28, 6, batch_first=True), nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 10)
+        self.gru = nn.GRU(28, 6, num_layers=2 if dropout else 1, dropout=dropout, batch_first=True)
+        self.attention, self.out = nn.MultiheadAttention(6, 2, dropout=dropout, batch_first=True), nn.Linear(6, 10)
     def forward(self, x):
         h, _ = self.gru(x[:, 0])
         h, _ = self.attention(h, h, h)
@@ -75,6 +76,20 @@ class Embedded(nn.Module):
         self.table, self.out = nn.Embedding(4, 5), nn.Linear(5, 10)
     def forward(self, x):
         return self.out(self.table((x.flatten(1)[:, 300:320].clamp(0, 1) * 3).long()).mean(1))
+
+class Dropped(Base):
+    def made(self):
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 12), nn.Tanh(), nn.Dropout(0.4), nn.Linear(12, 10))
+
+class DroppedConv(Base):
+    def made(self):
+        return nn.Sequential(
+            nn.Conv2d(1, 3, 5, stride=2), nn.Dropout2d(0.3), nn.ReLU(), nn.Flatten(), nn.AlphaDropout(0.2), nn.Linear(432, 10),
+        )
+
+class DroppedRows(Base):
+    def made(self):
+        return Rows(dropout=0.3)
 
 class Sum(Base):
     reduction = "sum"
@@ -139,6 +154,10 @@ def examples_of(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.cat([batch[1] for batch in batches])
 
 
+def seeded(job: Job) -> torch.Generator:
+    return torch.Generator().manual_seed(job.seed())
+
+
 def by_hand(module: Any, state: State, x: torch.Tensor, y: torch.Tensor, clip: float) -> State:
     """One step of SGD with learning rate 0.5 on all examples, each gradient clipped, by a plain loop."""
     module.load_state_dict(state)
@@ -155,6 +174,7 @@ def by_hand(module: Any, state: State, x: torch.Tensor, y: torch.Tensor, clip: f
 
 
 MODELS = ("Base", "Conv", "Recurrent", "Tokens")
+DROPPED = ("Dropped", "DroppedConv", "DroppedRows")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -179,7 +199,36 @@ def test_a_step_is_the_mean_of_clipped_gradients(
         )  # learning rate times clip, whatever the examples
 
 
-@pytest.mark.parametrize("model", MODELS)
+class Masked(nn.Module):
+    """The model `Dropped` with a factor in place of its dropout, one for each call."""
+
+    def __init__(self, net: nn.Module, factors: torch.Tensor) -> None:
+        super().__init__()
+        self.net, self._factors = net, iter(factors)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        net: Any = self.net
+        found: torch.Tensor = net[4](torch.tanh(net[1](x.flatten(1))) * next(self._factors))
+        return found
+
+
+@pytest.mark.parametrize("engine", ["stacked", "direct"])
+def test_dropout_is_drawn_for_each_example_from_its_clients_generator(
+    made: Callable[..., Experiment], engine: str
+) -> None:
+    space, results = fitted(made("Dropped", "train.batch-size=64"), engine)
+    assert space.engine.name == engine
+    masks = []
+    for partition, result in results.items():
+        job = space.train_job(partition, 1)
+        x, y = job.batches.taken(job.batches.parts[0])  # in the order in which samples are drawn
+        masks.append(torch.empty(45, 12).bernoulli_(0.6, generator=seeded(job)))
+        module = Masked(space.module.net, masks[-1] / 0.6)
+        assert apart(result.state, by_hand(module, space.initial_state(), x, y, 0.5)) < 2e-6
+    assert not torch.equal(masks[0], masks[1])
+
+
+@pytest.mark.parametrize("model", [*MODELS, *DROPPED])
 def test_engines_take_the_same_samples_and_the_same_noise(
     made: Callable[..., Experiment], model: str
 ) -> None:
@@ -193,7 +242,7 @@ def test_engines_take_the_same_samples_and_the_same_noise(
     assert apart(stacked[0].state, stacked[1].state) > 1e-3
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, *DROPPED])
 def test_programs_of_steps_train_as_vmap_does(
     made: Callable[..., Experiment], model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +264,7 @@ def test_programs_of_steps_train_as_vmap_does(
     traced.clear()
     results += [fit.results for fit in fits[1]]
     # the second time there is a program for each shape; the recurrent step has too many calls
-    assert bool(traced) == (model == "Recurrent")
+    assert bool(traced) == (model in ("Recurrent", "DroppedRows"))
     for found in results:
         for partition, result in found.items():
             assert isinstance(result, Trained)

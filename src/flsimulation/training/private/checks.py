@@ -15,6 +15,7 @@ from flsimulation.experiment.spec import Train
 from flsimulation.training.logged import Log
 from flsimulation.training.private.gradients import Clipped, Gradients
 from flsimulation.training.private.single import OneByOne
+from flsimulation.training.stacked.compiler.draws import drawn
 from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.given import Given
 from flsimulation.training.stacked.compiler.step import NotStackable, facts_of, loss_of
@@ -118,8 +119,11 @@ def is_same(gradients: Gradients, precise: EagerStep) -> bool:
     given = precise.given(2, _EXAMPLES, [1.0, 0.9])
     kept = given.trained[0].new_ones(2, _EXAMPLES)
     kept[1, 3:] = 0
-    trial = OneByOne(precise, _UNCLIPPED)(given.trained, given.x, given.y, kept)
-    ours = gradients(given.trained, given.x, given.y, kept)
+    generators = [torch.Generator(kept.device).manual_seed(place) for place in range(2)]
+    draws = [draw.of_each(_EXAMPLES) for draw in precise.observed(1).draws]
+    numbers = drawn(draws, generators, kept.device)
+    trial = OneByOne(precise, _UNCLIPPED)(given.trained, given.x, given.y, kept, numbers)
+    ours = gradients(given.trained, given.x, given.y, kept, numbers)
     return are_close(_compared(ours), _compared(trial))
 
 

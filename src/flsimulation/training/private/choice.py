@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import describe_error
-from flsimulation.training.private.checks import is_same
+from flsimulation.training.private.checks import in_double, is_same
 from flsimulation.training.private.gradients import Clipped, Gradients, Together
 from flsimulation.training.private.programs import Made
 from flsimulation.training.private.single import OneByOne
@@ -32,11 +32,18 @@ class InEachThread:
         self.how = make().how
         """How values are logged."""
 
-    def __call__(self, trained: Sequence[Tensor], x: Leaves, y: Leaves, kept: Tensor) -> Clipped:
+    def __call__(
+        self,
+        trained: Sequence[Tensor],
+        x: Leaves,
+        y: Leaves,
+        kept: Tensor,
+        draws: Sequence[Tensor] = (),
+    ) -> Clipped:
         """Take a step."""
         if (own := getattr(self._made, "gradients", None)) is None:
             own = self._made.gradients = self._make()
-        found: Clipped = own(trained, x, y, kept)
+        found: Clipped = own(trained, x, y, kept, draws)
         return found
 
 
@@ -50,7 +57,8 @@ def chosen(
     eager : EagerStep
         The module's step.
     precise : EagerStep
-        The same as of `checked`, with which ways are compared.
+        The same as of `checked`, with which ways are compared; a step that draws is compared with the
+        same numbers drawn, too.
     clip : float
         Largest norm of one example's gradient.
 
@@ -64,6 +72,7 @@ def chosen(
         Why it does not.
     """
     why_not = "its step cannot be taken for many examples at once"
+    compared = [precise, *([in_double(eager)] if eager.observed(1).draws else [])]
     for nested, layers in ((True, True), (True, False), (False, True), (False, False)):
         programs = Made(wanted=nested)
 
@@ -77,7 +86,7 @@ def chosen(
             return Together(step, most, nested=nested, layers=layers, made=made)
 
         try:
-            if is_same(trial := make(precise, _UNCLIPPED, made=None), precise):
+            if all(is_same(trial := make(step, _UNCLIPPED, made=None), step) for step in compared):
                 return InEachThread(make), trial.written_numbers, None
         except Exception as error:  # a user's step may do anything under vmap
             why_not = (

@@ -103,7 +103,7 @@ class PrivateEngine:
             eager = EagerStep(module, few[0], few[1], prepared.form)
             configuring = Configuring(module, spec.epochs)
             _, schedulers = configuring()
-            self._draws = bool(eager.observed(1).draws)
+            draws = eager.observed(1).draws
         except (NotStackable, CannotTake) as reason:
             raise ModelError(
                 f"privacy.mode is 'example', but {reason}; DP-SGD needs a training_step and an "
@@ -111,12 +111,11 @@ class PrivateEngine:
             ) from None
         gradients, numbers, self.why_not = chosen(eager, checked(eager), noisy.clip)
         self._by_steps = bool(schedulers) or configuring.by_batches
+        self._draws = bool(draws) and not numbers
         self._most = 1
-        if numbers and not self._draws:
+        if numbers:
             each_example = numbers * _KEPT * 4
             self._most = max(1, _WAVE_BYTES // max(1, each_example * spec.batch_size))
-        elif self.why_not is None:
-            self.why_not = "its step draws random numbers, which each client has for itself"
         stacked = self._most > 1 and clients > 1 and spec.engine != "direct"
         if spec.engine == "stacked" and self._most == 1:
             raise ModelError(
@@ -133,6 +132,7 @@ class PrivateEngine:
             aliases(module),
             [named[name] for name in names],
             configuring,
+            [] if self._draws else draws,
             spec.epochs,
             noisy.clip * noisy.multiplier,
             Clip(spec.gradient_clip, "norm") if spec.gradient_clip else None,

@@ -26,6 +26,7 @@ from flsimulation.training.private.gradients import Gradients
 from flsimulation.training.private.samples import Samples
 from flsimulation.training.rates import scale_rates
 from flsimulation.training.scores import scores
+from flsimulation.training.stacked.compiler.draws import Draw
 from flsimulation.training.stacked.eligible import Clip, Optimization, clipped, stack_optimizer
 from flsimulation.training.stacked.rows import diverged_clients
 
@@ -43,6 +44,8 @@ class Private:
     """The module's own, in the order of ``names``."""
     optimization: Callable[[int, int], Optimization]
     """Returns a new optimizer, for a number of batches an epoch and the number of a round."""
+    draws: Sequence[Draw]
+    """What the step of one example draws; nothing if it draws from PyTorch's global generator."""
     epochs: int
     noise: float
     """Standard deviation of the noise on each number of a sum."""
@@ -75,6 +78,9 @@ class Fit:
     ) -> None:
         self._private, self._start, self._jobs, self._terms = private, start, jobs, terms
         self._generators = [_generator(job) for job in jobs]
+        device = private.device
+        seeds = [job.seed() for job in jobs] if private.draws else []
+        self._drawing = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         clients = [job.batches for job in jobs]
         self._samples = Samples(
             private.data, clients, private.epochs, self._generators, private.device
@@ -119,7 +125,8 @@ class Fit:
     def _step(self, step: int) -> None:
         x, y, kept = self._samples.of(step)
         weights = kept / self._expected.unsqueeze(1)
-        taken = self._private.gradients([leaf.data for leaf in self._leaves], x, y, weights)
+        own = [leaf.data for leaf in self._leaves]
+        taken = self._private.gradients(own, x, y, weights, self._drawn(step, kept.shape))
         self._note(torch.stack([taken.losses, *taken.logged]), kept, step)
         gradients: list[Tensor | None] = [*self._noisy(taken.sums)]
         if mu := self._terms.proximal_mu:
@@ -131,6 +138,16 @@ class Fit:
             # PyTorch's fused optimizers go by the memory
             leaf.grad = None if gradient is None else gradient.contiguous()
         self._optimizer.step()
+
+    def _drawn(self, step: int, shape: torch.Size) -> list[Tensor]:
+        """What the clients' examples draw: those that fill up a sample draw nothing."""
+        draws, device = self._private.draws, self._private.device
+        found = [torch.zeros(*shape, *d.shape, dtype=d.dtype, device=device) for d in draws]
+        for place, generator in enumerate(self._drawing):
+            count = max(1, self._samples.sizes(step)[place])  # of an empty sample the first counts
+            for draw, numbers in zip(draws, found, strict=True):
+                draw.of_each(count).into(numbers[place, :count], generator)
+        return found
 
     def _noisy(self, sums: Sequence[Tensor]) -> list[Tensor]:
         """The sums, which are divided by the expected size of a sample, with noise.

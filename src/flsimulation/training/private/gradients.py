@@ -23,6 +23,7 @@ from flsimulation.training.logged import Log, Logged
 from flsimulation.training.private.layers import Layer, Products, layers_of
 from flsimulation.training.private.programs import Made, Programs
 from flsimulation.training.stacked.compiler import images
+from flsimulation.training.stacked.compiler.draws import serving
 from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.rewritten import Rewritten, without_fallback
 from flsimulation.training.stacked.compiler.step import Whole, facts_of, loss_of, prefixed
@@ -61,7 +62,14 @@ class Gradients(Protocol):
     how: list[Logged]
     """How values are logged."""
 
-    def __call__(self, trained: Sequence[Tensor], x: Leaves, y: Leaves, kept: Tensor) -> Clipped:
+    def __call__(
+        self,
+        trained: Sequence[Tensor],
+        x: Leaves,
+        y: Leaves,
+        kept: Tensor,
+        draws: Sequence[Tensor] = (),
+    ) -> Clipped:
         """Take a step.
 
         Parameters
@@ -72,6 +80,9 @@ class Gradients(Protocol):
             Their examples, [clients, examples, ...].
         kept : Tensor
             Weight of each example, 0 for those that do not count; [clients, examples].
+        draws : sequence of Tensor
+            What each example's step draws, in this order, [clients, examples, ...]; without them steps
+            that draw do so from PyTorch's global generator.
         """
 
 
@@ -144,7 +155,8 @@ class Together:
         self._like = eager.given(1, 1).x, eager.given(1, 1).y
         count = len(self._layers) + len(self._single)
         self._programs = Programs(
-            self._by_autograd, self._module, count, len(self._layers), made or Made(wanted=nested)
+            *(self._by_autograd, self._module, count, len(self._layers)),
+            *(made or Made(wanted=nested), eager.observed(1).draws),
         )
 
     @property
@@ -154,7 +166,14 @@ class Together:
         single = sum(named[name].numel() for name in self._single)
         return single + sum(torch.Size(layer.shape).numel() for layer in self._layers)
 
-    def __call__(self, trained: Sequence[Tensor], x: Leaves, y: Leaves, kept: Tensor) -> Clipped:
+    def __call__(
+        self,
+        trained: Sequence[Tensor],
+        x: Leaves,
+        y: Leaves,
+        kept: Tensor,
+        draws: Sequence[Tensor] = (),
+    ) -> Clipped:
         """Take a step."""
         clients, examples = kept.shape
         own = dict(zip(self._names.trained, trained, strict=True))
@@ -168,7 +187,7 @@ class Together:
         fixed = [own[n].detach() for layer in self._layers for n in layer.parameters]
         batch = [tensor.unsqueeze(2) for part in (x, y) for tensor in leaves(part)]
         self._like = x, y
-        found = self._programs([*added, *single, *fixed, *batch])
+        found = self._programs([*added, *single, *fixed, *batch], draws)
         wanted = [*added, *single]
         losses, *logged = (t for t in found[: 1 + len(self.how)] if t is not None)
         received = [t for t in found[1 + len(self.how) : -len(wanted)] if t is not None]
@@ -183,7 +202,9 @@ class Together:
         rest = [g.reshape(clients * examples, -1) for g in gradients[len(added) :]]
         return self._clipped(losses, logged, products, rest, kept)
 
-    def _by_autograd(self, *tensors: Tensor) -> list[Tensor | None]:
+    def _by_autograd(
+        self, tensors: Sequence[Tensor], draws: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
         """Losses, what is logged, what the layers received, and gradients."""
         given = iter(tensors)
         added = list(itertools.islice(given, len(self._layers)))
@@ -192,21 +213,23 @@ class Together:
         x = refilled(self._like[0], list(itertools.islice(given, len(leaves(self._like[0])))))
         y = refilled(self._like[1], list(given))
         with torch.enable_grad(), without_fallback():
-            losses, logged, received = self._of_clients(fixed, single, added, x, y)
+            losses, logged, received = self._of_clients(draws, fixed, single, added, x, y)
             gradients = torch.autograd.grad(losses.sum(), [*added, *single], allow_unused=True)
         return [losses, *logged, *received, *gradients]
 
-    def _of_clients(self, fixed: list[Tensor], *given: Any) -> Any:
+    def _of_clients(self, draws: Sequence[Tensor], fixed: list[Tensor], *given: Any) -> Any:
         def of_client(own: list[Tensor], *examples: Any) -> Any:
             # a client's own layers are no argument: vmap goes through all of them several times
             return vmap(functools.partial(self._one, own), randomness="different")(*examples)
 
         if self._nested:
-            return vmap(of_client, randomness="different")(fixed, *given)
-        parts = [
-            of_client(*tree_map(operator.itemgetter(client), (fixed, *given)))
-            for client in range(len(tree_leaves(given)[0]))
-        ]
+            with serving(draws):
+                return vmap(of_client, randomness="different")(fixed, *given)
+        parts = []
+        for client in range(len(tree_leaves(given)[0])):
+            own = tree_map(operator.itemgetter(client), (fixed, *given))
+            with serving([numbers[client] for numbers in draws]):
+                parts.append(of_client(*own))
         return tree_map(lambda *tensors: torch.stack(tensors), *parts)
 
     def _clipped(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from flsimulation.training.memory import is_out_of_memory
+from flsimulation.training.stacked.compiler.draws import Draw
 from flsimulation.training.stacked.compiler.torchscript import compiled
 from flsimulation.training.stacked.compiler.trace import traced
 
@@ -28,7 +29,9 @@ OFTEN = 16
 """Calls with tensors of one shape, after which a program for them pays."""
 
 Step = Callable[..., Sequence[Tensor | None]]
-"""Of tensors; returns tensors, and None in place of gradients that do not exist."""
+"""Of tensors, and of what it draws; returns tensors, and None in place of gradients that do not exist."""
+Program = Callable[..., Sequence[Tensor | None]]
+"""The same of all these tensors, one after the other."""
 
 
 @dataclass(eq=False)
@@ -37,7 +40,7 @@ class Made:
 
     calls: Counter[Any] = field(default_factory=Counter)
     """By the shapes of the tensors."""
-    programs: dict[Any, Step | None] = field(default_factory=dict)
+    programs: dict[Any, Program | None] = field(default_factory=dict)
     """None where a program does something else."""
     wanted: bool = True
     """Whether programs are made: not of steps of so many calls that a program would take seconds, and
@@ -59,49 +62,80 @@ class Programs:
         How many of these are zeros, which a program need not add.
     made : Made
         Programs that exist.
+    draws : sequence of Draw
+        What the step of one example draws.
     """
 
-    def __init__(self, step: Step, module: nn.Module, leaves: int, zeros: int, made: Made) -> None:
+    def __init__(
+        self,
+        step: Step,
+        module: nn.Module,
+        leaves: int,
+        zeros: int,
+        made: Made,
+        draws: Sequence[Draw] = (),
+    ) -> None:
         self._step, self._module, self._made = step, module, made
-        self._leaves, self._zeros = leaves, zeros
+        self._leaves, self._zeros, self._draws = leaves, zeros, draws
 
-    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Take a step."""
-        form = tuple((t.shape, t.dtype, t.device) for t in tensors)
+    def __call__(
+        self, tensors: Sequence[Tensor], numbers: Sequence[Tensor] = ()
+    ) -> Sequence[Tensor | None]:
+        """Take a step.
+
+        Parameters
+        ----------
+        tensors : sequence of Tensor
+            [clients, examples, ...]
+        numbers : sequence of Tensor
+            What it draws, [clients, examples, ...].
+        """
+        form = tuple((t.shape, t.dtype, t.device) for t in (*tensors, *numbers))
         if (program := self._made.programs.get(form)) is not None:
             with torch.no_grad():
-                return program(*tensors)
-        found = self._by_autograd(*tensors)
+                return program(*tensors, *numbers)
+        found = self._by_autograd(tensors, numbers)
         self._made.calls[form] += 1
         wanted = self._made.wanted and tensors[0].device.type == "cpu"
         if self._made.calls[form] == OFTEN + 1 and wanted:
-            self._made.programs[form] = self._program(tensors, found)
+            self._made.programs[form] = self._program(tensors, numbers, found)
         return found
 
-    def _by_autograd(self, *tensors: Tensor) -> Sequence[Tensor | None]:
+    def _by_autograd(
+        self, tensors: Sequence[Tensor], numbers: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
         leaves = [tensor.detach().requires_grad_() for tensor in tensors[: self._leaves]]
         with torch.enable_grad():
-            found = self._step(*leaves, *tensors[self._leaves :])
+            found = self._step([*leaves, *tensors[self._leaves :]], numbers)
         return [None if value is None else value.detach() for value in found]
 
-    def _program(self, tensors: Sequence[Tensor], wanted: Sequence[Tensor | None]) -> Step | None:
+    def _program(
+        self,
+        tensors: Sequence[Tensor],
+        numbers: Sequence[Tensor],
+        wanted: Sequence[Tensor | None],
+    ) -> Program | None:
         """A program that does the same with these tensors, if there is one."""
         given = [tensor.detach() for tensor in tensors]
+        draws = [draw.of_each(tensors[0].shape[1]) for draw in self._draws]
         try:
             with _TRACING:
-                graph = traced(self._step, self._module, given, self._leaves)
+                graph = traced(self._traced, self._module, given, self._leaves, draws)
             if len(graph.nodes) > _CALLS:
                 self._made.wanted = False
                 return None
             _without_zeros(graph, self._zeros)
             program = compiled(_module(graph))
             with torch.no_grad():
-                found = program(*(tensor.detach() for tensor in tensors))
+                found = program(*(tensor.detach() for tensor in (*tensors, *numbers)))
         except Exception as error:  # a user's step may do what a program cannot
             if is_out_of_memory(error):
                 raise
             return None
         return program if all(map(_is_equal, found, wanted)) else None
+
+    def _traced(self, *tensors: Tensor) -> Sequence[Tensor | None]:
+        return self._step(tensors)
 
 
 def _is_equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -60,6 +60,10 @@ class Samples:
         self.failed: dict[int, ClientError] = {}
         """Clients whose transform failed, by their place."""
 
+    def sizes(self, step: int) -> list[int]:
+        """How many examples each client takes in a step."""
+        return [len(rows[step]) if step < len(rows) else 0 for rows in self._rows]
+
     def of(self, step: int) -> tuple[Leaves, Leaves, torch.Tensor]:
         """Inputs and labels of a step, [clients, examples, ...], and 1 where an example was drawn.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from flsimulation.data.leaves import Leaves, one
 from flsimulation.training.logged import Log
 from flsimulation.training.private.gradients import Clipped, shares
+from flsimulation.training.stacked.compiler.draws import serving
 from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.step import facts_of, loss_of
 
@@ -34,7 +35,14 @@ class OneByOne:
         """How values are logged."""
         self._leaves = [self._module.get_parameter(name) for name in self._names.trained]
 
-    def __call__(self, trained: Sequence[Tensor], x: Leaves, y: Leaves, kept: Tensor) -> Clipped:
+    def __call__(
+        self,
+        trained: Sequence[Tensor],
+        x: Leaves,
+        y: Leaves,
+        kept: Tensor,
+        draws: Sequence[Tensor] = (),
+    ) -> Clipped:
         """Take a step."""
         sums = [torch.zeros_like(tensor) for tensor in trained]
         losses, squares = torch.zeros_like(kept), torch.zeros_like(kept)
@@ -45,7 +53,8 @@ class OneByOne:
                     leaf.copy_(tensor[client])
             for place in range(kept.shape[1]):
                 at = slice(place, place + 1)
-                loss, gradients = self._single(one(one(x, client), at), one(one(y, client), at))
+                with serving([numbers[client, place] for numbers in draws]):
+                    loss, gradients = self._single(one(one(x, client), at), one(one(y, client), at))
                 square = sum(g.square().sum() for g in gradients)
                 squares[client, place], losses[client, place] = square, loss
                 for into, value in zip(logged, self._log.values, strict=True):

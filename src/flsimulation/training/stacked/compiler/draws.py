@@ -7,6 +7,7 @@ equal those that the step alone makes from the global generator with the same se
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -55,6 +56,11 @@ class Draw(NamedTuple):
         else:
             own = torch.empty_strided(self.shape, self.stride, dtype=row.dtype, device=row.device)
             row.copy_(getattr(own, self.fill)(*self.args, generator=generator))
+
+    def of_each(self, examples: int) -> Draw:
+        """The draws of so many examples, which a batch of one makes: [examples, ...] at once."""
+        each = math.prod(self.shape)
+        return self._replace(shape=(examples, *self.shape), stride=(each, *self.stride))
 
 
 def drawn(
@@ -124,6 +130,11 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if is_draw(func, args, kwargs or {}):
             self.draws.append(_recorded(func, args, kwargs or {}, result))
         return result
+
+
+def serving(numbers: Sequence[Tensor]) -> contextlib.AbstractContextManager[object]:
+    """Let a step that draws get these numbers, one for each draw; without any it draws itself."""
+    return Served(numbers) if numbers else contextlib.nullcontext()
 
 
 class Served(TorchDispatchMode):  # type: ignore[no-untyped-call]
