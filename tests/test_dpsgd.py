@@ -18,6 +18,7 @@ from flsimulation.errors import InputError, ModelError
 from flsimulation.events import RoundFinished
 from flsimulation.experiment import Experiment
 from flsimulation.privacy.accountant import Mechanism, epsilon_of
+from flsimulation.privacy.draws import SecretDraws
 from flsimulation.training import Job, State, Terms, Trained
 
 pytestmark = pytest.mark.seconds
@@ -80,6 +81,23 @@ class Embedded(nn.Module):
 class Dropped(Base):
     def made(self):
         return nn.Sequential(nn.Flatten(), nn.Linear(784, 12), nn.Tanh(), nn.Dropout(0.4), nn.Linear(12, 10))
+
+class Permuting(nn.Dropout):
+    def forward(self, x):
+        return x[:, torch.randperm(12)] if self.p else x
+
+class Permuted(Base):
+    def made(self):
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 12), Permuting(0.4), nn.Linear(12, 10))
+
+class InPlace(Base):
+    def made(self):
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 12), nn.Tanh(), nn.Dropout(0.4, inplace=True), nn.Linear(12, 10))
+
+class Twice(Base):
+    def made(self):
+        again = nn.Linear(12, 12)
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 12), again, nn.Tanh(), again, nn.Linear(12, 10))
 
 class DroppedConv(Base):
     def made(self):
@@ -154,26 +172,21 @@ def examples_of(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.cat([batch[1] for batch in batches])
 
 
-def seeded(job: Job) -> torch.Generator:
-    return torch.Generator().manual_seed(job.seed())
-
-
 def by_hand(module: Any, state: State, x: torch.Tensor, y: torch.Tensor, clip: float) -> State:
     """One step of SGD with learning rate 0.5 on all examples, each gradient clipped, by a plain loop."""
     module.load_state_dict(state)
-    total = {
-        name: torch.zeros_like(p, dtype=torch.float64) for name, p in module.named_parameters()
-    }
+    total = {p: torch.zeros_like(p, dtype=torch.float64) for p in module.parameters()}
     for own_x, own_y in zip(x, y, strict=True):
         loss = functional.cross_entropy(module(own_x[None]), own_y[None])
         gradients = torch.autograd.grad(loss, list(module.parameters()))
         norm = float(torch.sqrt(sum((g.double() ** 2).sum() for g in gradients)))  # type: ignore[arg-type]
         for sum_, gradient in zip(total.values(), gradients, strict=True):
             sum_ += gradient.double() * min(1.0, clip / norm)
-    return {name: state[name] - (0.5 * total[name] / len(x)).float() for name in total}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: state[name] - (0.5 * total[p] / len(x)).float() for name, p in named}
 
 
-MODELS = ("Base", "Conv", "Recurrent", "Tokens")
+MODELS = ("Base", "Conv", "Recurrent", "Tokens", "Twice")
 DROPPED = ("Dropped", "DroppedConv", "DroppedRows")
 
 
@@ -213,16 +226,19 @@ class Masked(nn.Module):
 
 
 @pytest.mark.parametrize("engine", ["stacked", "direct"])
-def test_dropout_is_drawn_for_each_example_from_its_clients_generator(
+def test_dropout_is_drawn_for_each_example_from_its_clients_own_stream(
     made: Callable[..., Experiment], engine: str
 ) -> None:
+    """The one of its noise: who knows what is dropped sees more than a gradient of the clipping norm."""
     space, results = fitted(made("Dropped", "train.batch-size=64"), engine)
     assert space.engine.name == engine
     masks = []
     for partition, result in results.items():
         job = space.train_job(partition, 1)
         x, y = job.batches.taken(job.batches.parts[0])  # in the order in which samples are drawn
-        masks.append(torch.empty(45, 12).bernoulli_(0.6, generator=seeded(job)))
+        assert job.noise is not None
+        words = np.frombuffer(job.noise().bytes(4 * 45 * 12), np.uint32)
+        masks.append(torch.from_numpy(words < 0.6 * 2**32).view(45, 12))
         module = Masked(space.module.net, masks[-1] / 0.6)
         assert apart(result.state, by_hand(module, space.initial_state(), x, y, 0.5)) < 2e-6
     assert not torch.equal(masks[0], masks[1])
@@ -240,6 +256,56 @@ def test_engines_take_the_same_samples_and_the_same_noise(
         assert apart(result.state, direct[partition].state) < 1e-5
         assert result.scores == pytest.approx(direct[partition].scores, rel=1e-4)
     assert apart(stacked[0].state, stacked[1].state) > 1e-3
+
+
+def test_a_transform_draws_from_its_clients_own_stream(
+    made: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    """And not by a seed that a network's server knows."""
+    text = "import torch\ndef change(x, y):\n    return x + torch.rand(x.shape), y\n"
+    (tmp_path / "own_change.py").write_text(text)
+    change = f"data.transform={tmp_path / 'own_change.py'}:change"
+    experiment = made("Base", "train.batch-size=64", change)
+    _, results = fitted(experiment, "direct")
+    _, stacked = fitted(experiment, "stacked")
+    space = Workspace.load(experiment)
+    job, start = space.train_job(0, 1), space.initial_state()
+    same = job._replace(batches=job.batches.seeded(7))
+    other = job._replace(noise=lambda: SecretDraws(bytes(32)))
+    again, moved = (
+        fitting.results[0]
+        for own in (same, other)
+        for fitting in space.engine.fit(start, [own], Terms())
+    )
+    assert isinstance(again, Trained)
+    assert isinstance(moved, Trained)
+    assert apart(results[0].state, stacked[0].state) < 2e-6
+    assert apart(results[0].state, again.state) < 2e-6
+    assert apart(results[0].state, moved.state) > 1e-4
+
+
+def test_what_is_drawn_otherwise_than_by_dropout_is_drawn_by_one_client_after_the_other(
+    made: Callable[..., Experiment],
+) -> None:
+    experiment = made("Permuted", "train.batch-size=64")
+    space, results = fitted(experiment)
+    assert space.engine.name == "direct"
+    with pytest.raises(ModelError, match="draws other random numbers than those of dropout"):
+        fitted(experiment, "stacked")
+    again = fitted(experiment)[1]
+    for partition, result in results.items():
+        assert apart(result.state, again[partition].state) == 0
+    assert apart(results[0].state, results[1].state) > 1e-3
+
+
+def test_an_empty_sample_shows_the_loss_of_one_example(made: Callable[..., Experiment]) -> None:
+    """Whatever else fills it up: clients of other sizes, or nothing."""
+    sets = ("data.examples-per-client=2", "data.min-examples=2", "data.validation-fraction=0")
+    experiment = made("Dropped", *sets, "train.batch-size=1", "data.clients=30")
+    _, stacked = fitted(experiment, "stacked")
+    _, direct = fitted(experiment, "direct")
+    for partition, result in stacked.items():
+        assert result.scores == pytest.approx(direct[partition].scores, rel=1e-5)
 
 
 @pytest.mark.parametrize("model", [*MODELS, *DROPPED])
@@ -263,8 +329,9 @@ def test_programs_of_steps_train_as_vmap_does(
     results = [fit.results for fit in fits[0]]
     traced.clear()
     results += [fit.results for fit in fits[1]]
-    # the second time there is a program for each shape; the recurrent step has too many calls
-    assert bool(traced) == (model in ("Recurrent", "DroppedRows"))
+    # The second time there is a program for each shape. A recurrent step has too many calls; of a layer
+    # that is there twice, PyTorch's functional call changes the module.
+    assert bool(traced) == (model in ("Recurrent", "DroppedRows", "Twice"))
     for found in results:
         for partition, result in found.items():
             assert isinstance(result, Trained)
@@ -365,6 +432,11 @@ def test_steps_sample_each_example_by_itself(made: Callable[..., Experiment]) ->
             "Hopeless",
             [],
             "training_step's loss, or its gradient, is not finite for examples of the data",
+        ),
+        (
+            "InPlace",
+            [],
+            "training_step fails with its dropout: RuntimeError: one of the variables needed for gradient computation has been modified",
         ),
         ("Sum", [], "training_step's loss of a batch is not the mean of its examples' losses"),
         (

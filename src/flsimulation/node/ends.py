@@ -96,21 +96,20 @@ def in_order() -> Iterator[None]:
     of another thread that comes after that report is refused, because the run has ended, and
     `flwr.supercore.retry.http_retry` then sends this process SIGINT.
     """
-
-    def ignore() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+    is_running = True
 
     def end(number: int, _: FrameType | None) -> None:
-        ignore()
-        raise Interrupted(_cause(number))
+        nonlocal is_running
+        if is_running:
+            is_running = False
+            raise Interrupted(_cause(number))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     try:
         yield
     finally:
-        ignore()
+        is_running = False
 
 
 def _cause(number: int) -> str:

@@ -157,8 +157,8 @@ def example_notes(experiment: Experiment, sizes: Sequence[int]) -> list[str]:
     ]
     if is_reproducible(experiment):
         lines.append(
-            "privacy: noise and samples follow the run's seed: no guarantee against those who know it; "
-            "on a network they follow the system's entropy"
+            "privacy: all that is drawn follows the run's seed: no guarantee against those who know it; "
+            "on a network it follows the system's entropy"
         )
     if ledger.delta >= 1 / max(sizes):
         lines.append(

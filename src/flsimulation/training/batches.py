@@ -66,6 +66,11 @@ class Batches:
         """The same batches from their start: what is shuffled and drawn begins anew."""
         return Batches(self._x, self._y, *self.parts, prepared=self._prepared)
 
+    def seeded(self, seed: int) -> Batches:
+        """The same batches from their start, with another seed of what a transform draws."""
+        indices, size, rng, _ = self.parts
+        return Batches(self._x, self._y, indices, size, rng, lambda: seed, prepared=self._prepared)
+
     @property
     def transform(self) -> Transform | None:
         """What changes these batches."""

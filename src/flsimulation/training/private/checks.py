@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from flsimulation.data.leaves import each
-from flsimulation.errors import ModelError
+from flsimulation.errors import ModelError, describe_error
 from flsimulation.experiment.spec import Train
+from flsimulation.seeds import global_streams
 from flsimulation.training.logged import Log
+from flsimulation.training.memory import is_out_of_memory
+from flsimulation.training.private.dropout import dropped
 from flsimulation.training.private.gradients import Clipped, Gradients
 from flsimulation.training.private.single import OneByOne
-from flsimulation.training.stacked.compiler.draws import drawn
 from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.given import Given
 from flsimulation.training.stacked.compiler.step import NotStackable, facts_of, loss_of
@@ -111,7 +114,25 @@ def checked(eager: EagerStep) -> EagerStep:
             f"{_EXAMPLES} examples {float(losses[0]):.6g}, and {float(losses[1]):.6g}); return a mean "
             f"over examples (reduction='mean')"
         )
+    _check_dropout(eager)
     return precise
+
+
+def _check_dropout(eager: EagerStep) -> None:
+    """Raise `ModelError` if the step fails only with its dropout."""
+    if not eager.observed(1).draws:
+        return
+    given = eager.given(1, 1)
+    kept = given.trained[0].new_ones(1, 1)
+    try:
+        with global_streams(0):
+            OneByOne(eager, _UNCLIPPED)(given.trained, given.x, given.y, kept)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{_MODE}training_step fails with its dropout: {describe_error(error)}"
+        ) from None
 
 
 def is_same(gradients: Gradients, precise: EagerStep) -> bool:
@@ -119,12 +140,18 @@ def is_same(gradients: Gradients, precise: EagerStep) -> bool:
     given = precise.given(2, _EXAMPLES, [1.0, 0.9])
     kept = given.trained[0].new_ones(2, _EXAMPLES)
     kept[1, 3:] = 0
-    generators = [torch.Generator(kept.device).manual_seed(place) for place in range(2)]
-    draws = [draw.of_each(_EXAMPLES) for draw in precise.observed(1).draws]
-    numbers = drawn(draws, generators, kept.device)
-    trial = OneByOne(precise, _UNCLIPPED)(given.trained, given.x, given.y, kept, numbers)
+    numbers = _some_dropped(precise, 2, kept.device)
+    x, y = (each(torch.clone, part) for part in (given.x, given.y))  # a step may write into them
+    trial = OneByOne(precise, _UNCLIPPED)(given.trained, x, y, kept, numbers)
     ours = gradients(given.trained, given.x, given.y, kept, numbers)
     return are_close(_compared(ours), _compared(trial))
+
+
+def _some_dropped(precise: EagerStep, clients: int, device: torch.device) -> list[Tensor]:
+    """What the step draws for a few examples of each client."""
+    generators = [np.random.default_rng(place) for place in range(clients)]
+    draws = precise.observed(1).draws
+    return dropped(draws, generators, [_EXAMPLES] * clients, _EXAMPLES, device)
 
 
 def in_double(eager: EagerStep) -> EagerStep:

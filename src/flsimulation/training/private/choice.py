@@ -10,6 +10,7 @@ from torch import Tensor
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import describe_error
 from flsimulation.training.private.checks import in_double, is_same
+from flsimulation.training.private.dropout import is_dropout
 from flsimulation.training.private.gradients import Clipped, Gradients, Together
 from flsimulation.training.private.programs import Made
 from flsimulation.training.private.single import OneByOne
@@ -72,7 +73,8 @@ def chosen(
         Why it does not.
     """
     why_not = "its step cannot be taken for many examples at once"
-    compared = [precise, *([in_double(eager)] if eager.observed(1).draws else [])]
+    served = bool(draws := eager.observed(1).draws) and is_dropout(draws)
+    compared = [precise, *([in_double(eager)] if served else [])]
     for nested, layers in ((True, True), (True, False), (False, True), (False, False)):
         programs = Made(wanted=nested)
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytorch_lightning as pl
 import torch
 
-from flsimulation import seeds
 from flsimulation.clock import SYSTEM, Clock
 from flsimulation.data.leaves import Leaves, each
 from flsimulation.errors import ClientError, ModelError
@@ -25,6 +24,7 @@ from flsimulation.training.logged import CannotTake
 from flsimulation.training.preparation import PLAIN, Preparation
 from flsimulation.training.private.checks import check_module, checked
 from flsimulation.training.private.choice import chosen
+from flsimulation.training.private.dropout import is_dropout
 from flsimulation.training.private.fit import Fit, Private
 from flsimulation.training.products import in_tf32, takes_tf32
 from flsimulation.training.rates import rate_factor
@@ -111,11 +111,15 @@ class PrivateEngine:
             ) from None
         gradients, numbers, self.why_not = chosen(eager, checked(eager), noisy.clip)
         self._by_steps = bool(schedulers) or configuring.by_batches
-        self._draws = bool(draws) and not numbers
+        self._draws = bool(draws) and not (numbers and is_dropout(draws))
         self._most = 1
-        if numbers:
-            each_example = numbers * _KEPT * 4
-            self._most = max(1, _WAVE_BYTES // max(1, each_example * spec.batch_size))
+        if numbers and self._draws:
+            self.why_not = "its step draws other random numbers than those of dropout"
+        elif numbers:
+            each_client = numbers * _KEPT * 4 * spec.batch_size
+            self._most = max(1, _WAVE_BYTES // each_client)
+            if self._most == 1:
+                self.why_not = f"a step keeps {each_client / 2**20:,.0f} MiB for each client"
         stacked = self._most > 1 and clients > 1 and spec.engine != "direct"
         if spec.engine == "stacked" and self._most == 1:
             raise ModelError(
@@ -132,7 +136,7 @@ class PrivateEngine:
             aliases(module),
             [named[name] for name in names],
             configuring,
-            [] if self._draws else draws,
+            None if self._draws else draws,
             spec.epochs,
             noisy.clip * noisy.multiplier,
             Clip(spec.gradient_clip, "norm") if spec.gradient_clip else None,
@@ -173,10 +177,9 @@ class PrivateEngine:
 
     def _trained(self, model: State, jobs: Sequence[Job], terms: Terms) -> Fitted:
         factor = rate_factor(self._spec, jobs[0].round)
-        streams = seeds.global_streams(jobs[0].seed()) if self._draws else contextlib.nullcontext()
         alone = len(jobs) == 1
         results: Sequence[Trained | ClientError]
-        with streams, in_tf32(self._tf32):
+        with in_tf32(self._tf32):
             try:
                 with of_client(jobs[0].partition) if alone else contextlib.nullcontext():
                     results = Fit(self._private, model, jobs, terms, factor).run()

@@ -19,9 +19,11 @@ from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
 from flsimulation.privacy.draws import Draws
 from flsimulation.privacy.normals import Normals
+from flsimulation.seeds import global_streams
 from flsimulation.training.failures import loss_not_finite, too_late, weights_not_finite
 from flsimulation.training.jobs import Job, State, Terms, Trained
 from flsimulation.training.logged import reduced
+from flsimulation.training.private.dropout import dropped
 from flsimulation.training.private.gradients import Gradients
 from flsimulation.training.private.samples import Samples
 from flsimulation.training.rates import scale_rates
@@ -44,8 +46,8 @@ class Private:
     """The module's own, in the order of ``names``."""
     optimization: Callable[[int, int], Optimization]
     """Returns a new optimizer, for a number of batches an epoch and the number of a round."""
-    draws: Sequence[Draw]
-    """What the step of one example draws; nothing if it draws from PyTorch's global generator."""
+    draws: Sequence[Draw] | None
+    """What the step of one example draws; None if it draws from the global generators."""
     epochs: int
     noise: float
     """Standard deviation of the noise on each number of a sum."""
@@ -78,9 +80,6 @@ class Fit:
     ) -> None:
         self._private, self._start, self._jobs, self._terms = private, start, jobs, terms
         self._generators = [_generator(job) for job in jobs]
-        device = private.device
-        seeds = [job.seed() for job in jobs] if private.draws else []
-        self._drawing = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         clients = [job.batches for job in jobs]
         self._samples = Samples(
             private.data, clients, private.epochs, self._generators, private.device
@@ -107,6 +106,13 @@ class Fit:
 
     def run(self) -> list[Trained | ClientError]:
         """Train the clients; a result for each."""
+        if self._private.draws is not None:
+            return self._run()
+        (own,) = self._generators  # such clients train alone
+        with global_streams(int.from_bytes(own.bytes(8), "little") >> 1):
+            return self._run()
+
+    def _run(self) -> list[Trained | ClientError]:
         private, began = self._private, self._private.clock.monotonic()
         steps, per_epoch = int(self._samples.taken.max()), len(self._jobs[0].batches)
         with torch.no_grad():
@@ -125,8 +131,12 @@ class Fit:
     def _step(self, step: int) -> None:
         x, y, kept = self._samples.of(step)
         weights = kept / self._expected.unsqueeze(1)
+        sizes = [max(1, size) for size in self._samples.sizes(step)]  # an empty one shows a loss
+        draws = dropped(
+            *(self._private.draws or (), self._generators, sizes, kept.shape[1]), kept.device
+        )
         own = [leaf.data for leaf in self._leaves]
-        taken = self._private.gradients(own, x, y, weights, self._drawn(step, kept.shape))
+        taken = self._private.gradients(own, x, y, weights, draws)
         self._note(torch.stack([taken.losses, *taken.logged]), kept, step)
         gradients: list[Tensor | None] = [*self._noisy(taken.sums)]
         if mu := self._terms.proximal_mu:
@@ -138,16 +148,6 @@ class Fit:
             # PyTorch's fused optimizers go by the memory
             leaf.grad = None if gradient is None else gradient.contiguous()
         self._optimizer.step()
-
-    def _drawn(self, step: int, shape: torch.Size) -> list[Tensor]:
-        """What the clients' examples draw: those that fill up a sample draw nothing."""
-        draws, device = self._private.draws, self._private.device
-        found = [torch.zeros(*shape, *d.shape, dtype=d.dtype, device=device) for d in draws]
-        for place, generator in enumerate(self._drawing):
-            count = max(1, self._samples.sizes(step)[place])  # of an empty sample the first counts
-            for draw, numbers in zip(draws, found, strict=True):
-                draw.of_each(count).into(numbers[place, :count], generator)
-        return found
 
     def _noisy(self, sums: Sequence[Tensor]) -> list[Tensor]:
         """The sums, which are divided by the expected size of a sample, with noise.
@@ -163,11 +163,13 @@ class Fit:
     def _note(self, values: Tensor, kept: Tensor, step: int) -> None:
         """Note means over the examples that were drawn, of a client's last epoch.
 
-        Of an empty sample the example that fills it up stands for the loss, if no other does. An example whose loss is
+        Of an empty sample the first example that fills it up stands for the loss, if no other does. An example whose loss is
         not finite is left out where others have one: else a single one would end its client's training.
         """
         count = kept.sum(1)
-        weights = torch.where(count.unsqueeze(1) > 0, kept, 1 / kept.shape[1])
+        first = torch.zeros_like(kept)
+        first[:, 0] = 1
+        weights = torch.where(count.unsqueeze(1) > 0, kept, first)
         sound = weights * values[0].isfinite()
         has_sound = sound.sum(1, keepdim=True) > 0
         weights = torch.where(has_sound, sound, weights)

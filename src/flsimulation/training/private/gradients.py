@@ -81,8 +81,8 @@ class Gradients(Protocol):
         kept : Tensor
             Weight of each example, 0 for those that do not count; [clients, examples].
         draws : sequence of Tensor
-            What each example's step draws, in this order, [clients, examples, ...]; without them steps
-            that draw do so from PyTorch's global generator.
+            What each example's step draws, in this order, [clients, examples, ...]; without them a step
+            draws from the global generators.
         """
 
 
@@ -143,6 +143,7 @@ class Together:
                 return loss_of(self._module, one(x, 0), one(y, 0), eager.form)
 
             self._layers = layers_of(self._module, call, frozenset(self._names.trained))
+        self._shapes = {name: p.shape for name, p in self._module.named_parameters()}
         by_products = {name for layer in self._layers for name in layer.parameters}
         self._single = [n for n in self._names.trained if n not in by_products]
         self._received: dict[str, Tensor] = {}
@@ -162,8 +163,7 @@ class Together:
     @property
     def written_numbers(self) -> int:
         """Numbers that a step keeps for each example."""
-        named = dict(self._module.named_parameters())
-        single = sum(named[name].numel() for name in self._single)
+        single = sum(self._shapes[name].numel() for name in self._single)
         return single + sum(torch.Size(layer.shape).numel() for layer in self._layers)
 
     def __call__(
@@ -257,8 +257,7 @@ class Together:
             sums |= zip(layer.parameters, own.sums(weights), strict=True)
         for name, g in zip(self._single, rest, strict=True):
             total = torch.bmm(weights.unsqueeze(1), g.view(*kept.shape, -1))
-            shape = self._module.get_parameter(name).shape
-            sums[name] = total.reshape(len(kept), *shape)
+            sums[name] = total.reshape(len(kept), *self._shapes[name])
         found = [sums[name] for name in self._names.trained]
         return Clipped(losses, logged, found, squares.clamp(min=0).sqrt())
 

@@ -117,7 +117,8 @@ class Programs:
     ) -> Program | None:
         """A program that does the same with these tensors, if there is one."""
         given = [tensor.detach() for tensor in tensors]
-        draws = [draw.of_each(tensors[0].shape[1]) for draw in self._draws]
+        size = tensors[0].shape[1]
+        draws = [draw._replace(shape=(size, *draw.shape)) for draw in self._draws]
         try:
             with _TRACING:
                 graph = traced(self._traced, self._module, given, self._leaves, draws)
@@ -135,6 +136,7 @@ class Programs:
         return program if all(map(_is_equal, found, wanted)) else None
 
     def _traced(self, *tensors: Tensor) -> Sequence[Tensor | None]:
+        # it draws itself: calls that draw become inputs of the graph
         return self._step(tensors)
 
 

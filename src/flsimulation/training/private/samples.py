@@ -56,6 +56,11 @@ class Samples:
                 clients, self.expected, generators, self.taken, strict=True
             )
         ]
+        if clients[0].transform is not None:  # what it draws must be as secret as the samples
+            self._clients = [
+                client.seeded(int.from_bytes(own.bytes(8), "little") >> 1)
+                for client, own in zip(clients, generators, strict=True)
+            ]
         self._rounded = max(1, int(self.expected.max()) // _SIZES)
         self.failed: dict[int, ClientError] = {}
         """Clients whose transform failed, by their place."""

@@ -57,11 +57,6 @@ class Draw(NamedTuple):
             own = torch.empty_strided(self.shape, self.stride, dtype=row.dtype, device=row.device)
             row.copy_(getattr(own, self.fill)(*self.args, generator=generator))
 
-    def of_each(self, examples: int) -> Draw:
-        """The draws of so many examples, which a batch of one makes: [examples, ...] at once."""
-        each = math.prod(self.shape)
-        return self._replace(shape=(examples, *self.shape), stride=(each, *self.stride))
-
 
 def drawn(
     draws: Sequence[Draw], generators: Sequence[torch.Generator], device: torch.device

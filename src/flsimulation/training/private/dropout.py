@@ -1,0 +1,56 @@
+"""What dropout draws in DP-SGD, from each client's own stream.
+
+It must be as secret as the noise: who knows it sees that all that is drawn after an example changes if
+that one is left out, and with it more of a sum than the clipping norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flsimulation.privacy.draws import Draws
+from flsimulation.training.stacked.compiler.draws import Draw
+
+_WORD = 2**32
+
+
+def is_dropout(draws: Sequence[Draw]) -> bool:
+    """Whether a step draws zeros and ones with fixed probabilities only."""
+    return all(draw.fill == "bernoulli_" for draw in draws)
+
+
+def dropped(
+    draws: Sequence[Draw],
+    generators: Sequence[Draws],
+    sizes: Sequence[int],
+    most: int,
+    device: torch.device,
+) -> list[Tensor]:
+    """What the examples of a step draw, [clients, examples, ...] for each draw.
+
+    Parameters
+    ----------
+    draws : sequence of Draw
+        Of the step of one example.
+    generators : sequence of Draws
+        The clients' own.
+    sizes : sequence of int
+        Examples of each client. Those that fill up a sample draw nothing, so that a client's draws do not
+        depend on others; theirs are zeros.
+    most : int
+        Examples of a client with those that fill it up.
+    device : device
+        Where the result shall be.
+    """
+    found = [torch.zeros(len(sizes), most, *draw.shape, dtype=draw.dtype) for draw in draws]
+    for draw, numbers in zip(draws, found, strict=True):
+        for own, size, rows in zip(generators, sizes, numbers, strict=True):
+            some = rows[:size]
+            words = np.frombuffer(own.bytes(4 * some.numel()), "<u4")
+            ones = words < round(float(draw.args[0]) * _WORD)
+            some.copy_(torch.from_numpy(ones).view(some.shape))
+    return [numbers.to(device) for numbers in found]
