@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import queue
 import random
+import threading
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -25,6 +29,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+from tests.conftest import PATIENCE
 
 from flsimulation.internals import flower_processes
 from flsimulation.internals.flower_messages import DELETED, empty_run, identity, set_message_id
@@ -398,3 +403,51 @@ class TestNodes:
         assert state.activate_node(late, 30)
         replies = state.get_message_res({"0", "1", "2"}, 1)
         assert [(r.metadata.reply_to_message_id, r.error.code) for r in replies] == [("1", DELETED)]
+
+
+class Uploaded:
+    """What a SuperLink has of a run's log; the first upload is lost, the second one takes long."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.calls = 0
+        self.taken, self.goes_on = threading.Event(), threading.Event()
+
+    def PushLogs(self, request: Any) -> None:  # noqa: N802 - Flower's name
+        self.calls += 1
+        if self.calls == 1:
+            raise httpx.ConnectError("the SuperLink is busy")
+        self.taken.set()
+        assert self.goes_on.wait(PATIENCE)
+        self.lines += request.logs
+
+
+def test_a_run_waits_until_the_last_lines_of_its_log_have_been_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By Flower's own uploader, which takes lines from the queue before it has sent them."""
+    module = import_module("flwr.superlink.runtime.run_serverapp")
+    monkeypatch.setattr(module, "start_log_uploader", module.start_log_uploader)
+    watch, there, written = flower_patches.LogWatch(), Uploaded(), queue.Queue[str | None]()
+    watch.follow()
+    written.put("the result")
+    uploader = module.start_log_uploader(log_queue=written, node_id=0, run_id=1, client=there)
+    assert there.taken.wait(PATIENCE)
+    assert (written.empty(), there.lines) == (True, [])
+    looks = iter(range(10))
+
+    def sleep(_: float) -> None:
+        if next(looks, None) is None:
+            there.goes_on.set()
+        threading.Event().wait(0.001)
+
+    monkeypatch.setattr(flower_patches.time, "sleep", sleep)
+    watch.wait(PATIENCE)
+    monkeypatch.undo()
+    assert there.lines == ["the result"]
+    written.put(None)
+    uploader.join(PATIENCE)
+
+
+def test_a_process_without_a_log_does_not_wait() -> None:
+    flower_patches.LogWatch().wait(PATIENCE)

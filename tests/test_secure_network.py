@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tests.conftest import wait_for
-from tests.test_network import SMALL, Network, processes_of, started
+from tests.test_network import SMALL, Network, Program, processes_of, started
 
 from flsimulation import load_experiment, run
 from flsimulation.privacy.masks import Keys, derived
@@ -107,7 +107,7 @@ def begin(network: Network, out: str, *sets: str) -> subprocess.Popen[str]:
         f'[model]\nclass = "planting.py:Planting"\nargs = {{folder = "{network.folder}"}}\n'
         f"[data]\nclients = 4\n[strategy]\nrounds = 1\n"
     )
-    given = [f"--set={item}" for item in (*sets, "train.engine=direct", "runtime.return-wait=1")]
+    given = [f"--set={item}" for item in (*sets, "train.engine=direct", "runtime.return-wait=20")]
     command = [sys.executable, "-m", "flsimulation", "run", str(spec), *network.options(), *given]
     running = subprocess.Popen(
         [*command, f"--out=runs/{out}", "--json"],
@@ -126,6 +126,14 @@ def begin(network: Network, out: str, *sets: str) -> subprocess.Popen[str]:
     wait_for("three masked updates", have_replied)
     wait_for("the last client", (network.folder / "waits").exists)
     return running
+
+
+def waiting(network: Network) -> Program:
+    """The client that has not sent its masked update yet."""
+    text = wait_for(
+        "its number", (network.folder / "waits").read_text
+    )  # it is written again and again
+    return next(c for c in network.clients.values() if int(text) in processes_of(c.process.pid))
 
 
 def planted(network: Network) -> dict[str, bytes]:
@@ -172,8 +180,7 @@ def test_the_servers_memory_and_logs_hold_no_update_and_no_key(network: Network)
     assert holders(network, wanted) == set()
 
     # the client that did not send its masked update yet is killed: the others' mean is found without it
-    waits = int((network.folder / "waits").read_text())
-    killed = next(c for c in network.clients.values() if waits in processes_of(c.process.pid))
+    killed = waiting(network)
     killed.kill()
     (network.folder / "gate").unlink()
     result = ended(running, 3)  # degraded: a client never succeeded

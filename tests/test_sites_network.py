@@ -469,7 +469,7 @@ def leave_and_join(network: Network, file: str, apart: Path, folder: Path) -> No
     """A run that begins without lodz, which joins, leaves and returns."""
     network.clients["lodz"].end()
     sets = ("--set=strategy.rounds=1000", "--set=train.device=cpu", "--set=round.late=join")
-    sets += ("--set=runtime.client-wait=20", "--set=runtime.return-wait=2")
+    sets += ("--set=runtime.client-wait=30", "--set=runtime.return-wait=2")
     where = ("--runtime=network", f"--superlink={network.address}", "--out=runs/2-late")
     command = [sys.executable, "-m", "flsimulation", "run", file, *where, *sets, "--quiet"]
     run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)

@@ -265,8 +265,7 @@ def test_the_hospitals_in_containers_compute_what_one_process_does(
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         lines = RunRecord(stack.last_run()).rounds
         assert [line["weights_sha256"] for line in lines] == expected
-        scraped = [t["health"] for t in stack.ask("targets")["activeTargets"] if t["labels"]["job"] == "client"]  # fmt: skip
-        assert scraped == ["up"] * 3
+        wait_for("all sites scraped", lambda: scraped(stack) == ["up"] * 3)
         for site in sites:
             seen = stack.within(f"site-{site}", "ls", "/site").stdout.split()
             assert seen == [f"{site}.csv"]
@@ -281,6 +280,12 @@ def test_the_hospitals_in_containers_compute_what_one_process_does(
         assert {one.name for one in register.clients()} == set(sites)
     finally:
         command("down", "--volumes", cwd=ROOT, env=stack.environment)
+
+
+def scraped(stack: Stack) -> list[str]:
+    """Health of the clients as Prometheus sees it."""
+    targets = stack.ask("targets")["activeTargets"]
+    return [target["health"] for target in targets if target["labels"]["job"] == "client"]
 
 
 class Stack(ContainerStack):

@@ -16,6 +16,7 @@ from tests.test_network import (
     driven,
     last_run,
     processes_of,
+    round_goes_on,
     started,
 )
 
@@ -55,6 +56,7 @@ def some_answer(network: Network, gate: Path) -> None:
 
 def some_train(network: Network, gate: Path, *names: str) -> None:
     wait_for("all clients", lambda: is_running(network) and connected(network) == len(CLIENTS))
+    wait_for("a round of this run", lambda: round_goes_on(network))
     for mark in gate.parent.glob(f"{gate.name}.*"):
         mark.unlink()  # of processes that worked for the run before
     for name in names:

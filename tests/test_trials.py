@@ -28,6 +28,7 @@ def pump(one, other):
         with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
 listener = socket.create_server(("0.0.0.0", 8081))
+print("listens", flush=True)
 while True:
     one = listener.accept()[0]
     try:
@@ -175,7 +176,8 @@ def test_two_sites_train_with_a_server_one_through_a_proxy_and_from_a_read_only_
     wait_for("the SuperLink", lambda: "running on https://0.0.0.0:8081" in log.read_text())
     assert machines.ask("sites", "berlin", "-c", SCAN, HOSTS["server"]).stdout == "[8081]\n"
 
-    machines.start("proxy", "proxy", "-c", PROXY, HOSTS["server"])
+    proxy = machines.start("proxy", "proxy", "-c", PROXY, HOSTS["server"])
+    wait_for("the proxy", lambda: "listens" in proxy.read_text())
     refused = machines.ask("sites", "berlin", *client("berlin", HOSTS["proxy"], 8001))
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "IP address mismatch" in refused.stderr

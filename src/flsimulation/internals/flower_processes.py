@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeAlias
 
 from flwr.supercore import heartbeat
@@ -30,6 +31,7 @@ __all__ = [
     "set_supernode_clock",
     "wrap_pull_and_store",
     "wrap_push",
+    "wrap_uploads",
 ]
 
 Wrapped: TypeAlias = Callable[..., Any]
@@ -100,6 +102,24 @@ def wrap_push(wrap: Callable[[Wrapped], Wrapped]) -> None:
     vars(start_client_internal)["_push_messages"] = wrap(
         vars(start_client_internal)["_push_messages"]
     )
+
+
+def wrap_uploads(wrap: Callable[[Any, Wrapped], Wrapped]) -> None:
+    """Wrap the call by which a run's process sends lines of its log.
+
+    Parameters
+    ----------
+    wrap : callable
+        Of the queue of lines that are to be sent and of ``PushLogs``; returns what takes its place.
+    """
+    module = vars(import_module("flwr.superlink.runtime.run_serverapp"))
+    start = module["start_log_uploader"]
+
+    def start_wrapped(log_queue: Any, node_id: int, run_id: int, client: Any) -> Any:
+        push = SimpleNamespace(PushLogs=wrap(log_queue, client.PushLogs))
+        return start(log_queue=log_queue, node_id=node_id, run_id=run_id, client=push)
+
+    module["start_log_uploader"] = start_wrapped
 
 
 def run_app(app: Any) -> None:

@@ -71,6 +71,7 @@ def main() -> None:
     else:
         from flsimulation.node import gate, server_app
 
+        server_app.log.follow()
         flower_patches.list_nodes_heard_lately()
         flower_patches.let_killed_nodes_return()
         gate.serve_clients_apart()

@@ -6,6 +6,7 @@ names that are replaced are in `flsimulation.internals.flower_processes`.
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ _LOOK_SECONDS = 2.0  # at least, between two checks whether the run still needs 
 _LOOK_SHARE = 0.1  # of the time that the reply has taken so far
 _LOOK_LIMIT = 10.0  # at most, between two checks
 _QUERY_SECONDS = 60.0  # that the reply to a query may take, on a busy machine
+_UPLOAD_SECONDS = 0.25  # longer than Flower's pause between two uploads of a log
 _NO_OBJECT = "0" * 64  # requested to learn whether the SuperLink still serves the run
 
 
@@ -73,6 +75,43 @@ class RunWatch:
         except Exception:  # no such object: the answer for a run that is not over
             return False
         return False
+
+
+class LogWatch:
+    """Whether the lines that a run's process has written have reached the SuperLink.
+
+    Flower waits a second for that before it reports the run's end, after which lines are refused. On a
+    busy machine a second is not always enough, and the run's result is in its last line.
+    """
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str | None] | None = None
+        self._is_sending = False
+
+    def follow(self) -> None:
+        """Watch the log of the runs whose processes are forked from this one."""
+        flower_processes.wrap_uploads(self._wrap)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until all lines have been sent, or ``seconds`` have passed."""
+        until, looks = time.monotonic() + seconds, 0
+        while looks < 2 and time.monotonic() < until:  # between two, lines that were taken are sent
+            looks = looks + 1 if self._is_sent() else 0
+            time.sleep(_UPLOAD_SECONDS)
+
+    def _is_sent(self) -> bool:
+        return self._lines is None or (self._lines.empty() and not self._is_sending)
+
+    def _wrap(self, lines: queue.Queue[str | None], push: Wrapped) -> Wrapped:
+        self._lines = lines
+
+        def pushed(request: Any) -> Any:
+            self._is_sending = True  # until it succeeds: lines that were not sent are sent again
+            reply = push(request)
+            self._is_sending = False
+            return reply
+
+        return pushed
 
 
 def leave(why: str) -> NoReturn:

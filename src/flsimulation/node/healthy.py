@@ -15,7 +15,7 @@ from flsimulation.security.home import is_insecure, trusted_ca
 
 _METRICS = "http://127.0.0.1:8000/metrics"
 _WELL = b"fl_container_failing 0"
-_SECONDS = 3.0
+_SECONDS = 6.0
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from flsimulation.host.usage import peak_memory_bytes
 from flsimulation.internals.flower_words import SERVER_APP
 from flsimulation.node import ends, sockets, task, threads
 from flsimulation.node.admission import register_beside
+from flsimulation.node.flower_patches import LogWatch
 from flsimulation.node.grid import connect
 from flsimulation.node.identified import Names
 from flsimulation.node.launches import Killed
@@ -48,7 +49,10 @@ from flsimulation.server.grid import PartitionedGrid
 
 _ENDING_SECONDS = 5.0  # that a stopped run may take to end before the next one begins
 _LOOK_SECONDS = 0.1
+_UPLOADED_SECONDS = 30.0  # that the last lines of a run may take to reach the SuperLink
 
+log = LogWatch()
+"""Of the runs whose processes are forked from this one."""
 app = ServerApp()
 """The ServerApp of the submitted Flower app."""
 
@@ -69,6 +73,10 @@ def main(grid: Grid, context: Context) -> None:
         message = f"the run was interrupted: {end}"
         lines.tell_error(message, input=False)
         raise RunError(message) from None  # Flower reports it as failed
+    except Exception:
+        log.wait(_UPLOADED_SECONDS)
+        raise
+    log.wait(_UPLOADED_SECONDS)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 5.0  # timeout; the other side is on this machine
+_SECONDS = 30.0  # timeout; the other side is on this machine, which may be busy
 
 
 def send(path: str | Path, content: Any) -> None:

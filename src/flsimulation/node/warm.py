@@ -183,8 +183,13 @@ class WarmServer:
             end_with_parent()
             ours.close()
             prepare(order or {})
-            server = WarmServer(path, killed=self._killed, parent=theirs, base=self._path)
-            theirs.sendall(b"\n")
+            server = WarmServer(
+                path,
+                killed=self._killed,
+                parent=theirs,
+                base=self._path,
+                serving=lambda: theirs.sendall(b"\n"),
+            )
             server.serve()
 
         self._next = Prepared(self._fork(serve), path, ours)

@@ -152,11 +152,13 @@ def _result(command: Flower, run_id: str, log: _Log, was_resumed: bool = False) 
 
 def _cause(command: Flower, run_id: str, end: RunFinished | None) -> str:
     """Why a run ended whose log does not contain the reason."""
-    if end is not None:
+    if end is not None and end.state != "interrupted":
         return end.error or f"the run was {end.state}"
     state = command.state(run_id)
     if state == STOPPED:
         return "the run was stopped"
+    if end is not None:  # the line that says so came too late
+        return f"the run was interrupted{f': {end.error}' if end.error else ''}"
     if state.startswith(FINISHED):
         return "the run's process ended without a reason; see the SuperLink's log"
     if command.answers():

@@ -32,6 +32,7 @@ from flsimulation.security.home import is_insecure, known_ca
 _CONNECTION = "flsim"  # our name of the SuperLink in Flower's configuration
 _UNKNOWN = "unknown"  # our word for the status of a run that is not listed
 _FLWR = (sys.executable, "-m", COMMAND_LINE)
+_SUBMIT_SECONDS = 30.0  # that Ctrl-C waits for the answer to a submission
 _LOGS_SECONDS = (
     60.0  # timeout for the logs of all runs: flwr waits for a log that does not exist yet
 )
@@ -122,17 +123,26 @@ class Flower:
 
     def submit_app(self, folder: Path) -> str:
         """Submit the Flower app in a folder; returns the run's id. Raises `RunError`."""
-        done = subprocess.run(  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
             [*_FLWR, "run", str(folder), _CONNECTION, "--format", "json"],
             env=self._environment(),
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
             start_new_session=True,  # Ctrl-C is for this process
         )
-        answer = _json_of(done.stdout)
-        if done.returncode or not answer.get("run-id"):
-            text = str(answer.get("error-message") or done.stderr or done.stdout)
+        try:
+            out, err = process.communicate()
+        except BaseException:  # Ctrl-C: nobody would follow a run that is accepted in the meantime
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                out, _ = process.communicate(timeout=_SUBMIT_SECONDS)
+                if run_id := _json_of(out).get("run-id"):
+                    self.stop(str(run_id))
+            process.kill()
+            raise
+        answer = _json_of(out)
+        if process.returncode or not answer.get("run-id"):
+            text = str(answer.get("error-message") or err or out)
             raise RunError(f"the SuperLink at {self._superlink} refused the run: {_one_line(text)}")
         return str(answer["run-id"])
 
