@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from tests.conftest import wait_for
-from tests.test_network import SMALL, Network, Program, flsim
+from tests.test_network import SMALL, Network, Program, flsim, free_port
 
 from flsimulation.errors import RunError
 from flsimulation.rundir import RunRecord
@@ -165,6 +165,36 @@ def test_a_client_that_starts_again_has_the_same_identity(network: Network) -> N
     done = one_round(network)
     assert done.returncode == 0, done.stdout + done.stderr
     assert register(network).names() == before
+
+
+def test_a_client_that_was_started_before_its_superlink_is_admitted(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    place = home()
+    place.ca.parent.mkdir(parents=True, exist_ok=True)
+    if not place.ca.is_file():
+        make_ca(utc_now()).write(place.ca, place.ca_key)
+    port, clients_port = free_port(), free_port()
+    where = f"--superlink=127.0.0.1:{clients_port}"
+    early = Program(tmp_path, "early", "client", where, "--name=early")
+    try:
+        wait_for("its start", lambda: "the client tries again until it does" in log(early))
+        ports = (f"--port={port}", f"--clients-port={clients_port}")
+        superlink = Program(tmp_path, "superlink", "superlink", *ports)
+        try:
+            known = Register(tmp_path / "runs" / ".clients.json")
+            wait_for("its admission", lambda: "early" in known.names().values())
+            sets = (
+                "--set=data.clients=1",
+                "--set=strategy.rounds=1",
+                "--set=data.examples-per-client=50",
+            )
+            run = ("run", "--runtime=network", f"--superlink=127.0.0.1:{port}", "--json", *sets)
+            done = flsim(*run, cwd=tmp_path)
+            assert done.returncode == 0, done.stdout + done.stderr
+        finally:
+            superlink.end()
+    finally:
+        early.end()
 
 
 def test_a_superlink_that_starts_again_knows_its_clients(network: Network) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from flsimulation.security import home, keys
 from flsimulation.security.register import wait_for_admission
 
 _LOOK_SECONDS = 0.1
+_LATER_SECONDS = 1.0
 _ADMITTED_SECONDS = 60.0  # that a SuperLink of this machine may take; without it, the client tries
 
 
@@ -101,7 +103,9 @@ class Joining:
     def _be_admitted(self, folder: Path, public: str) -> None:
         """Wait until a SuperLink of this machine has taken the public key; elsewhere, say what to do."""
         print(f"flsim: client {self.name}, {keys.fingerprint(public)}", flush=True)
-        if not folder.is_dir():
+        if not folder.is_dir():  # of another machine, or of one that is not started yet
+            later = threading.Thread(target=self._leave_later, args=(folder, public), daemon=True)
+            later.start()
             return
         left, until = (
             wait_for_admission(folder, self.name, public),
@@ -109,6 +113,13 @@ class Joining:
         )
         while left.exists() and time.monotonic() < until:
             time.sleep(_LOOK_SECONDS)
+
+    def _leave_later(self, folder: Path, public: str) -> None:
+        """Leave the public key once a SuperLink of this machine is there."""
+        while not folder.is_dir():
+            time.sleep(_LATER_SECONDS)
+        with contextlib.suppress(OSError):
+            wait_for_admission(folder, self.name, public)
 
     @contextlib.contextmanager
     def _allowed(self) -> Iterator[dict[str, str]]:
