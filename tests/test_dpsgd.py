@@ -18,7 +18,7 @@ from flsimulation.errors import InputError, ModelError
 from flsimulation.events import RoundFinished
 from flsimulation.experiment import Experiment
 from flsimulation.privacy.accountant import Mechanism, epsilon_of
-from flsimulation.privacy.draws import SecretDraws
+from flsimulation.privacy.draws import SecretDraws, fill_words
 from flsimulation.training import Job, State, Terms, Trained
 
 pytestmark = pytest.mark.seconds
@@ -237,8 +237,9 @@ def test_dropout_is_drawn_for_each_example_from_its_clients_own_stream(
         job = space.train_job(partition, 1)
         x, y = job.batches.taken(job.batches.parts[0])  # in the order in which samples are drawn
         assert job.noise is not None
-        words = np.frombuffer(job.noise().bytes(4 * 45 * 12), np.uint32)
-        masks.append(torch.from_numpy(words < 0.6 * 2**32).view(45, 12))
+        words = np.empty((45, 12), np.uint32)
+        fill_words(job.noise(), words)
+        masks.append(torch.from_numpy(words < 0.6 * 2**32))
         module = Masked(space.module.net, masks[-1] / 0.6)
         assert apart(result.state, by_hand(module, space.initial_state(), x, y, 0.5)) < 2e-6
     assert not torch.equal(masks[0], masks[1])

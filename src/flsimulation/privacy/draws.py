@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 KEY_BYTES = 32
+_AES_BYTES = 16  # of a key, and of a counter
 _UNIT = 2.0**-53  # between two neighbouring numbers
 
 
@@ -29,6 +30,26 @@ class Draws(Protocol):
 
     def standard_normal(self, size: Any = None, /) -> Any:
         """Normal numbers; without a size a single one."""
+
+
+def fill_words(own: Draws, words: np.ndarray) -> None:
+    """Fill words of 32 bits with a keystream of AES, whose key is drawn.
+
+    A key for many numbers: the cipher is several times as fast as what the key is drawn from.
+
+    Parameters
+    ----------
+    own : Draws
+        What the key is drawn from.
+    words : int32 or uint32 [...]
+        Contiguous.
+    """
+    from cryptography.hazmat.primitives.ciphers import Cipher
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES
+    from cryptography.hazmat.primitives.ciphers.modes import CTR
+
+    cipher = Cipher(AES(own.bytes(_AES_BYTES)), CTR(bytes(_AES_BYTES)))  # the key is used once
+    cipher.encryptor().update_into(bytes(words.nbytes), words.reshape(-1).view(np.uint8).data)
 
 
 class SecretDraws:

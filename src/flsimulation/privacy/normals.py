@@ -11,18 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flsimulation.privacy.draws import Draws
+from flsimulation.privacy.draws import Draws, fill_words
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers import CipherContext
-
-_KEY_BYTES = 16
 _LARGEST = 2.0**31  # of a word with a sign
 _LEAST = 2.0**-64  # of a squared uniform number: half of the smallest that a word makes, but none
 
@@ -40,9 +35,8 @@ class Normals:
 
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
         pairs, on_cpu = -(-sum(sizes) // 2), device.type == "cpu"
-        self._zeros = bytes(8 * pairs)
-        self._stream = np.empty(len(self._zeros), np.uint8)
-        words = torch.from_numpy(self._stream.view(np.int32))
+        self._stream = np.empty(2 * pairs, np.int32)
+        words = torch.from_numpy(self._stream)
         self._words = words[:pairs], words[pairs:]
         self._made = torch.empty(3, pairs)  # distances, and the coordinates of points at distance 1
         self._there = self._made if on_cpu else self._made.to(device)
@@ -84,7 +78,7 @@ class Normals:
                 part.addcmul_(coordinates, distances, value=deviation)
 
     def _draw(self, own: Draws) -> None:
-        _encryptor(own.bytes(_KEY_BYTES)).update_into(self._zeros, self._stream.data)
+        fill_words(own, self._stream)
         distances, cosines, sines = self._made.unbind()
         distances.copy_(self._words[0])
         torch.addcmul(self._least, distances, distances, value=_LARGEST**-2, out=distances)
@@ -94,12 +88,3 @@ class Normals:
         sines.sin_()
         if self._there is not self._made:
             self._there.copy_(self._made)
-
-
-def _encryptor(key: bytes) -> CipherContext:
-    """Of AES in counter mode with a key that is used once: the counter begins with 0."""
-    from cryptography.hazmat.primitives.ciphers import Cipher
-    from cryptography.hazmat.primitives.ciphers.algorithms import AES
-    from cryptography.hazmat.primitives.ciphers.modes import CTR
-
-    return Cipher(AES(key), CTR(bytes(16))).encryptor()

@@ -6,16 +6,17 @@ that one is left out, and with it more of a sum than the clipping norm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flsimulation.privacy.draws import Draws
+from flsimulation.privacy.draws import Draws, fill_words
 from flsimulation.training.stacked.compiler.draws import Draw
 
-_WORD = 2**32
+_WORDS = 2**32
 
 
 def is_dropout(draws: Sequence[Draw]) -> bool:
@@ -46,11 +47,17 @@ def dropped(
     device : device
         Where the result shall be.
     """
-    found = [torch.zeros(len(sizes), most, *draw.shape, dtype=draw.dtype) for draw in draws]
-    for draw, numbers in zip(draws, found, strict=True):
-        for own, size, rows in zip(generators, sizes, numbers, strict=True):
-            some = rows[:size]
-            words = np.frombuffer(own.bytes(4 * some.numel()), "<u4")
-            ones = words < round(float(draw.args[0]) * _WORD)
-            some.copy_(torch.from_numpy(ones).view(some.shape))
-    return [numbers.to(device) for numbers in found]
+    if not draws:
+        return []
+    each = [math.prod(draw.shape) for draw in draws]
+    words = np.empty((len(sizes), most, sum(each)), np.uint32)
+    for own, size, rows in zip(generators, sizes, words, strict=True):
+        fill_words(own, rows[:size])
+    found = []
+    for draw, last, count in zip(draws, np.cumsum(each), each, strict=True):
+        ones = words[:, :, last - count : last] < round(float(draw.args[0]) * _WORDS)
+        for size, rows in zip(sizes, ones, strict=True):
+            rows[size:] = False
+        numbers = torch.from_numpy(ones).to(device, draw.dtype)
+        found.append(numbers.view(len(sizes), most, *draw.shape))
+    return found
