@@ -16,6 +16,7 @@ import torch
 
 KEY_BYTES = 32
 _AES_BYTES = 16  # of a key, and of a counter
+_ZEROS = memoryview(bytes(2**16))  # which stay in a core's cache
 _UNIT = 2.0**-53  # between two neighbouring numbers
 
 
@@ -48,8 +49,12 @@ def fill_words(own: Draws, words: np.ndarray) -> None:
     from cryptography.hazmat.primitives.ciphers.algorithms import AES
     from cryptography.hazmat.primitives.ciphers.modes import CTR
 
-    cipher = Cipher(AES(own.bytes(_AES_BYTES)), CTR(bytes(_AES_BYTES)))  # the key is used once
-    cipher.encryptor().update_into(bytes(words.nbytes), words.reshape(-1).view(np.uint8).data)
+    key = own.bytes(_AES_BYTES)  # used once, so that the counter begins with 0
+    encryptor = Cipher(AES(key), CTR(bytes(_AES_BYTES))).encryptor()
+    into = words.reshape(-1).view(np.uint8).data
+    for start in range(0, len(into), len(_ZEROS)):
+        part = into[start : start + len(_ZEROS)]
+        encryptor.update_into(_ZEROS[: len(part)], part)
 
 
 class SecretDraws:
