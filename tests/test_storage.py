@@ -226,6 +226,38 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(
         assert "Report" not in done.stdout
 
 
+DIGESTING = """
+import sys
+import torch
+from flsimulation.cli.main import program
+from flsimulation.data.dataset import Dataset
+
+def digest(self):
+    x = torch.eye(1500)
+    for _ in range(40):
+        x = x @ x
+    return str(float(x.sum()))
+
+Dataset.digest = property(digest)
+program()
+"""
+
+
+@pytest.mark.parametrize("data", ["mnist", "own"])
+def test_an_error_while_the_data_is_digested_is_one_line_and_its_status(
+    make_experiment: Make, tmp_path: Path, data: str
+) -> None:
+    """A thread that ends with the program aborts it if it is inside PyTorch."""
+    file, out = tmp_path / "experiment.toml", tmp_path / "experiment.toml" / "run"
+    file.write_text(dump_toml(make_experiment()))
+    given = [str(file)] if data == "own" else ["--set=data.clients=2"]
+    command = [sys.executable, "-c", DIGESTING, "run", *given, f"--out={out}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"flsim: {out}: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_command_says_how_to_resume_after_a_full_disk(
     make_experiment: Make,
     tmp_path: Path,

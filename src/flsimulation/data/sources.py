@@ -59,7 +59,8 @@ def read_ahead(spec: Data, seed: int) -> Iterator[None]:
         yield
         return
     _ahead.append(reading)
-    threading.Thread(target=_read, args=reading, daemon=True).start()
+    # no daemon: one that ends with the program, inside PyTorch, aborts it
+    threading.Thread(target=_read, args=reading).start()
     try:
         yield
     finally:

@@ -183,14 +183,8 @@ class WarmServer:
             end_with_parent()
             ours.close()
             prepare(order or {})
-            server = WarmServer(
-                path,
-                killed=self._killed,
-                parent=theirs,
-                base=self._path,
-                serving=lambda: theirs.sendall(b"\n"),
-            )
-            server.serve()
+            ready, killed = partial(theirs.sendall, b"\n"), self._killed
+            WarmServer(path, None, None, killed, theirs, self._path, ready).serve()
 
         self._next = Prepared(self._fork(serve), path, ours)
         theirs.close()

@@ -150,13 +150,16 @@ def _plots_loaded(event: Event) -> None:
 
 
 def _meanwhile(work: Callable[[], object]) -> None:
-    """Run ``work`` in another thread. Errors are ignored: its later, regular call raises them."""
+    """Run ``work`` in another thread. Errors are ignored: its later, regular call raises them.
+
+    The end of the program waits for it: a thread that it would end inside PyTorch aborts the program.
+    """
 
     def quietly() -> None:
         with contextlib.suppress(Exception):
             work()
 
-    threading.Thread(target=quietly, daemon=True).start()
+    threading.Thread(target=quietly).start()
 
 
 @contextlib.contextmanager
