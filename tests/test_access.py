@@ -18,7 +18,7 @@ from cryptography import x509
 from tests.conftest import wait_for
 from tests.test_network import SMALL, Network, Program, flsim, free_port
 
-from flsimulation.errors import RunError
+from flsimulation.errors import InputError, RunError
 from flsimulation.rundir import RunRecord
 from flsimulation.runtimes.network.flower import Flower
 from flsimulation.security.certificates import (
@@ -211,8 +211,6 @@ def test_at_the_clients_address_nothing_is_submitted_listed_or_stopped(
     (tmp_path / "home").mkdir()
     command = Flower(address(network), tmp_path / "home")
     command.check()  # it is there
-    from flsimulation.errors import RunError
-
     with pytest.raises(RunError, match="refused the run"):
         command.submit({"name": "x"})
     with pytest.raises(RunError, match="does not list its runs"):
@@ -295,7 +293,7 @@ def test_a_model_that_is_another_one_at_a_client_is_not_trained(network: Network
     other = {SOURCES: json.dumps({"model.class": "0" * 64})}  # as of a submitter with another file
     with flower(network.address) as command:
         run_id = command.submit({**flatten(experiment), **other})
-        with pytest.raises(RunError) as failed:
+        with pytest.raises(InputError) as failed:
             attach_to_run(command, run_id)
     assert f"{model} has sha256 " in str(failed.value)
     said = "0000000000000000 on the one that submitted the run; copy it from there"

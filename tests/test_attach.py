@@ -172,6 +172,7 @@ def up_is_refused(network: Network, folder: Path) -> None:
 
 
 def test_a_run_that_is_over_is_replayed_with_its_result(network: Network) -> None:
+    wait_for("its end", lambda: listed(network)[0]["state"] != "running")  # said before it is
     (run,) = listed(network)
     assert (run["state"], run["rounds"]) == ("completed", 3)
     done = call(network, "attach", run["run_dir"], "--json")
@@ -189,6 +190,7 @@ def test_a_run_that_is_over_is_replayed_with_its_result(network: Network) -> Non
 def test_a_failed_run_is_replayed_with_its_error(network: Network) -> None:
     failed = network.run("--set=data.clients=3", "--set=runtime.client-wait=1")
     assert failed.returncode == 1
+    wait_for("its end", lambda: listed(network)[0]["state"] != "running")
     newest = listed(network)[0]
     assert (newest["state"], newest["rounds"]) == ("failed", 0)
     done = call(network, "attach", newest["run_id"])

@@ -276,9 +276,8 @@ class AssignedGrid(PartitionedGrid):
             if self._own_names is not None:  # a key keeps its node: it may come back restarted
                 gone = self._outbox.nodes_of(late)
                 self._known = {n: i for n, i in self._known.items() if n not in gone}
-                ended = self._outbox.nodes_of(filter(self._outbox.was_deleted, late))
                 reported = self._table.nodes | self._table.refused.keys()
-                self._table.update(reported - ended, {}, strict=False)
+                self._table.update(reported - gone, {}, strict=False)
             self.look()
         there = self.partitions
         given_up = [i for i in self._unavailable if self._outbox.node_of(i) in there]
