@@ -56,6 +56,7 @@ class Nodes:
         self.silent: set[int] = set()
         self.unregistered: set[int] = set()
         self.deleted: set[int] = set()  # nodes whose training the SuperLink has deleted
+        self.back: dict[int, str] = {}  # away only while its reply is requested -> what ended it
         self.messages: dict[str, Message] = {}
         self.answers: dict[str, Message] = {}
         self.asked: list[str] = []
@@ -98,6 +99,9 @@ class Nodes:
             elif message.metadata.message_type == "query":
                 if node in self.names and node not in self.silent:
                     yield identity_reply(message, self.names[node], None, self.troubles[node])
+            elif node in self.back:
+                self.join(node, self.names[node], self.back.pop(node))
+                yield Message(Error(ErrorCode.NODE_UNAVAILABLE, "Flower's"), reply_to=message)
             elif node in self.deleted:
                 yield Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "Flower's"), reply_to=message)
             elif identifier in self.answers:
@@ -228,6 +232,19 @@ def test_a_killed_client_that_returns_with_its_key_tells_the_cause_and_is_used_a
     clock.after(12, lambda: nodes.join(11, "b", cause))  # the same node
     clock.after(seen, lambda: nodes.deleted.add(11))
     assert federation.train() == {1: cause or "it was restarted before it replied"}
+    assert federation.grid.partitions == {10: 0, 11: 1}
+    assert nodes.asked.count("query") == 3
+
+
+@pytest.mark.parametrize("cause", ["its program was ended by SIGKILL", ""])
+def test_a_client_that_is_back_before_the_nodes_are_listed_is_asked_what_ended_it(
+    clock: Time, nodes: Nodes, cause: str
+) -> None:
+    federation = Federation(nodes, keys=True)
+    federation.grid.wait(2, 5)
+    clock.after(1, lambda: nodes.answer(10))
+    clock.after(2, lambda: nodes.back.update({11: cause}))
+    assert federation.train() == {1: cause or "Flower's"}
     assert federation.grid.partitions == {10: 0, 11: 1}
     assert nodes.asked.count("query") == 3
 

@@ -15,7 +15,7 @@ from flsimulation.security.home import is_insecure, trusted_ca
 
 _METRICS = "http://127.0.0.1:8000/metrics"
 _WELL = b"fl_container_failing 0"
-_SECONDS = 6.0
+_SECONDS = 6.0  # for each of two requests; compose.yaml gives 15 s in total
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from flsimulation.security import home, keys
 from flsimulation.security.register import wait_for_admission
 
 _LOOK_SECONDS = 0.1
-_LATER_SECONDS = 1.0
+_LATER_SECONDS = 1.0  # between two looks for a SuperLink that is not started yet
 _ADMITTED_SECONDS = 60.0  # that a SuperLink of this machine may take; without it, the client tries
 
 

@@ -64,7 +64,7 @@ class Outbox:
         """Nodes that the messages went to, by the replies."""
         return {self.node_of(replied_to(reply)) for reply in replies}
 
-    def was_deleted(self, unavailable: Message) -> bool:
+    def _was_deleted(self, unavailable: Message) -> bool:
         """Whether a message was deleted within its time to live: its node's process has ended."""
         sent = self._sent[replied_to(unavailable)]
         lives = self._clock.time() < sent.created_at + sent.ttl
@@ -98,7 +98,7 @@ class Outbox:
     def explained(self, unavailable: Message, trouble: str) -> Message:
         """Flower's own reply, with what the restarted client says that ended its message."""
         identifier = replied_to(unavailable)
-        why = trouble or (RESTARTED if self.was_deleted(unavailable) else "")
+        why = trouble or (RESTARTED if self._was_deleted(unavailable) else "")
         return _lost(identifier, self._sent[identifier], why) if why else unavailable
 
     def pull(self, wanted: Set[str]) -> list[Message]:

@@ -184,7 +184,7 @@ class WarmServer:
             ours.close()
             prepare(order or {})
             ready, killed = partial(theirs.sendall, b"\n"), self._killed
-            WarmServer(path, None, None, killed, theirs, self._path, ready).serve()
+            WarmServer(path, killed=killed, parent=theirs, base=self._path, serving=ready).serve()
 
         self._next = Prepared(self._fork(serve), path, ours)
         theirs.close()

@@ -33,6 +33,11 @@ class Draws(Protocol):
         """Normal numbers; without a size a single one."""
 
 
+def seed_of(own: Draws) -> int:
+    """A seed of 63 bits, for what takes a plain one."""
+    return int.from_bytes(own.bytes(8), "little") >> 1
+
+
 def fill_words(own: Draws, words: np.ndarray) -> None:
     """Fill words of 32 bits with a keystream of AES, whose key is drawn.
 

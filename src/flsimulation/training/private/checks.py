@@ -17,7 +17,7 @@ from flsimulation.seeds import global_streams
 from flsimulation.training.logged import Log
 from flsimulation.training.memory import is_out_of_memory
 from flsimulation.training.private.dropout import dropped
-from flsimulation.training.private.gradients import Clipped, Gradients
+from flsimulation.training.private.gradients import Clipped, Examples, Gradients
 from flsimulation.training.private.single import OneByOne
 from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.given import Given
@@ -98,9 +98,9 @@ def checked(eager: EagerStep) -> EagerStep:
     precise = in_double(quiet)
     given = precise.given(1, _EXAMPLES)
     loss, gradients = _of_batch(precise, given)
-    single = OneByOne(precise, _UNCLIPPED)(
-        given.trained, given.x, given.y, gradients[0].new_ones(1, _EXAMPLES)
-    )
+    all_kept = gradients[0].new_ones(1, _EXAMPLES)
+    taken = Examples(given.x, given.y, all_kept)
+    single = OneByOne(precise, _UNCLIPPED)(given.trained, taken)
     means = [total[0] / _EXAMPLES for total in single.sums]
     losses = loss, single.losses.mean()
     if not all(bool(found.isfinite().all()) for found in (*losses, *gradients)):
@@ -126,7 +126,7 @@ def _check_dropout(eager: EagerStep) -> None:
     kept = given.trained[0].new_ones(1, 1)
     try:
         with global_streams(0):
-            OneByOne(eager, _UNCLIPPED)(given.trained, given.x, given.y, kept)
+            OneByOne(eager, _UNCLIPPED)(given.trained, Examples(given.x, given.y, kept))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -140,10 +140,10 @@ def is_same(gradients: Gradients, precise: EagerStep) -> bool:
     given = precise.given(2, _EXAMPLES, [1.0, 0.9])
     kept = given.trained[0].new_ones(2, _EXAMPLES)
     kept[1, 3:] = 0
-    numbers = _some_dropped(precise, 2, kept.device)
+    draws = _some_dropped(precise, 2, kept.device)
     x, y = (each(torch.clone, part) for part in (given.x, given.y))  # a step may write into them
-    trial = OneByOne(precise, _UNCLIPPED)(given.trained, x, y, kept, numbers)
-    ours = gradients(given.trained, given.x, given.y, kept, numbers)
+    trial = OneByOne(precise, _UNCLIPPED)(given.trained, Examples(x, y, kept, draws))
+    ours = gradients(given.trained, Examples(given.x, given.y, kept, draws))
     return are_close(_compared(ours), _compared(trial))
 
 

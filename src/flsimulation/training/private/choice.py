@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from flsimulation.data.leaves import Leaves
 from flsimulation.errors import describe_error
 from flsimulation.training.private.checks import in_double, is_same
 from flsimulation.training.private.dropout import is_dropout
-from flsimulation.training.private.gradients import Clipped, Gradients, Together
+from flsimulation.training.private.gradients import Clipped, Examples, Gradients, Together
 from flsimulation.training.private.programs import Made
 from flsimulation.training.private.single import OneByOne
 from flsimulation.training.stacked.compiler.eager import EagerStep
@@ -33,18 +32,11 @@ class InEachThread:
         self.how = make().how
         """How values are logged."""
 
-    def __call__(
-        self,
-        trained: Sequence[Tensor],
-        x: Leaves,
-        y: Leaves,
-        kept: Tensor,
-        draws: Sequence[Tensor] = (),
-    ) -> Clipped:
+    def __call__(self, trained: Sequence[Tensor], examples: Examples) -> Clipped:
         """Take a step."""
         if (own := getattr(self._made, "gradients", None)) is None:
             own = self._made.gradients = self._make()
-        found: Clipped = own(trained, x, y, kept, draws)
+        found: Clipped = own(trained, examples)
         return found
 
 

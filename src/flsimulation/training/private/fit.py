@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from flsimulation.clock import Clock
 from flsimulation.data.leaves import Leaves
 from flsimulation.errors import ClientError
-from flsimulation.privacy.draws import Draws
+from flsimulation.privacy.draws import Draws, seed_of
 from flsimulation.privacy.normals import Normals
 from flsimulation.seeds import global_streams
 from flsimulation.training.failures import loss_not_finite, too_late, weights_not_finite
 from flsimulation.training.jobs import Job, State, Terms, Trained
 from flsimulation.training.logged import reduced
-from flsimulation.training.private.dropout import dropped
 from flsimulation.training.private.gradients import Gradients
 from flsimulation.training.private.samples import Samples
 from flsimulation.training.rates import scale_rates
@@ -82,7 +81,12 @@ class Fit:
         self._generators = [_generator(job) for job in jobs]
         clients = [job.batches for job in jobs]
         self._samples = Samples(
-            private.data, clients, private.epochs, self._generators, private.device
+            private.data,
+            clients,
+            private.epochs,
+            self._generators,
+            private.device,
+            private.draws or (),
         )
         self._origin = [start[name].to(private.device) for name in private.names]
         self._leaves = [
@@ -109,7 +113,7 @@ class Fit:
         if self._private.draws is not None:
             return self._run()
         (own,) = self._generators  # such clients train alone
-        with global_streams(int.from_bytes(own.bytes(8), "little") >> 1):
+        with global_streams(seed_of(own)):
             return self._run()
 
     def _run(self) -> list[Trained | ClientError]:
@@ -129,15 +133,10 @@ class Fit:
         return self._results(seconds)
 
     def _step(self, step: int) -> None:
-        x, y, kept = self._samples.of(step)
-        weights = kept / self._expected.unsqueeze(1)
-        sizes = [max(1, size) for size in self._samples.sizes(step)]  # an empty one shows a loss
-        draws = dropped(
-            *(self._private.draws or (), self._generators, sizes, kept.shape[1]), kept.device
-        )
-        own = [leaf.data for leaf in self._leaves]
-        taken = self._private.gradients(own, x, y, weights, draws)
-        self._note(torch.stack([taken.losses, *taken.logged]), kept, step)
+        examples = self._samples.of(step)
+        weighted = examples._replace(kept=examples.kept / self._expected.unsqueeze(1))
+        taken = self._private.gradients([leaf.data for leaf in self._leaves], weighted)
+        self._note(torch.stack([taken.losses, *taken.logged]), examples.kept, step)
         gradients: list[Tensor | None] = [*self._noisy(taken.sums)]
         if mu := self._terms.proximal_mu:
             moved = zip(gradients, self._leaves, self._origin, strict=True)

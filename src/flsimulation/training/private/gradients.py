@@ -43,6 +43,20 @@ class _Nested(Rewritten):
         return super()._called(func, args, kwargs)
 
 
+class Examples(NamedTuple):
+    """What the clients take in a step."""
+
+    x: Leaves
+    """Inputs, [clients, examples, ...]."""
+    y: Leaves
+    """Labels, [clients, examples, ...]."""
+    kept: Tensor
+    """Weight of each example, 0 for those that do not count; [clients, examples]."""
+    draws: Sequence[Tensor] = ()
+    """What each example's step draws, in this order, [clients, examples, ...]; without them a step draws
+    from the global generators."""
+
+
 class Clipped(NamedTuple):
     """What a step of many clients comes to before the noise."""
 
@@ -62,27 +76,15 @@ class Gradients(Protocol):
     how: list[Logged]
     """How values are logged."""
 
-    def __call__(
-        self,
-        trained: Sequence[Tensor],
-        x: Leaves,
-        y: Leaves,
-        kept: Tensor,
-        draws: Sequence[Tensor] = (),
-    ) -> Clipped:
+    def __call__(self, trained: Sequence[Tensor], examples: Examples) -> Clipped:
         """Take a step.
 
         Parameters
         ----------
         trained : sequence of Tensor
             The clients' parameters, [clients, ...].
-        x, y : Tensor or dict of Tensor
-            Their examples, [clients, examples, ...].
-        kept : Tensor
-            Weight of each example, 0 for those that do not count; [clients, examples].
-        draws : sequence of Tensor
-            What each example's step draws, in this order, [clients, examples, ...]; without them a step
-            draws from the global generators.
+        examples : Examples
+            What they take.
         """
 
 
@@ -156,8 +158,12 @@ class Together:
         self._like = eager.given(1, 1).x, eager.given(1, 1).y
         count = len(self._layers) + len(self._single)
         self._programs = Programs(
-            *(self._by_autograd, self._module, count, len(self._layers)),
-            *(made or Made(wanted=nested), eager.observed(1).draws),
+            self._by_autograd,
+            self._module,
+            count,
+            len(self._layers),
+            made or Made(wanted=nested),
+            eager.observed(1).draws,
         )
 
     @property
@@ -166,24 +172,16 @@ class Together:
         single = sum(self._shapes[name].numel() for name in self._single)
         return single + sum(torch.Size(layer.shape).numel() for layer in self._layers)
 
-    def __call__(
-        self,
-        trained: Sequence[Tensor],
-        x: Leaves,
-        y: Leaves,
-        kept: Tensor,
-        draws: Sequence[Tensor] = (),
-    ) -> Clipped:
+    def __call__(self, trained: Sequence[Tensor], examples: Examples) -> Clipped:
         """Take a step."""
-        clients, examples = kept.shape
+        x, y, kept, draws = examples
+        sizes = kept.shape
         own = dict(zip(self._names.trained, trained, strict=True))
         single = [
-            own[name].detach().unsqueeze(1).expand(clients, examples, *own[name].shape[1:])
+            own[name].detach().unsqueeze(1).expand(*sizes, *own[name].shape[1:])
             for name in self._single
         ]
-        added = [
-            kept.new_zeros(()).expand(clients, examples, *layer.shape) for layer in self._layers
-        ]
+        added = [kept.new_zeros(()).expand(*sizes, *layer.shape) for layer in self._layers]
         fixed = [own[n].detach() for layer in self._layers for n in layer.parameters]
         batch = [tensor.unsqueeze(2) for part in (x, y) for tensor in leaves(part)]
         self._like = x, y
@@ -199,7 +197,7 @@ class Together:
             Products(layer, a, g)
             for layer, a, g in zip(self._layers, received, gradients[: len(added)], strict=True)
         ]
-        rest = [g.reshape(clients * examples, -1) for g in gradients[len(added) :]]
+        rest = [g.reshape(sizes.numel(), -1) for g in gradients[len(added) :]]
         return self._clipped(losses, logged, products, rest, kept)
 
     def _by_autograd(

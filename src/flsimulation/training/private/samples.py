@@ -9,8 +9,11 @@ import torch
 
 from flsimulation.data.leaves import Leaves, each, stacked
 from flsimulation.errors import ClientError
-from flsimulation.privacy.draws import Draws
+from flsimulation.privacy.draws import Draws, seed_of
 from flsimulation.training.batches import Batches, gathered
+from flsimulation.training.private.dropout import dropped
+from flsimulation.training.private.gradients import Examples
+from flsimulation.training.stacked.compiler.draws import Draw
 
 _SIZES = 8  # to which a batch may be filled up, between none and the expected size
 
@@ -33,6 +36,8 @@ class Samples:
         The clients' own.
     device : device
         Where batches shall be.
+    draws : sequence of Draw
+        What the step of one example draws from its client's generator.
     """
 
     def __init__(
@@ -42,7 +47,9 @@ class Samples:
         epochs: int,
         generators: Sequence[Draws],
         device: torch.device,
+        draws: Sequence[Draw] = (),
     ) -> None:
+        self._generators, self._draws = generators, draws
         self._data, self._clients, self._device = data, clients, device
         self.taken = np.array([len(client) * epochs for client in clients])
         """Steps of each client, int64 [clients]."""
@@ -58,19 +65,14 @@ class Samples:
         ]
         if clients[0].transform is not None:  # what it draws must be as secret as the samples
             self._clients = [
-                client.seeded(int.from_bytes(own.bytes(8), "little") >> 1)
-                for client, own in zip(clients, generators, strict=True)
+                client.seeded(seed_of(own)) for client, own in zip(clients, generators, strict=True)
             ]
         self._rounded = max(1, int(self.expected.max()) // _SIZES)
         self.failed: dict[int, ClientError] = {}
         """Clients whose transform failed, by their place."""
 
-    def sizes(self, step: int) -> list[int]:
-        """How many examples each client takes in a step."""
-        return [len(rows[step]) if step < len(rows) else 0 for rows in self._rows]
-
-    def of(self, step: int) -> tuple[Leaves, Leaves, torch.Tensor]:
-        """Inputs and labels of a step, [clients, examples, ...], and 1 where an example was drawn.
+    def of(self, step: int) -> Examples:
+        """What the clients take in a step; it is called once for each, in order. ``kept`` is 1 where an example was drawn.
 
         Smaller samples are filled up with the client's first example, which does not count.
         """
@@ -91,7 +93,11 @@ class Samples:
                 each(lambda t: t.to(self._device), stacked([pair[part] for pair in pairs]))
                 for part in (0, 1)
             )
-        return x, y, torch.from_numpy(kept).to(self._device)
+        sizes = [
+            max(1, len(rows)) for rows in drawn
+        ]  # of an empty one the first example shows a loss
+        draws = dropped(self._draws, self._generators, sizes, size, self._device)
+        return Examples(x, y, torch.from_numpy(kept).to(self._device), draws)
 
     def _changed(self, place: int, rows: np.ndarray, size: int) -> tuple[Leaves, Leaves]:
         """A client's examples as its transform returns them, each by itself: none may see another."""

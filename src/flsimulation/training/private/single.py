@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flsimulation.data.leaves import Leaves, one
 from flsimulation.training.logged import Log
-from flsimulation.training.private.gradients import Clipped, shares
+from flsimulation.training.private.gradients import Clipped, Examples, shares
 from flsimulation.training.stacked.compiler.draws import serving
 from flsimulation.training.stacked.compiler.eager import EagerStep
 from flsimulation.training.stacked.compiler.step import facts_of, loss_of
@@ -35,15 +35,9 @@ class OneByOne:
         """How values are logged."""
         self._leaves = [self._module.get_parameter(name) for name in self._names.trained]
 
-    def __call__(
-        self,
-        trained: Sequence[Tensor],
-        x: Leaves,
-        y: Leaves,
-        kept: Tensor,
-        draws: Sequence[Tensor] = (),
-    ) -> Clipped:
+    def __call__(self, trained: Sequence[Tensor], examples: Examples) -> Clipped:
         """Take a step."""
+        x, y, kept, draws = examples
         sums = [torch.zeros_like(tensor) for tensor in trained]
         losses, squares = torch.zeros_like(kept), torch.zeros_like(kept)
         logged = [torch.zeros_like(kept) for _ in self.how]
