@@ -44,6 +44,20 @@ def wait_for(what: str, condition: Callable[[], Any]) -> Any:
     raise AssertionError(f"{what} did not happen within {PATIENCE:g} s")
 
 
+shown_after_failure: list[Callable[[], str]] = []
+"""Of the programs that tests started: how each has ended, and its last lines."""
+_SHOWN = 8  # the latest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[Any]:
+    report = yield
+    if report.failed:
+        texts = (show() for show in shown_after_failure[-_SHOWN:])
+        report.sections += [("program", text) for text in texts if text]
+    return report
+
+
 FEATURES = 6
 CLASSES = 3
 

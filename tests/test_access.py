@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from tests.conftest import wait_for
-from tests.test_network import SMALL, Network, Program, flsim, free_port
+from tests.test_network import SMALL, Network, Program, flsim, free_port, started
 
 from flsimulation.errors import InputError, RunError
 from flsimulation.rundir import RunRecord
@@ -39,17 +39,9 @@ pytestmark = pytest.mark.slow
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     folder = tmp_path_factory.mktemp("access")
     (folder / "runs").mkdir()
-    network = Network(folder)
-    try:
-        network.ready()
-        for name in ("a", "b"):
-            network.join(name)
+    with started(folder, "a", "b") as network:
         wait_for("two clients", lambda: set(register(network).names().values()) == {"a", "b"})
         yield network
-    finally:
-        for program in (*network.clients.values(), network.superlink):
-            if program.process.poll() is None:
-                program.kill()
 
 
 def register(network: Network) -> Register:
@@ -129,6 +121,7 @@ def test_a_client_of_another_machine_joins_when_admitted_and_leaves_when_revoked
             berlin.kill()
         done = one_round(network, "--set=runtime.client-wait=30", "--set=data.clients=3")
         assert "2 of 3 clients connected within 30 s" in done.stderr
+        assert done.stderr.endswith("; missing: berlin\n")
         again = admit(network, "berlin", folder / "berlin.pub")
         assert (again.returncode, "is revoked; make another key" in again.stderr) == (2, True)
         Home(folder / "home").key("berlin").unlink()  # its disk is lost

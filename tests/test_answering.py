@@ -25,7 +25,9 @@ from flsimulation.security.keys import ensure_key, fingerprint
 
 
 @contextmanager
-def superlink(folder: Path, *, made: float = 0.0, clock: float = 0.0) -> Iterator[str]:
+def superlink(
+    folder: Path, *, made: float = 0.0, clock: float | list[float] = 0.0
+) -> Iterator[str]:
     """``127.0.0.1:port`` of what answers as a SuperLink does.
 
     Parameters
@@ -34,9 +36,10 @@ def superlink(folder: Path, *, made: float = 0.0, clock: float = 0.0) -> Iterato
         Has the CA's certificate, ``ca.pem``, afterwards.
     made : float
         When its certificates were made, in seconds from now.
-    clock : float
-        Its clock, in seconds from this one.
+    clock : float or list of float
+        Its clock, in seconds from this one; of each answer, the last one is kept.
     """
+    clocks = clock if isinstance(clock, list) else [clock]
 
     class Answers(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -44,7 +47,8 @@ def superlink(folder: Path, *, made: float = 0.0, clock: float = 0.0) -> Iterato
             self.end_headers()
 
         def date_time_string(self, timestamp: float | None = None) -> str:
-            return formatdate(time() + clock, usegmt=True)
+            ahead = clocks.pop(0) if len(clocks) > 1 else clocks[0]
+            return formatdate(time() + ahead, usegmt=True)
 
         def log_message(self, format: str, *args: object) -> None: ...
 
@@ -79,10 +83,11 @@ def superlink(folder: Path, *, made: float = 0.0, clock: float = 0.0) -> Iterato
         ),
         (180, None),
         (-3, None),
+        ([-600, 0], None),  # it stood still, as a virtual machine does at times
     ],
 )
 def test_clocks_that_would_be_refused_are_named(
-    tmp_path: Path, clock: float, said: str | None
+    tmp_path: Path, clock: float | list[float], said: str | None
 ) -> None:
     with superlink(tmp_path, clock=clock) as address:
         if said is None:
@@ -90,6 +95,26 @@ def test_clocks_that_would_be_refused_are_named(
             return
         with pytest.raises(InputError, match=f"--superlink {address}: {said}.*timedatectl"):
             check_accepts(address, tmp_path / "ca.pem")
+
+
+def test_a_superlink_that_ends_while_it_is_asked_is_one_that_does_not_answer(
+    tmp_path: Path,
+) -> None:
+    make_ca(utc_now()).write(tmp_path / "ca.pem", tmp_path / "ca.key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            server.accept()[0].close()  # it is asked first whether it listens
+            with server.accept()[0] as connection:
+                connection.recv(4096)
+                connection.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        why = check_accepts(address, tmp_path / "ca.pem")
+        thread.join()
+    assert why.startswith(f"no SuperLink answers at {address} ([SSL: UNEXPECTED_EOF")
 
 
 def test_certificates_of_a_clock_ten_minutes_ahead_are_valid_and_of_two_hours_name_the_clock(

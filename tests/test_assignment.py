@@ -111,7 +111,7 @@ def test_impossible_configurations_are_refused_by_name_and_stop_nobody() -> None
 
 
 def test_a_partition_that_belongs_to_a_name_is_for_no_other_client() -> None:
-    table = PartitionTable(2, verified=True, owners=("berlin", "lodz"))
+    table = PartitionTable(2, verified=True, sites=("berlin", "lodz"))
     table.update([10, 11], met("lodz", "madrid"))  # neither is configured for a partition
     assert table.partitions == {10: 1}
     for strict in (True, False):

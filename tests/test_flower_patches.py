@@ -7,6 +7,8 @@ import itertools
 import queue
 import random
 import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,8 @@ import httpx
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from flwr.server.superlink.linkstate import InMemoryLinkState
 from flwr.supercore import heartbeat
 from flwr.supercore.constant import NOOP_FEDERATION_ID
@@ -25,11 +29,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
 )
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from flwr.supercore.run import RunNotRunningException
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
-from flwr.supernode import start_client_internal
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, wait_for
 
 from flsimulation.internals import flower_processes
 from flsimulation.internals.flower_messages import DELETED, empty_run, identity, set_message_id
@@ -342,6 +347,91 @@ class TestHeartbeats:
         random.seed(0)
         sender._run()
         assert 1.7 < min(waited) <= max(waited) < 2.3
+
+
+class TestHeartbeatsThatEnd:
+    """An error reply to a heartbeat ends Flower's thread of them; the SuperNode leaves then."""
+
+    @pytest.fixture
+    def replies(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Replies of a SuperLink to heartbeats, as HTTP status, the last one again and again."""
+        monkeypatch.setattr(heartbeat, "HEARTBEAT_DEFAULT_INTERVAL", 5.001)  # 1 ms between two
+        for module, name in (
+            (fleet_http_connection, "HeartbeatSender"),
+            (start_client_internal, "_pull_and_store_message"),
+        ):
+            monkeypatch.setattr(module, name, getattr(module, name))
+        return [200]
+
+    @pytest.fixture
+    def url(self, replies: list[int]) -> Iterator[str]:
+        class SuperLink(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                path, status = self.path, 200
+                if path.endswith("send-node-heartbeat"):
+                    status = replies.pop(0) if len(replies) > 1 else replies[0]
+                    body = SendNodeHeartbeatResponse(success=True)
+                elif path.endswith("activate-node"):
+                    body = ActivateNodeResponse(node_id=5)
+                else:
+                    body = PullMessagesResponse()
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body.SerializeToString())
+
+            def log_message(self, *_: Any) -> None: ...
+
+        with HTTPServer(("127.0.0.1", 0), SuperLink) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"127.0.0.1:{server.server_port}"
+            server.shutdown()
+
+    def pull(self, receive: Any) -> int | None:
+        run: int | None = start_client_internal._pull_and_store_message(
+            state=State(),
+            object_store=None,
+            node_config={},
+            receive=receive,
+            get_run=None,
+            get_fab=None,
+            pull_object=None,
+            confirm_message_received=None,
+            trusted_entities=None,
+        )
+        return run
+
+    def connected(self, url: str) -> Any:
+        return fleet_http_connection.http_request_response(
+            url, insecure=True, authentication_keys=generate_key_pairs()
+        )
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    @pytest.mark.parametrize("status", [500, 400])
+    def test_a_node_whose_heartbeats_have_ended_leaves(self, replies, url, status, capsys):
+        look = flower_patches.leave_without_heartbeats()
+        replies[:] = [200, 503, 200, status, 200]
+        with self.connected(url) as (_, receive, *_):
+            wait_for("the end of the heartbeats", lambda: len(replies) == 1)
+            wait_for("its thread's end", lambda: not _heartbeats())
+            for check in (look, lambda: self.pull(receive)):  # in training, and idle
+                with pytest.raises(SystemExit) as left:
+                    check()
+                assert left.value.code == LEFT
+        assert "flsim: its heartbeats have ended: " in capsys.readouterr().out
+
+    def test_a_node_with_heartbeats_stays(self, replies, url):
+        look = flower_patches.leave_without_heartbeats()
+        look()  # before it is connected
+        replies[:] = [200, 503, 200]
+        with self.connected(url) as (_, receive, *_):
+            wait_for("heartbeats", lambda: len(replies) == 1)
+            look()
+            assert self.pull(receive) is None
+
+
+def _heartbeats() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if "_run)" in t.name]
 
 
 class TestNodes:

@@ -46,6 +46,11 @@ NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "flwr.supercore.task_identity.TaskIdentity": ((), "messages outside Flower's own runtimes"),
     "flwr.supercore.date.now": ((), "when a node was last heard"),
     "flwr.supercore.heartbeat.HEARTBEAT_DEFAULT_INTERVAL": ((), "heartbeats every two seconds"),
+    "flwr.supernode.fleet_http_connection.HeartbeatSender": (
+        ("heartbeat_fn",),
+        "a client that leaves when its heartbeats have ended",
+    ),
+    "flwr.supernode.fleet_http_connection.HeartbeatSender.is_running": ((), "the same"),
     "flwr.supercore.inflatable.inflatable_utils.pull_objects": (
         ("object_ids", "pull_object_fn", "initial_backoff", "backoff_cap"),
         "shorter waits for a message's parts",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -18,7 +20,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.conftest import PATIENCE, wait_for
+from tests.conftest import PATIENCE, shown_after_failure, wait_for
 
 from flsimulation import RunResult, load_experiment, resume, run
 from flsimulation.events import RoundFinished, RunFinished, RunStarted
@@ -52,10 +54,16 @@ class Slow(MLP):
 '''
 
 
+_ports = itertools.count(random.randrange(20_000, 30_000))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no test was given before, below those that Linux gives to any program."""
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
 
 
 def flsim(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -92,6 +100,14 @@ class Program:
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
+        shown_after_failure.append(self.end_of_log)
+
+    def end_of_log(self) -> str:
+        """How it ended, if it has, and its last lines."""
+        if not self.log.exists():
+            return ""
+        status, text = self.process.poll(), self.log.read_text(errors="replace")
+        return f"{self.log}, exit status {status}:\n{text[-2000:]}\n"
 
     def samples(self) -> dict[str, float]:
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
@@ -358,11 +374,14 @@ def test_the_manifest_has_the_engine_that_the_clients_chose(network: Network, en
 def test_too_few_clients_is_one_line(network: Network) -> None:
     done = network.run("--set=data.clients=3", "--set=runtime.client-wait=1")
     assert done.returncode == 1
-    assert re.fullmatch(
-        r"flsim: [012] of 3 clients connected within 1 s; start more clients, lower data.clients, "
-        r"or raise runtime.client-wait\n",
+    found = re.fullmatch(
+        r"flsim: ([012]) of 3 clients connected within 1 s; start more clients, lower data.clients, "
+        r"or raise runtime.client-wait(; missing: (a, b|a|b))?\n",
         done.stderr,
     )
+    assert found is not None
+    names = (found[3] or "").split(", ") if found[2] else []
+    assert len(names) == 2 - int(found[1])  # of the third one nothing is known
 
 
 def test_whom_a_run_waits_for_is_said_before_it_is_given_up(network: Network) -> None:
@@ -559,6 +578,32 @@ def test_a_client_that_is_killed_whole_comes_back_with_its_partition(network: Ne
     assert json.loads((network.folder / "runs" / ".partitions.json").read_text()) == partitions
     info = f"fl_client_info,name=a,partition={partitions['a']}"
     assert network.clients["a"].samples()[info] == 1
+
+
+def test_a_client_whose_own_port_was_taken_takes_another(network: Network) -> None:
+    client = network.clients["b"]
+
+    def starts() -> list[tuple[str, str]]:
+        """Process and port of each SuperNode that it has started."""
+        text = r"Started server process \[(\d+)\].*?running on http://127\.0\.0\.1:(\d+)"
+        return re.findall(text, client.log.read_text(), re.DOTALL)
+
+    def takes(port: str) -> bool:
+        with suppress(OSError):
+            other.bind(("127.0.0.1", int(port)))
+            other.listen()
+            return True
+        return False
+
+    (*before, (process, port)) = starts()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        os.kill(int(process), signal.SIGKILL)
+        wait_for("its port", lambda: takes(port))
+        wait_for("its return", lambda: len(starts()) > len(before) + 1)
+        done = network.run("--set=strategy.rounds=1")
+        assert done.returncode == 0, done.stderr
+    assert port not in [p for _, p in starts()[len(before) + 1 :]]
 
 
 def test_a_spare_takes_over_for_a_client_that_is_gone(network: Network) -> None:

@@ -395,6 +395,15 @@ def test_a_run_that_needs_the_lost_site_ends_with_its_name(apart: Path) -> None:
 
 
 @pytest.mark.seconds
+def test_a_site_that_does_not_connect_is_named(apart: Path) -> None:
+    spec = elsewhere(hospitals("runtime.client-wait=7"))
+    with pytest.raises(
+        RunError, match=r"^2 of 3 clients connected within 7 s; start .*client-wait; missing: lodz$"
+    ):
+        agreed_sites(Sites(spec, apart, "berlin", "porto"), spec, lambda _: None, clock=Ticking())
+
+
+@pytest.mark.seconds
 def test_a_late_client_that_is_no_site_is_refused_and_one_that_stays_away_is_named(
     apart: Path,
 ) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "Clock",
     "RunNotRunningException",
     "fail_task",
+    "follow_heartbeats",
     "has_answers",
     "let_nodes_return",
     "list_nodes_heard",
@@ -77,6 +78,20 @@ def set_pull_waits(seconds: Mapping[str, float]) -> None:
 def set_heartbeat_interval(seconds: float) -> None:
     """Replace the interval from which this process's heartbeats calculate their wait."""
     vars(heartbeat)["HEARTBEAT_DEFAULT_INTERVAL"] = seconds
+
+
+def follow_heartbeats() -> Callable[[], bool]:
+    """Returns whether the SuperNode that is forked from this process sends heartbeats, since it began to."""
+    from flwr.supernode import fleet_http_connection
+
+    senders: list[heartbeat.HeartbeatSender] = []
+
+    def make(beat: Callable[[], bool]) -> heartbeat.HeartbeatSender:
+        senders.append(heartbeat.HeartbeatSender(beat))
+        return senders[-1]
+
+    vars(fleet_http_connection)["HeartbeatSender"] = make
+    return lambda: all(sender.is_running for sender in senders)
 
 
 def wrap_pull_and_store(wrap: Callable[[Wrapped], Wrapped]) -> None:

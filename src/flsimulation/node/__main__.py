@@ -44,9 +44,13 @@ def main() -> None:
 
     end_with_parent()
 
-    def keep(command: str) -> None:
+    def keep(command: str, *more: str) -> None:
         end_with_parent()
-        shims.run_command(command, arguments)
+        shims.run_command(command, [*arguments, *more])
+
+    def run_supernode() -> None:
+        port = sockets.free_port()  # at each start: another program may have taken the last one
+        keep(SUPERNODE, "--port", str(port))
 
     threads.hold()
     waits.shorten_pulls()
@@ -57,13 +61,18 @@ def main() -> None:
     if role == "client":
         allowed.import_only_allowed()
         flower_processes.run_app(client_app.app)
-        watch = flower_patches.RunWatch()
-        waits.shorten_looks(watch.look)
+        watch, beating = flower_patches.RunWatch(), flower_patches.leave_without_heartbeats()
+
+        def look() -> None:
+            beating()
+            watch.look()
+
+        waits.shorten_looks(look)
         flower_patches.leave_with_run(watch)
         flower_patches.leave_with_lost_answer()
         server = warm.WarmServer(
             Path(path),
-            lambda: explained.explained(lambda: keep(SUPERNODE), arguments),
+            lambda: explained.explained(run_supernode, arguments),
             client_app.prepare,
             client_app.tell_killed,
             serving=tell_up,

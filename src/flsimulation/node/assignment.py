@@ -42,9 +42,9 @@ class PartitionTable:
     verified : bool
         Whether names are those of the clients' keys. Then a client that is configured for a
         connected client's partition during a run is another client, and does not get it.
-    owners : sequence of str
-        Name of the only client that may hold each partition, as a site's key alone holds the site's;
-        empty if any client may hold any.
+    sites : sequence of str
+        Name of each partition's site, which where names are verified only the client of that name may
+        hold; empty if any client may hold any.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class PartitionTable:
         memory: Path | None = None,
         *,
         verified: bool = False,
-        owners: Sequence[str] = (),
+        sites: Sequence[str] = (),
     ) -> None:
         self._clients = clients
-        self._verified, self._owners = verified, owners
+        self._verified, self._sites = verified, sites
         self._memory = memory
         self._remembered = _read(memory)
         self._nodes_memory = memory and memory.with_name(f"{memory.stem}-nodes.json")
@@ -74,7 +74,9 @@ class PartitionTable:
         return self._identities.get(node)
 
     def name_of(self, partition: int) -> str | None:
-        """Name of the client that holds a partition, or held it last."""
+        """Name of the client that holds a partition, or held it last; the site's, where it is one's."""
+        if self._sites:
+            return self._sites[partition]
         names = [name for name, held in self._remembered.items() if held == partition]
         return names[-1] if names else None
 
@@ -151,7 +153,7 @@ class PartitionTable:
                 f"partitions 0 to {self._clients - 1}; change its partition or data.clients"
             )
         if not self._may_hold(name, wanted):
-            site = self._owners[wanted]
+            site = self._sites[wanted]
             return (
                 f"client {name} was started as site {site}, which only the client with the key of the "
                 f"name {site} is; start it with --name {site}, or stop it"
@@ -192,7 +194,7 @@ class PartitionTable:
             self.partitions[node] = free[0]
 
     def _may_hold(self, name: str, partition: int) -> bool:
-        return not self._owners or self._owners[partition] == name
+        return not (self._verified and self._sites) or self._sites[partition] == name
 
     def _is_anothers(self, partition: int, name: str) -> bool:
         """Whether another connected client holds a partition, or held it last."""

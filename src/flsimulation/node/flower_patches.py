@@ -202,6 +202,35 @@ def send_heartbeats_often() -> None:
     flower_processes.set_heartbeat_interval(_HEARTBEAT)
 
 
+def leave_without_heartbeats() -> Callable[[], None]:
+    """Make the SuperNode forked from this process leave if its heartbeats have ended.
+
+    Flower's thread of heartbeats ends with a reply of the SuperLink that is an error, except 502 to 504.
+    The client would count as disconnected from then on, while it requests messages.
+
+    Returns
+    -------
+    callable
+        Leaves if they have ended, while a reply is awaited.
+    """
+    is_beating = flower_processes.follow_heartbeats()
+
+    def look() -> None:
+        if not is_beating():
+            leave("its heartbeats have ended")
+
+    def wrap(pull_and_store: Wrapped) -> Wrapped:
+        def pull_or_leave(**arguments: Any) -> int | None:
+            look()
+            run: int | None = pull_and_store(**arguments)
+            return run
+
+        return pull_or_leave
+
+    flower_processes.wrap_pull_and_store(wrap)
+    return look
+
+
 def list_nodes_heard_lately() -> None:
     """Make the SuperLink in this process list only nodes with a heartbeat in the last seconds.
 

@@ -25,7 +25,7 @@ from flsimulation.node.presence import Presence
 from flsimulation.server.grid import PartitionedGrid
 
 _LOOK_SECONDS = 0.5  # between two updates of the connected nodes
-_NAMED = 3  # most refused clients in the message of a run that does not begin
+_NAMED = 3  # most missing, and most refused clients in the message of a run that does not begin
 
 
 def connect(
@@ -60,8 +60,8 @@ def connect(
     """
     clients, patience = experiment.data.clients, experiment.runtime.client_wait
     least = clients if experiment.round.late == "refuse" else experiment.least_clients
-    verified, sites = names is not None, experiment.data.sites
-    table = PartitionTable(clients, memory, verified=verified, owners=sites if verified else ())
+    sites = experiment.data.sites
+    table = PartitionTable(clients, memory, verified=names is not None, sites=sites)
     assigned = AssignedGrid(grid, table, experiment, emit, clock, names)
     if not assigned.wait(clients, patience) and not assigned.begin(least):
         needed = f", at least {least} needed" if least < clients else ""
@@ -231,8 +231,12 @@ class AssignedGrid(PartitionedGrid):
     @property
     def trouble(self) -> str:
         """What is known about missing clients, as the end of a sentence."""
+        absent = sorted(self._presence.absent(set(self.partitions.values())))
+        names = [name for p in absent if (name := self._table.name_of(p)) is not None]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        missing = [f"missing: {', '.join(names[:_NAMED])}{more}"] if names else []
         refused = [*self._table.refused.values()][:_NAMED]
-        return "".join(f"; {why}" for why in refused) + self._met.trouble
+        return "".join(f"; {known}" for known in (*missing, *refused)) + self._met.trouble
 
     def set_run(self, run: Run) -> None:
         """Set the run's description."""

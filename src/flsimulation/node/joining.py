@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -74,10 +73,8 @@ class Joining:
         from flsimulation.metrics.client import ClientMetrics
 
         metrics = ClientMetrics(self.name)
-        arguments = (
-            *(LINK, self.superlink, "--node-config", self._config()),
-            *("--port", str(_free_port()), *self._identity()),
-        )
+        where = (LINK, self.superlink, "--node-config", self._config())
+        arguments = (*where, *self._identity())
         node = Node("client", arguments, CLIENT_APP, metrics.registry, metrics.count)
         with self._allowed() as environment:
             node.run(metrics_port, metrics_for, environment)
@@ -145,10 +142,3 @@ def make_key(name: str) -> list[str]:
         f"{path}  {keys.fingerprint(public)}",
         f"on the server's machine: flsim admit {name} {path}; compare the fingerprint",
     ]
-
-
-def _free_port() -> int:
-    """A port for the SuperNode's own programs; several clients may run on one machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

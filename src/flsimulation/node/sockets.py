@@ -1,4 +1,4 @@
-"""Objects as JSON over a local socket, between the processes of one container."""
+"""Between the processes of one machine: objects as JSON over a local socket, and a free port."""
 
 from __future__ import annotations
 
@@ -71,3 +71,10 @@ def received(path: Path, count: Callable[[Any], None]) -> Iterator[None]:
         yield
     finally:
         listener.close()
+
+
+def free_port() -> int:
+    """A port of the loopback address that no program uses, to be used at once."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

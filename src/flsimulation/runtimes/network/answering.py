@@ -17,6 +17,9 @@ from flsimulation.internals.flower_words import AHEAD_SECONDS, BEHIND_SECONDS, H
 from flsimulation.security.home import INSECURE, trusted_ca
 
 _SECONDS = 15.0  # a busy machine answers late
+_AGAIN_SECONDS = (
+    1.5  # after which a SuperLink that stood still, as its machine did, has the time again
+)
 _ERRORS = (OSError, ValueError, http.client.HTTPException)
 
 # Numbers of OpenSSL's reasons (X509_V_ERR_... of x509_vfy.h)
@@ -87,13 +90,21 @@ def check_accepts(superlink: str, ca: Path) -> str:
     place = _place(superlink, ca)
     try:
         low, high = _ask(place)
+        if _is_refused(low, high):
+            time.sleep(_AGAIN_SECONDS)
+            low, high = _ask(place)
     except _ERRORS as error:
         if why := _refusal(error, place):
             raise InputError(f"--superlink {superlink}: {why}") from None
         return f"no SuperLink answers at {superlink}{_reason(error, place)}"
-    if low > AHEAD_SECONDS or -high > BEHIND_SECONDS:
+    if _is_refused(low, high):
         raise InputError(f"--superlink {superlink}: {_clocks_differ(low, high)}")
     return ""
+
+
+def _is_refused(low: float, high: float) -> bool:
+    """Whether a SuperLink refuses a clock that is between so many seconds ahead of its own."""
+    return low > AHEAD_SECONDS or -high > BEHIND_SECONDS
 
 
 def _place(superlink: str, ca: Path | None) -> _Place:
@@ -147,6 +158,8 @@ def _refusal(error: Exception, place: _Place) -> str:
             f"its certificate is not accepted with the CA {place.ca} ({reason.verify_message}); "
             f"{_remedy(reason.verify_code, place)}"
         )
+    if isinstance(reason, ssl.SSLEOFError):  # it was ended just now, or what stands between
+        return ""
     if isinstance(error, ssl.SSLError) or isinstance(reason, ssl.SSLError):
         return f"it does not use TLS, or is no SuperLink ({reason}); start it without {INSECURE}"
     if isinstance(error, http.client.HTTPException | ConnectionResetError) and place.ca is None:
