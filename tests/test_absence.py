@@ -285,6 +285,50 @@ def test_whom_the_training_waits_for_is_said(clock: Time, nodes: Nodes) -> None:
     ]
 
 
+class Busy(Nodes):
+    """Nodes on a busy machine: a reply takes 9 s, and of 9 s they are listed for 8."""
+
+    sent: dict[str, float]
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.names) if self.clock.now % 9 < 8 else []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = super().push_messages(messages)
+        self.sent = vars(self).get("sent", {}) | dict.fromkeys(ids, self.clock.now)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return super().pull_messages(i for i in message_ids if self.clock.now - self.sent[i] >= 9)
+
+
+def test_a_client_that_is_not_listed_at_times_connects_by_the_reply_to_its_first_query(
+    clock: Time, nodes: Nodes
+) -> None:
+    busy = Busy(clock)
+    for node, name in nodes.names.items():
+        busy.join(node, name)
+    assert Federation(busy).grid.wait(2, 20)
+    assert busy.asked == ["query", "query"]
+
+
+def test_a_client_that_left_before_it_replied_is_asked_again_when_it_is_back(
+    clock: Time, nodes: Nodes
+) -> None:
+    federation = Federation(nodes)
+    nodes.silent.add(11)
+    assert not federation.grid.wait(2, 5)
+    nodes.leave(11)
+    nodes.unregistered.add(11)
+    assert not federation.grid.wait(2, 5)
+    nodes.unregistered.clear()
+    nodes.silent.clear()
+    nodes.join(11, "b")
+    assert federation.grid.wait(2, 5)
+    assert nodes.asked.count("query") == 3
+    assert federation.grid.trouble == ""
+
+
 def test_a_client_that_is_connected_but_silent_is_named_if_it_was_met_before(
     clock: Time, nodes: Nodes, tmp_path: Path
 ) -> None:

@@ -114,7 +114,8 @@ def test_a_superlink_that_ends_while_it_is_asked_is_one_that_does_not_answer(
         address = f"127.0.0.1:{server.getsockname()[1]}"
         why = check_accepts(address, tmp_path / "ca.pem")
         thread.join()
-    assert why.startswith(f"no SuperLink answers at {address} ([SSL: UNEXPECTED_EOF")
+    assert why.startswith(f"no SuperLink answers at {address} (")
+    assert "EOF" in why
 
 
 def test_certificates_of_a_clock_ten_minutes_ahead_are_valid_and_of_two_hours_name_the_clock(

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.constant import HEARTBEAT_CALL_TIMEOUT, SUPERLINK_NODE_ID
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from flwr.server.superlink.linkstate import InMemoryLinkState
@@ -268,7 +268,13 @@ class TestLeaving:
 
 
 class TestWatching:
-    def watch(self, kind: str = "train", over: bool = False, fails: bool = False) -> Any:
+    def watch(
+        self,
+        kind: str = "train",
+        over: bool = False,
+        fails: bool = False,
+        works: Any = lambda: True,
+    ) -> Any:
         clock, asked = Clock(), []
 
         def ask(run: int, number: str) -> bytes:
@@ -278,7 +284,7 @@ class TestWatching:
             raise (ConnectionError("no network") if fails else KeyError(number))
 
         watch = flower_patches.RunWatch(clock)
-        watch.begin(5, kind, ask)
+        watch.begin(5, kind, ask, works)
         return watch, clock, asked
 
     def test_it_asks_after_two_seconds_then_less_and_less_often(self):
@@ -319,6 +325,43 @@ class TestWatching:
         watch, clock, _ = self.watch("train")
         clock.now += 100_000
         watch.look()
+
+    def test_a_process_that_ended_without_a_reply_ends_the_node(
+        self, monkeypatch, tmp_path, capsys
+    ):
+        monkeypatch.setenv(TROUBLE, str(tmp_path / "trouble"))
+        works = iter(
+            [True, False, True, False, False]
+        )  # in between its reply was seen, and another came
+        watch, clock, _ = self.watch(works=lambda: next(works))
+        for _ in range(4):
+            clock.now += 10
+            watch.look()
+        clock.now += 10
+        with pytest.raises(SystemExit) as left:
+            watch.look()
+        assert left.value.code == LEFT
+        assert "the process of a message ended without a reply" in capsys.readouterr().out
+        assert "ended without a reply" in (tmp_path / "trouble").read_text()
+
+    def test_a_new_message_has_not_ended_with_the_one_before(self):
+        watch, clock, _ = self.watch(works=lambda: False)
+        clock.now += 10
+        watch.look()
+        watch.begin(5, "train", lambda *_: b"", lambda: False)
+        clock.now += 10
+        watch.look()
+
+    def test_flowers_state_says_whether_a_task_has_ended(self):
+        state = InMemoryNodeState(InMemoryObjectStore())
+        assert not flower_processes.has_work(state)
+        task = state.create_task(task_type="flwr-clientapp", run_id=7)
+        assert flower_processes.has_work(state)
+        assert state.claim_task(task)
+        assert state.activate_task(task)
+        assert flower_processes.has_work(state)
+        assert state.finish_task(task, "failed", "out of memory")
+        assert not flower_processes.has_work(state)
 
     def test_before_the_first_message_it_asks_nothing(self):
         flower_patches.RunWatch(Clock()).look()
@@ -440,7 +483,7 @@ class TestNodes:
     @pytest.fixture
     def state(self, monkeypatch: pytest.MonkeyPatch) -> InMemoryLinkState:
         """A SuperLink's own state with one run."""
-        for name in ("get_nodes", "activate_node"):
+        for name in ("get_nodes", "activate_node", "get_message_ins"):
             monkeypatch.setattr(InMemoryLinkState, name, getattr(InMemoryLinkState, name))
         state = InMemoryLinkState(NoOpFederationManager(), InMemoryObjectStore())
         run = SimpleNamespace(federation_id=NOOP_FEDERATION_ID)
@@ -459,9 +502,10 @@ class TestNodes:
         assert state.get_nodes(1) == {late}
         assert gone not in state.get_nodes(1)
 
-    def test_ours_lists_it_for_eight_seconds(self, state):
+    def test_ours_lists_it_for_nine_seconds(self, state):
         flower_patches.list_nodes_heard_lately()
-        here, late = self.node(state, "here", 6), self.node(state, "late", 10)
+        one_lost = HEARTBEAT_CALL_TIMEOUT + 2.25 + 1  # until the next one, by `exponential`
+        here, late = self.node(state, "here", one_lost), self.node(state, "late", 9.5)
         assert state.get_nodes(1) == {here}
         assert state.acknowledge_node_heartbeat(late, 30)
         assert state.get_nodes(1) == {here, late}
@@ -475,15 +519,15 @@ class TestNodes:
         late, gone = self.node(state, "late", 59), self.node(state, "gone", 61)
         assert [state.activate_node(node, 30) for node in (late, gone)] == [False, True]
 
-    def test_ours_accepts_it_after_ten_seconds(self, state):
+    def test_ours_accepts_it_after_eleven_seconds(self, state):
         flower_patches.let_killed_nodes_return()
-        here, late = self.node(state, "here", 9), self.node(state, "late", 11)
+        here, late = self.node(state, "here", 10), self.node(state, "late", 12)
         assert [state.activate_node(node, 30) for node in (here, late)] == [False, True]
         assert not state.activate_node(late + here, 30)
 
     def test_messages_that_a_killed_node_took_are_unavailable_to_the_run(self, state):
         flower_patches.let_killed_nodes_return()
-        here, late = self.node(state, "here", 0), self.node(state, "late", 11)
+        here, late = self.node(state, "here", 0), self.node(state, "late", 12)
         with identity(1, 1, SUPERLINK_NODE_ID):
             sent = [Message(RecordDict(), node, "train") for node in (here, late, late)]
         for number, told in enumerate(message.metadata for message in sent):
@@ -493,6 +537,29 @@ class TestNodes:
         assert state.activate_node(late, 30)
         replies = state.get_message_res({"0", "1", "2"}, 1)
         assert [(r.metadata.reply_to_message_id, r.error.code) for r in replies] == [("1", DELETED)]
+
+    @pytest.mark.parametrize("again", [False, True])
+    def test_a_message_whose_answer_was_lost_is_given_again(self, state, again):
+        if again:
+            flower_patches.give_lost_messages_again()
+        node, other = self.node(state, "here", 0), self.node(state, "other", 0)
+        with identity(1, 1, SUPERLINK_NODE_ID):
+            sent = [Message(RecordDict(), n, "train") for n in (node, node, other)]
+        for number, told in enumerate(message.metadata for message in sent):
+            told.__dict__["_message_id"] = str(number)
+        state.message_ins_store.update({str(n): message for n, message in enumerate(sent)})
+
+        def taken() -> list[str]:
+            return [m.metadata.message_id for m in state.get_message_ins(node_id=node, limit=1)]
+
+        assert taken() == ["0"]
+        if not again:  # by Flower
+            assert (taken(), taken()) == (["1"], [])
+            return
+        assert taken() == ["0"]  # it asked again, without a reply
+        state.message_ins_id_to_message_res_id["0"] = "its reply"
+        assert (taken(), taken()) == (["1"], ["1"])
+        assert sent[2].metadata.delivered_at == ""
 
 
 class Uploaded:

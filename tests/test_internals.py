@@ -36,6 +36,9 @@ NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "flwr.common.constant.TIMESTAMP_TOLERANCE": ((), "which clocks are refused"),
     "flwr.common.constant.SYSTEM_TIME_TOLERANCE": ((), "which clocks are refused"),
     "flwr.common.constant.HEARTBEAT_PATIENCE": ((), "when a node was last heard"),
+    "flwr.common.constant.Status.PENDING": ((), "a client whose message's process left no reply"),
+    "flwr.common.constant.Status.STARTING": ((), "the same"),
+    "flwr.common.constant.Status.RUNNING": ((), "the same"),
     "flwr.common.constant.SubStatus.FAILED": ((), "the end of a run whose process was killed"),
     "flwr.serverapp.strategy.strategy_utils.aggregate_metricrecords": (
         ("records", "weighting_metric_name"),
@@ -76,6 +79,10 @@ NAMES: dict[str, tuple[tuple[str, ...], str]] = {
     "flwr.server.superlink.linkstate.InMemoryLinkState.activate_node": (
         ("self", "node_id", "heartbeat_interval"),
         "a killed client that returns with its key",
+    ),
+    "flwr.server.superlink.linkstate.InMemoryLinkState.get_message_ins": (
+        ("self", "node_id", "limit"),
+        "a message that was lost on its way to a client",
     ),
     "flwr.superlink.cli.flower_superlink.uvicorn.run": (
         ("app", "host", "port", "ssl_certfile", "ssl_keyfile", "log_config"),

@@ -11,14 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.conftest import wait_for
 
 from flsimulation.cli.deploy.status import admission_lines
 from flsimulation.cli.main import main
 from flsimulation.errors import InputError
 from flsimulation.metrics.exporter import may_read, served
-from flsimulation.node import password, serving
+from flsimulation.node import joining, password, serving
+from flsimulation.node.allowed import AllowList
 from flsimulation.node.assignment import Identity
 from flsimulation.node.identified import identified
+from flsimulation.node.node import Node
+from flsimulation.security.certificates import make_ca
+from flsimulation.security.home import Home
+from flsimulation.security.issuing import utc_now
 from flsimulation.security.keys import ensure_key, fingerprint
 from flsimulation.security.register import NameTaken, Register, wait_for_admission, waiting
 
@@ -265,3 +271,31 @@ def test_what_root_writes_belongs_to_the_folders_owner(
     owners = {(path.stat().st_uid, path.stat().st_gid) for path in folder.iterdir()}
     assert owners == {(1234, 1235)}
     assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_client_leaves_its_key_as_soon_as_it_can(
+    is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SuperLink makes the folder, and then lets clients of other users write there."""
+    monkeypatch.setenv("FLSIM_HOME", str(tmp_path))
+    make_ca(utc_now()).write(Home(tmp_path).ca, Home(tmp_path).ca_key)
+    folder = Home(tmp_path).waiting_at(8081)
+    if is_there:
+        folder.mkdir(parents=True)
+    tries: list[Path] = []
+
+    def leave(folder: Path, name: str, key: str) -> Path:
+        tries.append(folder)
+        if len(tries) == 1:
+            raise PermissionError(13, "Permission denied")
+        return wait_for_admission(folder, name, key)
+
+    monkeypatch.setattr(joining, "wait_for_admission", leave)
+    monkeypatch.setattr(joining, "_LATER_SECONDS", 0.01)
+    monkeypatch.setattr(joining, "check_accepts", lambda *_: "")
+    monkeypatch.setattr(Node, "run", lambda *_: folder.mkdir(parents=True, exist_ok=True))
+    joining.Joining("127.0.0.1:8081", "berlin", None, AllowList()).run(0, None)
+    wait_for("its key", lambda: (folder / "berlin.pub").exists())
+    ((_, name, _),) = waiting(folder)
+    assert (name, len(tries)) == ("berlin", 2)

@@ -22,7 +22,9 @@ __all__ = [
     "RunNotRunningException",
     "fail_task",
     "follow_heartbeats",
+    "give_again",
     "has_answers",
+    "has_work",
     "let_nodes_return",
     "list_nodes_heard",
     "run_app",
@@ -158,6 +160,13 @@ def has_answers(state: Any) -> bool:
     return bool(state.get_messages(dst_node_id=SUPERLINK_NODE_ID, limit=1))
 
 
+def has_work(state: Any) -> bool:
+    """Whether a SuperNode's state holds a task that has not ended."""
+    from flwr.common.constant import Status
+
+    return bool(state.get_tasks(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]))
+
+
 def list_nodes_heard(seconds: float) -> None:
     """Make the SuperLink in this process list only nodes with a heartbeat in the last seconds.
 
@@ -196,6 +205,24 @@ def let_nodes_return(seconds: float) -> None:
             return True
 
     setattr(InMemoryLinkState, "activate_node", activate)  # noqa: B010 - as above
+
+
+def give_again() -> None:
+    """Make the SuperLink in this process give a node what it took, while there is no reply to it.
+
+    Replaces ``InMemoryLinkState.get_message_ins``, from which a SuperNode gets its next message.
+    """
+    from flwr.server.superlink.linkstate import InMemoryLinkState
+
+    get_message_ins = InMemoryLinkState.get_message_ins
+
+    def get(state: InMemoryLinkState, node_id: int, *args: Any, **kwargs: Any) -> list[Any]:
+        with state.lock:
+            for identifier in _taken(state, node_id):
+                state.message_ins_store[identifier].metadata.delivered_at = ""
+            return get_message_ins(state, node_id, *args, **kwargs)
+
+    setattr(InMemoryLinkState, "get_message_ins", get)  # noqa: B010 - as above
 
 
 def _was_heard(node: Any, seconds: float) -> bool:

@@ -27,6 +27,7 @@ def tell_up() -> None:
 
 def main() -> None:
     """Import what the role needs, then serve."""
+    end_with_parent()  # before imports that take seconds
     path, role, *arguments = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches our parent, which ends us
     defer_slow_imports()  # a third of a client's memory
@@ -41,8 +42,6 @@ def main() -> None:
         waits,
         warm,
     )
-
-    end_with_parent()
 
     def keep(command: str, *more: str) -> None:
         end_with_parent()
@@ -83,6 +82,7 @@ def main() -> None:
         server_app.log.follow()
         flower_patches.list_nodes_heard_lately()
         flower_patches.let_killed_nodes_return()
+        flower_patches.give_lost_messages_again()
         gate.serve_clients_apart()
         server = warm.WarmServer(
             Path(path),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from flwr.app import MessageType
@@ -18,8 +19,9 @@ from flsimulation.internals.flower_processes import RunNotRunningException, Wrap
 from flsimulation.node.health import keep_trouble
 from flsimulation.runtimes.network.names import LEFT
 
-HEARD_SECONDS = 8.0
-"""A client without a heartbeat for this long counts as disconnected."""
+HEARD_SECONDS = 9.0
+"""A client without a heartbeat for this long counts as disconnected: longer than one that Flower gives up
+after 5 s, and repeats."""
 _DEAD_SECONDS = HEARD_SECONDS + 2  # until it may return: the run's server has missed it before
 
 _HEARTBEAT = 7.5  # from which Flower's sender calculates 1.75 to 2.25 seconds
@@ -43,18 +45,39 @@ class RunWatch:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._pull: Callable[[int, str], bytes] | None = None
+        self._works: Callable[[], bool] = lambda: True
+        self._worked = True
         self._run = 0
         self._began = self._next = self._latest = float("inf")
 
-    def begin(self, run: int, message_type: str, pull: Callable[[int, str], bytes]) -> None:
-        """Watch a message of a run; ``pull`` requests one of the run's objects from the SuperLink."""
+    def begin(
+        self,
+        run: int,
+        message_type: str,
+        pull: Callable[[int, str], bytes],
+        works: Callable[[], bool],
+    ) -> None:
+        """Watch a message of a run.
+
+        Parameters
+        ----------
+        run : int
+            The run's id.
+        message_type : str
+            The message's type.
+        pull : callable
+            Requests one of the run's objects from the SuperLink.
+        works : callable
+            Whether a process still works on the message.
+        """
         self._run, self._pull, self._began = run, pull, self._clock()
+        self._works, self._worked = works, True
         self._next = self._began + _LOOK_SECONDS
         is_query = message_type == MessageType.QUERY
         self._latest = self._began + _QUERY_SECONDS if is_query else float("inf")
 
     def look(self) -> None:
-        """Leave if the run is over, or if a query has no reply; checks every few seconds."""
+        """Leave if the run is over, or if there will be no reply; checks every few seconds."""
         now = self._clock()
         if now < self._next:
             return
@@ -64,6 +87,10 @@ class RunWatch:
             leave(f"no process replied within {_QUERY_SECONDS:g} s")
         if self._is_over():
             leave("the run is over")
+        worked, self._worked = self._worked, self._works()
+        if not worked and not self._worked:  # its reply, sent before it ended, would have been seen
+            keep_trouble("the process of its message ended without a reply")
+            leave("the process of a message ended without a reply")
 
     def _is_over(self) -> bool:
         if self._pull is None:
@@ -144,7 +171,8 @@ def leave_with_run(watch: RunWatch) -> None:
                 if run is None:
                     leave("a message could not be received completely")
                 message_type = received[-1][0].metadata.message_type
-                watch.begin(run, message_type, arguments["pull_object"])
+                works = partial(flower_processes.has_work, arguments["state"])
+                watch.begin(run, message_type, arguments["pull_object"], works)
             return run
 
         return pull_or_leave
@@ -247,3 +275,13 @@ def let_killed_nodes_return() -> None:
     key would take each other's messages.
     """
     flower_processes.let_nodes_return(_DEAD_SECONDS)
+
+
+def give_lost_messages_again() -> None:
+    """Make the SuperLink in this process give a client again the message that was lost on the way.
+
+    Flower marks a message as delivered before the answer with it is sent. If the connection breaks in
+    between, the SuperNode asks again, gets nothing, and the run waits for its reply until the message's
+    time to live is over. A SuperNode asks only when it has no message, so that what it took is lost.
+    """
+    flower_processes.give_again()

@@ -6,13 +6,14 @@ process, that passes the paths that a client needs and refuses all others; docs/
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
 import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import uvicorn
 
@@ -23,6 +24,7 @@ from flsimulation.node.admission import Admission, make_writable_like, register_
 from flsimulation.runtimes.network.names import ADMITTED, CLIENTS, MEMORY
 from flsimulation.security.home import home, is_insecure
 
+T = TypeVar("T")
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
 App: TypeAlias = Callable[[dict[str, Any], Receive, Any], Awaitable[None]]
 
@@ -115,23 +117,36 @@ def _serve_clients(clients: uvicorn.Server, everything: uvicorn.Server) -> None:
 def _look_after(app: App, servers: list[uvicorn.Server]) -> None:
     if is_insecure():
         return
+    looks: list[Callable[[], object]] | None = None
+    while True:
+        looks = looks or _attempt(partial(_looks, app, servers))
+        for look in looks or ():
+            _attempt(look)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _attempt(work: Callable[[], T]) -> T | None:
+    """What ``work`` returns; None after an error, as of a full disk or a damaged file."""
+    try:
+        return work()
+    except Exception as error:
+        with contextlib.suppress(OSError):  # the log may be on the disk that is full
+            print(f"flsim: {error}", flush=True)
+        time.sleep(10 * _LOOK_SECONDS)
+        return None
+
+
+def _looks(app: App, servers: list[uvicorn.Server]) -> list[Callable[[], object]]:
+    """What is to be looked after again and again."""
     port = servers[0].config.port
     folder, apart = home().waiting_at(port), home().apart_at(port)
     names = os.environ.get(ADMITTED) or ".*"
     admission = Admission(register_beside(os.environ[MEMORY]), folder, Nodes(app), apart, names)
-    looks: list[Callable[[], object]] = [
-        *(functools.partial(make_writable_like, f, f.parent) for f in (folder, *apart.values())),
+    return [
+        *(partial(make_writable_like, f, f.parent) for f in (folder, *apart.values())),
         admission.look,
         Renewal(servers).look,
     ]
-    while True:
-        for look in looks:
-            try:
-                look()
-            except Exception as error:  # a full disk, a damaged file: the next look tries again
-                print(f"flsim: {error}", flush=True)
-                time.sleep(10 * _LOOK_SECONDS)
-        time.sleep(_LOOK_SECONDS)
 
 
 class Renewal:

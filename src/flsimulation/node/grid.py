@@ -144,7 +144,8 @@ class AssignedGrid(PartitionedGrid):
         met = self._met.replies(online)
         names = {identity.name for identity in met.values()}  # their older nodes are dead
         self._known = {n: i for n, i in self._known.items() if i.name not in names} | met
-        admitted = self._admitted(back | met, online)
+        there = back | {n: identity for n, identity in met.items() if n in online}
+        admitted = self._admitted(there, online)
         for identity, why in self._table.update(online, admitted, strict=not self._presence.begun):
             self._presence.refuse(identity.name, identity.partition, why)
         self._presence.notice(tuple(self.partitions.values()))
@@ -232,7 +233,8 @@ class AssignedGrid(PartitionedGrid):
     def trouble(self) -> str:
         """What is known about missing clients, as the end of a sentence."""
         absent = sorted(self._presence.absent(set(self.partitions.values())))
-        names = [name for p in absent if (name := self._table.name_of(p)) is not None]
+        silent, found = self._met.silent, map(self._table.name_of, absent)
+        names = [name for name in found if name is not None and name not in silent]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         missing = [f"missing: {', '.join(names[:_NAMED])}{more}"] if names else []
         refused = [*self._table.refused.values()][:_NAMED]

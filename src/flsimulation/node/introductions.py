@@ -14,8 +14,10 @@ from flsimulation.internals.flower_replies import Refused, pull_replies
 from flsimulation.messages.content import identity_of
 from flsimulation.node.assignment import Identity
 from flsimulation.node.identified import Names, identified
+from flsimulation.node.outbox import is_flowers_own
 
 _LARGEST = 2**20  # bytes of a reply with a name
+_KEPT_SECONDS = 60.0  # that a query is open whose node is not listed: busy ones come and go
 _SILENT = 10.0  # seconds after which a node that has not reported its name counts as silent
 
 
@@ -39,14 +41,15 @@ class Introductions:
     ) -> None:
         self._grid, self._names, self._clock = grid, names, clock
         self._name_of_node = name_of_node
-        self._queried: dict[str, int] = {}
+        self._queried: dict[str, tuple[int, float]] = {}  # node that was asked, and when
         self._silent: dict[int, float] = {}  # nodes without a reported name, and since when
+        self._online: set[int] = set()
         self._trouble = ""
 
     @property
     def nodes(self) -> set[int]:
         """Nodes that were asked and have not replied."""
-        return set(self._queried.values())
+        return {node for node, _ in self._queried.values()}
 
     def ask(self, nodes: Sequence[int]) -> None:
         """Send a query to each of these nodes."""
@@ -54,16 +57,22 @@ class Introductions:
             return
         queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
         ids = identifiers_of(self._grid.push_messages(queries), len(nodes))
-        self._queried |= {identifier: n for identifier, n in zip(ids, nodes, strict=True) if identifier}  # fmt: skip
-        self._silent = dict.fromkeys(nodes, self._clock.monotonic()) | self._silent
+        now = self._clock.monotonic()
+        self._queried |= {i: (n, now) for i, n in zip(ids, nodes, strict=True) if i}
+        self._silent = dict.fromkeys(nodes, now) | self._silent
 
     def replies(self, online: set[int]) -> dict[int, Identity]:
-        """The identities that have arrived, by node; nodes that are not online are forgotten."""
-        self._queried = {m: n for m, n in self._queried.items() if n in online}
+        """The identities that have arrived, by node; some nodes may not be listed at the moment."""
+        since = self._clock.monotonic() - _KEPT_SECONDS
+        self._queried = {
+            query: (node, asked)
+            for query, (node, asked) in self._queried.items()
+            if node in online or asked > since
+        }
         met = {}
         for query, found in _introductions(self._grid, list(self._queried)):
-            node = self._queried.pop(query, None)
-            if node is None:
+            node, _ = self._queried.pop(query, (None, None))
+            if node is None or found is None:
                 continue
             if isinstance(found, str):
                 self._trouble = f"; a client replied: {found}"
@@ -73,28 +82,41 @@ class Introductions:
                 met[node] = identity
                 if identity.trouble:
                     self._trouble = f"; client {identity.name}: {identity.trouble}"
-        self._silent = {n: since for n, since in self._silent.items() if n in online}
+        there = online | self.nodes
+        self._silent = {n: since for n, since in self._silent.items() if n in there}
+        self._online = online
         return met
 
     @property
     def trouble(self) -> str:
         """What is known about missing clients, as the end of a sentence."""
-        now = self._clock.monotonic()
-        silent = [node for node, since in self._silent.items() if now - since > _SILENT]
-        if self._trouble or not silent:
+        if self._trouble or not (silent := self.silent):
             return self._trouble
-        names = ", ".join(sorted(map(self._name_of_node, silent)))
         them = "them" if len(silent) > 1 else "it"
+        names = ", ".join(silent)
         return f"; connected, but not responding: {names}; restart {them} (docker restart)"
 
+    @property
+    def silent(self) -> list[str]:
+        """Names of connected clients that do not reply."""
+        now = self._clock.monotonic()
+        nodes = {node for node, since in self._silent.items() if now - since > _SILENT}
+        return sorted(map(self._name_of_node, nodes & self._online))
 
-def _introductions(grid: Grid, queried: Sequence[str]) -> Iterator[tuple[str, Identity | str]]:
-    """The queries that were replied to, each with the client's identity, or with why there is none."""
+
+def _introductions(
+    grid: Grid, queried: Sequence[str]
+) -> Iterator[tuple[str, Identity | str | None]]:
+    """The queries that were replied to, each with the client's identity, or with why there is none.
+
+    None if the node is gone, of which the SuperLink informs in its place.
+    """
     for reply in pull_replies(grid, queried, _LARGEST) if queried else ():
         if isinstance(reply, Refused):
             yield reply.reply_to, reply.why
         else:
-            yield reply.metadata.reply_to_message_id, _identity(reply)
+            identity = None if is_flowers_own(reply) else _identity(reply)
+            yield reply.metadata.reply_to_message_id, identity
 
 
 def _identity(reply: Message) -> Identity | str:

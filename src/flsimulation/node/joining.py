@@ -100,23 +100,29 @@ class Joining:
     def _be_admitted(self, folder: Path, public: str) -> None:
         """Wait until a SuperLink of this machine has taken the public key; elsewhere, say what to do."""
         print(f"flsim: client {self.name}, {keys.fingerprint(public)}", flush=True)
-        if not folder.is_dir():  # of another machine, or of one that is not started yet
+        if (left := self._leave(folder, public)) is None:
             later = threading.Thread(target=self._leave_later, args=(folder, public), daemon=True)
             later.start()
             return
-        left, until = (
-            wait_for_admission(folder, self.name, public),
-            time.monotonic() + _ADMITTED_SECONDS,
-        )
+        until = time.monotonic() + _ADMITTED_SECONDS
         while left.exists() and time.monotonic() < until:
             time.sleep(_LOOK_SECONDS)
 
     def _leave_later(self, folder: Path, public: str) -> None:
         """Leave the public key once a SuperLink of this machine is there."""
-        while not folder.is_dir():
+        while self._leave(folder, public) is None:
             time.sleep(_LATER_SECONDS)
+
+    def _leave(self, folder: Path, public: str) -> Path | None:
+        """The public key's file in the SuperLink's folder.
+
+        None if the SuperLink is another machine's, is not started yet, or has just made the folder.
+        """
+        if not folder.is_dir():
+            return None
         with contextlib.suppress(OSError):
-            wait_for_admission(folder, self.name, public)
+            return wait_for_admission(folder, self.name, public)
+        return None
 
     @contextlib.contextmanager
     def _allowed(self) -> Iterator[dict[str, str]]:

@@ -7,10 +7,12 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+_PAUSE_SECONDS = 0.1  # after a report that could not be received
 _SECONDS = 30.0  # timeout; the other side is on this machine, which may be busy
 
 
@@ -57,13 +59,13 @@ def received(path: Path, count: Callable[[Any], None]) -> Iterator[None]:
     def take() -> None:
         while True:
             try:
-                content = receive(listener)
-            except OSError:
-                return  # it was closed
-            try:
-                count(content)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                print(f"flsim: a report could not be counted: {error!r}", file=sys.stderr)
+                count(receive(listener))
+            except Exception as error:
+                if listener.fileno() < 0:
+                    return  # it was closed
+                with contextlib.suppress(OSError):  # the log may be on a disk that is full
+                    print(f"flsim: a report could not be counted: {error!r}", file=sys.stderr)
+                time.sleep(_PAUSE_SECONDS)
 
     thread = threading.Thread(target=take, daemon=True)
     thread.start()

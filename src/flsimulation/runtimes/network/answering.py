@@ -158,7 +158,7 @@ def _refusal(error: Exception, place: _Place) -> str:
             f"its certificate is not accepted with the CA {place.ca} ({reason.verify_message}); "
             f"{_remedy(reason.verify_code, place)}"
         )
-    if isinstance(reason, ssl.SSLEOFError):  # it was ended just now, or what stands between
+    if isinstance(reason, ssl.SSLEOFError | ssl.SSLZeroReturnError):  # it has just ended
         return ""
     if isinstance(error, ssl.SSLError) or isinstance(reason, ssl.SSLError):
         return f"it does not use TLS, or is no SuperLink ({reason}); start it without {INSECURE}"
