@@ -91,8 +91,11 @@ def test_a_client_reaches_only_what_it_needs(stack: Secured) -> None:
     }
     assert "no metrics" in {v for k, v in found.items() if k.endswith(":8081")}  # it is TLS
     assert {v for k, v in found.items() if k.endswith(":9090")} == {"ConnectionRefusedError"}
-    up = {item["metric"]["job"] for item in stack.ask("query", query="up == 1")["result"]}
-    assert up == {"superlink", "client", "prometheus"}
+
+    def up() -> set[str]:
+        return {item["metric"]["job"] for item in stack.ask("query", query="up == 1")["result"]}
+
+    wait_for("all scrapes", lambda: up() == {"superlink", "client", "prometheus"})
 
 
 TLS = """
@@ -159,9 +162,9 @@ def test_a_revoked_container_is_out(stack: Secured) -> None:
     assert key == ""  # the SuperLink took the public keys
     ended = stack.inside("superlink", "flsim", "revoke", victim)
     assert ended.returncode == 0, ended.stderr
-    sets = ("--set=strategy.rounds=1", "--set=runtime.client-wait=15")
+    sets = ("--set=strategy.rounds=1", "--set=runtime.client-wait=30")
     done = stack.run(*sets)
-    assert "1 of 2 clients connected within 15 s" in done.stderr
+    assert "1 of 2 clients connected within 30 s" in done.stderr
     status = flsim("status", cwd=ROOT, env=stack.environment)
     assert f"{victim} SHA256:" in status.stdout
     assert "(revoked)" in status.stdout

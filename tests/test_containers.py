@@ -42,19 +42,6 @@ class Hungry(MLP):
             self.fed = torch.ones(2**29)  # 2 GiB
         return super().training_step(batch, index)
 '''
-SLOW = '''
-import time
-from flsimulation.models import MLP
-
-class Slow(MLP):
-    """Takes its time in every step."""
-    def training_step(self, batch, index):
-        if len(batch[0]) > 2:
-            time.sleep(1.0)
-        return super().training_step(batch, index)
-'''
-
-
 PATIENT = '''
 import time
 from pathlib import Path
@@ -336,13 +323,16 @@ def test_a_client_killed_in_round_two_is_counted_comes_back_and_is_used_again(
     stack: Stack,
 ) -> None:
     more = "[strategy]\nrounds = 5\n[round]\ndeadline = 120.0\n[runtime]\nreturn-wait = 90.0\n"
-    experiment = stack.experiment("slow", SLOW, more)
+    experiment = stack.experiment("gated", PATIENT.replace("Patient", "Gated"), more)
+    gate = stack.experiments / "gate"
     partitions = json.loads((stack.runs / ".partitions.json").read_text())
     with follow(stack, experiment) as driver:
-        wait_for("round 2", in_round(stack, "slow", 2))
+        wait_for("round 2", in_round(stack, "gated", 2))
+        gate.touch()
         victim = stack.containers("client")[0]
         wait_for("its training", lambda: is_at_work(victim["Id"]))  # idle, it would lose nothing
         os.kill(victim["State"]["Pid"], signal.SIGKILL)
+        gate.unlink()
         out, err = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, out + err
     lines = RunRecord(stack.last_run()).rounds

@@ -105,12 +105,12 @@ class Stage:
     def state(self) -> str:
         """The run's state by the metrics."""
         samples = self.network.superlink.samples()
-        (state,) = [
+        states = [
             key.partition("=")[2]
             for key, value in samples.items()
             if key.startswith("fl_run_state,") and value == 1
-        ] or ["none"]
-        return state
+        ]
+        return states[0] if len(states) == 1 else "none"  # read while they were set
 
     def status(self) -> str:
         """The run's line of ``flsim status``."""

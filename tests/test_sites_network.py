@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
-from tests.conftest import Recorder, wait_for
+from tests.conftest import PATIENCE, Recorder, wait_for
 from tests.test_assignment import Network as FakeNetwork
 from tests.test_assignment import Ticking
 from tests.test_network import Network, flsim, started
@@ -499,8 +499,9 @@ def leave_and_join(network: Network, file: str, apart: Path, folder: Path) -> No
     trains(0, 2)
     join(network, "lodz", apart / "lodz.csv")
     trains(0, 1, 2)
-    flsim("stop", f"--superlink={network.address}", cwd=folder)
-    run.communicate()
+    stopped = flsim("stop", f"--superlink={network.address}", cwd=folder)
+    assert stopped.returncode == 0, stopped.stderr
+    run.communicate(timeout=PATIENCE)
     moves = {k: v for k, v in network.superlink.samples().items() if "moves_total" in k}
     assert {key.rpartition("=")[2]: value for key, value in moves.items()} == {
         "joined": 1,

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,8 @@ class Machines:
     def end(self) -> None:
         for program in self.programs:
             for process in processes_of(program.pid):
-                os.kill(process, 9)
+                with suppress(ProcessLookupError):
+                    os.kill(process, 9)
             program.wait()
         for name in HOSTS:
             subprocess.run(["ip", "netns", "del", self.name(name)], capture_output=True)

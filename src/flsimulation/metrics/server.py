@@ -144,8 +144,8 @@ class PrometheusMetrics:
         self._state("running")
 
     def _end(self, event: RunFinished) -> None:
-        self._state(event.state)
         self._series.gauge("fl_run_round").set(event.rounds)
+        self._state(event.state)
         self._rest()
 
     def _rest(self) -> None:

@@ -47,7 +47,7 @@ from flsimulation.security.home import is_insecure
 from flsimulation.server.app import Start, make_server_app
 from flsimulation.server.grid import PartitionedGrid
 
-_ENDING_SECONDS = 5.0  # that a stopped run may take to end before the next one begins
+_ENDING_SECONDS = 10.0  # that a stopped run may take to end before the next one begins
 _LOOK_SECONDS = 0.1
 _UPLOADED_SECONDS = 30.0  # that the last lines of a run may take to reach the SuperLink
 

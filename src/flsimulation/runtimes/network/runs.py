@@ -20,7 +20,7 @@ from flsimulation.runtimes.network import lines
 from flsimulation.runtimes.network.flower import Flower, FlowerRun
 
 _END_SECONDS = 60.0  # that a server has to write its run's end; it learns of it within 30
-_REPORT_SECONDS = 15.0  # that it then has for the report
+_REPORT_SECONDS = 60.0  # that it then has for the report
 _LOOK_SECONDS = 0.2
 _STATES = {
     COMPLETED: "completed",
