@@ -497,6 +497,15 @@ class TestNodes:
         state.nodes[number].online_until -= ago
         return number
 
+    def messages(self, state: InMemoryLinkState, *nodes: int) -> list[Message]:
+        """Messages to these nodes, with the numbers from 0 as ids."""
+        with identity(1, 1, SUPERLINK_NODE_ID):
+            sent = [Message(RecordDict(), node, "train") for node in nodes]
+        for number, message in enumerate(sent):
+            set_message_id(message, str(number))
+            state.message_ins_store[str(number)] = message
+        return sent
+
     def test_flower_lists_a_node_for_a_minute_without_a_heartbeat(self, state):
         late, gone = self.node(state, "late", 59), self.node(state, "gone", 61)
         assert state.get_nodes(1) == {late}
@@ -528,12 +537,8 @@ class TestNodes:
     def test_messages_that_a_killed_node_took_are_unavailable_to_the_run(self, state):
         flower_patches.let_killed_nodes_return()
         here, late = self.node(state, "here", 0), self.node(state, "late", 12)
-        with identity(1, 1, SUPERLINK_NODE_ID):
-            sent = [Message(RecordDict(), node, "train") for node in (here, late, late)]
-        for number, told in enumerate(message.metadata for message in sent):
-            told.__dict__["_message_id"] = str(number)
-            told.delivered_at = "" if number == 2 else "lately"
-        state.message_ins_store.update({str(n): message for n, message in enumerate(sent)})
+        for message in self.messages(state, here, late, late)[:2]:
+            message.metadata.delivered_at = "lately"
         assert state.activate_node(late, 30)
         replies = state.get_message_res({"0", "1", "2"}, 1)
         assert [(r.metadata.reply_to_message_id, r.error.code) for r in replies] == [("1", DELETED)]
@@ -543,11 +548,7 @@ class TestNodes:
         if again:
             flower_patches.give_lost_messages_again()
         node, other = self.node(state, "here", 0), self.node(state, "other", 0)
-        with identity(1, 1, SUPERLINK_NODE_ID):
-            sent = [Message(RecordDict(), n, "train") for n in (node, node, other)]
-        for number, told in enumerate(message.metadata for message in sent):
-            told.__dict__["_message_id"] = str(number)
-        state.message_ins_store.update({str(n): message for n, message in enumerate(sent)})
+        sent = self.messages(state, node, node, other)
 
         def taken() -> list[str]:
             return [m.metadata.message_id for m in state.get_message_ins(node_id=node, limit=1)]

@@ -20,8 +20,8 @@ from flsimulation.node.health import keep_trouble
 from flsimulation.runtimes.network.names import LEFT
 
 HEARD_SECONDS = 9.0
-"""A client without a heartbeat for this long counts as disconnected: longer than one that Flower gives up
-after 5 s, and repeats."""
+"""A client without a heartbeat for this long counts as disconnected. One that gets no answer is not missed:
+Flower gives it up after 5 s, and sends the next one within another."""
 _DEAD_SECONDS = HEARD_SECONDS + 2  # until it may return: the run's server has missed it before
 
 _HEARTBEAT = 7.5  # from which Flower's sender calculates 1.75 to 2.25 seconds

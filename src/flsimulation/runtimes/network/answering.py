@@ -17,9 +17,7 @@ from flsimulation.internals.flower_words import AHEAD_SECONDS, BEHIND_SECONDS, H
 from flsimulation.security.home import INSECURE, trusted_ca
 
 _SECONDS = 15.0  # a busy machine answers late
-_AGAIN_SECONDS = (
-    1.5  # after which a SuperLink that stood still, as its machine did, has the time again
-)
+_AGAIN_SECONDS = 1.5  # until a SuperLink that stood still, as a sleeping machine's, has the time
 _ERRORS = (OSError, ValueError, http.client.HTTPException)
 
 # Numbers of OpenSSL's reasons (X509_V_ERR_... of x509_vfy.h)
